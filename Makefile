@@ -1,0 +1,48 @@
+# make demo and make test set up everything they need in .venv; nothing else is installed or changed.
+PYTHON  ?= python3
+VENV    ?= .venv
+# Extra words for pip, for instance --index-url with PyTorch's CPU-only index on a machine without a GPU.
+PIP_ARGS ?=
+RUNS    ?= runs
+JOBS    ?= 1
+CONFIGS ?= configs/quick
+SEEDS   ?=
+VSHIFT  := $(VENV)/bin/vshift
+READY   := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint sweep compare clean
+
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## .venv with vshift and its development tools
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "vshift needs Python 3.11 or newer; '$(PYTHON)' is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## train four small networks on the embedded images and compare them
+	$(VSHIFT) sweep configs/demo --jobs $(JOBS) --runs-dir $(RUNS)/demo
+	$(VSHIFT) compare $(RUNS)/demo --baseline no-noise
+
+test: $(READY)  ## the whole test suite
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
+
+lint: $(READY)  ## style and types
+	$(VENV)/bin/ruff check vshift tests
+	$(VENV)/bin/ruff format --check vshift tests
+	$(VENV)/bin/mypy
+
+sweep: $(READY)  ## train CONFIGS (files or folders) with SEEDS, JOBS at a time, skipping runs that are done
+	$(VSHIFT) sweep $(CONFIGS) $(foreach s,$(SEEDS),--seed $(s)) --jobs $(JOBS) --runs-dir $(RUNS)
+
+compare: $(READY)  ## the table of every run under RUNS
+	$(VSHIFT) compare $(RUNS)
+
+clean:  ## remove .venv and caches; runs stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,187 @@
+"""What a person reads when a config is wrong, word for word."""
+
+import pickle
+
+import pytest
+
+from vshift.config import load
+from vshift.errors import ConfigError, VShiftError
+
+POSITIONS = "before_last_bn, before_last_conv, before_bn, after_bn, before_classifier"
+NETWORKS = "preresnet, resnet, wrn, resnext, densenet, vgg, mlp"
+
+
+def test_every_problem_at_once_in_the_order_of_the_file(write, refused) -> None:
+    write("configs/a.yaml", """\
+name: a b
+seeds: 3
+data: {name: shapes, train: 1.5}
+network:
+  name: preresnet
+  noize: 1
+  noise: {kind: dropout, rate: 1.5, position: before_last_bm}
+norm: {kind: batc}
+optimizer: 3
+schedule: {milestones: [3]}
+measure: {eval_epochs: alle}
+depth: 20
+""")  # fmt: skip
+    lines = refused(load, "configs/a.yaml")
+    assert [line.removeprefix("configs/a.yaml:") for line in lines] == [
+        " epochs: missing; passes over the training images",
+        "1:7: name: a name becomes a folder: letters, digits, and . _ = + - after the first, at "
+        "most "
+        "120",
+        "2:8: seeds: 3 is not a list; write [3]",
+        "3:29: data.train: 1.5 is not a whole number",
+        "6:3: network.noize: unknown key of preresnet; did you mean `noise`? allowed here: bias, "
+        "block, bottleneck, depth, name, noise",
+        "7:32: network.noise.rate: 1.5 is not allowed; must be less than 1 (the DROP rate in [0, "
+        "1), "
+        "the paper's 1 − p)",
+        "7:47: network.noise.position: 'before_last_bm' is not allowed; did you mean "
+        f"`before_last_bn`? allowed: {POSITIONS}, a list",
+        "8:14: norm.kind: 'batc' is not allowed; did you mean `batch`? allowed: batch, group, none",
+        "9:12: optimizer: 3 is not a section of keys",
+        "10:1: schedule.name: missing; allowed: constant, multistep, cosine, onecycle",
+        "11:24: measure.eval_epochs: 'alle' is not allowed; did you mean `all`? allowed: all, a "
+        "list",
+        "12:1: depth: unknown key; did you mean `network.depth`? allowed here: base, data, epochs, "
+        "grid, hardware, measure, name, network, norm, optimizer, schedule, seeds",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("epochs=ten", "epochs: 'ten' is not a whole number"),
+        ("epochs='3'", "epochs: '3' is not a whole number; remove the quotes"),
+        ("epochs=1e1", "epochs: 10.0 is not a whole number; write 10"),
+        ("epochs=true", "epochs: true is not a whole number"),
+        ("epochs=0", "epochs: 0 is not allowed; must be at least 1 (passes over the training "
+         "images)"),
+        ("seeds=[]", "seeds: empty; give at least one"),
+        ("seeds=[1, 1]", "seeds: a seed is listed twice"),
+        ("seeds=[-1]", "seeds.0: -1 is not allowed; must be at least 0"),
+        ("name=5", "name: 5 is not text; in quotes it is: '5'"),
+        ("data=null", "data: null is not a section of keys; write for instance {name: cifar10}"),
+        ("norm=group", "norm: 'group' is not a section of keys; write for instance {kind: group}"),
+        ("norm=null", "norm: null is not a section of keys; write for instance {kind: batch}"),
+        ("network.name=preresnt", "network.name: 'preresnt' is not a network; did you mean "
+         f"`preresnet`? allowed: {NETWORKS}"),
+        ("network.name=[1]", f"network.name: a list is not a network; allowed: {NETWORKS}"),
+        ("network.name=null", f"network.name: null is not a network; allowed: {NETWORKS}"),
+        ("network.preresnet=1", "network.preresnet: unknown key of preresnet; allowed here: bias, "
+         "block, bottleneck, depth, name, noise"),
+        ("network.base=x", "network.base: unknown key of preresnet; `base` stands at the top of a "
+         "file; allowed here: bias, block, bottleneck, depth, name, noise"),
+        ("network.bias=yes", "network.bias: 'yes' is not true or false; write true"),
+        ("network.bias=OFF", "network.bias: 'OFF' is not true or false; write false"),
+        ("network.depth=21", "network.depth: 21 does not divide into three stages of basic blocks: "
+         "the depth must be 6n + 2; the nearest is 20"),
+        ("network.depth=null", "network.depth: null is not a whole number; leave the key out for "
+         "its "
+         "default"),
+        ("network.noise=[]", "network.noise: empty; give at least one"),
+        ("network.noise={}", "network.noise.kind: missing; allowed: dropout, gaussian, uniform, "
+         "uout"),
+        ("network.noise.position=null", "network: noise has no place: give it a position "
+         f"({POSITIONS.replace(', a list', '')}), or write `noise` in network.block"),
+        ("network.noise.position=[before_bm]", "network.noise.position.0: 'before_bm' is not "
+         "allowed; "
+         f"did you mean `before_bn`? allowed: {POSITIONS}"),
+        ("network.block=", None),
+        ("network.block=bn relu conv noise2", "network.block: the block order says `noise2`, but "
+         "network.noise has 1 entry; describe the noise there, for instance {kind: dropout, "
+         "rate: 0.5}"),
+        ("optimizer.learning_rate=.inf", "optimizer.learning_rate: inf is not allowed; must be a "
+         "finite number"),
+        ("optimizer.learning_rate='0.1'", "optimizer.learning_rate: '0.1' is not a number; "
+         "remove the "
+         "quotes"),
+        ("optimizer.name=adam", "optimizer.name: 'adam' is not allowed; allowed: sgd"),
+        ("data.root=x", "data.root: unknown key of shapes; it is a key of cifar10, cifar100, "
+         "imagefolder; allowed here: augment, batch_size, name, seed, test, test_limit, train, "
+         "train_limit, validation"),
+        ("data={name: imagefolder}", "data.root: missing; the tree's folder"),
+        ("data={name: imagefolder, root: ''}", "data.root: empty; give at least one"),
+        ("norm.groups=3", "norm.groups: unknown key of batch; it is a key of group; allowed "
+         "here: affine, cumulative, eps, "
+         "kind, momentum, scale_init, shift_init"),
+        ("measure.eval_epochs=[9]", "measure: eval_epochs names epoch 9, and there are 3"),
+        ("schedule={name: multistep}", "schedule.milestones: missing; finished epochs after "
+         "which the "
+         "rate is multiplied by factor, increasing"),
+        ("hardware=fast", "hardware: 'fast' is not a section of keys"),
+        ("grid={epochs: 3}", "grid.epochs: 3 is not a list; write [3]"),
+        ("grid=3", "grid: 3 is not a mapping"),
+    ],
+)  # fmt: skip
+def test_each_message_and_where_set_is_named(text: str, line: str | None, write, refused) -> None:
+    if line is None:
+        load("good.yaml", [text])
+        return
+    (found,) = refused(load, "good.yaml", [text])
+    if line.startswith("network: noise has no place"):
+        assert found == f"good.yaml:3:3: {line}"
+    else:
+        assert found == f"--set {text}: {line}"
+
+
+def test_missing_sections_stand_at_the_top(write, refused) -> None:
+    lines = refused(load, write("a.yaml", "seeds: [1]\n"))
+    assert lines == [
+        "a.yaml: data: missing; a section whose name is one of cifar10, cifar100, imagefolder, "
+        "shapes",
+        f"a.yaml: network: missing; a section whose name is one of {NETWORKS}",
+        "a.yaml: epochs: missing; passes over the training images",
+    ]
+
+
+def test_a_problem_in_a_base_is_shown_there(write, refused) -> None:
+    write("nets/a.yaml", "network:\n  name: preresnet\n  depth: 21\n")
+    write("study/b.yaml", "base: ../nets/a.yaml\ndata: {name: shapes}\nepochs: 0\n")
+    assert refused(load, "study/b.yaml") == [
+        "nets/a.yaml:3:10: network.depth: 21 does not divide into three stages of basic blocks: "
+        "the "
+        "depth must be 6n + 2; the nearest is 20",
+        "study/b.yaml:3:9: epochs: 0 is not allowed; must be at least 1 (passes over the training "
+        "images)",
+    ]
+
+
+def test_a_problem_of_the_seed_option(write, refused) -> None:
+    assert refused(load, "good.yaml", seed=-1) == [
+        "--seed -1: seeds.0: -1 is not allowed; must be at least 0"
+    ]
+
+
+def test_values_are_short_and_safe_to_print(write, refused) -> None:
+    write("a.yaml", 'base: good.yaml\nepochs: "\\e[31m' + "x" * 5000 + '"\n"\\nkey": 1\n')
+    first, second = refused(load, "a.yaml")
+    assert first == f"a.yaml:2:9: epochs: '\\x1b[31m{'x' * 54}…' is not a whole number"
+    assert second.startswith("a.yaml:3:1: \\nkey: unknown key; ")
+
+
+def test_thousands_of_problems_are_cut_short(write, refused) -> None:
+    write("a.yaml", "base: good.yaml\n" + "".join(f"k{i}: 1\n" for i in range(5000)))
+    lines = refused(load, "a.yaml")
+    assert len(lines) == 51
+    assert lines[0].startswith("a.yaml:2:1: k0: unknown key; ")
+    assert lines[-1] == "… and 4,950 more"
+
+
+def test_no_jargon(write, refused) -> None:
+    write("a.yaml", "name: [1]\nseeds: {a: 1}\ndata: [1]\nnetwork: {name: mlp, widths: [a, null, "
+    "0]}\n"
+          "epochs: {}\nmeasure: []\nhardware: {device: gpu, threads: -1}\n")  # fmt: skip
+    text = "\n".join(refused(load, "a.yaml"))
+    for word in ("Input", "Value error", "pydantic", "http", "model", "dictionary", "instance of"):
+        assert word not in text
+
+
+def test_config_error_is_one_error_of_many_lines() -> None:
+    error = ConfigError("a", "b")
+    assert isinstance(error, VShiftError)
+    assert (str(error), error.problems, error.exit_code) == ("a\nb", ("a", "b"), 2)
+    assert pickle.loads(pickle.dumps(error)).problems == ("a", "b")

@@ -1,0 +1,5 @@
+"""`python -m vshift` is `vshift`."""
+
+from vshift.cli import main
+
+main()

@@ -1,0 +1,22 @@
+"""YAML text → frozen typed objects. Nothing in here imports torch.
+
+In reading order: `schema` (the keys), `reader` (text → tree), `bases` and `load` (files, `--set`),
+`problems` (error lines), `grid` (sweeps), `text` (a config written out again).
+"""
+
+from vshift.config.grid import Point, expand, refuse_grid
+from vshift.config.load import load
+from vshift.config.schema import Config
+from vshift.config.text import config_hash, differences, dump, json_schema
+
+__all__ = [
+    "Config",
+    "Point",
+    "config_hash",
+    "differences",
+    "dump",
+    "expand",
+    "json_schema",
+    "load",
+    "refuse_grid",
+]

@@ -1,0 +1,32 @@
+"""What every section of a config has in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag
+
+
+class Section(BaseModel):
+    """Frozen, strict about types, and closed: a key that is not declared is an error."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=False,
+        use_attribute_docstrings=False,
+    )
+
+
+def _is_list(value: Any) -> str:
+    return "list" if isinstance(value, list) else "one"
+
+
+One = TypeVar("One")
+Many = TypeVar("Many")
+# A value or a list of them; the choice is made by looking, so an error speaks of one of the two.
+OneOrList = Annotated[
+    Annotated[One, Tag("one")] | Annotated[Many, Tag("list")], Discriminator(_is_list)
+]

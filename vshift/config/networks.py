@@ -1,0 +1,328 @@
+"""The `network` section: families of networks, their depth and width, block order and noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from vshift.config import layout
+from vshift.config.base import OneOrList, Section
+
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Positions = OneOrList[
+    layout.Position, Annotated[list[layout.Position], Field(min_length=1, max_length=5)]
+]
+
+
+class _Noise(Section):
+    position: Positions | None = Field(
+        None,
+        description="Where the noise sits: before_last_bn (the paper's Dropout-(a)), "
+        "before_last_conv (Dropout-(b)), before_bn or after_bn (every BN of the block), "
+        "before_classifier, or several. Leave it out where `block` says `noise` itself.",
+    )
+    unit: Literal["element", "channel"] = Field(
+        "element",
+        description="One random number for each value, or one for each channel of an image.",
+    )
+
+    @field_validator("position")
+    @classmethod
+    def _differ(cls, position: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(position, list) and len(set(position)) < len(position):
+            raise ValueError("a position is listed twice")
+        return position
+
+    @property
+    def positions(self) -> tuple[str, ...]:
+        if self.position is None:
+            return ()
+        return (self.position,) if isinstance(self.position, str) else tuple(self.position)
+
+    @property
+    def variance(self) -> float:
+        """The noise variance s², which alone decides the variance shift."""
+        raise NotImplementedError
+
+
+class Dropout(_Noise):
+    kind: Literal["dropout"] = Field(
+        description="Each value is dropped, or kept and divided by 1 − rate."
+    )
+    rate: Rate = Field(description="The DROP rate in [0, 1), the paper's 1 − p.")
+
+    @property
+    def variance(self) -> float:
+        return self.rate / (1 - self.rate)
+
+
+def _one_of(section: Section, *names: str) -> None:
+    given = [name for name in names if getattr(section, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of {' and '.join(names)}; {len(given)} are given")
+
+
+class Gaussian(_Noise):
+    kind: Literal["gaussian"] = Field(description="Multiply by a normal number of mean 1.")
+    sigma: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="Standard deviation of the multiplier; 1 matches dropout at rate 0.5."
+    )
+    rate: Rate | None = Field(
+        None, description="Instead of sigma: the dropout rate whose noise variance it matches."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _one_of(self, "sigma", "rate")
+        return self
+
+    @property
+    def variance(self) -> float:
+        return self.rate / (1 - self.rate) if self.rate is not None else (self.sigma or 0.0) ** 2
+
+
+class Uniform(_Noise):
+    """Uout: x + x·r with r ~ U(−β, β)."""
+
+    kind: Literal["uniform", "uout"] = Field(
+        description="Multiply by a number drawn evenly around 1."
+    )
+    beta: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="Half width of the multiplier's range around 1; the paper uses 0.1 to 0.5.",
+    )
+    rate: Rate | None = Field(
+        None, description="Instead of beta: the dropout rate whose noise variance it matches."
+    )
+
+    @field_validator("kind")
+    @classmethod
+    def _one_name(cls, kind: str) -> str:
+        return "uniform"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _one_of(self, "beta", "rate")
+        return self
+
+    @property
+    def variance(self) -> float:
+        return self.rate / (1 - self.rate) if self.rate is not None else (self.beta or 0.0) ** 2 / 3
+
+
+Noise = Annotated[Dropout | Gaussian | Uniform, Field(discriminator="kind")]
+
+
+class _Network(Section):
+    """What every family shares. Field order matters: a validator sees the fields above its own."""
+
+    own_block: ClassVar[str]
+    linear: ClassVar[Literal["conv", "fc"]] = "conv"
+    may_pool: ClassVar[bool] = False
+
+    noise: OneOrList[Noise, Annotated[list[Noise], Field(min_length=1, max_length=16)]] | None = (
+        Field(None, description="Multiplicative noise of mean 1 in training: one entry or a list.")
+    )
+    bias: bool = Field(
+        False, description="Bias of convolutions in blocks; before a BN it is redundant."
+    )
+    block: str | None = Field(
+        None,
+        validate_default=True,
+        description="The residual branch as a list of operations, for instance "
+        "`bn relu conv3x3 noise bn relu conv3x3`; default: the family's own.",
+    )
+
+    @property
+    def default_block(self) -> str:
+        """The family's own order of operations."""
+        return self.own_block
+
+    @field_validator("block")
+    @classmethod
+    def _block_works(cls, block: str | None, info: ValidationInfo) -> str | None:
+        if "noise" not in info.data:  # its own error is reported already
+            return block
+        order = layout.parse(cls.own_block if block is None else block)
+        name = cls.__name__.lower()
+        layout.check(order, linear=cls.linear, may_pool=cls.may_pool, what=f"a {name}")
+        layout.place(order, [noise.positions for noise in _as_list(info.data["noise"])])
+        return None if block is None else " ".join(order)
+
+    @property
+    def noises(self) -> tuple[Dropout | Gaussian | Uniform, ...]:
+        return tuple(_as_list(self.noise))
+
+    @property
+    def order(self) -> layout.Order:
+        """The block order as it runs: every noise position filled in as `noise1`, `noise2`, …"""
+        text = self.default_block if self.block is None else self.block
+        return layout.place(layout.parse(text), [noise.positions for noise in self.noises])
+
+    @property
+    def head_noises(self) -> tuple[int, ...]:
+        """Which entries of `noises` sit right before the classifier."""
+        return tuple(i for i, n in enumerate(self.noises) if "before_classifier" in n.positions)
+
+
+def _as_list(noise: Any) -> Sequence[Any]:
+    if noise is None:
+        return []
+    return noise if isinstance(noise, list) else [noise]
+
+
+def _is_bottleneck(depth: int, bottleneck: bool | None) -> bool:
+    """110 is basic and 164 bottleneck unless the config says otherwise."""
+    return bottleneck if bottleneck is not None else depth >= 164 and (depth - 2) % 9 == 0
+
+
+def _fits(depth: int, step: int, rest: int, what: str) -> int:
+    """Refuse a depth that is not step·n + rest with n ≥ 1."""
+    if depth < step + rest or (depth - rest) % step:
+        near = max(1, round((depth - rest) / step)) * step + rest
+        raise ValueError(
+            f"{depth} does not divide into {what}: the depth must be {step}n + {rest}; "
+            f"the nearest is {near}"
+        )
+    return depth
+
+
+_PRE = ("bn relu conv3x3 bn relu conv3x3", "bn relu conv1x1 bn relu conv3x3 bn relu conv1x1")
+_POST = ("conv3x3 bn relu conv3x3 bn", "conv1x1 bn relu conv3x3 bn relu conv1x1 bn")
+Depth = Annotated[int, Field(ge=1, le=2000)]
+Width = Annotated[int, Field(ge=1, le=4096)]
+
+
+class _ThreeStages(_Network):
+    """Residual nets with stages of 16, 32 and 64 channels (4 times that behind bottlenecks)."""
+
+    other_depths: ClassVar[tuple[int, ...]] = ()
+    orders: ClassVar[tuple[str, str]]
+
+    bottleneck: bool | None = Field(
+        None, description="Blocks of 1×1, 3×3, 1×1 convolutions; default: yes from depth 164."
+    )
+    depth: Depth = Field(
+        20, description="6n + 2 (20, 32, 44, 56, 110), or 9n + 2 with bottlenecks (164)."
+    )
+
+    @field_validator("depth")
+    @classmethod
+    def _depth(cls, depth: int, info: ValidationInfo) -> int:
+        if "bottleneck" not in info.data or depth in cls.other_depths:
+            return depth
+        deep = _is_bottleneck(depth, info.data["bottleneck"])
+        kind = "bottleneck" if deep else "basic"
+        return _fits(depth, 9 if deep else 6, 2, f"three stages of {kind} blocks")
+
+    @property
+    def is_bottleneck(self) -> bool:
+        return _is_bottleneck(self.depth, self.bottleneck)
+
+    @property
+    def default_block(self) -> str:
+        return self.orders[self.is_bottleneck]
+
+
+class PreResNet(_ThreeStages):
+    """He et al. 2016 (1603.05027): BN and ReLU before each convolution."""
+
+    own_block = _PRE[0]
+    orders = _PRE
+    name: Literal["preresnet"] = Field(description="Residual net, BN and ReLU first.")
+
+
+class ResNet(_ThreeStages):
+    """He et al. 2015 (1512.03385); depth 18 is the wide four-stage net (64 to 512 channels)."""
+
+    own_block = _POST[0]
+    orders = _POST
+    other_depths = (18, 34)
+    name: Literal["resnet"] = Field(description="Residual net, BN and ReLU behind convolutions.")
+
+    @field_validator("depth")
+    @classmethod
+    def _four_stages_are_basic(cls, depth: int, info: ValidationInfo) -> int:
+        if depth in cls.other_depths and info.data.get("bottleneck"):
+            raise ValueError(f"depth {depth} has basic blocks; leave out bottleneck")
+        return depth
+
+
+class WRN(_Network):
+    """Zagoruyko and Komodakis 2016 (1605.07146): a wide PreResNet."""
+
+    own_block = _PRE[0]
+    name: Literal["wrn"] = Field(description="Wide residual net.")
+    depth: Depth = Field(28, description="6n + 4.")
+    width: Width = Field(10, description="Factor on the widths 16, 32, 64.")
+
+    @field_validator("depth")
+    @classmethod
+    def _depth(cls, depth: int) -> int:
+        return _fits(depth, 6, 4, "three stages of basic blocks")
+
+
+class ResNeXt(_Network):
+    """Xie et al. 2017 (1611.05431): bottlenecks whose 3×3 convolution works in groups."""
+
+    own_block = _POST[1]
+    name: Literal["resnext"] = Field(description="Residual net of grouped bottlenecks.")
+    depth: Depth = Field(29, description="9n + 2.")
+    cardinality: Width = Field(8, description="Number of groups.")
+    base_width: Width = Field(64, description="Channels of a group in the first stage.")
+
+    @field_validator("depth")
+    @classmethod
+    def _depth(cls, depth: int) -> int:
+        return _fits(depth, 9, 2, "three stages of bottleneck blocks")
+
+
+class DenseNet(_Network):
+    """Huang et al. 2017 (1608.06993), with bottlenecks and compression: DenseNet-BC."""
+
+    own_block = "bn relu conv1x1 bn relu conv3x3"
+    name: Literal["densenet"] = Field(description="Every layer sees all layers before it.")
+    bottleneck: bool = Field(True, description="A 1×1 convolution to 4k channels in each layer.")
+    depth: Depth = Field(100, description="6n + 4 with bottlenecks, 3n + 4 without.")
+    growth_rate: Width = Field(12, description="k: channels that each layer adds.")
+    compression: float = Field(
+        0.5, gt=0, le=1, description="Share of the channels that a transition keeps."
+    )
+
+    @field_validator("depth")
+    @classmethod
+    def _depth(cls, depth: int, info: ValidationInfo) -> int:
+        if "bottleneck" not in info.data:
+            return depth
+        return _fits(depth, 6 if info.data["bottleneck"] else 3, 4, "three dense blocks")
+
+    @property
+    def default_block(self) -> str:
+        return self.own_block if self.bottleneck else "bn relu conv3x3"
+
+
+class VGG(_Network):
+    """Simonyan and Zisserman 2015 (1409.1556) with BN; pool acts at a stage's last block."""
+
+    own_block = "conv3x3 bn relu maxpool"
+    may_pool = True
+    name: Literal["vgg"] = Field(description="Convolutions in a row, with BN.")
+    depth: Literal[11, 13, 16, 19] = Field(16, description="11, 13, 16 or 19.")
+
+
+class MLP(_Network):
+    """Fully connected layers over the flattened image."""
+
+    own_block = "fc bn relu"
+    linear = "fc"
+    name: Literal["mlp"] = Field(description="Fully connected layers.")
+    widths: list[Width] = Field(
+        [512, 512], min_length=1, max_length=1000, description="Channels of each hidden layer."
+    )
+
+
+Network = Annotated[
+    PreResNet | ResNet | WRN | ResNeXt | DenseNet | VGG | MLP, Field(discriminator="name")
+]

@@ -1,0 +1,293 @@
+"""The config: frozen typed objects, one class for each section of the YAML file.
+
+Every field says its unit, range and default beside it; `vshift schema` prints them for editors.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from vshift.config.base import OneOrList, Section
+from vshift.config.networks import Network
+
+Count = Annotated[int, Field(ge=1)]
+Epochs = Annotated[list[Count], Field(max_length=100_000)]
+NAME_LENGTH = 120
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._=+-]{{0,{NAME_LENGTH - 1}}}")
+
+
+class Augment(Section):
+    crop: int = Field(
+        4, ge=0, le=32, description="Pixels of black padding of the random crop; 0 turns it off."
+    )
+    flip: bool = Field(True, description="Random horizontal flip.")
+
+
+class _Data(Section):
+    batch_size: int = Field(
+        128, ge=2, description="Images a step; the epoch's last, smaller batch is kept."
+    )
+    train_limit: Count | None = Field(
+        None, description="Use only the first images, balanced over classes; default: all."
+    )
+    test_limit: Count | None = Field(None, description="The same for the test images.")
+    validation: int = Field(
+        0, ge=0, description="Training images held out, balanced over classes; tested every epoch."
+    )
+    augment: Augment = Field(Augment(), description="Random crop and flip of training images.")
+
+
+def _absolute(root: str | None) -> str | None:
+    """A saved config must find its data from any folder."""
+    return None if root is None else os.path.abspath(os.path.expanduser(root))
+
+
+class Cifar(_Data):
+    """Krizhevsky 2009: 50,000 + 10,000 colour images of 32×32 pixels; see `vshift data fetch`."""
+
+    name: Literal["cifar10", "cifar100"] = Field(description="CIFAR-10 or CIFAR-100.")
+    root: str | None = Field(
+        None, min_length=1, description="Download folder; default: the user's cache folder."
+    )
+
+    _absolute = field_validator("root")(_absolute)
+
+
+class ImageFolder(_Data):
+    """A tree <root>/train/<class>/*.jpg and <root>/test/<class>/*.jpg."""
+
+    name: Literal["imagefolder"] = Field(description="Images in folders, one for each class.")
+    root: str = Field(
+        min_length=1, description="The tree's folder; a relative path starts where vshift runs."
+    )
+    train: str = Field("train", description="Folder of the training images in root.")
+    test: str = Field("test", description="Folder of the test images in root.")
+    size: int | None = Field(
+        None,
+        ge=8,
+        le=256,
+        description="Resize to this side in pixels; default: images as they are.",
+    )
+    channels: Literal[1, 3] = Field(3, description="3 reads images in colour, 1 in grey.")
+
+    _absolute = field_validator("root")(_absolute)
+
+
+class Shapes(_Data):
+    """Ten classes of 32×32 colour images drawn by code; nothing is downloaded."""
+
+    name: Literal["shapes"] = Field(description="Drawn shapes.")
+    train: int = Field(10_000, ge=10, le=1_000_000, description="Training images drawn.")
+    test: int = Field(2_000, ge=10, le=1_000_000, description="Test images drawn.")
+    seed: int = Field(0, ge=0, description="Seed of the drawings, apart from the run's own.")
+
+
+Data = Annotated[Cifar | ImageFolder | Shapes, Field(discriminator="name")]
+
+
+class _Affine(Section):
+    eps: float = Field(1e-5, gt=0, description="Added to the variance.")
+    affine: bool = Field(True, description="Learn a scale γ and a shift β for each channel.")
+    scale_init: float = Field(1.0, description="Initial γ.")
+    shift_init: float = Field(0.0, description="Initial β.")
+
+
+class BatchNorm(_Affine):
+    kind: Literal["batch"] = Field(description="Batch normalisation.")
+    cumulative: bool = Field(
+        False, description="Keep the simple average over all batches instead of a moving one."
+    )
+    momentum: float = Field(
+        0.1, ge=0, le=1, description="The new batch's weight in the moving average (PyTorch's)."
+    )
+
+    @field_validator("momentum")
+    @classmethod
+    def _not_both(cls, momentum: float, info: ValidationInfo) -> float:
+        if info.data.get("cumulative") and momentum != 0.1:  # 0.1: what a saved config says
+            raise ValueError("momentum has no meaning with cumulative: true; give one of the two")
+        return momentum
+
+
+class GroupNorm(_Affine):
+    kind: Literal["group"] = Field(
+        description="Group normalisation: the same in training and in testing."
+    )
+    groups: Count = Field(8, description="Groups of channels; must divide every layer's channels.")
+
+
+class NoNorm(Section):
+    kind: Literal["none"] = Field(description="No normalisation.")
+
+
+Norm = Annotated[BatchNorm | GroupNorm | NoNorm, Field(discriminator="kind")]
+
+
+class SGD(Section):
+    name: Literal["sgd"] = Field("sgd", description="Stochastic gradient descent with momentum.")
+    learning_rate: float = Field(0.1, gt=0, description="Where schedules start.")
+    momentum: float = Field(
+        0.9, ge=0, lt=1, description="Share of the last step that is kept; 0: none."
+    )
+    weight_decay: float = Field(
+        1e-4, ge=0, description="Added to the gradient: this times the weight."
+    )
+    nesterov: bool = Field(False, description="Nesterov's momentum instead of the usual one.")
+    decay_norm_and_bias: bool = Field(
+        True, description="Weight decay also on biases and on the norms' scale and shift."
+    )
+
+    @field_validator("nesterov")
+    @classmethod
+    def _needs_momentum(cls, nesterov: bool, info: ValidationInfo) -> bool:
+        if nesterov and info.data.get("momentum") == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return nesterov
+
+
+class _Warmup(Section):
+    warmup: float = Field(
+        0.0, ge=0, description="Epochs of linear increase from 0 to the learning rate."
+    )
+
+
+class Constant(_Warmup):
+    name: Literal["constant"] = Field(description="The learning rate stays.")
+
+
+class MultiStep(_Warmup):
+    name: Literal["multistep"] = Field(description="The learning rate falls at milestones.")
+    milestones: Epochs = Field(
+        description="Finished epochs after which the rate is multiplied by factor, increasing."
+    )
+    factor: float = Field(
+        0.1, gt=0, lt=1, description="What the rate is multiplied by at a milestone."
+    )
+
+    @field_validator("milestones")
+    @classmethod
+    def _increase(cls, milestones: list[int]) -> list[int]:
+        if any(a >= b for a, b in itertools.pairwise(milestones)):
+            raise ValueError("milestones must increase, for instance [81, 122]")
+        return milestones
+
+
+class Cosine(_Warmup):
+    name: Literal["cosine"] = Field(
+        description="The learning rate falls along half a cosine to final."
+    )
+    final: float = Field(0.0, ge=0, description="The learning rate at the end.")
+
+
+class OneCycle(Section):
+    """Smith and Topin 2018 (1708.07120), with cosine pieces and without cycling momentum."""
+
+    name: Literal["onecycle"] = Field(description="The learning rate rises to peak, then falls.")
+    peak: float | None = Field(
+        None, gt=0, description="Highest learning rate; default: the optimizer's learning_rate."
+    )
+    rise: float = Field(0.3, gt=0, lt=1, description="Share of the steps that go up.")
+    start_divisor: float = Field(25.0, ge=1, description="peak / the first learning rate.")
+    end_divisor: float = Field(1e4, ge=1, description="The first learning rate / the last one.")
+
+
+Schedule = Annotated[Constant | MultiStep | Cosine | OneCycle, Field(discriminator="name")]
+
+
+class Measure(Section):
+    every: int = Field(
+        1, ge=0, description="Log every layer's variances each n-th epoch and the last; 0: never."
+    )
+    eval_batches: Count = Field(
+        30, description="Augmented training batches that eval_variance is averaged over."
+    )
+    eval_epochs: OneOrList[Literal["all"], Epochs] = Field(
+        [], description="Epochs at which eval_variance is measured; the last one always is."
+    )
+
+
+class Hardware(Section):
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU if there is one."
+    )
+    precision: Literal["bf16", "float32"] = Field(
+        "bf16", description="bf16: autocast, with weights and BN statistics in float32."
+    )
+    step: Literal["auto", "eager"] = Field("auto", description="How a training step runs.")
+    threads: Count | None = Field(None, description="CPU threads; default: PyTorch's own choice.")
+
+
+Grid = dict[str, Annotated[list[Any], Field(min_length=1, max_length=1000)]]
+
+
+class Config(Section):
+    """One study arm: what is trained, how, and what is measured."""
+
+    name: str = Field(description="The run folder's name; default: the file's stem.")
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
+        [0], min_length=1, max_length=10_000, description="One run each."
+    )
+    data: Data = Field(description="The images, by name.")
+    network: Network = Field(
+        description="What is trained, by name: family, depth, block order, noise."
+    )
+    norm: Norm = Field(BatchNorm(kind="batch"), description="The normalisation layers, by kind.")
+    optimizer: SGD = Field(SGD(), description="How weights are updated.")
+    epochs: int = Field(ge=1, le=100_000, description="Passes over the training images.")
+    schedule: Schedule = Field(
+        Constant(name="constant"), description="The learning rate over the run, by name."
+    )
+    measure: Measure = Field(Measure(), description="What is logged of the BN layers, and when.")
+    hardware: Hardware = Field(Hardware(), description="Where and how precisely it runs.")
+    grid: Grid | None = Field(
+        None, description="Sweeps only: dotted keys and the values to try, all combinations."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _a_folder_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError(
+                "a name becomes a folder: letters, digits, and . _ = + - after the first, "
+                "at most 120"
+            )
+        return name
+
+    @field_validator("norm", mode="before")
+    @classmethod
+    def _batch_unless_said(cls, norm: Any) -> Any:
+        """`norm: {momentum: 0.05}` changes the default norm."""
+        return {"kind": "batch", **norm} if isinstance(norm, dict) else norm
+
+    @field_validator("seeds")
+    @classmethod
+    def _differ(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError("a seed is listed twice")
+        return seeds
+
+    @field_validator("schedule")
+    @classmethod
+    def _within_epochs(cls, schedule: Any, info: ValidationInfo) -> Any:
+        epochs = info.data.get("epochs")
+        if epochs is None:
+            return schedule
+        if isinstance(schedule, MultiStep) and schedule.milestones[-1:] > [epochs - 1]:
+            raise ValueError(f"the last milestone must come before the last of {epochs} epochs")
+        if isinstance(schedule, _Warmup) and schedule.warmup > epochs:
+            raise ValueError(f"warmup is longer than the {epochs} epochs")
+        return schedule
+
+    @field_validator("measure")
+    @classmethod
+    def _measured_epochs(cls, measure: Measure, info: ValidationInfo) -> Measure:
+        epochs = info.data.get("epochs")
+        late = [e for e in measure.eval_epochs if isinstance(e, int) and epochs and e > epochs]
+        if late:
+            raise ValueError(f"eval_epochs names epoch {late[0]}, and there are {epochs}")
+        return measure

@@ -1,0 +1,49 @@
+"""The errors vshift raises for people; the command line maps each to its exit code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VShiftError(Exception):
+    """Something the user can mend: what, where, what is allowed, what to do. Exit code 2."""
+
+    exit_code = 2
+
+
+class ConfigError(VShiftError):
+    """One or several problems of a config; `ConfigError(line, …)` holds one line for each."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return tuple(str(problem) for problem in self.args)
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
+
+
+class DataError(VShiftError):
+    """A data set that is missing, empty, unreadable or does not fit the network."""
+
+
+class RunError(VShiftError):
+    """A run folder that cannot be written, or that holds another config's run."""
+
+
+class TrainingFailed(VShiftError):
+    """A run that began and could not finish, for instance as its loss became NaN. Exit code 1."""
+
+    exit_code = 1
+
+
+class Interrupted(VShiftError):
+    """A run that was stopped from outside and can go on. Exit code 130."""
+
+    exit_code = 130
+
+
+def did_you_mean(word: object, allowed: Iterable[str]) -> str:
+    """The nearest allowed word as ``did you mean `noise`?``, or an empty string if none is near."""
+    near = difflib.get_close_matches(str(word), list(allowed), n=1, cutoff=0.6)
+    return f"did you mean `{near[0]}`?" if near else ""
