@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from vshift.data import shapes
+
+# The first 300 training images of seed 0: every machine and every version draws these bytes.
+PINNED = "7ad755fedb10ca21f852395fb2cb78dbc2d96f2935169b16d8c83617588150ca"
+
+
+def test_the_drawings_are_pinned():
+    assert hashlib.sha256(shapes.draw(0, "train", 300).tobytes()).hexdigest() == PINNED
+
+
+def test_an_image_depends_on_seed_part_and_index_only():
+    few, many = shapes.draw(0, "train", 130), shapes.draw(0, "train", 350)
+    assert np.array_equal(few, many[:130])
+    assert not np.array_equal(few, shapes.draw(1, "train", 130))
+    assert not np.array_equal(few, shapes.draw(0, "test", 130))
+
+
+def test_no_image_is_drawn_twice():
+    images = shapes.draw(0, "train", 500)
+    assert len({image.tobytes() for image in images}) == 500
+
+
+@pytest.mark.parametrize("count", [1, 10, 99, 101])
+def test_any_number_of_images(count):
+    images = shapes.draw(3, "test", count)
+    assert images.shape == (count, 32, 32, 3)
+    assert images.dtype == np.uint8
+
+
+def test_classes_are_balanced():
+    assert np.bincount(shapes.labels(200)).tolist() == [20] * 10
+    assert len(shapes.CLASSES) == 10
+
+
+@pytest.mark.parametrize("name", shapes.CLASSES)
+def test_a_mirrored_figure_is_the_same_figure(name):
+    v, u = np.mgrid[-1.4:1.4:57j, -1.4:1.4:57j]
+    figure = shapes.FIGURES[name]
+    np.testing.assert_allclose(figure(u, v), figure(-u, v), atol=1e-12)
+    inside = (figure(u, v) < 0).mean() * 2.8**2
+    assert 0.7 < inside < 2.5  # areas near each other: size alone tells no class
+    edge = np.abs(u).max()
+    assert (figure(u, v)[np.maximum(np.abs(u), np.abs(v)) == edge] > 0).all()
+
+
+def test_images_use_the_range_of_bytes_without_clipping_much():
+    images = shapes.draw(0, "train", 500)
+    assert 90 < images.mean() < 165
+    assert ((images == 0) | (images == 255)).mean() < 0.1

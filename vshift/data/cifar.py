@@ -1,0 +1,143 @@
+"""CIFAR-10 and CIFAR-100 through torchvision, which is imported only when one of them is used."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vshift.config.schema import Cifar
+from vshift.data.cache import cache_folder
+from vshift.data.source import Labels, Pixels, Source
+from vshift.errors import DataError
+
+PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+CLASSES = {"cifar10": 10, "cifar100": 100}
+UNPACKED = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+ARCHIVE = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
+TIMEOUT = 20  # seconds without an answer after which a download counts as failed
+
+
+def default_root(name: str) -> Path:
+    return cache_folder() / name
+
+
+def root_of(name: str, root: str | None) -> Path:
+    return Path(root).expanduser().absolute() if root else default_root(name)
+
+
+def is_here(name: str, root: str | None = None) -> bool:
+    """Whether the unpacked set is in its folder."""
+    return (root_of(name, root) / UNPACKED[name]).is_dir()
+
+
+def open_cifar(config: Cifar) -> Source:
+    """The set as torchvision reads it, downloaded if it is missing; DataError if it is damaged."""
+    root = fetch(config.name, config.root)
+    train, test = (_open(config.name, root, part) for part in (True, False))
+
+    def read(chosen: Labels, chosen_test: Labels) -> tuple[Pixels, Pixels]:
+        return train.data[chosen], test.data[chosen_test]
+
+    labels = [np.asarray(part.targets, np.int64) for part in (train, test)]
+    return Source(config.name, tuple(train.classes), labels[0], labels[1], read)
+
+
+def fetch(name: str, root: str | None = None) -> Path:
+    """Download and unpack a set unless it is there already; returns its root folder.
+
+    An archive that somebody put into the root is used instead of the network. Raises DataError
+    if the set can neither be found nor downloaded; nothing partial stays behind.
+    """
+    folder = root_of(name, root)
+    if is_here(name, root):
+        return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
+            _unpack_or_download(name, folder / ARCHIVE[name], Path(temporary))
+            # Two runs may fetch at the same time: the first one to finish wins.
+            with contextlib.suppress(OSError):
+                os.rename(Path(temporary) / UNPACKED[name], folder / UNPACKED[name])
+    except OSError as error:
+        raise DataError(f"data.root: cannot write to {folder}: {error.strerror}") from None
+    return folder
+
+
+def _unpack_or_download(name: str, archive: Path, into: Path) -> None:
+    from_file = archive.exists()
+    try:
+        if from_file:
+            _unpack(name, archive, into)
+        else:
+            with _impatient(), contextlib.redirect_stdout(sys.stderr):
+                _torchvision(name)(into, download=True)
+    except DataError:
+        raise
+    except Exception as error:  # urllib, http, ssl, tarfile and torchvision raise their own kinds
+        if from_file:
+            raise _damaged(archive, error) from None
+        raise DataError(_no_download(name, archive, error)) from None
+
+
+def _unpack(name: str, archive: Path, into: Path) -> None:
+    from torchvision.datasets.utils import check_integrity, extract_archive
+
+    if not check_integrity(str(archive), _torchvision(name).tgz_md5):
+        raise ValueError("its MD5 sum is not the published one")
+    extract_archive(str(archive), str(into))
+
+
+def _no_download(name: str, archive: Path, error: Exception) -> str:
+    return (
+        f"data: {name} is not in {archive.parent} and cannot be downloaded ({error}). Get "
+        f"{archive.name} from {PAGE} on a machine with network access and put it at {archive}, "
+        "or use `name: imagefolder` with images of your own, or `name: shapes`, which needs no "
+        "download"
+    )
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"data.root: {path} is damaged ({str(error).splitlines()[0]}); delete it and run "
+        "`vshift data fetch`, or the same command, again"
+    )
+
+
+def _open(name: str, root: Path, train: bool) -> Any:
+    try:
+        return _torchvision(name)(root, train=train, download=False)
+    except DataError:
+        raise
+    except Exception as error:  # a failed checksum, or whatever unpickling a damaged file raises
+        raise _damaged(root / UNPACKED[name], error) from None
+
+
+def _torchvision(name: str) -> Any:
+    """torchvision's class for the set; DataError if torchvision cannot be imported."""
+    try:
+        from torchvision import datasets
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
+        raise DataError(
+            f"data: {name} needs torchvision, which cannot be imported ({error}); install torch "
+            "and torchvision from the same index in one command"
+        ) from None
+    return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """torchvision downloads without a timeout; where packets get lost that would be for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
