@@ -1,0 +1,86 @@
+"""Networks from a config: `build` makes one, `summary` describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from vshift.config import networks as config
+from vshift.config.schema import Config
+from vshift.errors import DataError
+from vshift.networks import plain, residual
+from vshift.networks.blocks import Pieces, initialise
+from vshift.networks.noise import Noise, make_noise
+from vshift.networks.norm import BatchNorm, make_norm
+
+__all__ = ["BatchNorm", "Noise", "build"]
+
+_CONV_FAMILIES: dict[type, Callable[..., nn.Sequential]] = {
+    config.PreResNet: residual.preresnet,
+    config.WRN: residual.wrn,
+    config.ResNet: residual.resnet,
+    config.ResNeXt: residual.resnext,
+    config.DenseNet: plain.densenet,
+    config.VGG: plain.vgg,
+}
+
+
+def build(
+    config_: Config, *, classes: int, channels: int, size: int, seed: int | None = None
+) -> nn.Module:
+    """The network that a config describes, for square images of `size` pixels.
+
+    Args:
+        seed: of the initial weights; None leaves the global random state in charge.
+
+    Returns:
+        A module from [N, channels, size, size] to logits [N, classes], on the CPU, in float32.
+
+    Raises:
+        DataError: the images are too small for the network.
+        ConfigError: group sizes that do not divide a layer's channels.
+    """
+    network = config_.network
+    _check_size(network, size)
+    pieces = Pieces(
+        order=network.order,
+        norm=lambda width: make_norm(config_.norm, width),
+        noise=lambda index: make_noise(network.noises[index]),
+        bias=network.bias,
+    )
+
+    def classifier(width: int) -> list[tuple[str, nn.Module]]:
+        noises = [("noise", pieces.noise(index)) for index in network.head_noises]
+        return [*noises, ("fc", nn.Linear(width, classes))]
+
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        if isinstance(network, config.MLP):
+            model = plain.mlp(network, pieces, channels * size * size, classifier)
+        else:
+            model = _CONV_FAMILIES[type(network)](network, pieces, channels, classifier)
+        initialise(model)
+    return model
+
+
+def _halvings(network: config.Network) -> int:
+    """How often a network halves the image."""
+    if isinstance(network, config.VGG):
+        return 5
+    if isinstance(network, config.ResNet) and network.depth in network.other_depths:
+        return 3
+    return 0 if isinstance(network, config.MLP) else 2
+
+
+def _check_size(network: config.Network, size: int) -> None:
+    """At least two pixels must reach the last halving, or the last stage sees no image."""
+    smallest = 2 ** (_halvings(network) - 1) + 1 if _halvings(network) else 1
+    if size < smallest:
+        raise DataError(
+            f"images of {size}×{size} pixels do not fit {network.name}, which halves them "
+            f"{_halvings(network)} times: it needs at least {smallest}×{smallest}; "
+            "set data.size to enlarge them"
+        )
