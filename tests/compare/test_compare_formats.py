@@ -1,0 +1,241 @@
+"""Every format: parseable, aligned, and safe against names that want to be more than names."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.factory import config_of, dropout, make_run, summary_of
+from vshift.compare import FORMATS, Comparison, compare, render, write
+from vshift.compare.text import fixed, with_spread
+from vshift.errors import VShiftError
+from vshift.runs import find_runs
+
+EVIL = [
+    "[red]x[/red]",
+    "<b>x</b>",
+    "a|b",
+    "a & b \\\\ \\input{x}",
+    "100%_#$^~{}",
+    "x\ny\x1b[31m\x00\u202e",
+    "=cmd()",
+    "`code` **x** [l](http://x) www.x.y",
+    "\\",
+    ":smile:",
+]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Comparison:
+    for seed, (base, noisy) in enumerate([(92.0, 90.0), (94.0, 91.5)]):
+        make_run(tmp_path, "base", seed, base)
+        summary = summary_of(noisy, shift_ratio_max=1.2345)
+        make_run(tmp_path, "noisy", seed, config=config_of(noise=dropout(0.5)), summary=summary)
+    return compare(find_runs([tmp_path]))
+
+
+@pytest.fixture
+def evil(tmp_path: Path) -> Comparison:
+    for index, name in enumerate(EVIL):
+        fields = {"name": name, "device": name, "data": name}
+        summary = summary_of(shift_ratio_max_layer=name)
+        make_run(tmp_path, "a", index, run=fields, summary=summary)
+    return compare(find_runs([tmp_path]), baseline="=cmd()")
+
+
+def plain_of(text: str) -> str:
+    """Without the terminal's colour codes."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def test_numbers_for_people() -> None:
+    assert with_spread(8.4321, 0.2149) == "8.43 ± 0.21"
+    assert with_spread(8.4321, None) == "8.43"
+    assert with_spread(None, None) == "–"
+    assert fixed(0.5, 2, "+") == "+0.50"
+    assert fixed(-0.5, 2, "+") == "−0.50"
+    assert fixed(-0.001, 2) == "0.00"
+    assert fixed(1.2345, 3) == "1.234"
+
+
+def test_plain_table_is_aligned_and_complete(small: Comparison) -> None:
+    lines = render(small, "table").splitlines()
+    assert lines[0].startswith("config       test error %    difference  train acc % (eval")
+    assert "7.00 ± 1.41 (n=2)      baseline" in lines[1]
+    assert "9.25 ± 1.06 (n=2)  +2.25 ± 1.25" in lines[2]
+    assert lines[2].index("1.234") == lines[0].index("shift max") + len("shift max") - 5
+    assert "All rows: data shapes, epochs 3, device cpu, parameters 1,234." in lines[-1]
+    assert "\x1b" not in "".join(lines)
+
+
+def test_a_pipe_never_cuts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    make_run(tmp_path, "x" * 110)
+    stream = io.StringIO()
+    write(compare(find_runs([tmp_path])), "table", stream)
+    assert "x" * 110 in stream.getvalue()
+    assert "…" not in stream.getvalue()
+    assert "10.00 (n=1)" in stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [30, 60, 80, 100, 200])
+def test_a_terminal_never_cuts_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    for seed in range(2):
+        make_run(tmp_path, "a-rather-long-name-of-a-study-rate-0.5", seed, 90.0 + seed,
+                 config=config_of(noise=dropout(0.5)))  # fmt: skip
+        make_run(tmp_path, "base", seed, 93.0 + seed)
+    stream = io.StringIO()
+    write(compare(find_runs([tmp_path])), "table", stream, terminal=True)
+    lines = plain_of(stream.getvalue()).splitlines()
+    assert "\x1b[" in stream.getvalue()
+    text = "\n".join(lines)
+    assert "9.50 ± 0.71 (n=2)" in text
+    assert width < 60 or "+3.00 ± 0.71" in text
+    assert "…" not in text
+    names = "".join(line.split("  ")[0].strip() for line in lines)
+    assert "a-rather-long-name-of-a-study-rate-0.5" in names
+    if width >= 60:
+        assert max(map(len, (line.rstrip() for line in lines))) <= width
+        assert "1.250" in text
+    if width == 60:
+        assert "Too narrow for:" in text
+    if width == 200:
+        assert "Too narrow" not in text
+        assert "block2.bn1" in text
+
+
+def test_markdown_columns(small: Comparison) -> None:
+    lines = render(small, "md").splitlines()
+    assert lines[1].startswith("| :-- | --: | --: |")
+    counts = {len(re.findall(r"(?<!\\)\|", line)) for line in lines[:4]}
+    assert len(counts) == 1
+
+
+def test_latex_is_booktabs(small: Comparison) -> None:
+    text = render(small, "latex")
+    for word in ("\\toprule", "\\midrule", "\\bottomrule", "\\begin{tabular}{lrr", "\\caption{"):
+        assert word in text
+    assert "9.25 $\\pm$ 1.06 (n=2)" not in text.splitlines()[0]
+    assert "9.25 $\\pm$ 1.06 (n=2) & +2.25 $\\pm$ 1.25" in text
+
+
+def test_csv_reads_back_with_full_precision(small: Comparison) -> None:
+    frame = pd.read_csv(io.StringIO(render(small, "csv")))
+    assert list(frame["name"]) == ["base", "noisy"]
+    assert frame["n"].tolist() == [2, 2]
+    assert frame["test_error_sd"].tolist() == [row["test_error_sd"] for row in small.rows]
+    assert frame["difference"].tolist() == [0.0, 2.25]
+    assert frame["seeds"].tolist() == ["0 1", "0 1"]
+
+
+def test_json_reads_back(small: Comparison, tmp_path: Path) -> None:
+    rows = json.loads(render(small, "json"))
+    assert rows == small.rows
+    assert rows[0]["difference_se"] is None
+    make_run(tmp_path / "more", "nothing", status="failed")
+    text = render(compare(find_runs([tmp_path / "more"])), "json")
+    assert "NaN" not in text
+    assert json.loads(text)[0]["test_accuracy_mean"] is None
+
+
+def test_no_format_of_that_name(small: Comparison) -> None:
+    with pytest.raises(VShiftError, match="no such format; did you mean `latex`"):
+        render(small, "latx")
+
+
+def test_every_format_of_nothing_done(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", status="failed")
+    comparison = compare(find_runs([tmp_path]))
+    for kind in FORMATS:
+        assert "a" in render(comparison, kind)
+    assert "– (n=0)" in render(comparison, "table")
+    assert "– (n=0)" in plain_of(render(comparison, "table", terminal_width=60))
+
+
+def test_json_and_csv_keep_evil_names_as_data(evil: Comparison) -> None:
+    assert {row["name"] for row in json.loads(render(evil, "json"))} == set(EVIL)
+    frame = pd.read_csv(io.StringIO(render(evil, "csv")))
+    assert len(frame) == len(EVIL)
+    assert "'=cmd()" in set(frame["name"])
+    assert "'=cmd()" in set(frame["shift_ratio_max_layer"])
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", " =", "\t=", "=1+1"])
+def test_csv_cells_are_no_formulas(tmp_path: Path, start: str) -> None:
+    make_run(tmp_path, "a", run={"name": f"{start}x"})
+    text = render(compare(find_runs([tmp_path])), "csv")
+    name = next(csv.DictReader(io.StringIO(text)))["name"]
+    assert name.startswith(("'", "\\t"))
+
+
+def test_csv_numbers_stay_numbers(tmp_path: Path) -> None:
+    make_run(tmp_path, "base", 0, 90.0)
+    make_run(tmp_path, "b", 0, 95.0, run={"name": "-5"})
+    text = render(compare(find_runs([tmp_path]), baseline="base"), "csv")
+    first = next(csv.DictReader(io.StringIO(text)))
+    assert (first["name"], first["difference"]) == ("-5", "-5.0")
+
+
+def test_tables_keep_one_line_a_row(evil: Comparison) -> None:
+    lines = render(evil, "table").splitlines()
+    assert len(lines) == len(EVIL) + 3
+    text = render(evil, "table") + plain_of(render(evil, "table", terminal_width=250))
+    for char in ("\x1b", "\x00", "\u202e"):
+        assert char not in text
+    for name in ("[red]x[/red]", ":smile:", "x\\ny\\x1b[31m\\x00\\u202e"):
+        assert text.count(name) >= 2
+
+
+def test_markdown_injection(evil: Comparison) -> None:
+    lines = render(evil, "md").splitlines()
+    rows = lines[2 : 2 + len(EVIL)]
+    unescaped = [re.sub(r"\\.", "", row) for row in rows]
+    assert len({row.count("|") for row in unescaped}) == 1
+    for row in unescaped:
+        assert not re.search(r"[<>`\[\]*_$]|://|www\.", row)
+
+
+def test_latex_injection(evil: Comparison) -> None:
+    text = render(evil, "latex")
+    body = text.split("\\midrule\n")[1].split("\n    \\bottomrule")[0].splitlines()
+    assert len(body) == len(EVIL)
+    for row in body:
+        assert row.endswith(" \\\\")
+        known = r"\\(text[a-z]+\{\}|[{}$&%#_]|pm|\\$)"
+        rest = re.sub(known, "", row)
+        assert "\\" not in rest
+        assert not re.search(r"[%#_^~]", rest)
+        assert not rest.strip().startswith(("[", "*"))
+    assert len({re.sub(r"\\&", "", row).count("&") for row in body}) == 1
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_ascii_pipe_takes_every_format(tmp_path: Path, kind: str) -> None:
+    make_run(tmp_path, "a", 0, 90.0, run={"name": "größe"})
+    make_run(tmp_path, "a", 1, 91.0, run={"name": "größe"})
+    script = (
+        "import sys; from vshift.compare import compare, write; from vshift.runs import find_runs\n"
+        f"write(compare(find_runs([{str(tmp_path)!r}])), {kind!r}, sys.stdout)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONIOENCODING": "ascii", "PATH": ""},
+        capture_output=True,
+        check=True,
+    )
+    text = done.stdout.decode("ascii")
+    if kind == "table":
+        assert "9.50 +/- 0.71 (n=2)" in text
+    if kind == "json":
+        assert json.loads(text)[0]["name"] == "größe"

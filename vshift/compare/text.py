@@ -1,0 +1,34 @@
+"""Names and numbers as people read them."""
+
+from __future__ import annotations
+
+NONE = "–"
+
+
+def visible(text: str) -> str:
+    """Text in which control characters, newlines and invisible direction marks show as escapes."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def text(value: str | None) -> str:
+    return NONE if value is None else visible(value)
+
+
+def integer(value: float | None) -> str:
+    return NONE if value is None else f"{round(value):,}"
+
+
+def fixed(value: float | None, digits: int, sign: str = "") -> str:
+    """A number with so many decimals and a real minus; `sign` "+" writes plus signs too."""
+    if value is None:
+        return NONE
+    # + 0.0 after rounding: no −0.00
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
+
+
+def with_spread(value: float | None, spread: float | None, sign: str = "") -> str:
+    """`8.43 ± 0.21`, or without the spread where there is none."""
+    number = fixed(value, 2, sign)
+    return number if value is None or spread is None else f"{number} ± {fixed(spread, 2)}"

@@ -1,0 +1,21 @@
+"""The run folder on disk: the only place that writes it. Importing this does not import torch."""
+
+from vshift.runs.folder import FILES, RunFolder, now
+from vshift.runs.reading import RunRecord, find_runs, natural, read_run
+from vshift.runs.state import Action, git_commit, look, prepare, run_path, versions
+
+__all__ = [
+    "FILES",
+    "Action",
+    "RunFolder",
+    "RunRecord",
+    "find_runs",
+    "git_commit",
+    "look",
+    "natural",
+    "now",
+    "prepare",
+    "read_run",
+    "run_path",
+    "versions",
+]

@@ -1,0 +1,217 @@
+"""Files that survive a kill, whole in the old or the new version; JSON that every reader takes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import date
+from pathlib import Path, PurePath
+from typing import IO, Any
+
+from vshift.errors import RunError
+
+Row = dict[str, Any]
+
+_ELSEWHERE = "choose another --runs-dir"
+_REMEDIES = {
+    errno.ENOSPC: f"free some space and start the same command again, or {_ELSEWHERE}",
+    errno.EDQUOT: f"free some of your quota and start the same command again, or {_ELSEWHERE}",
+    errno.EROFS: _ELSEWHERE,
+    errno.EACCES: f"give yourself permission (chmod, chown), or {_ELSEWHERE}",
+    errno.EPERM: f"give yourself permission (chmod, chown), or {_ELSEWHERE}",
+    errno.ENOENT: "the folder was deleted or moved; start the run again",
+    errno.ESTALE: "the folder was deleted or moved; start the run again",
+    errno.ENOTDIR: f"a file is where a folder should be; move it away, or {_ELSEWHERE}",
+    errno.EEXIST: f"a file is where a folder should be; move it away, or {_ELSEWHERE}",
+    errno.EISDIR: "a folder is where this file should be; move it away",
+    errno.ENAMETOOLONG: f"give the config a shorter name, or {_ELSEWHERE}",
+    errno.ELOOP: "a symbolic link is where this file should be; remove it",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
+    errno.EIO: f"the disk reports an error; {_ELSEWHERE} on another disk",
+}
+
+
+@contextmanager
+def explained(path: Path, doing: str) -> Iterator[None]:
+    """Turn an OSError into a RunError that names the path, the reason and what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        remedy = _REMEDIES.get(error.errno or 0, f"mend that, or {_ELSEWHERE}")
+        raise RunError(f"cannot {doing} {path}: {reason}; {remedy}") from error
+
+
+def _not_through_links(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut, where the file system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def temporary(path: Path) -> Path:
+    """Where a file's next version is written: one fixed name, so that kills leave no heap."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Replace a file's content at once. After a RunError the old version is still there."""
+    new = temporary(path)
+    with explained(path, "write"):
+        try:
+            with open(new, "wb", opener=_not_through_links) as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, path)
+        except BaseException:
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
+            raise
+    sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_text(path, to_json(value, indent=2) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON knows it: numpy's and torch's unpacked, NaN and ±inf as null."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if type(value).__name__ in ("NAType", "NaTType"):  # pandas; not worth importing it here
+        return None
+    if isinstance(value, date):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no place in a JSON file: {value!r}")
+
+
+def to_json(value: Any, *, indent: int | None = None, ascii_only: bool = False) -> str:
+    return json.dumps(plain(value), indent=indent, allow_nan=False, ensure_ascii=ascii_only)
+
+
+def from_json(text: str | bytes) -> Row:
+    """One JSON object. Raises ValueError for anything else."""
+    try:
+        value = json.loads(text, parse_constant=lambda _: None)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"not an object in braces but {type(value).__name__}")
+    return value
+
+
+def read_bytes(path: Path) -> bytes | None:
+    """The content, or None where there is no such file (a pipe, which would block, is none)."""
+    with explained(path, "read"):
+        if not path.is_file():
+            return None
+        return path.read_bytes()
+
+
+def read_json(path: Path) -> Row | None:
+    """The object in a file, None where there is no file. Raises RunError where it is damaged."""
+    data = read_bytes(path)
+    if data is None:
+        return None
+    try:
+        return from_json(data)
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}; `--fresh` trains the run again") from error
+
+
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add JSON lines in one write. Raises RunError, and then the earlier lines are as before."""
+    lines = "".join(to_json(row) + "\n" for row in rows).encode("utf-8", "backslashreplace")
+    if not lines:
+        return
+    with (
+        explained(path, "append to"),
+        open(path, "a+b", buffering=0, opener=_not_through_links) as file,
+    ):
+        end = _cut_torn_line(file)
+        try:
+            _write_all(file, lines)
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                file.truncate(end)
+            raise
+    if end == 0:
+        sync_folder(path.parent)
+
+
+def _write_all(file: IO[bytes], data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
+def _cut_torn_line(file: IO[bytes]) -> int:
+    """Leave whole lines only, or a new row would grow together with one that a kill cut off."""
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        return 0
+    file.seek(size - 1)
+    if file.read(1) == b"\n":
+        return size
+    file.seek(0)
+    content = file.read()
+    start = content.rfind(b"\n") + 1
+    try:
+        from_json(content[start:])
+    except ValueError:
+        return file.truncate(start)
+    _write_all(file, b"\n")
+    return size + 1
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a .jsonl file, without one torn last line; none where there is no file.
+
+    Raises:
+        RunError: a line before the last one is damaged, named as file:line.
+    """
+    lines = [
+        (number, line)
+        for number, line in enumerate((read_bytes(path) or b"").split(b"\n"), start=1)
+        if line.strip()
+    ]
+    rows = []
+    for number, line in lines:
+        try:
+            rows.append(from_json(line))
+        except ValueError as error:
+            if number == lines[-1][0]:
+                break
+            raise RunError(
+                f"{path}:{number} is damaged: {error}; `--fresh` trains the run again"
+            ) from error
+    return rows

@@ -1,0 +1,185 @@
+"""The run folder: the files of one config with one seed. Nothing else writes them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vshift.errors import RunError
+from vshift.runs import files, lock
+from vshift.runs.files import Row
+
+if TYPE_CHECKING:
+    import numpy as np
+
+CONFIG = "config.yaml"
+RUN = "run.json"
+METRICS = "metrics.jsonl"
+LAYERS = "layers.jsonl"
+CHANNELS = "channels.safetensors"
+SUMMARY = "summary.json"
+CHECKPOINT = "checkpoint.pt"
+# In the order in which `clear` removes them: a kill on the way never leaves a checkpoint that a
+# later run, taking the folder for its own, would go on from.
+FILES = (CHECKPOINT, SUMMARY, CHANNELS, LAYERS, METRICS, RUN, CONFIG)
+
+
+def now() -> str:
+    """The time in UTC, as ISO 8601 with seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class RunFolder:
+    """`<runs-dir>/<name>/seed-<n>`. Every method that touches the disk raises RunError."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, path: Path | str) -> RunFolder:
+        """The folder, made with its parents where it is missing."""
+        folder = cls(path)
+        with files.explained(folder.path, "make the folder"):
+            folder.path.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunFolder:
+        """A folder that is there."""
+        folder = cls(path)
+        with files.explained(folder.path, "open"):
+            is_folder = folder.path.is_dir()
+        if not is_folder:
+            raise RunError(f"{folder.path} is not a run folder: there is no such folder")
+        return folder
+
+    def lock(self) -> None:
+        """Keep other processes out until `close`."""
+        lock.lock(self.path)
+
+    def close(self) -> None:
+        lock.release(self.path)
+
+    def clear(self) -> None:
+        """Remove the run's files, and only those: foreign files and what links point to stay."""
+        for name in FILES:
+            for path in (self.path / name, files.temporary(self.path / name)):
+                with files.explained(path, "remove"):
+                    path.unlink(missing_ok=True)
+        files.sync_folder(self.path)
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).is_file()
+
+    def write_config(self, text: str) -> None:
+        files.write_text(self.path / CONFIG, text)
+
+    def write_run(self, fields: Mapping[str, Any]) -> None:
+        """run.json; `status` is running, done, failed, diverged or interrupted."""
+        files.write_json(self.path / RUN, fields)
+
+    def update_run(self, **fields: Any) -> None:
+        """Change some fields of run.json."""
+        self.write_run({**self.run, **files.plain(fields)})
+
+    def finish(self, status: str, **fields: Any) -> None:
+        """Say how the run ended, and when. Call it last: a reader of `done` expects every file."""
+        self.update_run(status=status, finished=now(), **fields)
+
+    @property
+    def run(self) -> Row:
+        return files.read_json(self.path / RUN) or {}
+
+    @property
+    def status(self) -> str | None:
+        """As run.json says; None where it says nothing."""
+        status = self.run.get("status")
+        return status if isinstance(status, str) else None
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        files.append_rows(self.path / METRICS, [row])
+
+    def append_layers(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        files.append_rows(self.path / LAYERS, rows)
+
+    def metrics(self) -> list[Row]:
+        return files.read_rows(self.path / METRICS)
+
+    def layers(self) -> list[Row]:
+        return files.read_rows(self.path / LAYERS)
+
+    def truncate_after(self, epoch: int) -> None:
+        """Drop the rows of epochs later than the checkpoint's: they are about to be run again."""
+        for name in (METRICS, LAYERS):
+            path = self.path / name
+            if self.has(name):
+                kept = [row for row in files.read_rows(path) if _epoch(row) <= epoch]
+                files.write_text(path, "".join(files.to_json(row) + "\n" for row in kept))
+
+    def write_channels(self, vectors: Mapping[str, np.ndarray]) -> None:
+        """One vector a name, for instance `stage1.0.bn1.train_variance`."""
+        import numpy
+        from safetensors.numpy import save
+
+        arrays = {name: numpy.ascontiguousarray(vector) for name, vector in vectors.items()}
+        files.write_bytes(self.path / CHANNELS, save(arrays))
+
+    def read_channels(self) -> dict[str, np.ndarray]:
+        """The vectors; none where the file is missing."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        data = files.read_bytes(self.path / CHANNELS)
+        try:
+            return {} if data is None else load(data)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise RunError(
+                f"{self.path / CHANNELS} is damaged: {error}; `--fresh` trains the run again"
+            ) from error
+
+    def write_summary(self, fields: Mapping[str, Any]) -> None:
+        """The final numbers, one flat object: accuracies and errors in percent."""
+        files.write_json(self.path / SUMMARY, fields)
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Tensors, numbers, strings, lists and dicts: what torch.load reads with weights_only."""
+        import torch
+
+        # In memory first: torch reports a full disk as a RuntimeError about its zip writer.
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        files.write_bytes(self.path / CHECKPOINT, buffer.getbuffer())
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """The saved state, on the CPU. Raises RunError where it is missing or damaged."""
+        import torch
+
+        path = self.path / CHECKPOINT
+        data = files.read_bytes(path)
+        if data is None:
+            raise RunError(f"{path} is missing; train the run again with `--fresh`")
+        try:
+            state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        except Exception as error:  # unpickling fails in every way there is
+            raise _damaged(path, str(error).strip().split("\n")[0]) from error
+        if not isinstance(state, dict):
+            raise _damaged(path, f"it holds a {type(state).__name__}, not a checkpoint")
+        return state
+
+
+def _epoch(row: Row) -> float:
+    epoch = row.get("epoch")
+    return epoch if isinstance(epoch, int | float) else float("inf")
+
+
+def _damaged(path: Path, reason: str) -> RunError:
+    return RunError(
+        f"the checkpoint {path} is damaged or not one of vshift's ({reason[:200]}); "
+        "`--fresh` trains the run again from its beginning"
+    )
