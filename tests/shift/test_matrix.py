@@ -1,0 +1,162 @@
+"""The mode matrix on networks whose answers are known."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tests.shift.test_modes import everything, net
+from vshift.networks.noise import Dropout
+from vshift.shift.matrix import mode_matrix, monte_carlo, split
+from vshift.shift.modes import bn_state, modes
+from vshift.shift.recalibration import estimate
+
+
+class Threshold(nn.Module):
+    """[N, 1] → logits of `x < 0` and `x ≥ 0`, sure of it."""
+
+    def forward(self, x):
+        return 10 * torch.cat([-x, x], dim=1)
+
+
+def signs():
+    """Balanced classes at −1 and 1, moved up by 5: only BN's mean tells them apart."""
+    labels = torch.tensor([0, 1] * 50)
+    return 2.0 * labels[:, None] - 1 + 5, labels
+
+
+def stale_net():
+    """Perfect on batch statistics; its running mean of 0 calls everything class 1."""
+    return nn.Sequential(nn.BatchNorm1d(1), Threshold())
+
+
+def test_stale_statistics_cost_half_and_are_recovered():
+    model, (x, y) = stale_net(), signs()
+    new = estimate(model, lambda: [x], "layerwise")
+    rows = mode_matrix(model, lambda: [(x[:60], y[:60]), (x[60:], y[60:])], {"layerwise": new})
+    accuracy = {(row["noise"], row["statistics"]): row["accuracy"] for row in rows}
+    for noise in ("on", "off"):
+        assert accuracy[noise, "batch"] == 100
+        assert accuracy[noise, "running"] == 50
+        assert accuracy[noise, "layerwise"] == 100
+    assert {row["count"] for row in rows} == {100}
+    assert split(rows) == {"noise_cost": 0, "stale_cost": 50, "recovered.layerwise": 50}
+
+
+def test_loss_is_the_mean_cross_entropy():
+    model, (x, y) = stale_net(), signs()
+    rows = mode_matrix(model, lambda: [(x[:70], y[:70]), (x[70:], y[70:])])
+    model.eval()
+    with torch.no_grad():
+        wanted = nn.functional.cross_entropy(model(x).double(), y)
+    running = next(r for r in rows if (r["noise"], r["statistics"]) == ("off", "running"))
+    assert running["loss"] == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_noise_costs_what_the_binomial_says():
+    """Dropout of a sure input leaves 0 with probability ½, a tie that goes to class 0."""
+    x = torch.ones(4000, 1)
+    model = nn.Sequential(Dropout(1.0), Threshold())
+    rows = mode_matrix(model, lambda: [(x, torch.ones(4000, dtype=torch.long))], seed=1)
+    # Four standard errors of a share of one half in 4000.
+    assert split(rows)["noise_cost"] == pytest.approx(50, abs=400 * math.sqrt(0.25 / 4000))
+    assert rows == mode_matrix(model, lambda: [(x, torch.ones(4000, dtype=torch.long))], seed=1)
+    assert rows != mode_matrix(model, lambda: [(x, torch.ones(4000, dtype=torch.long))], seed=2)
+
+
+def labelled(seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(n, 3, 8, 8, generator=g), torch.randint(2, (n,), generator=g)) for n in (8, 5)
+    ]
+
+
+def flat_net():
+    return nn.Sequential(*net(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def test_rows_come_for_every_combination_and_the_model_stays():
+    model = flat_net()
+    before, state = everything(model), torch.random.get_rng_state()
+    rows = mode_matrix(model, labelled, {"same": bn_state(model)})
+    found = [(row["noise"], row["statistics"]) for row in rows]
+    names = ("batch", "running", "same")
+    assert found == [(noise, name) for noise in ("on", "off") for name in names]
+    assert rows[1] == {**rows[2], "statistics": "running"}
+    assert everything(model) == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_the_model_stays_after_an_error():
+    model = flat_net()
+    before, state = everything(model), torch.random.get_rng_state()
+    new = {name: tensor + 1 for name, tensor in bn_state(model).items()}
+    batches = [*labelled(), (torch.ones(2, 7, 8, 8), torch.zeros(2))]
+    for call in (
+        lambda: mode_matrix(model, lambda: batches, {"new": new}),
+        lambda: monte_carlo(model, lambda: batches),
+    ):
+        with pytest.raises(RuntimeError):
+            call()
+    assert everything(model) == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_what_cannot_be_scored_is_refused():
+    model = flat_net()
+    with pytest.raises(ValueError, match="'running' names"):
+        mode_matrix(model, labelled, {"running": bn_state(model)})
+    with pytest.raises(ValueError, match="no batches to score"):
+        mode_matrix(model, list)
+    with pytest.raises(ValueError, match="no batches to predict"):
+        monte_carlo(model, list)
+    with pytest.raises(ValueError, match="at least 2 passes, not 1"):
+        monte_carlo(model, labelled, passes=1)
+
+
+def test_monte_carlo_spread_is_binomial():
+    """A dropped input gives probability ½, a kept one (at rate ¼: 4/3) gives σ(2·10·4/3) ≈ 1."""
+    x, y = torch.ones(50, 1), torch.ones(50, dtype=torch.long)
+    model = nn.Sequential(nn.Dropout(0.25), Threshold())
+    passes = 400
+    found = monte_carlo(model, lambda: [(x[:30], y[:30]), (x[30:], y[30:])], passes, seed=0)
+    kept, high, low = 0.75, 1.0, 0.5
+    sd = (high - low) * math.sqrt(kept * (1 - kept))
+    mean = found.mean_probabilities[:, 1]
+    assert found.mean_probabilities.shape == found.spread.shape == (50, 2)
+    error = sd / math.sqrt(passes * 50)
+    assert float(mean.mean()) == pytest.approx(kept * high + (1 - kept) * low, abs=4 * error)
+    assert float(found.spread.square().mean()) == pytest.approx(sd**2, rel=0.05)
+    # A mean of 400 draws has 1/20 of one draw's spread; its sd from 50 images is known to 10 %.
+    assert float(mean.std()) == pytest.approx(sd / 20, rel=0.4)
+    # The tie at ½ goes to class 0: a pass's accuracy is the share of kept inputs.
+    assert found.accuracy == 100
+    assert found.pass_accuracy == pytest.approx(75, abs=1)
+    assert found.accuracy_sd == pytest.approx(100 * math.sqrt(0.75 * 0.25 / 50), rel=0.15)
+    assert found.loss == pytest.approx(-math.log(0.875), abs=0.02)
+    assert (found.passes, found.count) == (passes, 50)
+
+
+def test_spread_of_two_passes_is_their_distance_over_the_root_of_two():
+    model, x = nn.Sequential(nn.Dropout(0.5), Threshold()), torch.ones(50, 1)
+    found = monte_carlo(model, lambda: [(x, torch.ones(50, dtype=torch.long))], passes=2)
+    values = found.spread[:, 1] / (0.5 / math.sqrt(2))
+    assert sorted(set(values.round(decimals=6).tolist())) == [0, 1]
+
+
+def test_monte_carlo_leaves_bn_on_running_statistics_and_the_model_as_it_was():
+    model = flat_net()
+    before, state = everything(model), torch.random.get_rng_state()
+    found = monte_carlo(model, labelled, passes=3, seed=4)
+    assert everything(model) == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert found.spread.max() > 0
+    again = monte_carlo(model, labelled, passes=3, seed=4)
+    assert torch.equal(found.mean_probabilities, again.mean_probabilities)
+    model[1].p, model[4].variance = 0.0, 0.0
+    still = monte_carlo(model, labelled, passes=3)
+    with modes(model, noise=False, norm="running"), torch.no_grad():
+        wanted = torch.cat([model(x).double().softmax(1) for x, _ in labelled()])
+    assert still.spread.max() < 1e-12
+    torch.testing.assert_close(still.mean_probabilities, wanted)

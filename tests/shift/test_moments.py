@@ -1,0 +1,163 @@
+"""Pooled statistics against float64 by hand over the joined activations."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from vshift.shift.moments import Welford, batch_moments, pooled_moments, watching
+from vshift.shift.probe import input_moments
+
+SIZES = (8, 8, 3)
+
+
+def drawn(seed=0, channels=5):
+    """Batches whose levels differ, so that the spread of batch means counts."""
+    g = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(size, channels, 4, 4, generator=g) * (1 + i) + 3 * i
+        for i, size in enumerate(SIZES)
+    ]
+
+
+def pooled(batches):
+    welford = Welford()
+    for batch in batches:
+        welford.add(batch)
+    return welford.take()
+
+
+def test_pooled_statistics_are_those_of_the_joined_batches():
+    batches = drawn()
+    found = pooled(batches)
+    joined = torch.cat(batches).double()
+    close = {"rtol": 1e-6, "atol": 1e-6}
+    torch.testing.assert_close(found.mean, joined.mean((0, 2, 3)), **close)
+    torch.testing.assert_close(found.variance, joined.var((0, 2, 3), correction=1), **close)
+    torch.testing.assert_close(found.biased_variance, joined.var((0, 2, 3), correction=0), **close)
+    assert (found.count, found.batches) == (19 * 16, 3)
+    assert found.mean.dtype == torch.float64
+
+
+def test_averages_give_every_batch_the_same_weight():
+    batches = drawn()
+    found = pooled(batches)
+    means = torch.stack([b.double().mean((0, 2, 3)) for b in batches])
+    variances = torch.stack([b.double().var((0, 2, 3)) for b in batches])
+    torch.testing.assert_close(found.average_mean, means.mean(0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.average_variance, variances.mean(0), rtol=1e-6, atol=1e-6)
+    error = variances.mean(1).std() / math.sqrt(3)
+    assert found.standard_error == pytest.approx(float(error), rel=1e-5)
+
+
+def test_standard_error_is_the_spread_of_repeated_estimates():
+    estimates, errors = [], []
+    for seed in range(200):
+        g = torch.Generator().manual_seed(seed)
+        found = pooled([torch.randn(16, 2, generator=g) for _ in range(20)])
+        estimates.append(float(found.average_variance.mean()))
+        errors.append(found.standard_error**2)
+    # A standard deviation from 200 estimates is known to 1/√400 = 5 %.
+    assert torch.tensor(estimates).std() == pytest.approx(math.sqrt(sum(errors) / 200), rel=0.15)
+
+
+def test_a_large_mean_does_not_cancel():
+    x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)) + 1000
+    found = pooled([x[:32], x[32:]])
+    torch.testing.assert_close(found.variance, x.double().var((0, 2, 3)), rtol=1e-5, atol=0)
+
+
+def test_low_precision_activations_are_summed_in_float32():
+    x = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    mean, variance = batch_moments(x)
+    torch.testing.assert_close(mean, x.double().mean((0, 2, 3)), rtol=0, atol=1e-6)
+    wanted = x.double().var((0, 2, 3), correction=0)
+    torch.testing.assert_close(variance, wanted, rtol=1e-5, atol=0)
+
+
+def test_float64_stays_float64():
+    x = torch.randn(9, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1e6
+    torch.testing.assert_close(pooled([x]).variance, x.var(0), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(6, 2), (6, 2, 5), (6, 2, 5, 4), (6, 2, 5, 4, 3)])
+def test_channels_are_the_second_dimension(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    rows = x.transpose(0, 1).flatten(1).double()
+    torch.testing.assert_close(pooled([x]).variance, rows.var(1), rtol=1e-5, atol=0)
+
+
+def test_batches_of_one_value():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(7, 3, generator=g)
+    found = pooled(x.split(1))
+    torch.testing.assert_close(found.variance, x.double().var(0), rtol=1e-5, atol=0)
+    assert found.average_variance.isnan().all()
+    assert math.isnan(found.standard_error)
+    single = pooled([x[:1]])
+    assert single.variance.isnan().all()
+    assert (single.biased_variance == 0).all()
+
+
+def test_an_empty_batch_changes_nothing():
+    batches = drawn()
+    assert torch.equal(pooled([batches[0], batches[0][:0]]).variance, pooled(batches[:1]).variance)
+
+
+def test_without_batches_there_is_nothing_to_take():
+    with pytest.raises(ValueError, match="no batches"):
+        Welford().take()
+
+
+def two_norms():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.BatchNorm2d(5), nn.Conv2d(5, 4, 3), nn.ReLU(), nn.BatchNorm2d(4))
+
+
+def test_pooled_moments_agree_with_the_probe_where_both_are_defined():
+    model, batches = two_norms().eval(), drawn()
+    found, probed = pooled_moments(model, lambda: batches), input_moments(model, batches)
+    assert list(found) == ["0", "3"]
+    for name, layer in found.items():
+        torch.testing.assert_close(layer.average_variance, probed[name].variance, rtol=1e-5, atol=0)
+        torch.testing.assert_close(layer.average_mean, probed[name].mean, rtol=1e-5, atol=1e-6)
+
+
+def test_layers_come_in_forward_order_and_only_if_they_ran():
+    class Crossed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.first, self.unused = (nn.BatchNorm1d(3) for _ in range(3))
+
+        def forward(self, x):
+            return self.last(self.first(x))
+
+    assert list(pooled_moments(Crossed().eval(), lambda: [torch.randn(4, 3)])) == ["first", "last"]
+
+
+def test_a_layer_that_runs_twice_pools_both_inputs():
+    norm = nn.BatchNorm1d(3, affine=False)
+    model = nn.Sequential(norm, nn.ReLU(), norm).eval()
+    x = torch.randn(50, 3)
+    both = torch.cat([x, model[1](norm(x))]).double()
+    found = pooled_moments(model, lambda: [x])["0"]
+    torch.testing.assert_close(found.variance, both.var(0), rtol=1e-5, atol=0)
+
+
+def test_limit_stops_early():
+    model, batches = two_norms().eval(), drawn()
+    found = pooled_moments(model, lambda: iter(batches), limit=2)
+    assert found["0"].count == 16 * 16
+
+
+def test_hooks_go_after_an_error():
+    model = two_norms().eval()
+
+    def work():
+        with watching({"0": model[0]}, lambda name, x: None):
+            model(torch.randn(2, 7, 4, 4))
+
+    with pytest.raises(RuntimeError):
+        work()
+    assert not any(m._forward_pre_hooks for m in model.modules())

@@ -1,0 +1,1 @@
+"""The science: what a BN layer saw, remembers and meets. Knows no run folders and no configs."""

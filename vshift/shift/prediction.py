@@ -1,0 +1,187 @@
+"""Why a BN layer's variance differs between training and testing, predicted and measured.
+
+For independent multiplicative noise m with E m = 1 and Var m = s², and X = Σᵢ wᵢ mᵢ xᵢ + (anything
+that does not depend on m), over the same distribution of the noise-free x,
+
+    Var(X with noise) = Var(X without) + s² · Σᵢ wᵢ² E[xᵢ²]
+
+exactly; noise directly in front of BN is the case w = 1. With one multiplier for each channel the
+extra term is s² · Σ_c E[(Σ_k w_ck x_ck)²]. Variances are those over all images and positions, so
+padding, stride and groups are handled by taking the sums with the layer's own convolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vshift.networks.noise import Noise
+from vshift.shift.graph import Arrival
+
+
+def noise_variance(module: nn.Module) -> tuple[float, str]:
+    """s² and the unit, `element` or `channel`, of a noise module of ours or PyTorch's.
+
+    Raises:
+        ValueError: not multiplicative noise of mean 1 (alpha dropout, for instance).
+    """
+    if isinstance(module, Noise):
+        return module.variance, module.unit
+    if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d) and module.p < 1:
+        unit = "element" if isinstance(module, nn.Dropout) else "channel"
+        return module.p / (1 - module.p), unit
+    raise ValueError(f"{type(module).__name__} is not multiplicative noise of mean 1")
+
+
+@torch.no_grad()
+def extra_variance(x: Tensor, variance: float, unit: str, linear: nn.Module | None) -> Tensor:
+    """s² Σ wᵢ² E[xᵢ²] of every channel: what noise on `x` adds to the variance behind `linear`.
+
+    Args:
+        x: what the noise multiplies, [N, C] or [N, C, H, W].
+        variance: s².
+        unit: `element` or `channel`.
+        linear: the convolution or fc layer behind the noise, None for noise right before BN.
+
+    Returns:
+        float64 [channels behind `linear`].
+    """
+    x = x.double() if x.dtype == torch.float64 else x.float()
+    if linear is None:
+        return variance * _channel_mean(x.square())
+    if unit == "channel" and isinstance(linear, nn.Conv2d):
+        return variance * _per_input_channel(linear, x)
+    weight = linear.get_parameter("weight")
+    return variance * _channel_mean(_apply(linear, x.square(), weight.square()))
+
+
+def _channel_mean(x: Tensor) -> Tensor:
+    return x.mean([d for d in range(x.ndim) if d != 1]).double()
+
+
+def _apply(linear: nn.Module, x: Tensor, weight: Any, groups: int | None = None) -> Tensor:
+    """The layer's own convolution or product without its bias, with another weight."""
+    weight = weight.to(x.dtype)
+    if isinstance(linear, nn.Linear):
+        return F.linear(x, weight)
+    if not isinstance(linear, nn.Conv2d):
+        raise ValueError(f"{type(linear).__name__} is not followed; Conv2d and Linear are")
+    x, padding = _padded(linear, x)
+    groups = groups or linear.groups
+    return F.conv2d(x, weight, None, linear.stride, padding, linear.dilation, groups)
+
+
+def _padded(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Any]:
+    """The input with padding that is not zeros made explicit, and the padding that is left."""
+    if conv.padding_mode == "zeros":
+        return x, conv.padding
+    return F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
+
+
+def _per_input_channel(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Σ_c E[(Σ_k w_ck x_ck)²] for every output channel, one input channel at a time."""
+    inputs, outputs = x.shape[1] // conv.groups, conv.out_channels // conv.groups
+    total = torch.zeros(conv.out_channels, dtype=torch.float64, device=x.device)
+    for channel in range(x.shape[1]):
+        group, inside = divmod(channel, inputs)
+        mine = slice(group * outputs, (group + 1) * outputs)
+        part = _apply(conv, x[:, [channel]], conv.weight[mine, [inside]], groups=1)
+        total[mine] += _channel_mean(part.square())
+    return total
+
+
+@torch.no_grad()
+def noise_part(arrival: Arrival, modules: dict[str, nn.Module], change: Tensor) -> Tensor:
+    """What a noise adds to a BN's input in one forward, given what it added to its own input."""
+    for name in arrival.linears:
+        change = _apply(modules[name], change, modules[name].weight)
+    return change
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """cos²θ between a layer's filters and the all-ones vector, mean over filters, and d·cos²θ.
+
+    cos²θ = (Σw)²/(d Σw²), d = (in_channels/groups)·k² (Li et al. 2019, section 3.2).
+    """
+
+    cos2: float
+    dcos2: float
+
+
+@torch.no_grad()
+def cosine(linear: nn.Module) -> Cosine:
+    """Of a convolution or fc layer; filters of zeros are left out."""
+    weight = linear.get_parameter("weight").detach().double().flatten(1)
+    squares = weight.square().sum(1)
+    dcos2 = (weight.sum(1).square() / squares)[squares > 0]
+    if not len(dcos2):
+        return Cosine(float("nan"), float("nan"))
+    return Cosine(float(dcos2.mean()) / weight.shape[1], float(dcos2.mean()))
+
+
+def delta_a(rate: float, mean: float, variance: float) -> float:
+    """Case (a), noise directly before BN: Var_test/Var_train = v / ((1/p)(c² + v) − c²).
+
+    Li et al. 2019, section 3.1, with p = 1 − rate; `mean` is c and `variance` v of the noise-free
+    input.
+    """
+    square = mean * mean
+    return variance / ((square + variance) / (1 - rate) - square)
+
+
+def delta_b(rate: float, mean: float, variance: float, correlation: float, dcos2: float) -> float:
+    """Case (b), noise, then a convolution or fc layer, then BN: Δ(p, d) of Li et al. 2019.
+
+    [vρ + v(1−ρ)/(d cos²θ)] / [vρ + ((1/p−1)c² + v(1/p−ρ))/(d cos²θ)], p = 1 − rate: for inputs that
+    share mean c, variance v and correlation ρ, which data never quite do.
+    """
+    p, v = 1 - rate, variance
+    tested = v * correlation + v * (1 - correlation) / dcos2
+    noise = ((1 / p - 1) * mean * mean + v * (1 / p - correlation)) / dcos2
+    return tested / (v * correlation + noise)
+
+
+@dataclass(frozen=True)
+class InputShape:
+    """c, v and ρ of a layer's inputs, as the paper's closed forms take them: one number each."""
+
+    mean: float
+    variance: float
+    correlation: float
+
+
+@torch.no_grad()
+def input_shape(x: Tensor, linear: nn.Module | None = None) -> InputShape:
+    """Estimate c, v and ρ from data.
+
+    ρ is the mean correlation between the d inputs of one filter, from the variance of their sum:
+    Var(Σxᵢ) = d·v + d(d − 1)·ρ·v. Without a layer ρ is 0.
+
+    Args:
+        x: [N, C] or [N, C, H, W], what the noise multiplies.
+    """
+    x = x.float()
+    mean, variance = float(x.double().mean()), float(x.double().var(correction=0))
+    if linear is None or variance == 0:
+        return InputShape(mean, variance, 0.0)
+    assert isinstance(linear, nn.Linear | nn.Conv2d)
+    size = linear.weight[0].numel()
+    total = _inner(linear, _apply(linear, x, torch.ones_like(linear.weight)))
+    spread = float(total.double().var(correction=0))
+    correlation = (spread / (size * variance) - 1) / max(size - 1, 1)
+    return InputShape(mean, variance, correlation)
+
+
+def _inner(linear: nn.Module, total: Tensor) -> Tensor:
+    """Sums whose filter lies inside the image: padding brings zeros that are no inputs."""
+    if not isinstance(linear, nn.Conv2d):
+        return total
+    size, stride = linear.kernel_size[0], linear.stride[0]
+    edge = -(-(size // 2) // stride)
+    inside = total[..., edge : total.shape[-2] - edge, edge : total.shape[-1] - edge]
+    return inside if inside.numel() else total
