@@ -1,0 +1,292 @@
+"""The command line as a person uses it: output, exit codes, and what bad input gets."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from vshift import cli
+
+CONFIG = """
+data: {name: shapes, train: 200, test: 100, batch_size: 50}
+network:
+  name: preresnet
+  depth: 8
+  noise: {kind: dropout, rate: 0.5, position: before_last_bn}
+epochs: 1
+measure: {eval_batches: 2}
+hardware: {device: cpu, precision: float32, threads: 1}
+"""
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "small.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture
+def vshift(capfd, monkeypatch):
+    """Runs the command line in this process; returns exit code, stdout and stderr."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["vshift", *map(str, words)])
+        capfd.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    threads = torch.get_num_threads()
+    yield run
+    torch.set_num_threads(threads)
+
+
+def refused(vshift, *words, runs=Path("runs")):
+    """The message of a command that must end with exit code 2 and write nothing."""
+    code, out, err = vshift(*words)
+    assert code == 2, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert not list(runs.rglob("*.json*")) if runs.exists() else True
+    return err
+
+
+def test_help_is_quick_and_imports_no_torch():
+    command = [sys.executable, "-X", "importtime", "-m", "vshift", "--help"]
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        took.append(time.perf_counter() - began)
+    assert "train" in done.stdout
+    assert " torch\n" not in done.stderr
+    assert min(took) < 0.5
+
+
+@pytest.mark.parametrize("words", [["check"], ["train", "--dry-run"]])
+def test_check_and_dry_run_import_no_torch(config, words):
+    command = [
+        sys.executable,
+        "-X",
+        "importtime",
+        "-m",
+        "vshift",
+        words[0],
+        str(config),
+        *words[1:],
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert " torch\n" not in done.stderr
+
+
+def test_version(vshift):
+    from vshift import __version__
+
+    assert vshift("--version") == (0, f"{__version__}\n", "")
+
+
+def test_train_then_compare_then_train_again(vshift, config):
+    code, out, err = vshift("train", config)
+    assert (code, out) == (0, "")
+    assert "small seed 0  epoch 1/1" in err
+    assert "shift ratio" in err
+    folder = Path("runs/small/seed-0")
+    assert json.loads((folder / "run.json").read_text())["status"] == "done"
+
+    code, out, err = vshift("compare", "runs", "--format", "json")
+    row = json.loads(out)[0]
+    assert (row["name"], row["n"]) == ("small", 1)
+
+    before = (folder / "metrics.jsonl").read_bytes()
+    code, _, err = vshift("train", config)
+    assert code == 0
+    assert "is done; --fresh trains it again" in err
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+    code, _, err = vshift("train", config, "--set", "network.noise.rate=0.3")
+    assert code == 2
+    assert "network.noise.rate: 0.5 there, 0.3 now" in err
+    assert vshift("train", config, "--set", "network.noise.rate=0.3", "--fresh")[0] == 0
+
+
+def test_the_saved_config_trains_the_same_run_again(vshift, config):
+    vshift("train", config, "--seed", "3")
+    saved = Path("runs/small/seed-3/config.yaml")
+    assert vshift("train", saved, "--runs-dir", "again")[0] == 0
+    rows = [json.loads(Path(d, "small/seed-3/layers.jsonl").read_text().split("\n")[0])
+            for d in ("runs", "again")]  # fmt: skip
+    assert rows[0] == rows[1]
+
+
+def test_every_seed_of_the_config_is_trained(vshift, config):
+    assert vshift("train", config, "--set", "seeds=[4, 5]")[0] == 0
+    assert sorted(p.name for p in Path("runs/small").iterdir()) == ["seed-4", "seed-5"]
+
+
+def test_quiet_says_nothing(vshift, config):
+    assert vshift("train", config, "--quiet") == (0, "", "")
+
+
+def test_dry_run_writes_nothing(vshift, config):
+    code, out, _ = vshift("train", config, "--dry-run")
+    assert code == 0
+    assert "small/seed-0: new, 1 epochs of shapes" in out
+    assert not Path("runs").exists()
+
+
+def test_divergence_ends_with_exit_code_1(vshift, config):
+    sets = ["--set", "norm={kind: none}", "--set", "optimizer={name: sgd, learning_rate: 1e30}"]
+    code, _, err = vshift("train", config, *sets)
+    assert code == 1
+    assert "the loss became NaN or infinite with seed 0" in err
+    assert json.loads(Path("runs/small/seed-0/run.json").read_text())["status"] == "diverged"
+    assert Path("runs/small/seed-0/metrics.jsonl").read_text()
+    code, _, err = vshift("train", config, *sets)
+    assert code == 1
+    assert "--fresh trains the run again" in err
+
+
+def test_interrupt_ends_with_130_and_can_go_on(vshift, config, monkeypatch):
+    from vshift import step
+
+    def stop(self, *args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(step.EagerStep, "__call__", stop)
+    code, _, err = vshift("train", config)
+    assert code == 130
+    assert "the same command goes on" in err
+    assert json.loads(Path("runs/small/seed-0/run.json").read_text())["status"] == "interrupted"
+    monkeypatch.undo()
+    monkeypatch.chdir(config.parent)
+    assert vshift("train", config)[0] == 0
+    assert json.loads(Path("runs/small/seed-0/run.json").read_text())["status"] == "done"
+
+
+def test_bad_configs_are_refused(vshift, config):
+    err = refused(vshift, "train", config, "--set", "network.noize=1")
+    assert "did you mean `noise`?" in err
+    err = refused(vshift, "train", config, "--set", "network.noise.rate=1")
+    assert "network.noise.rate" in err
+    err = refused(vshift, "train", config, "--set", "network.block=bn relu")
+    assert "no conv" in err
+    err = refused(vshift, "train", config.with_name("missing.yaml"))
+    assert "missing.yaml" in err
+
+
+def test_a_grid_is_explained(vshift, config):
+    err = refused(vshift, "train", config, "--set", "grid={network.noise.rate: [0.1, 0.3]}")
+    assert "vshift sweep" in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU; the refusal cannot happen")
+def test_cuda_where_there_is_none(vshift, config):
+    err = refused(vshift, "train", config, "--device", "cuda")
+    assert "hardware.device: cuda is not available" in err
+    assert "--device cpu" in err
+
+
+def test_missing_and_misfitting_images(vshift, config, tmp_path):
+    err = refused(vshift, "train", config, "--set", "data={name: imagefolder, root: nowhere}")
+    assert "nowhere" in err
+    err = refused(
+        vshift, "train", config, "--set", "network={name: vgg, depth: 11}",
+        "--set", "norm={kind: group, groups: 7}",
+    )  # fmt: skip
+    assert "7 groups do not divide" in err
+
+
+def test_a_last_batch_of_one_image_in_an_mlp(vshift, config):
+    err = refused(
+        vshift, "train", config, "--set", "network={name: mlp}", "--set", "data.batch_size=199"
+    )
+    assert "would hold a single one" in err
+
+
+def test_a_runs_directory_that_cannot_be_written(vshift, config, tmp_path):
+    (tmp_path / "file").write_text("")
+    err = refused(vshift, "train", config, "--runs-dir", tmp_path / "file")
+    assert str(tmp_path / "file") in err
+
+
+def test_inspect_json(vshift, config):
+    code, out, _ = vshift("inspect", config, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["parameters"] == 77850
+    assert found["bn_layers"] == 7
+    assert {"name", "op", "output_shape"} == set(found["layers"][0])
+
+
+def test_inspect_text_shows_the_block_order(vshift, config):
+    _, out, _ = vshift("inspect", config)
+    assert "block order: bn relu conv3x3 noise1 bn relu conv3x3" in out
+    assert "77,850 parameters" in out
+
+
+def test_check_shows_the_problems_of_every_file(vshift, config, tmp_path):
+    (tmp_path / "bad.yaml").write_text(CONFIG.replace("epochs", "epoch"))
+    (tmp_path / "worse.yaml").write_text(CONFIG.replace("rate: 0.5", "rate: 2"))
+    code, out, err = vshift("check", tmp_path)
+    assert code == 2
+    assert "small.yaml: ok, 1 run" in out
+    assert "bad.yaml:" in err
+    assert "worse.yaml:" in err
+
+
+def test_schema_is_json(vshift):
+    code, out, _ = vshift("schema")
+    assert code == 0
+    assert "network" in json.loads(out)["properties"]
+
+
+def test_data_list_names_every_set(vshift):
+    _, out, _ = vshift("data", "list")
+    for name in ("shapes", "cifar10", "cifar100", "imagefolder"):
+        assert name in out
+
+
+def test_sweep_runs_a_grid_and_skips_what_is_done(vshift, config):
+    grid = ["--set", "grid={network.noise.rate: [0.1, 0.3]}"]
+    code, out, _ = vshift("sweep", config, *grid, "--dry-run")
+    assert code == 0
+    assert len(out.splitlines()) == 2
+    code, _, err = vshift("sweep", config, *grid, "--jobs", "2")
+    assert code == 0, err
+    assert "2 runs, 0 of them done" in err
+    assert len(list(Path("runs").rglob("summary.json"))) == 2
+    code, _, err = vshift("sweep", config, *grid)
+    assert "2 runs, 2 of them done" in err
+
+
+def test_sweep_names_the_runs_that_failed(vshift, config):
+    sets = ["--set", "norm={kind: none}", "--set", "optimizer={name: sgd, learning_rate: 1e30}"]
+    code, _, err = vshift("sweep", config, *sets)
+    assert code == 1
+    assert "1 of 1 runs failed: small seed 0" in err
+
+
+def test_sweep_refuses_two_configs_of_one_name(vshift, config, tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "small.yaml").write_text(CONFIG)
+    err = refused(vshift, "sweep", config, tmp_path / "more")
+    assert "both make a run named small seed 0" in err
+
+
+def test_output_into_a_closed_pipe_is_quiet(config):
+    done = subprocess.run(
+        f"{sys.executable} -m vshift inspect {config} | head -1",
+        shell=True, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert "preresnet" in done.stdout

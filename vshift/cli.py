@@ -1,0 +1,241 @@
+"""The command line: thin, and quick to start. What needs torch is imported where it is used."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vshift.errors import ConfigError, VShiftError
+
+app = typer.Typer(
+    help="Train networks with dropout and batch norm, and measure the variance shift between them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+data_app = typer.Typer(help="The data sets.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Format(StrEnum):
+    table = "table"
+    md = "md"
+    latex = "latex"
+    csv = "csv"
+    json = "json"
+
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. network.depth=32."),
+]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where run folders go.")]
+DeviceOption = Annotated[Device | None, typer.Option("--device", help="Instead of the config's.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from vshift import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of vshift itself."""
+
+
+def _with_device(sets: list[str] | None, device: Device | None) -> list[str]:
+    return [*(sets or []), *([f"hardware.device={device.value}"] if device else [])]
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    sets: Sets = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Only this seed instead of the config's.")
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    device: DeviceOption = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Replace a run that is there already.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a config, once for each of its seeds. Goes on where an unfinished run stopped."""
+    from vshift.config import load, refuse_grid
+
+    chosen = load(config, _with_device(sets, device), seed)
+    refuse_grid(chosen, config)
+    from vshift.progress import Reporter
+
+    if dry_run:
+        _say_plan(chosen, runs_dir, fresh)
+        return
+    from vshift.runner import train_seeds
+
+    train_seeds(chosen, runs_dir, fresh, Reporter(quiet))
+
+
+def _say_plan(config: Any, runs_dir: Path, fresh: bool) -> None:
+    from vshift.runs import RunFolder, look, run_path
+
+    for seed in config.seeds:
+        path = run_path(runs_dir, config.name, seed)
+        action = "new" if fresh else look(RunFolder(path), config)
+        typer.echo(f"{path}: {action}, {config.epochs} epochs of {config.data.name}")
+
+
+@app.command()
+def compare(
+    runs_dirs: Annotated[list[Path], typer.Argument(metavar="RUNS_DIR...")],
+    form: Annotated[Format, typer.Option("--format", help="How the table is written.")] = (
+        Format.table
+    ),
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="The config that differences are taken to.")
+    ] = None,
+) -> None:
+    """Line runs up: one row a config, with error, accuracy on training data and shift ratio."""
+    from vshift.compare import compare as line_up
+    from vshift.compare import write
+    from vshift.runs import find_runs
+
+    comparison = line_up(find_runs(runs_dirs), baseline)
+    write(comparison, form.value, sys.stdout)
+    for note in comparison.notes:
+        typer.echo(note, err=True)
+
+
+@app.command()
+def inspect(
+    config: ConfigPath,
+    sets: Sets = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the network that a config builds: every layer in forward order, parameters and MACs."""
+    from vshift.config import load
+
+    chosen = load(config, sets or [])
+    from vshift.inspect import describe_network, render_network
+
+    found = describe_network(chosen)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(found))
+    else:
+        typer.echo(render_network(chosen, found))
+
+
+@app.command()
+def check(
+    configs: Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="Files or folders.")],
+    sets: Sets = None,
+) -> None:
+    """Validate configs without running them; every problem of every file is shown."""
+    from vshift.config import expand
+    from vshift.sweep import config_files
+
+    problems: list[str] = []
+    for path in config_files(configs):
+        try:
+            points = expand(path, sets or [])
+        except ConfigError as error:
+            problems.append(str(error))
+            continue
+        runs = sum(len(point.config.seeds) for point in points)
+        typer.echo(f"{path}: ok, {runs} run{'s' if runs != 1 else ''}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+@app.command()
+def sweep(
+    configs: Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="Files or folders.")],
+    sets: Sets = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", help="Instead of the configs' seeds; repeatable.")
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    device: DeviceOption = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train every combination of configs' grids and seeds, skipping what is done."""
+    from vshift.progress import Reporter
+    from vshift.sweep import describe, plan
+    from vshift.sweep import sweep as run_all
+
+    chosen = _with_device(sets, device)
+    planned = plan(configs, chosen, seeds or [])
+    if dry_run:
+        typer.echo(describe(planned, runs_dir))
+        return
+    run_all(planned, sets=chosen, runs_dir=runs_dir, workers=jobs, reporter=Reporter(quiet))
+
+
+@app.command()
+def schema() -> None:
+    """Print the config's JSON Schema, for editors."""
+    import json
+
+    from vshift.config import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """The data sets, and which of them are here."""
+    from vshift.data import available
+
+    typer.echo(f"{'name':12} {'classes':>7} {'size':>5} {'train':>7} {'test':>7}  where")
+    for entry in available():
+        numbers = (entry.classes, entry.size, entry.train, entry.test)
+        classes, size, train, test = ("–" if n is None else f"{n:,}" for n in numbers)
+        where = f"{entry.where} ({entry.note})"
+        typer.echo(f"{entry.name:12} {classes:>7} {size:>5} {train:>7} {test:>7}  {where}")
+
+
+@data_app.command("fetch")
+def data_fetch(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+    """Download a data set once into the user's cache folder."""
+    from vshift.data import fetch
+
+    typer.echo(fetch(name))
+
+
+def main() -> None:
+    """Run the command line; errors for people become one message and an exit code."""
+    try:
+        app()
+    except VShiftError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader has left, as `| head` does; Python must not complain while it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

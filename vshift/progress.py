@@ -1,0 +1,65 @@
+"""What a person sees while a run trains: a bar on a terminal, one plain line an epoch elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+
+class Reporter:
+    """Writes to stderr; stdout is for data."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.quiet = quiet
+        self._bar: Progress | None = None
+
+    def say(self, text: str) -> None:
+        """One message of its own line, printed as it is."""
+        if not self.quiet:
+            self.console.print(escape(text))
+
+    def start(self, label: str, epoch: int, epochs: int, steps: int) -> None:
+        """A run begins at this epoch, counted from 0."""
+        self._label, self._epochs = label, epochs
+        if self.console.is_terminal and not self.quiet:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(
+                escape(label), total=epochs * steps, completed=epoch * steps
+            )
+            self._bar.start()
+
+    def step(self) -> None:
+        if self._bar is not None:
+            self._bar.advance(self._task)
+
+    def epoch(self, row: dict[str, Any], ratio: float | None) -> None:
+        """One line an epoch; the ratio is the mean shift ratio where it was measured."""
+        shift = "" if ratio is None else f"  shift ratio {ratio:.3f}"
+        digits = len(str(self._epochs))
+        self.say(
+            f"{self._label}  epoch {row['epoch']:{digits}d}/{self._epochs}"
+            f"  train loss {_number(row['train_loss'], '.3f')}"
+            f"  train {_number(row['train_accuracy'], '.2f')} %"
+            f"  test {_number(row['test_accuracy'], '.2f')} %"
+            f"  {row['images_per_second']:.0f} images/s{shift}"
+        )
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

@@ -1,0 +1,104 @@
+"""`vshift train`: every seed of a config, each in its run folder."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from vshift.config.schema import Config
+from vshift.data import ImageSet, load
+from vshift.device import choose_device, configure, device_name
+from vshift.errors import Interrupted, RunError, TrainingFailed
+from vshift.progress import Reporter
+from vshift.runs import RunFolder, look, prepare, run_path
+from vshift.train import build_for, train
+
+
+def train_seeds(config: Config, runs_dir: Path, fresh: bool, reporter: Reporter) -> None:
+    """Train each of the config's seeds that is not done yet.
+
+    Data and network are made before anything is written, so that an error leaves no trace.
+
+    Raises:
+        TrainingFailed: after the last seed, if a run diverged.
+        VShiftError: what the config asks for cannot be had.
+    """
+    waiting = [
+        seed for seed in config.seeds if not _settled(config, seed, runs_dir, fresh, reporter)
+    ]
+    diverged = [
+        seed
+        for seed in config.seeds
+        if seed not in waiting
+        and look(RunFolder(run_path(runs_dir, config.name, seed)), config) == "diverged"
+    ]
+    if waiting:
+        device = choose_device(config.hardware.device)
+        configure(config.hardware, device)
+        images = load(config.data, device)
+        build_for(config, images, waiting[0])
+    for seed in waiting:
+        if train_one(config, seed, images, runs_dir, fresh, reporter) == "diverged":
+            diverged.append(seed)
+    if diverged:
+        raise TrainingFailed(
+            f"{config.name}: the loss became NaN or infinite with seed "
+            f"{', '.join(str(seed) for seed in diverged)}; what was measured until then is kept. "
+            "Try a lower learning rate or a warm-up; --fresh trains the run again"
+        )
+
+
+def _settled(config: Config, seed: int, runs_dir: Path, fresh: bool, reporter: Reporter) -> bool:
+    """Whether a seed needs no training; says so."""
+    path = run_path(runs_dir, config.name, seed)
+    action = "new" if fresh else look(RunFolder(path), config)
+    if action == "done":
+        reporter.say(f"{path} is done; --fresh trains it again")
+    return action in ("done", "diverged")
+
+
+def train_one(
+    config: Config, seed: int, images: ImageSet, runs_dir: Path, fresh: bool, reporter: Reporter
+) -> str:
+    """One run from prepare to finish; returns its status."""
+    folder, action = prepare(runs_dir, config, seed, fresh)
+    if action in ("done", "diverged"):
+        return action
+    device = images.train.images.device
+    folder.update_run(device=device_name(device), step="eager", threads=torch.get_num_threads())
+    began = time.perf_counter()
+    status = "failed"
+    try:
+        if action == "resume":
+            reporter.say(f"{folder.path}: going on from its checkpoint")
+        status = train(config, seed, images, folder, reporter)
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise Interrupted(
+            f"{folder.path}: interrupted; the same command goes on from its last finished epoch"
+        ) from None
+    except torch.OutOfMemoryError as error:
+        raise TrainingFailed(
+            f"{folder.path}: the GPU's memory is full; lower data.batch_size. {error}"
+        ) from error
+    finally:
+        reporter.stop()
+        # Where the disk itself failed, its own error is already on the way up.
+        with suppress(RunError):
+            folder.finish(status, **_speed(folder, time.perf_counter() - began))
+        folder.close()
+    reporter.say(f"{folder.path}: {status}")
+    return status
+
+
+def _speed(folder: RunFolder, seconds: float) -> dict[str, float | None]:
+    """Seconds over all attempts, and training images a second over all epochs."""
+    rows = folder.metrics()
+    slowness = [1 / row["images_per_second"] for row in rows if row.get("images_per_second")]
+    return {
+        "seconds": (folder.run.get("seconds") or 0.0) + seconds,
+        "images_per_second": len(slowness) / sum(slowness) if slowness else None,
+    }

@@ -1,0 +1,61 @@
+"""Learning rates as closed forms of the step: nothing to save, nothing to resume."""
+
+from __future__ import annotations
+
+import math
+
+from vshift.config.schema import Constant, Cosine, MultiStep, OneCycle
+
+
+def learning_rates(
+    schedule: Constant | MultiStep | Cosine | OneCycle, base: float, epochs: int, steps: int
+) -> list[float]:
+    """The learning rate of every step of a run.
+
+    Args:
+        base: the optimizer's learning rate.
+        steps: steps an epoch.
+
+    Returns:
+        `epochs * steps` numbers.
+    """
+    total = epochs * steps
+    if isinstance(schedule, OneCycle):
+        return [_one_cycle(schedule, base, step, total) for step in range(total)]
+    warm = schedule.warmup * steps
+    return [
+        base * (step + 1) / warm if step < warm else _main(schedule, base, step, total, steps, warm)
+        for step in range(total)
+    ]
+
+
+def _main(
+    schedule: Constant | MultiStep | Cosine,
+    base: float,
+    step: int,
+    total: int,
+    steps: int,
+    warm: float,
+) -> float:
+    if isinstance(schedule, MultiStep):
+        passed = sum(step // steps >= milestone for milestone in schedule.milestones)
+        return base * schedule.factor**passed
+    if isinstance(schedule, Cosine):
+        return _cosine(base, schedule.final, (step - warm) / (total - warm))
+    return base
+
+
+def _one_cycle(schedule: OneCycle, base: float, step: int, total: int) -> float:
+    """As torch.optim.lr_scheduler.OneCycleLR with cosine annealing: up to the peak, then down."""
+    peak = base if schedule.peak is None else schedule.peak
+    first = peak / schedule.start_divisor
+    top = schedule.rise * total - 1
+    if step <= top:
+        return _cosine(first, peak, step / top)
+    if total - 1 <= top:
+        return peak
+    return _cosine(peak, first / schedule.end_divisor, (step - top) / (total - 1 - top))
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))

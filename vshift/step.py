@@ -1,0 +1,95 @@
+"""One training step. `EagerStep` is the readable reference for every faster one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vshift.config.schema import SGD
+from vshift.device import autocast
+from vshift.shift.probe import TrainingLog
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean cross-entropy in nats and accuracy in percent over `count` images."""
+
+    loss: float
+    accuracy: float
+    count: int
+
+
+class Tally:
+    """Sums losses and hits on the device; one copy to the host when the score is asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
+        self._count = 0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Take in a batch: its mean loss, logits [N, K] and labels [N]."""
+        hits = (logits.argmax(1) == labels).sum()
+        self._sums += torch.stack([loss.detach().double() * len(labels), hits.double()])
+        self._count += len(labels)
+
+    def take(self) -> Score:
+        """The score since the last call, and start anew."""
+        loss, hits = self._sums.tolist()
+        count = max(self._count, 1)
+        score = Score(loss / count, 100 * hits / count, self._count)
+        self._sums.zero_()
+        self._count = 0
+        return score
+
+
+def make_optimizer(model: nn.Module, config: SGD) -> torch.optim.SGD:
+    """SGD with weight decay on all parameters, or on none that has one value a channel."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    weights = [p for p in parameters if p.ndim > 1 or config.decay_norm_and_bias]
+    others = [p for p in parameters if p.ndim <= 1 and not config.decay_norm_and_bias]
+    groups: list[dict[str, Any]] = [{"params": weights}]
+    if others:
+        groups.append({"params": others, "weight_decay": 0.0})
+    return torch.optim.SGD(
+        groups,
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
+        foreach=True,
+    )
+
+
+class EagerStep:
+    """Forward, backward, update, one operation after the other."""
+
+    name = "eager"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        precision: str,
+        tally: Tally,
+        log: TrainingLog | None = None,
+    ) -> None:
+        self.model, self.optimizer, self.precision = model, optimizer, precision
+        self.tally, self.log = tally, log
+
+    def __call__(self, images: Tensor, labels: Tensor, learning_rate: float) -> None:
+        """Train on images [N, C, H, W] with labels [N]; the model is in training mode."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(images.device, self.precision):
+            logits = self.model(images).float()
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.tally.add(loss, logits, labels)
+        if self.log is not None:
+            self.log.add()

@@ -1,0 +1,140 @@
+"""Many runs: the points of configs × seeds, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vshift.config import expand
+from vshift.config.schema import Config
+from vshift.errors import ConfigError, TrainingFailed
+from vshift.progress import Reporter
+from vshift.runs import RunFolder, look, run_path
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep."""
+
+    source: Path
+    config: Config
+    assignments: dict[str, Any]
+    seed: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.config.name} seed {self.seed}"
+
+    def command(self, sets: Sequence[str], runs_dir: Path) -> list[str]:
+        """The `vshift train` that a person would type for this run."""
+        values = [*sets, f"name={json.dumps(self.config.name)}"]
+        if self.assignments:
+            values.append("grid=null")
+        values += [f"{key}={json.dumps(value)}" for key, value in self.assignments.items()]
+        words = [sys.executable, "-m", "vshift", "train", str(self.source)]
+        for value in values:
+            words += ["--set", value]
+        return [*words, "--seed", str(self.seed), "--runs-dir", str(runs_dir)]
+
+
+def config_files(paths: Iterable[Path]) -> list[Path]:
+    """Files as they are; for a folder the *.yaml in it, in order of name."""
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(p for p in path.glob("*.y*ml") if p.is_file()) if path.is_dir() else [path]
+        if not inside:
+            raise ConfigError(f"{path}: no *.yaml in this folder")
+        found += inside
+    return found
+
+
+def plan(paths: Iterable[Path], sets: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+    """Every run that configs, their grids and seeds name.
+
+    Raises:
+        ConfigError: a config's problems, or two configs with one name.
+    """
+    jobs: dict[tuple[str, int], Job] = {}
+    for path in config_files(paths):
+        for point in expand(path, sets):
+            for seed in seeds or point.config.seeds:
+                job = Job(path, point.config, point.assignments, seed)
+                other = jobs.setdefault((point.config.name, seed), job)
+                if other is not job:
+                    raise ConfigError(
+                        f"{path} and {other.source} both make a run named {job.label}; "
+                        "give one of them another `name`"
+                    )
+    return list(jobs.values())
+
+
+def describe(jobs: Sequence[Job], runs_dir: Path) -> str:
+    """One line a run: its folder and what would be done in it."""
+    return "\n".join(
+        f"{run_path(runs_dir, job.config.name, job.seed)}: {_state(job, runs_dir)}" for job in jobs
+    )
+
+
+def sweep(
+    jobs: Sequence[Job],
+    *,
+    sets: Sequence[str],
+    runs_dir: Path,
+    workers: int,
+    reporter: Reporter,
+) -> None:
+    """Run what is not done, `workers` at a time.
+
+    Raises:
+        TrainingFailed: at the end, naming the runs that failed.
+    """
+    waiting = [job for job in jobs if _state(job, runs_dir) != "done"]
+    reporter.say(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them done")
+    environment = _environment(workers)
+
+    def work(job: Job) -> bool:
+        command = job.command(sets, runs_dir)
+        return _run(command, job.label, environment, workers > 1, reporter)
+
+    with ThreadPoolExecutor(workers) as pool:
+        succeeded = list(pool.map(work, waiting))
+    failed = [job.label for job, good in zip(waiting, succeeded, strict=True) if not good]
+    if failed:
+        raise TrainingFailed(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}")
+
+
+def _state(job: Job, runs_dir: Path) -> str:
+    return look(RunFolder(run_path(runs_dir, job.config.name, job.seed)), job.config)
+
+
+def _environment(workers: int) -> dict[str, str]:
+    """Each worker gets its share of the cores: threads that spin against each other are slow."""
+    if workers == 1:
+        return dict(os.environ)
+    share = max(1, (os.cpu_count() or 1) // workers)
+    return {**os.environ, "OMP_NUM_THREADS": str(share)}
+
+
+def _run(
+    command: list[str], label: str, environment: dict[str, str], apart: bool, reporter: Reporter
+) -> bool:
+    """Run one command; side by side, its messages are shown only if it fails."""
+    if not apart:
+        return subprocess.run(command, env=environment, check=False).returncode == 0
+    with tempfile.TemporaryFile() as messages:
+        done = subprocess.run(
+            command, env=environment, stdout=messages, stderr=messages, check=False
+        )
+        messages.seek(0)
+        text = messages.read().decode(errors="replace").strip()
+    last = text.splitlines()[-1] if text else ""
+    reporter.say(f"{label}: {last}" if done.returncode == 0 else f"{label} failed:\n{text}")
+    return done.returncode == 0
