@@ -31,6 +31,7 @@ def summary_of(accuracy: float = 90.0, **fields: Any) -> dict[str, Any]:
         "test_loss": 0.5,
         "train_accuracy_eval_mode": 99.0,
         "train_accuracy_train_mode": 98.0,
+        "test_error_recalibrated": 100 - accuracy - 0.5,
         "shift_ratio_mean": 1.05,
         "shift_ratio_max": 1.25,
         "shift_ratio_max_layer": "block2.bn1",

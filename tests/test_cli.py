@@ -244,6 +244,22 @@ def test_check_shows_the_problems_of_every_file(vshift, config, tmp_path):
     assert "worse.yaml:" in err
 
 
+def test_recalibrate(vshift, config):
+    vshift("train", config)
+    code, out, _ = vshift("recalibrate", "runs/small/seed-0", "--method", "precise", "--batches", 3)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "runs/small/seed-0", "method", "none", "precise",
+    ]  # fmt: skip
+    code, out, _ = vshift("recalibrate", "runs", "--json", "--set", "recalibration.batches=2")
+    (rows,) = json.loads(out).values()
+    assert [row["method"] for row in rows] == ["none", "swap", "precise", "layerwise"]
+    assert rows[1]["batches"] == 2
+    code, _, err = vshift("recalibrate", "runs", "--method", "prcise")
+    assert code == 2
+    assert "did you mean `precise`" in err
+
+
 def test_schema_is_json(vshift):
     code, out, _ = vshift("schema")
     assert code == 0

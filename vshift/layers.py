@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from vshift.shift.probe import Moments, shift_ratio
+from vshift.shift.explain import Estimate, Explanation
+from vshift.shift.moments import Pooled
+from vshift.shift.probe import Moments, ratio_error, shift_ratio
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,45 +19,79 @@ Row = dict[str, Any]
 Layers = dict[str, Moments]
 
 
-def layer_rows(
-    epoch: int, seen: Layers, running: Layers, met: Layers, noisy: set[str]
-) -> list[Row]:
-    """One row of `layers.jsonl` for each BN layer: channel means of its variances.
+@dataclass(frozen=True)
+class Seen:
+    """What an epoch tells of every BN layer, by name.
 
-    Args:
-        seen: moments in training batches; running: what BN keeps; met: in eval mode, {} if not
-            measured at this epoch.
-        noisy: the layers that noise reaches through no other BN.
+    Attributes:
+        train: moments in training batches; running: what BN keeps.
+        met: moments of what it meets in eval mode; {} if not measured at this epoch.
+        explained: the shift split up; {} likewise.
+        average: how many batches BN's average is worth; see `ratio_error`.
     """
-    rows = []
-    for index, (name, train) in enumerate(seen.items()):
-        evaluated = met[name].variance if name in met else None
-        kept = running[name].variance
-        rows.append(
+
+    train: Layers
+    running: Layers
+    met: dict[str, Pooled]
+    explained: dict[str, Explanation]
+    average: float
+
+    def rows(self, epoch: int, noisy: set[str]) -> list[Row]:
+        """One row of `layers.jsonl` for each BN layer: channel means of its variances.
+
+        Args:
+            noisy: the layers that noise reaches through no other BN.
+        """
+        return [
             {
                 "epoch": epoch,
                 "index": index,
                 "layer": name,
-                "channels": len(kept),
+                "channels": len(train.variance),
                 "noise_before": name in noisy,
                 "train_variance": float(train.variance.mean()),
-                "running_variance": float(kept.mean()),
-                "eval_variance": None if evaluated is None else float(evaluated.mean()),
-                "shift_ratio": None if evaluated is None else shift_ratio(kept, evaluated),
+                "running_variance": float(self.running[name].variance.mean()),
+                **self._shift(name),
+                **_explained(self.explained.get(name)),
             }
-        )
-    return rows
+            for index, (name, train) in enumerate(self.train.items())
+        ]
+
+    def _shift(self, name: str) -> Row:
+        if name not in self.met:
+            return dict.fromkeys(("eval_variance", "shift_ratio", "shift_ratio_se"))
+        met, kept = self.met[name], self.running[name].variance
+        variance = float(met.average_variance.mean())
+        ratio = shift_ratio(kept, met.average_variance)
+        error = ratio_error(ratio, variance, met.standard_error, met.batches, self.average)
+        return {"eval_variance": variance, "shift_ratio": ratio, "shift_ratio_se": error}
+
+    def vectors(self) -> dict[str, np.ndarray]:
+        """The contents of `channels.safetensors`: float32 vectors `<layer>.<what>_<moment>`."""
+        met = {n: Moments(p.average_mean, p.average_variance) for n, p in self.met.items()}
+        kinds = {"train": self.train, "running": self.running, "eval": met}
+        return {
+            f"{name}.{kind}_{moment}": getattr(moments, moment).float().numpy()
+            for kind, layers in kinds.items()
+            for name, moments in layers.items()
+            for moment in ("variance", "mean")
+        }
 
 
-def vectors(seen: Layers, running: Layers, met: Layers) -> dict[str, np.ndarray]:
-    """The contents of `channels.safetensors`: float32 vectors `<layer>.<what>_<moment>`."""
-    kinds = {"train": seen, "running": running, "eval": met}
-    return {
-        f"{name}.{kind}_{moment}": getattr(moments, moment).float().numpy()
-        for kind, layers in kinds.items()
-        for name, moments in layers.items()
-        for moment in ("variance", "mean")
-    }
+RATIOS = ("total", "local", "inherited", "predicted")
+
+
+def _explained(found: Explanation | None) -> Row:
+    """Its columns: ratios training/testing with standard errors, and the layer's cosines."""
+    row: Row = {}
+    for name in RATIOS:
+        estimate: Estimate | None = getattr(found, name, None)
+        row[f"{name}_ratio"] = estimate and estimate.value
+        row[f"{name}_ratio_se"] = estimate and estimate.error
+    row["predicted_exact"] = found and found.exact
+    row["cos2"] = found and found.cos2
+    row["dcos2"] = found and found.dcos2
+    return row
 
 
 def _ratios(rows: list[Row]) -> list[tuple[float, str]]:

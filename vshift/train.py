@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
-from itertools import islice
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from vshift.config.schema import Config
-from vshift.data import ImageSet, Part, Stream, plain_stream, train_stream
-from vshift.device import autocast
+from vshift.data import ImageSet, train_stream
 from vshift.errors import ConfigError
-from vshift.layers import layer_rows, mean_ratio, summary_of, vectors
+from vshift.layers import Seen, mean_ratio, summary_of
+from vshift.measure import (
+    Subject,
+    eval_moments,
+    explanations,
+    is_measured,
+    meets_eval,
+    mode_rows,
+    mode_summary,
+    monte_carlo_scores,
+    recalibrations,
+    test_scores,
+    train_scores,
+)
 from vshift.networks import build
 from vshift.progress import Reporter
 from vshift.runs import RunFolder
 from vshift.schedule import learning_rates
 from vshift.seeding import derive
 from vshift.shift.graph import noise_in_front
-from vshift.shift.probe import Moments, TrainingLog, input_moments, preserved, running_moments
-from vshift.step import EagerStep, Score, Tally, make_optimizer
+from vshift.shift.probe import TrainingLog, running_moments
+from vshift.step import EagerStep, Tally, make_optimizer
 
 Row = dict[str, Any]
 
@@ -40,19 +49,16 @@ def train(
     Returns:
         `done` or `diverged`.
     """
-    device = images.train.images.device
-    stream = train_stream(images, config.data.batch_size, *_augment(config))
-    model = build_for(config, images, seed)
-    model.to(device).to(memory_format=torch.channels_last)
+    subject = make_subject(config, seed, images)
+    model, stream = subject.model, subject.stream
     optimizer = make_optimizer(model, config.optimizer)
     rates = learning_rates(
         config.schedule, config.optimizer.learning_rate, config.epochs, stream.steps
     )
-    tally = Tally(device)
+    tally = Tally(images.train.images.device)
     log = TrainingLog(model) if config.measure.every else None
     step = EagerStep(model, optimizer, config.hardware.precision, tally, log)
     finished = restore(folder, model, optimizer)
-    noisy = {name for name, noise in noise_in_front(model).items() if noise}
     reporter.start(f"{config.name} seed {seed}", finished, config.epochs, stream.steps)
 
     for epoch in range(finished + 1, config.epochs + 1):
@@ -67,23 +73,16 @@ def train(
         trained = tally.take()
         training_seconds = time.perf_counter() - began
 
-        diverged = not math.isfinite(trained.loss)
         row: Row = {
             "epoch": epoch,
             "step": epoch * stream.steps,
             "learning_rate": epoch_rates[-1],
             "train_loss": trained.loss,
             "train_accuracy": trained.accuracy,
-            **scores(config, model, images),
+            **test_scores(subject),
         }
-        layers: list[Row] = []
-        if log is not None and not diverged:
-            seen = log.take()
-            if measured_at(config, epoch):
-                met = eval_moments(config, model, stream, seed, epoch)
-                layers = layer_rows(epoch, seen, running_moments(model), met, noisy)
-            if epoch == config.epochs:
-                folder.write_channels(vectors(seen, running_moments(model), met))
+        diverged = not math.isfinite(trained.loss)
+        layers = [] if log is None or diverged else see_layers(subject, log, epoch, folder)
         row["seconds"] = time.perf_counter() - began
         row["images_per_second"] = trained.count / training_seconds
         folder.append_metrics(row)
@@ -92,10 +91,67 @@ def train(
         if diverged:
             return "diverged"
         if epoch == config.epochs:
-            final = final_scores(config, model, stream, seed, epoch)
-            folder.write_summary({**summary_of(model, row, layers), **final})
+            finish(subject, row, layers, folder)
         folder.save_checkpoint(checkpoint(epoch, model, optimizer))
     return "done"
+
+
+def make_subject(config: Config, seed: int, images: ImageSet) -> Subject:
+    """The network with the seed's initial weights on the images' device, and its batches."""
+    augment = config.data.augment
+    stream = train_stream(images, config.data.batch_size, augment.crop, augment.flip)
+    model = build_for(config, images, seed)
+    model.to(images.train.images.device).to(memory_format=torch.channels_last)
+    return Subject(config, seed, model, images, stream)
+
+
+def see_layers(subject: Subject, log: TrainingLog, epoch: int, folder: RunFolder) -> list[Row]:
+    """The epoch's rows of layers.jsonl; in the last epoch also the channels' vectors."""
+    config, model = subject.config, subject.model
+    steps = subject.stream.steps
+    seen = log.take()
+    if not is_measured(config, epoch):
+        return []
+    meets = meets_eval(config, epoch)
+    found = Seen(
+        train=seen,
+        running=running_moments(model),
+        met=eval_moments(subject, epoch) if meets else {},
+        explained=explanations(subject, epoch) if meets else {},
+        average=batches_remembered(config.norm, epoch * steps),
+    )
+    if epoch == config.epochs:
+        folder.write_channels(found.vectors())
+    noisy = {name for name, noise in noise_in_front(model).items() if noise}
+    return found.rows(epoch, noisy)
+
+
+def batches_remembered(norm: Any, steps: int) -> float:
+    """How many batches BN's average is worth after so many steps: (2 − m)/m of a moving one."""
+    if getattr(norm, "cumulative", False):
+        return steps
+    momentum = getattr(norm, "momentum", 0.0)
+    return min(steps, (2 - momentum) / momentum) if momentum else 0.0
+
+
+def finish(subject: Subject, row: Row, layers: list[Row], folder: RunFolder) -> None:
+    """After the last epoch: repair, split up what was lost, and write the summary."""
+    config, epoch = subject.config, subject.config.epochs
+    summary = {**summary_of(subject.model, row, layers), **train_scores(subject, epoch)}
+    rows, states = recalibrations(subject, config.recalibration, epoch)
+    tested = {key: value for key, value in row.items() if key.startswith("test_")}
+    folder.write_recalibration([{"method": "none", **tested}, *rows], states)
+    summary |= {f"test_accuracy_{r['method']}": r["test_accuracy"] for r in rows}
+    if rows:
+        summary["recalibration"] = rows[0]["method"]
+        summary["test_error_recalibrated"] = 100 - rows[0]["test_accuracy"]
+    if config.measure.modes:
+        modes = mode_rows(subject, states, epoch)
+        folder.write_modes(modes)
+        summary |= mode_summary(modes)
+    if config.measure.monte_carlo:
+        summary |= monte_carlo_scores(subject, config.measure.monte_carlo, epoch)
+    folder.write_summary(summary)
 
 
 def build_for(config: Config, images: ImageSet, seed: int) -> nn.Module:
@@ -114,78 +170,6 @@ def build_for(config: Config, images: ImageSet, seed: int) -> nn.Module:
             f"{config.data.batch_size + 1}"
         )
     return model
-
-
-def _augment(config: Config) -> tuple[int, bool]:
-    return config.data.augment.crop, config.data.augment.flip
-
-
-def measured_at(config: Config, epoch: int) -> bool:
-    """Whether the layers' variances are written at this epoch: each n-th, and the last."""
-    every = config.measure.every
-    return bool(every) and (epoch % every == 0 or epoch == config.epochs)
-
-
-def eval_moments(
-    config: Config, model: nn.Module, stream: Stream, seed: int, epoch: int
-) -> dict[str, Moments]:
-    """What every BN layer meets in eval mode on augmented training batches; {} if not now."""
-    named = config.measure.eval_epochs
-    if not (epoch == config.epochs or named == "all" or epoch in named):
-        return {}
-    batches = islice(stream.epoch(derive(seed, epoch, "measure")), config.measure.eval_batches)
-    with preserved(model), autocast(stream.part.images.device, config.hardware.precision):
-        model.eval()
-        return input_moments(model, (pixels for pixels, _ in batches))
-
-
-def scores(config: Config, model: nn.Module, images: ImageSet) -> Row:
-    """Test loss and accuracy, and the validation part's where there is one, in eval mode."""
-    parts = {"test": images.test, "validation": images.validation}
-    row: Row = {}
-    for name, part in parts.items():
-        if part is not None:
-            score = _score_in_eval_mode(config, model, images, part)
-            row[f"{name}_loss"] = score.loss
-            row[f"{name}_accuracy"] = score.accuracy
-    return row
-
-
-def _score_in_eval_mode(config: Config, model: nn.Module, images: ImageSet, part: Part) -> Score:
-    with preserved(model):
-        model.eval()
-        return score(model, plain_stream(images, part).plain(), config.hardware.precision)
-
-
-def final_scores(config: Config, model: nn.Module, stream: Stream, seed: int, epoch: int) -> Row:
-    """Accuracy of the final weights on augmented training data, in eval and in train mode.
-
-    In train mode noise is on and BN uses each batch's statistics; buffers stay as they are.
-    """
-    row: Row = {}
-    for mode in ("eval", "train"):
-        with preserved(model):
-            model.train(mode == "train")
-            torch.manual_seed(derive(seed, epoch, "final noise"))
-            batches = stream.epoch(derive(seed, epoch, "final"))
-            result = score(model, batches, config.hardware.precision)
-        row[f"train_accuracy_{mode}_mode"] = result.accuracy
-        row[f"train_loss_{mode}_mode"] = result.loss
-    return row
-
-
-@torch.no_grad()
-def score(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str) -> Score:
-    """Mean loss and accuracy over batches, in the model's present mode."""
-    tally: Tally | None = None
-    for pixels, labels in batches:
-        tally = tally or Tally(pixels.device)
-        with autocast(pixels.device, precision):
-            logits = model(pixels).float()
-        tally.add(F.cross_entropy(logits, labels), logits, labels)
-    if tally is None:
-        raise ValueError("no batches to score")
-    return tally.take()
 
 
 def checkpoint(epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> Row:

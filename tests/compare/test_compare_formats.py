@@ -68,7 +68,7 @@ def test_numbers_for_people() -> None:
 
 def test_plain_table_is_aligned_and_complete(small: Comparison) -> None:
     lines = render(small, "table").splitlines()
-    assert lines[0].startswith("config       test error %    difference  train acc % (eval")
+    assert lines[0].startswith("config       test error %    difference  after recalibration")
     assert "7.00 ± 1.41 (n=2)      baseline" in lines[1]
     assert "9.25 ± 1.06 (n=2)  +2.25 ± 1.25" in lines[2]
     assert lines[2].index("1.234") == lines[0].index("shift max") + len("shift max") - 5

@@ -129,7 +129,15 @@ position = st.sampled_from(["before_last_bn", "before_last_conv", "before_bn", "
 rate = st.floats(0, 1, exclude_max=True)
 noise = st.fixed_dictionaries(
     {"kind": st.sampled_from(["dropout", "gaussian", "uout"]), "rate": rate, "position": position},
-    optional={"unit": st.sampled_from(["element", "channel"])},
+    optional={"unit": st.sampled_from(["element", "channel", "sample"])},
+) | st.fixed_dictionaries(
+    {
+        "kind": st.sampled_from(
+            ["stochastic_depth", "classic_dropout", "scaled_dropout", "alpha_dropout", "dropblock"]
+        ),
+        "rate": rate,
+        "position": position,
+    }
 )
 networks = st.fixed_dictionaries(
     {"name": st.sampled_from(["preresnet", "resnet", "resnext", "densenet", "vgg", "mlp"])},
@@ -148,7 +156,11 @@ configs = st.fixed_dictionaries(
      "epochs": st.integers(1, 100_000)},
     optional={
         "seeds": st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=3, unique=True),
-        "norm": st.fixed_dictionaries({"kind": st.just("batch"), "eps": positive}),
+        "norm": st.fixed_dictionaries(
+            {"kind": st.just("batch"), "eps": positive},
+            optional={"ghost": st.none() | st.integers(1, 999), "update": st.booleans(),
+                      "evaluate": st.sampled_from(["running", "batch"])},
+        ),
         "optimizer": st.fixed_dictionaries({"learning_rate": positive}),
         "schedule": st.fixed_dictionaries({"name": st.just("onecycle"), "peak": positive}),
         "grid": st.dictionaries(

@@ -47,7 +47,7 @@ depth: 20
         "11:24: measure.eval_epochs: 'alle' is not allowed; did you mean `all`? allowed: all, a "
         "list",
         "12:1: depth: unknown key; did you mean `network.depth`? allowed here: base, data, epochs, "
-        "grid, hardware, measure, name, network, norm, optimizer, schedule, seeds",
+        "grid, hardware, measure, name, network, norm, optimizer, recalibration, schedule, seeds",
     ]
 
 
@@ -84,7 +84,20 @@ depth: 20
          "default"),
         ("network.noise=[]", "network.noise: empty; give at least one"),
         ("network.noise={}", "network.noise.kind: missing; allowed: dropout, gaussian, uniform, "
-         "uout"),
+         "uout, stochastic_depth, classic_dropout, scaled_dropout, alpha_dropout, dropblock"),
+        ("network.noise.unit=pixel", "network.noise.unit: 'pixel' is not allowed; allowed: "
+         "element, channel, sample"),
+        ("network.noise={kind: dropblock, rate: 0.1, size: 0, position: before_bn}",
+         "network.noise.size: 0 is not allowed; must be at least 1 (side of a square in pixels)"),
+        ("network.noise={kind: alpha_dropout, rate: 1, position: before_bn}",
+         "network.noise.rate: 1 is not allowed; must be less than 1 (the DROP rate in [0, 1), the "
+         "paper's 1 − p)"),
+        ("network.noise={kind: stochastic_depth, rate: 0.1, unit: channel, position: before_bn}",
+         "network.noise.unit: unknown key of stochastic_depth; it is a key of dropout, gaussian, "
+         "uniform, uout; allowed here: kind, position, rate"),
+        ("norm.ghost=0", "norm.ghost: 0 is not allowed; must be at least 1 (images of a group)"),
+        ("norm.evaluate=test", "norm.evaluate: 'test' is not allowed; allowed: running, batch"),
+        ("norm.update=no", "norm.update: 'no' is not true or false; write false"),
         ("network.noise.position=null", "network: noise has no place: give it a position "
          f"({POSITIONS.replace(', a list', '')}), or write `noise` in network.block"),
         ("network.noise.position=[before_bm]", "network.noise.position.0: 'before_bm' is not "
@@ -106,8 +119,8 @@ depth: 20
         ("data={name: imagefolder}", "data.root: missing; the tree's folder"),
         ("data={name: imagefolder, root: ''}", "data.root: empty; give at least one"),
         ("norm.groups=3", "norm.groups: unknown key of batch; it is a key of group; allowed "
-         "here: affine, cumulative, eps, "
-         "kind, momentum, scale_init, shift_init"),
+         "here: affine, cumulative, eps, evaluate, ghost, gn_groups, "
+         "kind, momentum, scale_init, shift_init, update"),
         ("measure.eval_epochs=[9]", "measure: eval_epochs names epoch 9, and there are 3"),
         ("schedule={name: multistep}", "schedule.milestones: missing; finished epochs after "
          "which the "

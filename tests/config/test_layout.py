@@ -81,8 +81,8 @@ def test_every_position_of_every_family(network: dict[str, Any], position: str, 
 
 
 def test_parse_writes_short_words_out() -> None:
-    assert layout.parse(" bn  relu conv\npool noise noise2 conv5x5 fc") == (
-        "bn", "relu", "conv3x3", "maxpool", "noise", "noise2", "conv5x5", "fc",
+    assert layout.parse(" bn  relu conv\npool noise noise2 conv5x5 fc gn") == (
+        "bn", "relu", "conv3x3", "maxpool", "noise", "noise2", "conv5x5", "fc", "gn",
     )  # fmt: skip
 
 
@@ -171,6 +171,15 @@ def test_several_positions_and_several_entries() -> None:
     assert network.head_noises == (1,)
 
 
+def test_positions_overlook_gn() -> None:
+    net = {"name": "preresnet", "block": "bn relu conv gn relu conv"}
+    assert order_of("before_last_bn", **net) == "noise1 bn relu conv3x3 gn relu conv3x3"
+    assert order_of("before_last_conv", **net) == "bn relu conv3x3 gn relu noise1 conv3x3"
+    assert order_of("after_bn", **net) == "bn relu noise1 conv3x3 gn relu conv3x3"
+    with pytest.raises(ValidationError, match="position before_bn needs a bn in the block order"):
+        order_of("before_bn", name="preresnet", block="gn relu conv")
+
+
 def test_noise_variances() -> None:
     """By hand: rate/(1−rate), σ², β²/3; a `rate` elsewhere means dropout's variance."""
     noises = [
@@ -179,9 +188,10 @@ def test_noise_variances() -> None:
         {"kind": "gaussian", "rate": 0.5, "position": "before_bn"},
         {"kind": "uniform", "beta": 0.6, "position": "before_bn"},
         {"kind": "uout", "rate": 0.75, "position": "before_bn"},
+        {"kind": "stochastic_depth", "rate": 0.2, "position": "before_bn"},
     ]
     network = make_config(network={"name": "preresnet", "noise": noises}).network
-    assert [n.variance for n in network.noises] == pytest.approx([0.25, 0.25, 1.0, 0.12, 3.0])
+    assert [n.variance for n in network.noises] == pytest.approx([0.25, 0.25, 1.0, 0.12, 3.0, 0.25])
 
 
 def test_words() -> None:

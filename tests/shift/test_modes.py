@@ -192,3 +192,14 @@ def test_seeded_repeats_and_restores():
     with seeded(model, 3):
         assert torch.equal(torch.rand(4), first)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_layer_told_to_test_on_batch_statistics_obeys_the_modes():
+    from vshift.networks.norm import BatchNorm
+
+    layer = BatchNorm(3, evaluate="batch")
+    model, x = nn.Sequential(layer).eval(), torch.randn(16, 3) * 5
+    with modes(model, noise=False, norm="running"):
+        torch.testing.assert_close(model(x), x / (1 + layer.eps) ** 0.5)
+    assert layer.evaluate == "batch"
+    assert model(x).std().item() == pytest.approx(1, abs=0.05)

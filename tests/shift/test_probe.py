@@ -10,8 +10,8 @@ from vshift.networks.norm import BatchNorm
 from vshift.shift.probe import (
     TrainingLog,
     batch_norms,
-    input_moments,
     preserved,
+    ratio_error,
     running_moments,
     shift_ratio,
 )
@@ -47,38 +47,6 @@ def test_training_log_starts_anew_after_take():
         log.add()
         seen = log.take()["0"].variance
         torch.testing.assert_close(seen, x.double().var(0), rtol=1e-5, atol=0)
-
-
-def test_input_moments_are_those_of_the_bn_inputs_in_eval_mode():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4))
-    model[1].running_var.fill_(2.0)
-    batches = [torch.randn(6, 3, 8, 8) for _ in range(3)]
-    model.eval()
-    found = input_moments(model, batches)
-    with torch.no_grad():
-        first = [model[0](b) for b in batches]
-        second = [model[2](model[1](x)) for x in first]
-    for name, inputs in {"1": first, "3": second}.items():
-        variance = torch.stack([x.double().var((0, 2, 3)) for x in inputs]).mean(0)
-        torch.testing.assert_close(found[name].variance, variance, rtol=1e-5, atol=0)
-        mean = torch.stack([x.double().mean((0, 2, 3)) for x in inputs]).mean(0)
-        torch.testing.assert_close(found[name].mean, mean, rtol=1e-5, atol=1e-6)
-
-
-def test_input_moments_leave_no_hook_and_no_trace():
-    model = small_net().eval()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    input_moments(model, [torch.randn(4, 3, 16, 16)])
-    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
-    assert not any(m._forward_pre_hooks for m in model.modules())
-
-
-def test_hooks_go_even_if_the_model_fails():
-    model = small_net()
-    with pytest.raises(RuntimeError):
-        input_moments(model, [torch.randn(4, 7, 16, 16)])
-    assert not any(m._forward_pre_hooks for m in model.modules())
 
 
 def test_running_moments_are_the_buffers():
@@ -127,3 +95,17 @@ def test_preserved_restores_buffers_modes_and_random_numbers_even_after_an_error
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_ratio_error_against_monte_carlo():
+    """Both variances are averages over batches: the moving one is worth (2 − m)/m of them."""
+    torch.manual_seed(0)
+    momentum, batches, repeats = 0.1, 30, 4000
+    one = torch.randn(repeats, 200).double() * 0.05 + 1  # a layer's variance in 200 train batches
+    running = torch.ones(repeats, dtype=torch.float64)
+    for step in range(200):
+        running = running.lerp(one[:, step], momentum)
+    met = torch.randn(repeats, batches).double() * 0.05 + 1
+    ratio = running / met.mean(1)
+    claimed = ratio_error(1.0, 1.0, 0.05 / batches**0.5, batches, (2 - momentum) / momentum)
+    assert ratio.std().item() == pytest.approx(claimed, rel=0.05)

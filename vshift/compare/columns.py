@@ -32,6 +32,7 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("config", lambda r: visible(r["label"]), 99, is_text=True),
         Column("test error %", _test_error, 98),
         Column("difference", difference, 97),
+        Column("after\nrecalibration", _fixed("recalibrated_error_mean", 2), 6),
         Column("train acc %\n(eval mode)", _fixed("train_accuracy_eval_mode_mean", 2), 6),
         Column("train acc %\n(train mode)", _fixed("train_accuracy_train_mode_mean", 2), 5),
         Column("shift mean", _fixed("shift_ratio_mean", 3), 8),

@@ -31,6 +31,7 @@ COLUMNS = (
     "test_error_sd",
     "difference",
     "difference_se",
+    "recalibrated_error_mean",
     "train_accuracy_eval_mode_mean",
     "train_accuracy_train_mode_mean",
     "shift_ratio_mean",
@@ -195,6 +196,7 @@ def _row(group: _Group, name_is_shared: bool) -> Row:
     }
     for key in ("train_accuracy_eval_mode", "train_accuracy_train_mode"):
         values[f"{key}_mean"] = _mean(_numbers(group, key))
+    values["recalibrated_error_mean"] = _mean(_numbers(group, "test_error_recalibrated"))
     return {column: values.get(column) for column in COLUMNS}
 
 

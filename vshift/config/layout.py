@@ -22,7 +22,7 @@ POSITIONS: tuple[str, ...] = get_args(Position)
 
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid")
 POOLS = ("maxpool", "avgpool")
-_WORDS = (*ACTIVATIONS, *POOLS, "pool", "conv", "conv1x1", "conv3x3", "fc", "bn", "noise")
+_WORDS = (*ACTIVATIONS, *POOLS, "pool", "conv", "conv1x1", "conv3x3", "fc", "bn", "gn", "noise")
 _CONV = re.compile(r"conv([1357])x\1")
 _NOISE = re.compile(r"noise([1-9][0-9]?)?")
 _SHORT = {"conv": "conv3x3", "pool": "maxpool"}
@@ -69,7 +69,7 @@ def parse(text: str) -> Order:
             hint = did_you_mean(word, _WORDS)
             raise ValueError(
                 f"`{word}` is not an operation; {hint + ' ' if hint else ''}"
-                f"allowed: conv1x1, conv3x3, conv5x5, conv7x7, fc, bn, noise, noise2…, "
+                f"allowed: conv1x1, conv3x3, conv5x5, conv7x7, fc, bn, gn, noise, noise2…, "
                 f"{', '.join(POOLS)}, {', '.join(ACTIVATIONS)}"
             )
     return order
@@ -142,7 +142,10 @@ def place(order: Order, noises: Sequence[Sequence[str]]) -> Order:
 
 
 def _places(order: Sequence[str], position: str) -> list[int]:
-    """The indices of `order` in front of which a position inserts its word."""
+    """The indices of `order` in front of which a position inserts its word.
+
+    `gn` is no BN: it has no statistics that a shift could spoil, and no position looks at it.
+    """
     norms = [i for i, word in enumerate(order) if word == "bn"]
     if position == "before_last_conv":
         return [max(i for i, word in enumerate(order) if is_conv(word))]

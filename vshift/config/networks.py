@@ -3,116 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from vshift.config import layout
 from vshift.config.base import OneOrList, Section
-
-Rate = Annotated[float, Field(ge=0, lt=1)]
-Positions = OneOrList[
-    layout.Position, Annotated[list[layout.Position], Field(min_length=1, max_length=5)]
-]
-
-
-class _Noise(Section):
-    position: Positions | None = Field(
-        None,
-        description="Where the noise sits: before_last_bn (the paper's Dropout-(a)), "
-        "before_last_conv (Dropout-(b)), before_bn or after_bn (every BN of the block), "
-        "before_classifier, or several. Leave it out where `block` says `noise` itself.",
-    )
-    unit: Literal["element", "channel"] = Field(
-        "element",
-        description="One random number for each value, or one for each channel of an image.",
-    )
-
-    @field_validator("position")
-    @classmethod
-    def _differ(cls, position: str | list[str] | None) -> str | list[str] | None:
-        if isinstance(position, list) and len(set(position)) < len(position):
-            raise ValueError("a position is listed twice")
-        return position
-
-    @property
-    def positions(self) -> tuple[str, ...]:
-        if self.position is None:
-            return ()
-        return (self.position,) if isinstance(self.position, str) else tuple(self.position)
-
-    @property
-    def variance(self) -> float:
-        """The noise variance s², which alone decides the variance shift."""
-        raise NotImplementedError
-
-
-class Dropout(_Noise):
-    kind: Literal["dropout"] = Field(
-        description="Each value is dropped, or kept and divided by 1 − rate."
-    )
-    rate: Rate = Field(description="The DROP rate in [0, 1), the paper's 1 − p.")
-
-    @property
-    def variance(self) -> float:
-        return self.rate / (1 - self.rate)
-
-
-def _one_of(section: Section, *names: str) -> None:
-    given = [name for name in names if getattr(section, name) is not None]
-    if len(given) != 1:
-        raise ValueError(f"give exactly one of {' and '.join(names)}; {len(given)} are given")
-
-
-class Gaussian(_Noise):
-    kind: Literal["gaussian"] = Field(description="Multiply by a normal number of mean 1.")
-    sigma: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="Standard deviation of the multiplier; 1 matches dropout at rate 0.5."
-    )
-    rate: Rate | None = Field(
-        None, description="Instead of sigma: the dropout rate whose noise variance it matches."
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _one_of(self, "sigma", "rate")
-        return self
-
-    @property
-    def variance(self) -> float:
-        return self.rate / (1 - self.rate) if self.rate is not None else (self.sigma or 0.0) ** 2
-
-
-class Uniform(_Noise):
-    """Uout: x + x·r with r ~ U(−β, β)."""
-
-    kind: Literal["uniform", "uout"] = Field(
-        description="Multiply by a number drawn evenly around 1."
-    )
-    beta: Annotated[float, Field(ge=0)] | None = Field(
-        None,
-        description="Half width of the multiplier's range around 1; the paper uses 0.1 to 0.5.",
-    )
-    rate: Rate | None = Field(
-        None, description="Instead of beta: the dropout rate whose noise variance it matches."
-    )
-
-    @field_validator("kind")
-    @classmethod
-    def _one_name(cls, kind: str) -> str:
-        return "uniform"
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _one_of(self, "beta", "rate")
-        return self
-
-    @property
-    def variance(self) -> float:
-        return self.rate / (1 - self.rate) if self.rate is not None else (self.beta or 0.0) ** 2 / 3
-
-
-Noise = Annotated[Dropout | Gaussian | Uniform, Field(discriminator="kind")]
+from vshift.config.noise import AnyNoise, Noise
 
 
 class _Network(Section):
@@ -123,7 +20,7 @@ class _Network(Section):
     may_pool: ClassVar[bool] = False
 
     noise: OneOrList[Noise, Annotated[list[Noise], Field(min_length=1, max_length=16)]] | None = (
-        Field(None, description="Multiplicative noise of mean 1 in training: one entry or a list.")
+        Field(None, description="Noise in training, by kind: one entry or a list.")
     )
     bias: bool = Field(
         False, description="Bias of convolutions in blocks; before a BN it is redundant."
@@ -152,7 +49,7 @@ class _Network(Section):
         return None if block is None else " ".join(order)
 
     @property
-    def noises(self) -> tuple[Dropout | Gaussian | Uniform, ...]:
+    def noises(self) -> tuple[AnyNoise, ...]:
         return tuple(_as_list(self.noise))
 
     @property

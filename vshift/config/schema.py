@@ -14,6 +14,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from vshift.config.base import OneOrList, Section
 from vshift.config.networks import Network
+from vshift.config.norm import BatchNorm, Norm
 
 Count = Annotated[int, Field(ge=1)]
 Epochs = Annotated[list[Count], Field(max_length=100_000)]
@@ -88,44 +89,6 @@ class Shapes(_Data):
 
 
 Data = Annotated[Cifar | ImageFolder | Shapes, Field(discriminator="name")]
-
-
-class _Affine(Section):
-    eps: float = Field(1e-5, gt=0, description="Added to the variance.")
-    affine: bool = Field(True, description="Learn a scale γ and a shift β for each channel.")
-    scale_init: float = Field(1.0, description="Initial γ.")
-    shift_init: float = Field(0.0, description="Initial β.")
-
-
-class BatchNorm(_Affine):
-    kind: Literal["batch"] = Field(description="Batch normalisation.")
-    cumulative: bool = Field(
-        False, description="Keep the simple average over all batches instead of a moving one."
-    )
-    momentum: float = Field(
-        0.1, ge=0, le=1, description="The new batch's weight in the moving average (PyTorch's)."
-    )
-
-    @field_validator("momentum")
-    @classmethod
-    def _not_both(cls, momentum: float, info: ValidationInfo) -> float:
-        if info.data.get("cumulative") and momentum != 0.1:  # 0.1: what a saved config says
-            raise ValueError("momentum has no meaning with cumulative: true; give one of the two")
-        return momentum
-
-
-class GroupNorm(_Affine):
-    kind: Literal["group"] = Field(
-        description="Group normalisation: the same in training and in testing."
-    )
-    groups: Count = Field(8, description="Groups of channels; must divide every layer's channels.")
-
-
-class NoNorm(Section):
-    kind: Literal["none"] = Field(description="No normalisation.")
-
-
-Norm = Annotated[BatchNorm | GroupNorm | NoNorm, Field(discriminator="kind")]
 
 
 class SGD(Section):
@@ -209,6 +172,58 @@ class Measure(Section):
     eval_epochs: OneOrList[Literal["all"], Epochs] = Field(
         [], description="Epochs at which eval_variance is measured; the last one always is."
     )
+    explain_batches: int = Field(
+        10,
+        ge=0,
+        description="Batches that a layer's local, inherited and predicted ratio are taken from, "
+        "wherever eval_variance is measured; 0: not at all.",
+    )
+    modes: bool = Field(
+        False,
+        description="After the last epoch, accuracy for noise on and off with BN on batch, running "
+        "and recalibrated statistics.",
+    )
+    monte_carlo: int = Field(
+        0, ge=0, description="Passes of Monte Carlo dropout over the test images; 0: none."
+    )
+
+    @field_validator("monte_carlo")
+    @classmethod
+    def _a_spread_takes_two(cls, passes: int) -> int:
+        if passes == 1:
+            raise ValueError("a spread takes at least 2 passes; 0 turns it off")
+        return passes
+
+
+class Recalibration(Section):
+    """Re-estimating BN statistics after the last epoch: what Li et al. 2019 call Adjust."""
+
+    methods: list[Literal["swap", "precise", "layerwise", "dropout_on", "batch", "mix"]] = Field(
+        ["precise"],
+        max_length=6,
+        description="swap: all layers at once in eval mode. precise: noise off, BN on batch "
+        "statistics. layerwise: from the input on, each behind the new ones. dropout_on: the trap "
+        "of leaving noise on. batch: test with each test batch's own statistics. mix: of those and "
+        "the running ones.",
+    )
+    batches: Count = Field(30, description="Training batches of data.batch_size they are taken of.")
+    augment: bool = Field(True, description="Crop and flip them as in training.")
+    moments: Literal["both", "variance"] = Field(
+        "both", description="Re-estimate mean and variance, or the variance only."
+    )
+    estimator: Literal["pooled", "average"] = Field(
+        "pooled", description="Of all values of all batches, or the average over batches."
+    )
+    own: float = Field(
+        0.5, ge=0, le=1, description="For mix: the weight of the test batch's own statistics."
+    )
+
+    @field_validator("methods")
+    @classmethod
+    def _once(cls, methods: list[str]) -> list[str]:
+        if len(set(methods)) != len(methods):
+            raise ValueError("a method is listed twice")
+        return methods
 
 
 class Hardware(Section):
@@ -243,6 +258,9 @@ class Config(Section):
         Constant(name="constant"), description="The learning rate over the run, by name."
     )
     measure: Measure = Field(Measure(), description="What is logged of the BN layers, and when.")
+    recalibration: Recalibration = Field(
+        Recalibration(), description="BN statistics re-estimated after the last epoch."
+    )
     hardware: Hardware = Field(Hardware(), description="Where and how precisely it runs.")
     grid: Grid | None = Field(
         None, description="Sweeps only: dotted keys and the values to try, all combinations."

@@ -68,9 +68,10 @@ def _name_first(value: Any) -> Any:
 def config_hash(config: Config) -> str:
     """16 hex digits that two configs share if they train and measure the same way.
 
-    The name, the seeds and the grid do not count; every default does.
+    The name, the seeds and the grid do not count. Nor do values that are the defaults: so a later
+    version with more keys gives old configs their old hash.
     """
-    values = config.model_dump(exclude=_NOT_HASHED)
+    values = config.model_dump(exclude=_NOT_HASHED, exclude_defaults=True)
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -13,7 +13,7 @@ from vshift.errors import DataError
 from vshift.networks import plain, residual
 from vshift.networks.blocks import Pieces, initialise
 from vshift.networks.noise import Noise, make_noise
-from vshift.networks.norm import BatchNorm, make_norm
+from vshift.networks.norm import BatchNorm, make_group_norm, make_norm
 
 __all__ = ["BatchNorm", "Noise", "build"]
 
@@ -47,6 +47,7 @@ def build(
     pieces = Pieces(
         order=network.order,
         norm=lambda width: make_norm(config_.norm, width),
+        group_norm=lambda width: make_group_norm(config_.norm, width),
         noise=lambda index: make_noise(network.noises[index]),
         bias=network.bias,
     )

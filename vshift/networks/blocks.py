@@ -34,13 +34,15 @@ class Pieces:
 
     Attributes:
         order: the words of a block, noise filled in as `noise1`, `noise2`, …
-        norm: number of channels → a normalisation layer.
+        norm: number of channels → a normalisation layer, `bn` in the order.
+        group_norm: the same for `gn`.
         noise: index in `network.noise`, from 0 → a noise module.
         bias: whether the blocks' convolutions have one.
     """
 
     order: layout.Order
     norm: Callable[[int], nn.Module]
+    group_norm: Callable[[int], nn.Module]
     noise: Callable[[int], nn.Module]
     bias: bool = False
 
@@ -99,6 +101,8 @@ def branch(
             channels = wanted
         elif word == "bn":
             modules.append(("bn", pieces.norm(channels)))
+        elif word == "gn":
+            modules.append(("gn", pieces.group_norm(channels)))
         elif layout.is_noise(word):
             modules.append(("noise", pieces.noise(layout.noise_index(word))))
         elif word in layout.POOLS:

@@ -1,8 +1,11 @@
-"""Noise: what multiplies activations in training, and is the identity in eval mode.
+"""Noise layers: random in training, and not in eval mode.
 
-Every kind has mean 1 and a known variance s², the only number of it that decides the variance
-shift: rate/(1 − rate) for dropout, σ² for Gaussian noise, β²/3 for uniform noise (Li et al. 2019,
-sections 3 and 5).
+The multiplicative kinds have mean 1 and a known variance s², the only number of them that decides
+the variance shift: rate/(1 − rate) for dropout, σ² for Gaussian noise, β²/3 for uniform noise (Li
+et al. 2019, sections 3 and 5). They are the identity in eval mode.
+
+The other kinds each differ from that in one thing, which their docstring says with the exact
+variances of the output: c and v are mean and variance of the input, q the drop rate, p = 1 − q.
 """
 
 from __future__ import annotations
@@ -10,17 +13,25 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vshift.config import networks as config
+from vshift.config import noise as config
+
+UNITS = {"sample": 1, "channel": 2, "element": 4}
 
 
 class Noise(nn.Module):
+    """A layer that is random in training mode only: what measurements look for and switch off."""
+
+
+class Multiplicative(Noise):
     """Multiplies its input by independent random numbers of mean 1 and variance s² in training.
 
     Args:
         variance: s², at least 0; with 0 the module is the identity in training too.
-        unit: `element`, one number for each value; `channel`, one for each channel of each image.
+        unit: `element`, one number for each value; `channel`, one for each channel of each image;
+            `sample`, one for each image.
 
     Shapes: [N, C] or [N, C, H, W] in, the same out. The product is taken in float32 and rounded
     once, so that low precision biases neither mean nor variance.
@@ -30,6 +41,8 @@ class Noise(nn.Module):
         super().__init__()
         if not (math.isfinite(variance) and variance >= 0):
             raise ValueError(f"a noise variance is at least 0 and finite, not {variance}")
+        if unit not in UNITS:
+            raise ValueError(f"a unit is one of {', '.join(UNITS)}, not {unit!r}")
         self.variance = variance
         self.unit = unit
 
@@ -40,8 +53,10 @@ class Noise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.variance == 0:
             return x
-        if self.unit == "channel":
-            multiplier = x.new_empty((*x.shape[:2], *[1] * (x.ndim - 2)), dtype=torch.float32)
+        own = UNITS[self.unit]  # how many of the dimensions have numbers of their own
+        if own < x.ndim:
+            shape = (*x.shape[:own], *[1] * (x.ndim - own))
+            multiplier = x.new_empty(shape, dtype=torch.float32)
         else:
             multiplier = torch.empty_like(x, dtype=torch.float32)
         return (x * self.draw(multiplier)).to(x.dtype)
@@ -50,12 +65,11 @@ class Noise(nn.Module):
         return f"variance={self.variance:.4g}, unit={self.unit}"
 
 
-class Dropout(Noise):
+class Dropout(Multiplicative):
     """Inverted dropout: 0 with probability `rate`, else 1/(1 − rate). `rate` = s²/(1 + s²).
 
-    On the CPU the rate is rounded to a multiple of 2⁻¹⁶ (and the scale with it, so that the mean
-    stays 1): drawing 16 random bits for each of 2 million values took 1.5 ms on one core, and
-    PyTorch's `bernoulli_` 23 ms.
+    With the unit `sample`, at the end of a residual branch, it is stochastic depth (Huang et al.
+    2016, 1603.09382): behind the sum y + m·f, Var_train = Var_eval + s² E[f²].
     """
 
     @property
@@ -63,11 +77,24 @@ class Dropout(Noise):
         return self.variance / (1 + self.variance)
 
     def draw(self, multiplier: Tensor) -> Tensor:
-        if multiplier.device.type != "cpu":
-            return multiplier.bernoulli_(1 - self.rate).mul_(1 + self.variance)
-        kept = max(1, round((1 - self.rate) * 2**16))
-        keep = _random_int16(multiplier) < kept - 2**15
-        return multiplier.copy_(keep).mul_(2**16 / kept)
+        keep = draw_mask(multiplier, self.rate)
+        return multiplier.mul_(1 / keep)
+
+
+def draw_mask(mask: Tensor, rate: float) -> float:
+    """Fill a float32 tensor with independent 0 (dropped) and 1, in place.
+
+    Returns:
+        The probability of a 1, which on the CPU is 1 − rate rounded to a multiple of 2⁻¹⁶: drawing
+        16 random bits for each of 2 million values took 1.5 ms on one core, and PyTorch's
+        `bernoulli_` 23 ms.
+    """
+    if mask.device.type != "cpu":
+        mask.bernoulli_(1 - rate)
+        return 1 - rate
+    kept = max(1, round((1 - rate) * 2**16))
+    mask.copy_(_random_int16(mask) < kept - 2**15)
+    return kept / 2**16
 
 
 def _random_int16(like: Tensor) -> Tensor:
@@ -76,14 +103,14 @@ def _random_int16(like: Tensor) -> Tensor:
     return words.view(torch.int16)[: like.numel()].as_strided(like.shape, like.stride())
 
 
-class Gaussian(Noise):
+class Gaussian(Multiplicative):
     """A normal multiplier of mean 1 and standard deviation σ = s."""
 
     def draw(self, multiplier: Tensor) -> Tensor:
         return multiplier.normal_(1.0, math.sqrt(self.variance))
 
 
-class Uniform(Noise):
+class Uniform(Multiplicative):
     """Uout: a multiplier uniform in (1 − β, 1 + β), β = s·√3 (Li et al. 2019, section 5.2)."""
 
     def draw(self, multiplier: Tensor) -> Tensor:
@@ -91,9 +118,162 @@ class Uniform(Noise):
         return multiplier.uniform_(1 - beta, 1 + beta)
 
 
-_KINDS: dict[str, type[Noise]] = {"dropout": Dropout, "gaussian": Gaussian, "uniform": Uniform}
+class _Dropping(Noise):
+    """What the kinds share that drop at a rate q in [0, 1); [N, C] or [N, C, H, W] in and out."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"a drop rate is in [0, 1), not {rate}")
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0:
+            return x
+        return self.noisy(x).to(x.dtype) if self.training else self.quiet(x)
+
+    def noisy(self, x: Tensor) -> Tensor:
+        """The output in training, in float32 or better."""
+        raise NotImplementedError
+
+    def quiet(self, x: Tensor) -> Tensor:
+        """The output in eval mode."""
+        return x
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.4g}"
 
 
-def make_noise(noise: config.Dropout | config.Gaussian | config.Uniform) -> Noise:
+class ClassicDropout(_Dropping):
+    """Dropout without scaling in training; eval mode multiplies by p instead.
+
+    Srivastava et al. 2014. With a 0/1 mask b of mean p,
+
+        Var_train = Var(b x) = p v + p q c²,    Var_eval = p² v,    E = p c in both.
+
+    Both variances are p² times those of inverted dropout, (v + q c²)/p and v: the ratio, and so
+    the shift, is the same. The same p² stands before both behind a convolution.
+    """
+
+    def noisy(self, x: Tensor) -> Tensor:
+        mask = torch.empty_like(x, dtype=torch.float32)
+        draw_mask(mask, self.rate)
+        return x * mask
+
+    def quiet(self, x: Tensor) -> Tensor:
+        return x * (1 - self.rate)
+
+
+class ScaledDropout(_Dropping):
+    """Inverted dropout times √p in training, the identity in eval mode.
+
+    The multiplier b/√p has mean √p and second moment 1, so that
+
+        Var_train = v + q c²,    Var_eval = v,    E_train = √p c,    E_eval = c:
+
+    the standard deviation stays where c = 0. The mean shrinks, and behind a ReLU (c > 0) the
+    variance is still too large. Behind a linear layer with weights w the multiplier is √p times
+    one of mean 1 and s² = q/p:
+
+        Var_train(Σ wᵢ mᵢ xᵢ) = p Var_eval + q Σ wᵢ² E[xᵢ²].
+    """
+
+    def noisy(self, x: Tensor) -> Tensor:
+        mask = torch.empty_like(x, dtype=torch.float32)
+        keep = draw_mask(mask, self.rate)
+        return x * mask.mul_(1 / math.sqrt(keep))
+
+
+# −α′, the limit of SELU far below 0: λ·α of Klambauer et al. 2017.
+_SELU_FLOOR = -1.7580993408473766
+
+
+class AlphaDropout(_Dropping):
+    """What `torch.nn.AlphaDropout` does: dropped values become d = −α′ = −1.758, SELU's limit.
+
+    Klambauer et al. 2017 (1706.02515), section 3: y = a(b x + (1 − b) d) − a q d with a 0/1 mask b
+    of mean p and a = (p (1 + q d²))^(−½). It is the identity in eval mode. From E[b] = E[b²] = p,
+
+        E_train = a p c,    Var_train = a² p (v + q (c − d)²),    Var_eval = v.
+
+    Only for c = 0 and v = 1, standardised SELU activations, are both kept. As y = a p (m (x − d) +
+    d) with m of mean 1 and s² = q/p, behind a linear layer without padding
+
+        Var_train = a² p² (Var_eval + q/p Σ wᵢ² E[(xᵢ − d)²]).
+    """
+
+    def noisy(self, x: Tensor) -> Tensor:
+        mask = torch.empty_like(x, dtype=torch.float32)
+        keep = draw_mask(mask, self.rate)
+        a = 1 / math.sqrt(keep * (1 + (1 - keep) * _SELU_FLOOR**2))
+        mask.mul_(a)
+        return x * mask + _SELU_FLOOR * (a * keep - mask)
+
+
+class DropBlock(_Dropping):
+    """Drops squares of `size` × `size` pixels, for each channel of each image by itself.
+
+    Ghiasi et al. 2018 (1810.12890), with two changes that make every multiplier's distribution
+    exact. Squares may stand half outside the image, so that the border drops as much as the centre;
+    and each of the places for a square is taken with probability γ = 1 − p^(1/size²), so that a
+    pixel, which lies in size² of them, is kept with probability (1 − γ)^(size²) = p. (The paper's γ
+    is q/size², times a correction for squares kept inside.) Kept values are divided by p, where the
+    paper divides by each batch's share of kept values.
+
+    So every multiplier has mean 1 and s² = q/p, and Var_train = (v + q c²)/p directly behind it, as
+    for dropout. But within a channel they are not independent: for two pixels whose squares share
+    n places (size² for one and the same),
+
+        Cov(m, m′) = (1 − γ)^(−n) − 1,
+
+    which adds more variance behind a convolution than dropout does, where the products of weights
+    and inputs agree in sign. For [N, C] it is dropout.
+    """
+
+    def __init__(self, rate: float, size: int) -> None:
+        super().__init__(rate)
+        if size < 1:
+            raise ValueError(f"a block's side is at least 1 pixel, not {size}")
+        self.size = size
+        self.gamma = 1 - (1 - rate) ** (1 / size**2)
+
+    def noisy(self, x: Tensor) -> Tensor:
+        if x.ndim == 2 or self.size == 1:
+            mask = torch.empty_like(x, dtype=torch.float32)
+            keep = draw_mask(mask, self.rate)
+            return x * mask.mul_(1 / keep)
+        return x * self._kept(x).float().mul_(1 / (1 - self.rate))
+
+    def _kept(self, x: Tensor) -> Tensor:
+        """False where a square lies, for [N, C, H, W]."""
+        n, channels, height, width = x.shape
+        more = self.size - 1
+        # Not draw_mask: γ is too small for a multiple of 2⁻¹⁶.
+        corners = x.new_empty((n, channels, height + more, width + more), dtype=torch.float32)
+        corners.bernoulli_(self.gamma)
+        # A square is a column of rows: two short maxima instead of one over size² values.
+        rows = F.max_pool2d(corners, (1, self.size), 1)
+        kept: Tensor = F.max_pool2d(rows, (self.size, 1), 1) == 0
+        return kept
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.4g}, size={self.size}"
+
+
+def make_noise(noise: config.AnyNoise) -> Noise:
     """The module that a config's entry of `network.noise` describes."""
-    return _KINDS[noise.kind](noise.variance, noise.unit)
+    match noise:
+        case config.Dropout() | config.StochasticDepth():
+            return Dropout(noise.variance, noise.unit)
+        case config.Gaussian():
+            return Gaussian(noise.variance, noise.unit)
+        case config.Uniform():
+            return Uniform(noise.variance, noise.unit)
+        case config.ClassicDropout():
+            return ClassicDropout(noise.rate)
+        case config.ScaledDropout():
+            return ScaledDropout(noise.rate)
+        case config.AlphaDropout():
+            return AlphaDropout(noise.rate)
+        case config.DropBlock():
+            return DropBlock(noise.rate, noise.size)

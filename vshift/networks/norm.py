@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vshift.config.schema import BatchNorm as BatchNormConfig
-from vshift.config.schema import GroupNorm as GroupNormConfig
-from vshift.config.schema import NoNorm
+from vshift.config import norm as config
 from vshift.errors import ConfigError
 
 
@@ -21,17 +19,37 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     nothing more. `running_mean` and `running_var` are their moving average with weight `momentum`,
     or with `momentum=None` their simple average over all batches.
 
+    Args:
+        ghost: normalise each `ghost` consecutive images of a training batch, and the smaller rest,
+            with their own statistics (ghost batch norm, Hoffer et al. 2017, 1705.08741; Summers &
+            Dinneen 2020, 1906.03548). `batch_mean` and `batch_var` are then the averages over these
+            groups, each with the same weight, and the running statistics are updated with them
+            once a batch.
+        update: False never changes the running statistics: the forgotten update operation.
+        evaluate: `running`; or `batch`, in eval mode too each batch's own statistics, in groups if
+            `ghost` is given, which changes no buffer.
+
     Raises:
-        ValueError: from PyTorch, for a training batch with a single value per channel.
+        ValueError: from PyTorch, for a batch or group with a single value per channel whose
+            statistics are needed.
     """
 
     batch_mean: Tensor
     batch_var: Tensor
 
     def __init__(
-        self, channels: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True
+        self,
+        channels: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        *,
+        ghost: int | None = None,
+        update: bool = True,
+        evaluate: str = "running",
     ) -> None:
         super().__init__(channels, eps, momentum, affine)
+        self.ghost, self.update, self.evaluate = ghost, update, evaluate
         # float32 whatever the activations are: a moving average in bf16 sticks.
         self.register_buffer("batch_mean", torch.zeros(channels), persistent=False)
         self.register_buffer("batch_var", torch.ones(channels), persistent=False)
@@ -43,13 +61,36 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
         if not self.training:
-            mean, var = self.running_mean, self.running_var
-            return F.batch_norm(input, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+            return self._evaluated(input)
+        if self.ghost is None:
+            output = self._normalised(input, self.batch_mean, self.batch_var)
+        else:
+            output = self._in_groups(input, self.ghost)
+        if self.update:
+            self._update_running()
+        return output
+
+    def _evaluated(self, input: Tensor) -> Tensor:
+        if self.evaluate == "batch":
+            parts = (input,) if self.ghost is None else torch.split(input, self.ghost)
+            return _joined([self._normalised(part, None, None) for part in parts])
+        mean, var = self.running_mean, self.running_var
+        return F.batch_norm(input, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+
+    def _normalised(self, input: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
+        """Normalise with the input's own statistics, and write them into `mean` and `var`."""
         # With weight 1 the "moving average" that PyTorch writes is the batch's own statistic.
-        output = F.batch_norm(
-            input, self.batch_mean, self.batch_var, self.weight, self.bias, True, 1.0, self.eps
-        )
-        self._update_running()
+        return F.batch_norm(input, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+
+    def _in_groups(self, input: Tensor, size: int) -> Tensor:
+        parts = torch.split(input, size)
+        means = self.batch_mean.new_empty(len(parts), self.num_features)
+        variances = torch.empty_like(means)
+        # unbind: F.batch_norm writes into the rows.
+        rows = zip(parts, means.unbind(), variances.unbind(), strict=True)
+        output = _joined([self._normalised(*row) for row in rows])
+        self.batch_mean.copy_(means.mean(0))
+        self.batch_var.copy_(variances.mean(0))
         return output
 
     @torch.no_grad()
@@ -64,22 +105,56 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         self.running_mean.lerp_(self.batch_mean, weight)
         self.running_var.lerp_(self.batch_var, weight)
 
+    def extra_repr(self) -> str:
+        plain: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{plain}, ghost={self.ghost}, update={self.update}, evaluate={self.evaluate}"
 
-def make_norm(norm: BatchNormConfig | GroupNormConfig | NoNorm, channels: int) -> nn.Module:
-    """The layer that a config's `norm` section describes, for a number of channels."""
-    if isinstance(norm, NoNorm):
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def make_norm(norm: config.AnyNorm, channels: int) -> nn.Module:
+    """The layer that `bn` in a block order stands for, for a number of channels."""
+    if not isinstance(norm, config.BatchNorm):
+        return make_group_norm(norm, channels)
+    layer = BatchNorm(
+        channels,
+        norm.eps,
+        None if norm.cumulative else norm.momentum,
+        norm.affine,
+        ghost=norm.ghost,
+        update=norm.update,
+        evaluate=norm.evaluate,
+    )
+    return _initialised(layer, norm)
+
+
+def make_group_norm(norm: config.AnyNorm, channels: int) -> nn.Module:
+    """The layer that `gn` in a block order stands for: group norm whatever the norm's kind is.
+
+    One BN of a block replaced by it keeps the statistics' errors of the layers before from
+    adding up (Huang et al. 2022, 2203.10778). With the kind `none` it is nothing.
+
+    Raises:
+        ConfigError: the groups do not divide the channels.
+    """
+    if isinstance(norm, config.NoNorm):
         return nn.Identity()
-    layer: nn.Module
-    if isinstance(norm, GroupNormConfig):
-        if channels % norm.groups:
-            raise ConfigError(
-                f"norm.groups: {norm.groups} groups do not divide a layer of {channels} channels; "
-                f"choose one of {', '.join(str(g) for g in _divisors(channels))}"
-            )
-        layer = nn.GroupNorm(norm.groups, channels, norm.eps, norm.affine)
-    else:
-        momentum = None if norm.cumulative else norm.momentum
-        layer = BatchNorm(channels, norm.eps, momentum, norm.affine)
+    grouped = isinstance(norm, config.GroupNorm)
+    groups = norm.groups if isinstance(norm, config.GroupNorm) else norm.gn_groups
+    if channels % groups:
+        raise ConfigError(
+            f"norm.{'groups' if grouped else 'gn_groups'}: {groups} groups do not divide a layer "
+            f"of {channels} channels; "
+            f"choose one of {', '.join(str(g) for g in _divisors(channels))}"
+        )
+    return _initialised(nn.GroupNorm(groups, channels, norm.eps, norm.affine), norm)
+
+
+def _initialised(
+    layer: BatchNorm | nn.GroupNorm, norm: config.BatchNorm | config.GroupNorm
+) -> nn.Module:
     if norm.affine:
         nn.init.constant_(layer.weight, norm.scale_init)
         nn.init.constant_(layer.bias, norm.shift_init)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from vshift.networks.blocks import Dense, Residual
+from vshift.networks.noise import Noise
 
 
 def summarise(model: nn.Module, channels: int, size: int) -> dict[str, Any]:
-    """Run one image through a copy without storage and note what every layer puts out.
+    """Run images through a copy without storage and note what every layer puts out.
 
     Returns:
         `parameters`, `macs` (multiply-accumulates of one image's forward, convolutions and fc
@@ -57,8 +58,9 @@ def _forward_without_storage(model: nn.Module, channels: int, size: int) -> None
     model.eval()
     try:
         with torch.no_grad():
-            image = torch.empty(1, channels, size, size, device="meta")
-            torch.func.functional_call(model, state, image)
+            # Two, as BN that evaluates with batch statistics refuses a single value.
+            images = torch.empty(2, channels, size, size, device="meta")
+            torch.func.functional_call(model, state, images)
     finally:
         model.train(training)
 
@@ -79,5 +81,5 @@ def _op(module: nn.Module) -> str:
         groups = f" groups={module.groups}" if module.groups > 1 else ""
         stride = f" stride={module.stride[0]}" if module.stride[0] > 1 else ""
         return f"{name} {module.kernel_size[0]}x{module.kernel_size[1]}{stride}{groups}"
-    details = module.extra_repr() if hasattr(module, "variance") else ""
+    details = module.extra_repr() if isinstance(module, Noise) else ""
     return f"{name} {details}".strip()

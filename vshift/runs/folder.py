@@ -14,6 +14,7 @@ from vshift.runs.files import Row
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
 CONFIG = "config.yaml"
 RUN = "run.json"
@@ -21,10 +22,15 @@ METRICS = "metrics.jsonl"
 LAYERS = "layers.jsonl"
 CHANNELS = "channels.safetensors"
 SUMMARY = "summary.json"
+RECALIBRATION = "recalibration.json"
+RECALIBRATED = "recalibration.safetensors"
+MODES = "modes.json"
 CHECKPOINT = "checkpoint.pt"
 # In the order in which `clear` removes them: a kill on the way never leaves a checkpoint that a
 # later run, taking the folder for its own, would go on from.
-FILES = (CHECKPOINT, SUMMARY, CHANNELS, LAYERS, METRICS, RUN, CONFIG)
+FILES = (
+    CHECKPOINT, SUMMARY, MODES, RECALIBRATED, RECALIBRATION, CHANNELS, LAYERS, METRICS, RUN, CONFIG
+)  # fmt: skip
 
 
 def now() -> str:
@@ -124,11 +130,30 @@ class RunFolder:
 
     def write_channels(self, vectors: Mapping[str, np.ndarray]) -> None:
         """One vector a name, for instance `stage1.0.bn1.train_variance`."""
+        self._write_vectors(CHANNELS, vectors)
+
+    def _write_vectors(self, name: str, vectors: Mapping[str, np.ndarray]) -> None:
         import numpy
         from safetensors.numpy import save
 
         arrays = {name: numpy.ascontiguousarray(vector) for name, vector in vectors.items()}
-        files.write_bytes(self.path / CHANNELS, save(arrays))
+        files.write_bytes(self.path / name, save(arrays))
+
+    def write_recalibration(
+        self, rows: Iterable[Mapping[str, Any]], states: Mapping[str, Mapping[str, Tensor]]
+    ) -> None:
+        """What each method of recalibration gave, and its statistics as `<method>/<buffer>`."""
+        vectors = {
+            f"{method}/{name}": tensor.cpu().numpy()
+            for method, state in states.items()
+            for name, tensor in state.items()
+        }
+        self._write_vectors(RECALIBRATED, vectors)
+        files.write_json(self.path / RECALIBRATION, {"methods": list(rows)})
+
+    def write_modes(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """The mode matrix: accuracy with noise on and off, by BN statistics and data."""
+        files.write_json(self.path / MODES, {"modes": list(rows)})
 
     def read_channels(self) -> dict[str, np.ndarray]:
         """The vectors; none where the file is missing."""

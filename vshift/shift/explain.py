@@ -24,8 +24,14 @@ from torch import Tensor, nn
 from vshift.shift.graph import Arrival, Layout
 from vshift.shift.modes import modes, seeded
 from vshift.shift.moments import Batches, watching
-from vshift.shift.prediction import cosine, extra_variance, noise_part, noise_variance
-from vshift.shift.probe import batch_norms
+from vshift.shift.prediction import (
+    cosine,
+    extra_variance,
+    noise_part,
+    noise_variance,
+    repeats_values,
+)
+from vshift.shift.probe import batch_norms, preserved
 
 
 @dataclass(frozen=True)
@@ -126,9 +132,10 @@ def explain(model: nn.Module, batches: Batches, seed: int = 0) -> dict[str, Expl
             trained.run(batches)
         tested: dict[str, _Stack] = {}
         with (
-            modes(model, noise=False, norm="running"),
+            preserved(model),
             watching(batch_norms(model), lambda n, x: tested.setdefault(n, _Stack()).add(x)),
         ):
+            model.eval()
             for images in batches():
                 model(images)
     if not tested:
@@ -187,7 +194,7 @@ class _Training:
             part = noise_part(arrival, self.layout.modules, self._changes[arrival.noise])
             mine = slice(arrival.offset, arrival.offset + part.shape[1])
             clean[:, mine] -= part
-            if _predictable(arrivals):
+            if _predictable(arrivals, self.layout):
                 extra[mine] += self._extra(arrival).cpu()
         self.clean[name].add(clean)
         self.extra[name].add(extra, x.numel() // x.shape[1])
@@ -198,14 +205,16 @@ class _Training:
         return extra_variance(self._inputs[arrival.noise], variance, unit, linear)
 
 
-def _predictable(arrivals: list[Arrival]) -> bool:
+def _predictable(arrivals: list[Arrival], layout: Layout) -> bool:
     """Whether every noise comes once, through at most one linear layer.
 
     Behind two, a noise's values reach an output along several ways that are correlated; so they
-    are where one noise comes twice.
+    are where one noise comes twice, and where padding repeats values.
     """
     noises = {arrival.noise for arrival in arrivals}
-    return len(noises) == len(arrivals) and all(len(a.linears) <= 1 for a in arrivals)
+    once = len(noises) == len(arrivals) and all(len(a.linears) <= 1 for a in arrivals)
+    linears = [layout.modules[name] for a in arrivals for name in a.linears]
+    return once and not any(repeats_values(linear) for linear in linears)
 
 
 def _known(layout: Layout, name: str) -> list[Arrival] | None:
@@ -233,12 +242,12 @@ def _explanation(
     clean, predicted = (noisy, noisy) if arrivals == [] else (unknown, unknown)
     if arrivals:
         clean = trained.clean[name].levels()
-        if _predictable(arrivals):
+        if _predictable(arrivals, layout):
             predicted = clean + trained.extra[name].levels()
     angle = None if linear is None else cosine(layout.modules[linear])
     return Explanation(
         noises=noises,
-        exact=arrivals is not None and len(arrivals) <= 1 and _predictable(arrivals),
+        exact=arrivals is not None and len(arrivals) <= 1 and _predictable(arrivals, layout),
         total=_estimate(noisy / evaluated),
         local=_estimate(noisy / clean),
         inherited=_estimate(clean / evaluated),

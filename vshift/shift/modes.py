@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from vshift.networks.noise import Noise
+from vshift.networks.norm import BatchNorm
 from vshift.shift.moments import batch_moments, watching
 from vshift.shift.probe import batch_norms
 
@@ -47,6 +48,8 @@ def modes(model: nn.Module, *, noise: bool, norm: Literal["batch", "running"]) -
     if norm not in ("batch", "running"):
         raise ValueError(f"norm is batch or running, not {norm!r}")
     norms = list(batch_norms(model).values())
+    # vshift's BN may be told to test on batch statistics; here the caller says which.
+    told = [(layer, layer.evaluate) for layer in norms if isinstance(layer, BatchNorm)]
     before = [(module, module.training) for module in model.modules()]
     moving = norms if norm == "batch" else []
     buffers = [(b, b.clone()) for layer in moving for b in layer.buffers(recurse=False)]
@@ -54,8 +57,12 @@ def modes(model: nn.Module, *, noise: bool, norm: Literal["batch", "running"]) -
         _set(model.modules(), False)
         _set(noise_modules(model).values(), noise)
         _set(norms, norm == "batch")
+        for layer, _ in told:
+            layer.evaluate = "running"
         yield
     finally:
+        for layer, evaluate in told:
+            layer.evaluate = evaluate
         for module, mode in before:
             module.training = mode
         with torch.no_grad():

@@ -6,8 +6,9 @@ that does not depend on m), over the same distribution of the noise-free x,
     Var(X with noise) = Var(X without) + s² · Σᵢ wᵢ² E[xᵢ²]
 
 exactly; noise directly in front of BN is the case w = 1. With one multiplier for each channel the
-extra term is s² · Σ_c E[(Σ_k w_ck x_ck)²]. Variances are those over all images and positions, so
-padding, stride and groups are handled by taking the sums with the layer's own convolution.
+extra term is s² · Σ_c E[(Σ_k w_ck x_ck)²], with one for each image s² · E[(Σᵢ wᵢ xᵢ)²]. Variances
+are those over all images and positions, so padding, stride and groups are handled by taking the
+sums with the layer's own convolution.
 """
 
 from __future__ import annotations
@@ -19,22 +20,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vshift.networks.noise import Noise
+from vshift.networks.noise import Multiplicative
 from vshift.shift.graph import Arrival
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 def noise_variance(module: nn.Module) -> tuple[float, str]:
-    """s² and the unit, `element` or `channel`, of a noise module of ours or PyTorch's.
+    """s² and the unit (`element`, `channel`, `sample`) of a noise module of ours or PyTorch's.
 
     Raises:
-        ValueError: not multiplicative noise of mean 1 (alpha dropout, for instance).
+        ValueError: not independent multiplicative noise of mean 1 that is the identity in eval
+            mode (alpha dropout and DropBlock, for instance).
     """
-    if isinstance(module, Noise):
+    if isinstance(module, Multiplicative):
         return module.variance, module.unit
     if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d) and module.p < 1:
         unit = "element" if isinstance(module, nn.Dropout) else "channel"
         return module.p / (1 - module.p), unit
-    raise ValueError(f"{type(module).__name__} is not multiplicative noise of mean 1")
+    raise ValueError(f"{type(module).__name__} is not independent multiplicative noise of mean 1")
 
 
 @torch.no_grad()
@@ -44,18 +48,25 @@ def extra_variance(x: Tensor, variance: float, unit: str, linear: nn.Module | No
     Args:
         x: what the noise multiplies, [N, C] or [N, C, H, W].
         variance: s².
-        unit: `element` or `channel`.
+        unit: `element`, `channel` or `sample`.
         linear: the convolution or fc layer behind the noise, None for noise right before BN.
 
     Returns:
         float64 [channels behind `linear`].
+
+    Raises:
+        ValueError: the layer pads by repeating values, so that one multiplier counts twice.
     """
+    if repeats_values(linear):
+        raise ValueError(f"no formula for padding_mode {linear.padding_mode}")  # type: ignore[union-attr]
     x = x.double() if x.dtype == torch.float64 else x.float()
     if linear is None:
         return variance * _channel_mean(x.square())
-    if unit == "channel" and isinstance(linear, nn.Conv2d):
+    if unit == "channel" and isinstance(linear, Convolution):
         return variance * _per_input_channel(linear, x)
     weight = linear.get_parameter("weight")
+    if unit == "sample":
+        return variance * _channel_mean(_apply(linear, x, weight).square())
     return variance * _channel_mean(_apply(linear, x.square(), weight.square()))
 
 
@@ -68,21 +79,26 @@ def _apply(linear: nn.Module, x: Tensor, weight: Any, groups: int | None = None)
     weight = weight.to(x.dtype)
     if isinstance(linear, nn.Linear):
         return F.linear(x, weight)
-    if not isinstance(linear, nn.Conv2d):
-        raise ValueError(f"{type(linear).__name__} is not followed; Conv2d and Linear are")
+    assert isinstance(linear, Convolution)
     x, padding = _padded(linear, x)
+    convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[x.ndim]
     groups = groups or linear.groups
-    return F.conv2d(x, weight, None, linear.stride, padding, linear.dilation, groups)
+    return convolve(x, weight, None, linear.stride, padding, linear.dilation, groups)
 
 
-def _padded(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Any]:
+def repeats_values(linear: nn.Module | None) -> bool:
+    """Whether a convolution pads with copies of its input instead of zeros."""
+    return isinstance(linear, Convolution) and linear.padding_mode != "zeros"
+
+
+def _padded(conv: Convolution, x: Tensor) -> tuple[Tensor, Any]:
     """The input with padding that is not zeros made explicit, and the padding that is left."""
     if conv.padding_mode == "zeros":
         return x, conv.padding
     return F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
 
 
-def _per_input_channel(conv: nn.Conv2d, x: Tensor) -> Tensor:
+def _per_input_channel(conv: Convolution, x: Tensor) -> Tensor:
     """Σ_c E[(Σ_k w_ck x_ck)²] for every output channel, one input channel at a time."""
     inputs, outputs = x.shape[1] // conv.groups, conv.out_channels // conv.groups
     total = torch.zeros(conv.out_channels, dtype=torch.float64, device=x.device)
@@ -169,9 +185,9 @@ def input_shape(x: Tensor, linear: nn.Module | None = None) -> InputShape:
     mean, variance = float(x.double().mean()), float(x.double().var(correction=0))
     if linear is None or variance == 0:
         return InputShape(mean, variance, 0.0)
-    assert isinstance(linear, nn.Linear | nn.Conv2d)
-    size = linear.weight[0].numel()
-    total = _inner(linear, _apply(linear, x, torch.ones_like(linear.weight)))
+    weight = linear.get_parameter("weight")
+    size = weight[0].numel()
+    total = _inner(linear, _apply(linear, x, torch.ones_like(weight)))
     spread = float(total.double().var(correction=0))
     correlation = (spread / (size * variance) - 1) / max(size - 1, 1)
     return InputShape(mean, variance, correlation)
@@ -179,9 +195,10 @@ def input_shape(x: Tensor, linear: nn.Module | None = None) -> InputShape:
 
 def _inner(linear: nn.Module, total: Tensor) -> Tensor:
     """Sums whose filter lies inside the image: padding brings zeros that are no inputs."""
-    if not isinstance(linear, nn.Conv2d):
+    if not isinstance(linear, Convolution):
         return total
-    size, stride = linear.kernel_size[0], linear.stride[0]
-    edge = -(-(size // 2) // stride)
-    inside = total[..., edge : total.shape[-2] - edge, edge : total.shape[-1] - edge]
+    inside = total
+    for dim, (size, stride) in enumerate(zip(linear.kernel_size, linear.stride, strict=True), 2):
+        edge = -(-(size // 2) // stride)
+        inside = inside.narrow(dim, edge, max(0, inside.shape[dim] - 2 * edge))
     return inside if inside.numel() else total

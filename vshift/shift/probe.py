@@ -8,7 +8,8 @@ normalisation itself uses the biased one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -75,49 +76,29 @@ class TrainingLog:
         }
 
 
-@torch.no_grad()
-def input_moments(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Moments]:
-    """Moments of every BN layer's input, averaged over batches, in the model's present mode.
-
-    With the model in eval mode this is `eval_variance`: the expectation is that of the paper's
-    moving average over the same batches, with less spread.
-
-    Args:
-        batches: images [N, …] as the model takes them; N·H·W of a channel must be above 1.
-    """
-    layers = batch_norms(model)
-    sums: dict[str, list[Tensor]] = {name: [] for name in layers}
-
-    def watch(name: str) -> torch.utils.hooks.RemovableHandle:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            sums[name].append(_batch_moments(inputs[0]))
-
-        return layers[name].register_forward_pre_hook(hook)
-
-    handles = [watch(name) for name in layers]
-    try:
-        for images in batches:
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    averages = {name: _float64(torch.stack(s)).mean(0) for name, s in sums.items() if s}
-    return {name: Moments(pair[0], pair[1]) for name, pair in averages.items()}
-
-
-def _batch_moments(x: Tensor) -> Tensor:
-    """[2, C]: mean and unbiased variance of every channel of [N, C, …], in float32, two-pass."""
-    dims = [d for d in range(x.ndim) if d != 1]
-    variance, mean = torch.var_mean(x.float(), dims, correction=1)
-    return torch.stack([mean, variance])
-
-
 def shift_ratio(running: Tensor, evaluated: Tensor) -> float:
     """max(eval/running, running/eval) of the channel means (Li et al. 2019, section 4), ≥ 1."""
     a, b = float(running.mean()), float(evaluated.mean())
     if not (a > 0 and b > 0):
         return float("nan") if a != b else 1.0
     return max(a / b, b / a)
+
+
+def ratio_error(ratio: float, variance: float, error: float, batches: int, average: float) -> float:
+    """Standard error of a shift ratio, from the spread of the eval variance between batches.
+
+    running and eval variance are averages over batches of one size, so with relative spread δ from
+    batch to batch the ratio's relative error is δ·√(1/B + 1/B_run). A moving average of weight m
+    is worth B_run = (2 − m)/m batches, a simple one as many as it saw. How far the weights moved
+    while it averaged comes on top and is not known here.
+
+    Args:
+        variance, error: channel mean of the eval variance and its standard error over `batches`.
+        average: B_run.
+    """
+    if not (variance > 0 and average > 0):
+        return float("nan")
+    return ratio * error / variance * math.sqrt(1 + batches / average)
 
 
 def _float64(tensor: Tensor | None) -> Tensor:

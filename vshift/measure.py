@@ -1,0 +1,220 @@
+"""What is measured of a run's network, at the end of an epoch and of the run. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vshift.config.schema import Config, Recalibration
+from vshift.data import ImageSet, Part, Stream, plain_stream
+from vshift.device import autocast
+from vshift.seeding import derive
+from vshift.shift.explain import Explanation, explain
+from vshift.shift.matrix import mode_matrix, monte_carlo, split
+from vshift.shift.modes import BNState, batch_statistics, load_bn_state
+from vshift.shift.moments import Pooled, pooled_moments
+from vshift.shift.probe import batch_norms, preserved, running_moments
+from vshift.shift.probe import shift_ratio as ratio_of
+from vshift.shift.recalibration import estimate
+from vshift.step import Score, Tally
+
+Row = dict[str, Any]
+Pairs = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run's network with its data: what the functions below measure."""
+
+    config: Config
+    seed: int
+    model: nn.Module
+    images: ImageSet
+    stream: Stream
+
+    def autocast(self) -> Any:
+        return autocast(self.images.train.images.device, self.config.hardware.precision)
+
+    def augmented(self, epoch: int, limit: int | None) -> Pairs:
+        """Training batches with crop and flip, the same at every call; all with limit None."""
+        purpose = derive(self.seed, epoch, "measure")
+        return lambda: islice(self.stream.epoch(purpose), limit)
+
+    def plain(self, part: Part, limit: int | None = None) -> Pairs:
+        """A part's images as they are, in batches of the training's size."""
+        stream = plain_stream(self.images, part)
+        size = self.config.data.batch_size
+        if len(part) % size == 1:  # one image alone has no batch statistics in an mlp
+            size += 1
+        return lambda: islice(stream.plain(size), limit)
+
+
+def _images(pairs: Pairs) -> Callable[[], Iterator[Tensor]]:
+    return lambda: (pixels for pixels, _ in pairs())
+
+
+@torch.no_grad()
+def score(subject: Subject, batches: Iterable[tuple[Tensor, Tensor]]) -> Score:
+    """Mean loss and accuracy over batches, in the model's present mode."""
+    tally = Tally(subject.images.train.images.device)
+    for pixels, labels in batches:
+        with subject.autocast():
+            logits = subject.model(pixels).float()
+        tally.add(F.cross_entropy(logits, labels), logits, labels)
+    return tally.take()
+
+
+def test_scores(subject: Subject) -> Row:
+    """Test loss and accuracy, and the validation part's where there is one, in eval mode."""
+    parts = {"test": subject.images.test, "validation": subject.images.validation}
+    row: Row = {}
+    for name, part in parts.items():
+        if part is not None:
+            with preserved(subject.model):
+                subject.model.eval()
+                found = score(subject, plain_stream(subject.images, part).plain())
+            row |= {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy}
+    return row
+
+
+def train_scores(subject: Subject, epoch: int) -> Row:
+    """Accuracy on all augmented training images, in eval and in train mode.
+
+    In train mode noise is on and BN uses each batch's statistics; buffers stay as they are.
+    """
+    row: Row = {}
+    for mode in ("eval", "train"):
+        with preserved(subject.model):
+            subject.model.train(mode == "train")
+            torch.manual_seed(derive(subject.seed, epoch, "final noise"))
+            found = score(subject, subject.augmented(epoch, None)())
+        row[f"train_accuracy_{mode}_mode"] = found.accuracy
+        row[f"train_loss_{mode}_mode"] = found.loss
+    return row
+
+
+def is_measured(config: Config, epoch: int) -> bool:
+    """Whether the layers' variances are written at this epoch: each n-th, and the last."""
+    every = config.measure.every
+    return bool(every) and (epoch % every == 0 or epoch == config.epochs)
+
+
+def meets_eval(config: Config, epoch: int) -> bool:
+    """Whether eval_variance is measured at this epoch: those named, and the last."""
+    named = config.measure.eval_epochs
+    return epoch == config.epochs or named == "all" or epoch in named
+
+
+def eval_moments(subject: Subject, epoch: int) -> dict[str, Pooled]:
+    """What every BN layer meets in eval mode on augmented training batches."""
+    batches = subject.augmented(epoch, subject.config.measure.eval_batches)
+    with preserved(subject.model), subject.autocast():
+        subject.model.eval()
+        return pooled_moments(subject.model, _images(batches))
+
+
+def explanations(subject: Subject, epoch: int) -> dict[str, Explanation]:
+    """Each layer's shift split into local and inherited, with the prediction; {} if turned off."""
+    limit = subject.config.measure.explain_batches
+    if not limit or not batch_norms(subject.model):
+        return {}
+    batches = subject.augmented(epoch, limit)
+    with subject.autocast():
+        return explain(
+            subject.model, _images(batches), derive(subject.seed, epoch, "explain noise")
+        )
+
+
+def recalibrations(
+    subject: Subject, how: Recalibration, epoch: int
+) -> tuple[list[Row], dict[str, BNState]]:
+    """Re-estimate BN statistics by every method asked for, and test with each.
+
+    Returns:
+        A row for each method, and the new statistics by method (none for `batch` and `mix`, which
+        are ways to test).
+    """
+    if not batch_norms(subject.model):
+        return [], {}
+    part = subject.images.train
+    batches = (
+        subject.augmented(epoch, how.batches) if how.augment else subject.plain(part, how.batches)
+    )
+    rows: list[Row] = []
+    states: dict[str, BNState] = {}
+    for method in how.methods:
+        with preserved(subject.model):
+            if method == "batch" or method == "mix":
+                own = 1.0 if method == "batch" else how.own
+                tested = _with_batch_statistics(subject, own)
+            else:
+                torch.manual_seed(derive(subject.seed, epoch, "recalibration noise"))
+                with subject.autocast():
+                    states[method] = estimate(
+                        subject.model,
+                        _images(batches),
+                        method,
+                        moments=how.moments,
+                        estimator=how.estimator,
+                        at_once=method == "layerwise",
+                    )
+                load_bn_state(subject.model, states[method])
+                tested = test_scores(subject) | _ratios(subject, epoch)
+        rows.append({"method": method, **how.model_dump(exclude={"methods"}), **tested})
+    return rows, states
+
+
+def _with_batch_statistics(subject: Subject, own: float) -> Row:
+    """Test with BN on a mix of each test batch's own statistics and the running ones."""
+    with batch_statistics(subject.model, own):
+        found = score(subject, subject.plain(subject.images.test)())
+    return {"test_loss": found.loss, "test_accuracy": found.accuracy, "own": own}
+
+
+def _ratios(subject: Subject, epoch: int) -> Row:
+    """Shift ratios with the model's present statistics."""
+    met, running = eval_moments(subject, epoch), running_moments(subject.model)
+    ratios = [ratio_of(running[name].variance, met[name].average_variance) for name in met]
+    return {"shift_ratio_mean": sum(ratios) / len(ratios), "shift_ratio_max": max(ratios)}
+
+
+def mode_rows(subject: Subject, states: dict[str, BNState], epoch: int) -> list[Row]:
+    """The mode matrix on test images and on augmented training images."""
+    parts = {
+        "train": subject.augmented(epoch, subject.config.measure.eval_batches),
+        "test": subject.plain(subject.images.test),
+    }
+    seed = derive(subject.seed, epoch, "mode noise")
+    rows = []
+    for name, batches in parts.items():
+        with subject.autocast():
+            found = mode_matrix(subject.model, batches, states, seed=seed)
+        rows += [{"data": name, **row} for row in found]
+    return rows
+
+
+def mode_summary(rows: list[Row]) -> Row:
+    """The test part's costs in points: of the noise, of stale statistics, and what came back."""
+    costs = split([row for row in rows if row["data"] == "test"])
+    return {f"test_{key.replace('.', '_')}": value for key, value in costs.items()}
+
+
+def monte_carlo_scores(subject: Subject, passes: int, epoch: int) -> Row:
+    """Monte Carlo dropout on the test images: noise on, BN on running statistics, k passes."""
+    seed = derive(subject.seed, epoch, "monte carlo")
+    with subject.autocast():
+        found = monte_carlo(subject.model, subject.plain(subject.images.test), passes, seed)
+    return {
+        "monte_carlo_passes": found.passes,
+        "monte_carlo_accuracy": found.accuracy,
+        "monte_carlo_loss": found.loss,
+        "monte_carlo_pass_accuracy": found.pass_accuracy,
+        "monte_carlo_accuracy_sd": found.accuracy_sd,
+        "monte_carlo_spread": float(found.spread.mean()),
+    }

@@ -1,0 +1,97 @@
+"""`vshift recalibrate`: BN statistics of a finished run, re-estimated beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vshift.config import load as load_config
+from vshift.data import load as load_images
+from vshift.device import choose_device, configure
+from vshift.errors import RunError
+from vshift.measure import (
+    Subject,
+    mode_rows,
+    monte_carlo_scores,
+    recalibrations,
+    test_scores,
+)
+from vshift.runs import RunFolder
+from vshift.shift.probe import batch_norms
+from vshift.train import make_subject
+
+Row = dict[str, Any]
+
+
+def open_run(path: Path, sets: Sequence[str] = ()) -> Subject:
+    """The trained network of a finished run with its data.
+
+    Args:
+        sets: changes of its config, as with `--set`; they must not change the network.
+
+    Raises:
+        RunError: the run is not finished, or its checkpoint is missing or damaged.
+    """
+    folder = RunFolder.open(path)
+    if folder.status != "done":
+        raise RunError(
+            f"{path}: this run is {folder.status or 'no run'}, not done; "
+            f"`vshift train {path / 'config.yaml'}` with the same --runs-dir finishes it"
+        )
+    config = load_config(path / "config.yaml", sets)
+    device = choose_device(config.hardware.device)
+    configure(config.hardware, device)
+    subject = make_subject(config, config.seeds[0], load_images(config.data, device))
+    try:
+        subject.model.load_state_dict(folder.load_checkpoint()["model"])
+    except (KeyError, RuntimeError) as error:
+        raise RunError(f"{path}: the checkpoint does not fit config.yaml: {error}") from error
+    return subject
+
+
+def recalibrate_run(path: Path, sets: Sequence[str]) -> list[Row]:
+    """Re-estimate by every method, test, and write the results beside the run.
+
+    What is done stands in the config's sections recalibration and measure, with `sets`. The
+    checkpoint and what training wrote stay as they are.
+
+    Returns:
+        A row for the run as it was trained (method `none`), one for each method, and with
+        measure.monte_carlo one more (method `monte_carlo`).
+    """
+    subject = open_run(path, sets)
+    config, folder = subject.config, RunFolder(path)
+    if not batch_norms(subject.model):
+        raise RunError(f"{path}: the network has no BN layer to recalibrate")
+    before = {"method": "none", **test_scores(subject)}
+    rows, states = recalibrations(subject, config.recalibration, config.epochs)
+    if config.measure.modes:
+        folder.write_modes(mode_rows(subject, states, config.epochs))
+    if config.measure.monte_carlo:
+        rows.append(_monte_carlo(subject, config.measure.monte_carlo))
+    folder.write_recalibration([before, *rows], states)
+    return [before, *rows]
+
+
+def _monte_carlo(subject: Subject, passes: int) -> Row:
+    found = monte_carlo_scores(subject, passes, subject.config.epochs)
+    tested = {
+        "test_accuracy": found["monte_carlo_accuracy"],
+        "test_loss": found["monte_carlo_loss"],
+    }
+    return {"method": "monte_carlo", **tested, **found}
+
+
+def render(path: str, rows: list[Row]) -> str:
+    """The rows as aligned text, accuracies in percent."""
+    lines = [f"{path}", f"{'method':12} {'test %':>7} {'gain':>7} {'shift mean':>11} {'max':>7}"]
+    before = rows[0]["test_accuracy"]
+    for row in rows:
+        ratios = [row.get("shift_ratio_mean"), row.get("shift_ratio_max")]
+        mean, highest = ("–" if ratio is None else f"{ratio:.3f}" for ratio in ratios)
+        accuracy = row["test_accuracy"]
+        lines.append(
+            f"{row['method']:12} {accuracy:7.2f} {accuracy - before:+7.2f} {mean:>11} {highest:>7}"
+        )
+    return "\n".join(lines)
