@@ -84,8 +84,9 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def _in_groups(self, input: Tensor, size: int) -> Tensor:
         parts = torch.split(input, size)
-        means = self.batch_mean.new_empty(len(parts), self.num_features)
-        variances = torch.empty_like(means)
+        # Zeros: PyTorch adds 0 · (what was there), and what was there could be NaN.
+        means = self.batch_mean.new_zeros(len(parts), self.num_features)
+        variances = torch.zeros_like(means)
         # unbind: F.batch_norm writes into the rows.
         rows = zip(parts, means.unbind(), variances.unbind(), strict=True)
         output = _joined([self._normalised(*row) for row in rows])
