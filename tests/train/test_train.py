@@ -188,7 +188,7 @@ def test_files_and_columns_of_a_run(tmp_path):
         "running_variance", "eval_variance", "shift_ratio", "shift_ratio_se",
         "total_ratio", "total_ratio_se", "local_ratio", "local_ratio_se",
         "inherited_ratio", "inherited_ratio_se", "predicted_ratio", "predicted_ratio_se",
-        "predicted_exact", "cos2", "dcos2",
+        "predicted_exact", "closed_form_ratio", "cos2", "dcos2",
     ]  # fmt: skip
     assert [row["eval_variance"] is None for row in layers] == [True] * 7 + [False] * 7
     assert [row["layer"] for row in layers[7:] if row["noise_before"]] == [
