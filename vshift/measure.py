@@ -47,12 +47,16 @@ class Subject:
         return lambda: islice(self.stream.epoch(purpose), limit)
 
     def plain(self, part: Part, limit: int | None = None) -> Pairs:
-        """A part's images as they are, in batches of the training's size."""
-        stream = plain_stream(self.images, part)
+        """A part's images as they are, shuffled, in batches of the training's size.
+
+        Files come class by class: in that order a batch would be no random sample, and its
+        statistics one class's.
+        """
         size = self.config.data.batch_size
         if len(part) % size == 1:  # one image alone has no batch statistics in an mlp
             size += 1
-        return lambda: islice(stream.plain(size), limit)
+        stream = plain_stream(self.images, part, size)
+        return lambda: islice(stream.epoch(derive(self.seed, 0, "shuffle")), limit)
 
 
 def _images(pairs: Pairs) -> Callable[[], Iterator[Tensor]]:
