@@ -133,6 +133,47 @@ def test_every_seed_of_the_config_is_trained(vshift, config):
     assert sorted(p.name for p in Path("runs/small").iterdir()) == ["seed-4", "seed-5"]
 
 
+def test_seeds_of_the_command_line_are_repeatable_and_checked(vshift, config):
+    assert vshift("train", config, "--seed", 4, "--seed", 5)[0] == 0
+    assert sorted(p.name for p in Path("runs/small").iterdir()) == ["seed-4", "seed-5"]
+    assert "seeds" in refused(vshift, "sweep", config, "--seed", "-1", runs=Path("elsewhere"))
+
+
+def test_a_run_goes_on_with_the_threads_it_began_with(vshift, config, monkeypatch):
+    from vshift import step
+
+    original, calls = step.EagerStep.__call__, []
+
+    def stop(self, *args):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        original(self, *args)
+
+    words = ["train", config, "--set", "hardware.threads=null", "--set", "epochs=2"]
+    torch.set_num_threads(1)
+    monkeypatch.setattr(step.EagerStep, "__call__", stop)
+    assert vshift(*words)[0] == 130
+    monkeypatch.setattr(step.EagerStep, "__call__", original)
+    torch.set_num_threads(2)
+    code, _, err = vshift(*words)
+    assert code == 0
+    assert "with 1 threads, as it began" in err
+    assert "threads: 1" in Path("runs/small/seed-0/config.yaml").read_text()
+
+
+def test_data_fetch_of_an_unknown_set(vshift):
+    err = refused(vshift, "data", "fetch", "cifar")
+    assert "did you mean `cifar10`?" in err
+    assert "shapes is drawn by code" in refused(vshift, "data", "fetch", "shapes")
+
+
+def test_a_folder_of_folders_names_those_with_configs(vshift, config, tmp_path):
+    (tmp_path / "all" / "mine").mkdir(parents=True)
+    (tmp_path / "all" / "mine" / "a.yaml").write_text(CONFIG)
+    assert "there are some in mine" in refused(vshift, "check", tmp_path / "all")
+
+
 def test_quiet_says_nothing(vshift, config):
     assert vshift("train", config, "--quiet") == (0, "", "")
 
@@ -283,6 +324,9 @@ def test_sweep_runs_a_grid_and_skips_what_is_done(vshift, config):
     assert len(list(Path("runs").rglob("summary.json"))) == 2
     code, _, err = vshift("sweep", config, *grid)
     assert "2 runs, 2 of them done" in err
+    began = [p.stat().st_mtime_ns for p in Path("runs").rglob("summary.json")]
+    assert vshift("sweep", config, *grid, "--fresh", "--jobs", "2")[0] == 0
+    assert not set(began) & {p.stat().st_mtime_ns for p in Path("runs").rglob("summary.json")}
 
 
 def test_sweep_names_the_runs_that_failed(vshift, config):

@@ -35,7 +35,7 @@ def test_a_log_file_gets_one_plain_line_an_epoch():
     text = shown(reporter(terminal=False))
     assert text == (
         "run [red]x[/red] seed 0  epoch  3/12  train loss 1.250  train 50.00 %  test – %"
-        "  1234 images/s  shift ratio 1.234\n"
+        "  1234 images/s  mean shift ratio 1.234\n"
     )
 
 

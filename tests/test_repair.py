@@ -104,8 +104,17 @@ def test_the_new_statistics_are_saved_by_method(run):
 
     recalibrate_run(run.path, ['recalibration.methods=["layerwise"]'])
     saved = load_file(run.path / "recalibration.safetensors")
-    assert len(saved) == 2 * 7
+    assert sum(name.startswith("layerwise/") for name in saved) == 2 * 7
     assert saved["layerwise/head.bn1.running_var"].shape == (64,)
+
+
+def test_other_methods_results_stay(run):
+    recalibrate_run(run.path, ['recalibration.methods=["swap"]'])
+    before = {row["method"]: row for row in read(run, "recalibration.json")["methods"]}
+    recalibrate_run(run.path, ['recalibration.methods=["precise"]', "recalibration.batches=2"])
+    after = {row["method"]: row for row in read(run, "recalibration.json")["methods"]}
+    assert after["swap"] == before["swap"]
+    assert after["precise"]["batches"] == 2
 
 
 def test_a_method_that_does_not_exist_is_refused(run):

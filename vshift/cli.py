@@ -40,10 +40,16 @@ class Format(StrEnum):
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a value, e.g. network.depth=32."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a value, e.g. network.depth=32; repeatable."
+    ),
 ]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where run folders go.")]
 DeviceOption = Annotated[Device | None, typer.Option("--device", help="Instead of the config's.")]
+Seeds = Annotated[
+    list[int] | None, typer.Option("--seed", help="Instead of the config's seeds; repeatable.")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Replace runs that are there already.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 
@@ -64,29 +70,30 @@ def _options(
     """Options of vshift itself."""
 
 
-def _with_device(sets: list[str] | None, device: Device | None) -> list[str]:
-    return [*(sets or []), *([f"hardware.device={device.value}"] if device else [])]
+def _changes(
+    sets: list[str] | None, device: Device | None, seeds: list[int] | None = None
+) -> list[str]:
+    """What the command line changes of a config, as `--set` would say it."""
+    changes = [*(sets or [])]
+    changes += [f"hardware.device={device.value}"] if device else []
+    return [*changes, *([f"seeds={seeds}"] if seeds else [])]
 
 
-@app.command()
+@app.command(short_help="Train a config, once for each of its seeds.")
 def train(
     config: ConfigPath,
     sets: Sets = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Only this seed instead of the config's.")
-    ] = None,
+    seeds: Seeds = None,
     runs_dir: RunsDir = Path("runs"),
     device: DeviceOption = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Replace a run that is there already.")
-    ] = False,
+    fresh: Fresh = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a config, once for each of its seeds. Goes on where an unfinished run stopped."""
     from vshift.config import load, refuse_grid
 
-    chosen = load(config, _with_device(sets, device), seed)
+    chosen = load(config, _changes(sets, device, seeds))
     refuse_grid(chosen, config)
     from vshift.progress import Reporter
 
@@ -107,9 +114,9 @@ def _say_plan(config: Any, runs_dir: Path, fresh: bool) -> None:
         typer.echo(f"{path}: {action}, {config.epochs} epochs of {config.data.name}")
 
 
-@app.command()
+@app.command(short_help="Line runs up in a table.")
 def compare(
-    runs_dirs: Annotated[list[Path], typer.Argument(metavar="RUNS_DIR...")],
+    runs_dirs: Annotated[list[Path], typer.Argument(metavar="RUNS_DIR")],
     form: Annotated[Format, typer.Option("--format", help="How the table is written.")] = (
         Format.table
     ),
@@ -128,7 +135,7 @@ def compare(
         typer.echo(note, err=True)
 
 
-@app.command()
+@app.command(short_help="Show the network that a config builds.")
 def inspect(
     config: ConfigPath,
     sets: Sets = None,
@@ -149,37 +156,35 @@ def inspect(
         typer.echo(render_network(chosen, found))
 
 
-@app.command()
+@app.command(short_help="Validate configs without running them.")
 def check(
-    configs: Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="Files or folders.")],
+    configs: Annotated[list[Path], typer.Argument(metavar="CONFIG", help="Files or folders.")],
     sets: Sets = None,
 ) -> None:
     """Validate configs without running them; every problem of every file is shown."""
-    from vshift.config import expand
-    from vshift.sweep import config_files
+    from vshift.sweep import config_files, expand_all
 
     problems: list[str] = []
     for path in config_files(configs):
         try:
-            points = expand(path, sets or [])
+            (points,) = expand_all([path], sets or []).values()
         except ConfigError as error:
-            problems.append(str(error))
+            problems += error.problems
             continue
         runs = sum(len(point.config.seeds) for point in points)
         typer.echo(f"{path}: ok, {runs} run{'s' if runs != 1 else ''}")
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(*problems)
 
 
-@app.command()
+@app.command(short_help="Train many configs, grids and seeds.")
 def sweep(
-    configs: Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="Files or folders.")],
+    configs: Annotated[list[Path], typer.Argument(metavar="CONFIG", help="Files or folders.")],
     sets: Sets = None,
-    seeds: Annotated[
-        list[int] | None, typer.Option("--seed", help="Instead of the configs' seeds; repeatable.")
-    ] = None,
+    seeds: Seeds = None,
     runs_dir: RunsDir = Path("runs"),
     device: DeviceOption = None,
+    fresh: Fresh = False,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs.")] = False,
     quiet: Quiet = False,
@@ -189,17 +194,23 @@ def sweep(
     from vshift.sweep import describe, plan
     from vshift.sweep import sweep as run_all
 
-    chosen = _with_device(sets, device)
-    planned = plan(configs, chosen, seeds or [])
+    planned = plan(configs, _changes(sets, device, seeds))
     if dry_run:
         typer.echo(describe(planned, runs_dir))
         return
-    run_all(planned, sets=chosen, runs_dir=runs_dir, workers=jobs, reporter=Reporter(quiet))
+    run_all(
+        planned,
+        sets=_changes(sets, device),
+        runs_dir=runs_dir,
+        fresh=fresh,
+        workers=jobs,
+        reporter=Reporter(quiet),
+    )
 
 
-@app.command()
+@app.command(short_help="Re-estimate BN statistics of finished runs.")
 def recalibrate(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
     methods: Annotated[
         list[str] | None,
         typer.Option(
@@ -242,16 +253,14 @@ def recalibrate(
 
     found = {}
     for path in folders:
-        rows = found[str(path)] = recalibrate_run(
-            path, _with_device([*changes, *(sets or [])], device)
-        )
+        rows = found[str(path)] = recalibrate_run(path, _changes([*changes, *(sets or [])], device))
         if not as_json:
             typer.echo(render(str(path), rows))
     if as_json:
         typer.echo(json.dumps(found))
 
 
-@app.command()
+@app.command(short_help="Print the config's JSON Schema, for editors.")
 def schema() -> None:
     """Print the config's JSON Schema, for editors."""
     import json

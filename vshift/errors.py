@@ -43,7 +43,24 @@ class Interrupted(VShiftError):
     exit_code = 130
 
 
+# What other programs and people call it.
+_OTHER_NAMES = {
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "bs": "batch_size",
+    "p": "rate",
+    "dropout": "noise",
+    "batchnorm": "bn",
+    "groupnorm": "gn",
+    "linear": "fc",
+    "swish": "silu",
+}
+
+
 def did_you_mean(word: object, allowed: Iterable[str]) -> str:
     """The nearest allowed word as ``did you mean `noise`?``, or an empty string if none is near."""
-    near = difflib.get_close_matches(str(word), list(allowed), n=1, cutoff=0.6)
-    return f"did you mean `{near[0]}`?" if near else ""
+    words = {name.lower(): name for name in allowed}
+    text = str(word).lower()
+    near = [_OTHER_NAMES.get(text, text)] if _OTHER_NAMES.get(text, text) in words else []
+    near = near or difflib.get_close_matches(text, words, n=1, cutoff=0.6)
+    return f"did you mean `{words[near[0]]}`?" if near else ""

@@ -45,11 +45,11 @@ class Reporter:
 
     def epoch(self, row: dict[str, Any], ratio: float | None) -> None:
         """One line an epoch; the ratio is the mean shift ratio where it was measured."""
-        shift = "" if ratio is None else f"  shift ratio {ratio:.3f}"
+        shift = "" if ratio is None else f"  mean shift ratio {ratio:.3f}"
         digits = len(str(self._epochs))
         self.say(
             f"{self._label}  epoch {row['epoch']:{digits}d}/{self._epochs}"
-            f"  train loss {_number(row['train_loss'], '.3f')}"
+            f"  train loss {_loss(row['train_loss'])}"
             f"  train {_number(row['train_accuracy'], '.2f')} %"
             f"  test {_number(row['test_accuracy'], '.2f')} %"
             f"  {row['images_per_second']:.0f} images/s{shift}"
@@ -59,6 +59,10 @@ class Reporter:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _loss(value: float | None) -> str:
+    return _number(value, ".3f" if value is None or value < 1e4 else ".3g")
 
 
 def _number(value: float | None, form: str) -> str:

@@ -46,7 +46,8 @@ def open_run(path: Path, sets: Sequence[str] = ()) -> Subject:
     try:
         subject.model.load_state_dict(folder.load_checkpoint()["model"])
     except (KeyError, RuntimeError) as error:
-        raise RunError(f"{path}: the checkpoint does not fit config.yaml: {error}") from error
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{path}: the checkpoint does not fit this config: {reason}") from error
     return subject
 
 

@@ -64,16 +64,17 @@ def train_one(
     config: Config, seed: int, images: ImageSet, runs_dir: Path, fresh: bool, reporter: Reporter
 ) -> str:
     """One run from prepare to finish; returns its status."""
-    folder, action = prepare(runs_dir, config, seed, fresh)
+    folder, action = prepare(runs_dir, config, seed, fresh, torch.get_num_threads())
     if action in ("done", "diverged"):
         return action
     device = images.train.images.device
+    _same_threads(folder, reporter)
     folder.update_run(device=device_name(device), step="eager", threads=torch.get_num_threads())
     began = time.perf_counter()
     status = "failed"
     try:
         if action == "resume":
-            reporter.say(f"{folder.path}: going on from its checkpoint")
+            reporter.say(f"{folder.path}: going on behind epoch {len(folder.metrics())}")
         status = train(config, seed, images, folder, reporter)
     except KeyboardInterrupt:
         status = "interrupted"
@@ -90,8 +91,17 @@ def train_one(
         with suppress(RunError):
             folder.finish(status, **_speed(folder, time.perf_counter() - began))
         folder.close()
-    reporter.say(f"{folder.path}: {status}")
+    hint = f"; next: vshift compare {runs_dir}" if status == "done" else ""
+    reporter.say(f"{folder.path}: {status}{hint}")
     return status
+
+
+def _same_threads(folder: RunFolder, reporter: Reporter) -> None:
+    """Go on with the number of threads that the run began with: others round differently."""
+    threads = folder.run.get("threads")
+    if isinstance(threads, int) and threads != torch.get_num_threads():
+        reporter.say(f"{folder.path}: with {threads} threads, as it began")
+        torch.set_num_threads(threads)
 
 
 def _speed(folder: RunFolder, seconds: float) -> dict[str, float | None]:

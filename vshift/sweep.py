@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vshift.config import expand
+from vshift.config import Point, expand
 from vshift.config.schema import Config
 from vshift.errors import ConfigError, TrainingFailed
 from vshift.progress import Reporter
@@ -33,7 +33,7 @@ class Job:
     def label(self) -> str:
         return f"{self.config.name} seed {self.seed}"
 
-    def command(self, sets: Sequence[str], runs_dir: Path) -> list[str]:
+    def command(self, sets: Sequence[str], runs_dir: Path, fresh: bool = False) -> list[str]:
         """The `vshift train` that a person would type for this run."""
         values = [*sets, f"name={json.dumps(self.config.name)}"]
         if self.assignments:
@@ -42,7 +42,8 @@ class Job:
         words = [sys.executable, "-m", "vshift", "train", str(self.source)]
         for value in values:
             words += ["--set", value]
-        return [*words, "--seed", str(self.seed), "--runs-dir", str(runs_dir)]
+        words += ["--seed", str(self.seed), "--runs-dir", str(runs_dir)]
+        return [*words, "--fresh"] if fresh else words
 
 
 def config_files(paths: Iterable[Path]) -> list[Path]:
@@ -51,21 +52,41 @@ def config_files(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         inside = sorted(p for p in path.glob("*.y*ml") if p.is_file()) if path.is_dir() else [path]
         if not inside:
-            raise ConfigError(f"{path}: no *.yaml in this folder")
+            folders = sorted({str(p.parent.relative_to(path)) for p in path.rglob("*.y*ml")})
+            hint = f"; there are some in {', '.join(folders[:8])}" if folders else ""
+            raise ConfigError(f"{path}: no *.yaml in this folder{hint}")
         found += inside
     return found
 
 
-def plan(paths: Iterable[Path], sets: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+def expand_all(paths: Iterable[Path], sets: Sequence[str]) -> dict[Path, list[Point]]:
+    """The points of every config.
+
+    Raises:
+        ConfigError: every problem of every config.
+    """
+    found: dict[Path, list[Point]] = {}
+    problems: list[str] = []
+    for path in paths:
+        try:
+            found[path] = expand(path, sets)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(*problems)
+    return found
+
+
+def plan(paths: Iterable[Path], sets: Sequence[str]) -> list[Job]:
     """Every run that configs, their grids and seeds name.
 
     Raises:
-        ConfigError: a config's problems, or two configs with one name.
+        ConfigError: the problems of every config, or two configs with one name.
     """
     jobs: dict[tuple[str, int], Job] = {}
-    for path in config_files(paths):
-        for point in expand(path, sets):
-            for seed in seeds or point.config.seeds:
+    for path, points in expand_all(config_files(paths), sets).items():
+        for point in points:
+            for seed in point.config.seeds:
                 job = Job(path, point.config, point.assignments, seed)
                 other = jobs.setdefault((point.config.name, seed), job)
                 if other is not job:
@@ -89,6 +110,7 @@ def sweep(
     sets: Sequence[str],
     runs_dir: Path,
     workers: int,
+    fresh: bool = False,
     reporter: Reporter,
 ) -> None:
     """Run what is not done, `workers` at a time.
@@ -96,12 +118,12 @@ def sweep(
     Raises:
         TrainingFailed: at the end, naming the runs that failed.
     """
-    waiting = [job for job in jobs if _state(job, runs_dir) != "done"]
+    waiting = [job for job in jobs if fresh or _state(job, runs_dir) != "done"]
     reporter.say(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them done")
     environment = _environment(workers)
 
     def work(job: Job) -> bool:
-        command = job.command(sets, runs_dir)
+        command = job.command(sets, runs_dir, fresh)
         return _run(command, job.label, environment, workers > 1, reporter)
 
     with ThreadPoolExecutor(workers) as pool:

@@ -87,12 +87,13 @@ def train(
         row["images_per_second"] = trained.count / training_seconds
         folder.append_metrics(row)
         folder.append_layers(layers)
-        reporter.epoch(row, mean_ratio(layers))
         if diverged:
+            reporter.epoch(row, None)
             return "diverged"
         if epoch == config.epochs:
             finish(subject, row, layers, folder)
         folder.save_checkpoint(checkpoint(epoch, model, optimizer))
+        reporter.epoch(row, mean_ratio(layers))
     return "done"
 
 

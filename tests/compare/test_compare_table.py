@@ -125,7 +125,29 @@ def test_no_difference_between_data_sets(tmp_path: Path) -> None:
     make_run(tmp_path, "b", run={"data": "cifar10"})
     comparison = compared(tmp_path, baseline="a")
     assert row_of(comparison, "b")["difference"] is None
-    assert comparison.notes == ["no difference for b: its data are not the baseline's"]
+    assert comparison.notes == ["no difference for b: not the baseline's data.name"]
+
+
+def test_no_difference_between_other_images_or_epochs(tmp_path: Path) -> None:
+    for name, limit, epochs in (("a", None, 3), ("b", 512, 3), ("c", None, 9)):
+        config = config_of(epochs=epochs) | {"data": {"name": "shapes", "train_limit": limit}}
+        make_run(tmp_path, name, config=config)
+    comparison = compared(tmp_path, baseline="a")
+    assert [row_of(comparison, name)["difference"] for name in "abc"] == [0.0, None, None]
+    assert comparison.notes == [
+        "no difference for b: not the baseline's data.train_limit",
+        "no difference for c: not the baseline's epochs",
+    ]
+
+
+def test_several_configs_without_noise_leave_the_choice_to_the_user(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", config=config_of(noise=None))
+    make_run(tmp_path, "b", config=config_of(noise=None, epochs=4))
+    comparison = compared(tmp_path)
+    assert comparison.baseline is None
+    assert comparison.notes == [
+        "no differences: several configs have no noise; choose one with --baseline: a, b"
+    ]
 
 
 def test_an_unknown_baseline_names_the_nearest_and_all(tmp_path: Path) -> None:

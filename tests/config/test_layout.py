@@ -95,7 +95,7 @@ def test_parse_writes_short_words_out() -> None:
         ("conv2x2", "`conv2x2` is not an operation; did you mean `conv"),
         ("conv3x1", "`conv3x1` is not an operation; "),
         ("noise0", "`noise0` is not an operation; did you mean `noise`?"),
-        ("BN", "`BN` is not an operation; allowed: "),
+        ("BN", "`BN` is not an operation; did you mean `bn`? "),
     ],
 )
 def test_words_that_are_refused(text: str, start: str) -> None:
@@ -201,3 +201,11 @@ def test_words() -> None:
     assert [layout.noise_index(w) for w in ("noise", "noise1", "noise12")] == [0, 0, 11]
     assert not layout.is_noise("noise0")
     assert layout.is_conv("fc")
+
+
+def test_noise_with_two_places_is_refused() -> None:
+    order = layout.parse("bn relu conv noise bn relu conv")
+    with pytest.raises(ValueError, match=r"noise has two places: network\.block says `noise` and"):
+        layout.place(order, [["before_last_bn"]])
+    head = layout.place(order, [["before_classifier"]])  # the head is no place in the block
+    assert head.count("noise1") == 1

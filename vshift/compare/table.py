@@ -93,9 +93,9 @@ def compare(runs: Iterable[RunRecord], baseline: str | None = None) -> Compariso
     names = Counter(group.name for group in groups)
     rows = [_row(group, names[group.name] > 1) for group in groups]
     _flag_shared_names(rows, names, notes)
-    chosen, reason = _choose_baseline(rows, groups, baseline)
+    chosen, reason = _choose_baseline(rows, groups, baseline, notes)
     if chosen is not None:
-        _subtract(rows, chosen, notes)
+        _subtract(rows, groups, chosen, notes)
     for run in (run for group in groups for run in group.used):
         notes += [f"{run.name} seed {run.seed}: {problem}" for problem in run.problems]
     return Comparison(
@@ -244,7 +244,7 @@ def _flag_shared_names(rows: list[Row], names: Counter[str], notes: list[str]) -
 
 
 def _choose_baseline(
-    rows: list[Row], groups: list[_Group], name: str | None
+    rows: list[Row], groups: list[_Group], name: str | None, notes: list[str]
 ) -> tuple[Row | None, str]:
     """The baseline's row and, for the caption, why it is the one."""
     if name is not None:
@@ -254,6 +254,11 @@ def _choose_baseline(
     ]
     if len(rows) > 1 and len(clean) == 1:
         return clean[0], ", the only config without noise"
+    if len(clean) > 1:
+        labels = ", ".join(row["label"] for row in clean)
+        notes.append(
+            f"no differences: several configs have no noise; choose one with --baseline: {labels}"
+        )
     return None, ""
 
 
@@ -292,16 +297,33 @@ def _silent(noise: Row) -> bool:
     return bool(strengths) and all(number(value) == 0 for value in strengths)
 
 
-def _subtract(rows: list[Row], baseline: Row, notes: list[str]) -> None:
+def _subtract(rows: list[Row], groups: list[_Group], baseline: Row, notes: list[str]) -> None:
     """Fill in difference, and difference_se = √(sd₁²/n₁ + sd₂²/n₂), the standard error of it."""
-    for row in rows:
+    budgets = [_budget(group) for group in groups]
+    own = budgets[rows.index(baseline)]
+    for row, budget in zip(rows, budgets, strict=True):
+        others = sorted(
+            key for key in own.keys() | budget.keys() if own.get(key) != budget.get(key)
+        )
         if row is baseline:
             row["difference"] = 0.0
-        elif row["data"] != baseline["data"] and row["n"]:
-            notes.append(f"no difference for {row['label']}: its data are not the baseline's")
+        elif others and row["n"]:
+            what = ", ".join(others[:4])
+            notes.append(f"no difference for {row['label']}: not the baseline's {what}")
         elif row["n"]:
             row["difference"] = row["test_error_mean"] - baseline["test_error_mean"]
             row["difference_se"] = _standard_error(row, baseline)
+
+
+def _budget(group: _Group) -> Row:
+    """What must be the same for two test errors to be compared: the images and the epochs."""
+    if not group.used:
+        return {}
+    config = group.used[0].config
+    section = config.get("data")
+    data = {**(section if isinstance(section, dict) else {}), "name": _data_name(group.used[0])}
+    budget = {f"data.{key}": value for key, value in data.items() if key != "batch_size"}
+    return {**budget, "epochs": config.get("epochs")}
 
 
 def _standard_error(row: Row, other: Row) -> float | None:

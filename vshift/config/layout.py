@@ -134,6 +134,12 @@ def place(order: Order, noises: Sequence[Sequence[str]]) -> Order:
                 f"({', '.join(POSITIONS)}), or write `noise{index + 1 if index else ''}` in "
                 "network.block"
             )
+        if index in written and set(positions) - {"before_classifier"}:
+            raise ValueError(
+                f"noise{index + 1 if len(noises) > 1 else ''} has two places: network.block says "
+                f"`noise{index + 1 if index else ''}` and the position {', '.join(positions)}; "
+                "keep one of them"
+            )
         for position in positions:
             if position != "before_classifier":
                 for at in sorted(_places(result, position), reverse=True):

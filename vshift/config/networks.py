@@ -37,6 +37,13 @@ class _Network(Section):
         """The family's own order of operations."""
         return self.own_block
 
+    @field_validator("block", mode="before")
+    @classmethod
+    def _as_text(cls, block: Any) -> Any:
+        """A YAML list of words is taken as well."""
+        is_words = isinstance(block, list) and all(isinstance(word, str) for word in block)
+        return " ".join(block) if is_words else block
+
     @field_validator("block")
     @classmethod
     def _block_works(cls, block: str | None, info: ValidationInfo) -> str | None:

@@ -103,6 +103,8 @@ def _unknown(here: Spot, item: ErrorDetails) -> str:
         hint = "`base` stands at the top of a file;"
     elif siblings:
         hint = f"it is a key of {', '.join(siblings)};"
+    elif len(here.path) > 1 and key in Config.model_fields:
+        hint = f"`{key}` is a section of its own, beside {here.path[0]};"
     elif not hint and elsewhere:
         hint = f"did you mean {' or '.join(f'`{home}`' for home in elsewhere[:3])}?"
     of = f" of {section.branch}" if section.branch not in ("", "one", "list") else ""

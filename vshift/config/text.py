@@ -72,6 +72,8 @@ def config_hash(config: Config) -> str:
     version with more keys gives old configs their old hash.
     """
     values = config.model_dump(exclude=_NOT_HASHED, exclude_defaults=True)
+    values.get("hardware", {}).pop("threads", None)  # rounding depends on it, the study does not
+    values = {key: value for key, value in values.items() if value != {}}
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -16,7 +16,7 @@ import numpy as np
 from vshift.config.schema import Cifar
 from vshift.data.cache import cache_folder
 from vshift.data.source import Labels, Pixels, Source
-from vshift.errors import DataError
+from vshift.errors import DataError, did_you_mean
 
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 CLASSES = {"cifar10": 10, "cifar100": 100}
@@ -56,6 +56,12 @@ def fetch(name: str, root: str | None = None) -> Path:
     An archive that somebody put into the root is used instead of the network. Raises DataError
     if the set can neither be found nor downloaded; nothing partial stays behind.
     """
+    if name not in UNPACKED:
+        hint = did_you_mean(name, UNPACKED)
+        raise DataError(
+            f"{name!r}: nothing to download under this name; {hint + ' ' if hint else ''}"
+            f"there are {' and '.join(UNPACKED)}; shapes is drawn by code, imagefolder is your own"
+        )
     folder = root_of(name, root)
     if is_here(name, root):
         return folder

@@ -142,14 +142,27 @@ class RunFolder:
     def write_recalibration(
         self, rows: Iterable[Mapping[str, Any]], states: Mapping[str, Mapping[str, Tensor]]
     ) -> None:
-        """What each method of recalibration gave, and its statistics as `<method>/<buffer>`."""
+        """What each method of recalibration gave, and its statistics as `<method>/<buffer>`.
+
+        Other methods' earlier results stay.
+        """
+        rows = list(rows)
+        again = {row["method"] for row in rows}
+        old_rows, old_vectors = self.read_recalibration()
+        kept = {k: v for k, v in old_vectors.items() if k.split("/")[0] not in again}
         vectors = {
             f"{method}/{name}": tensor.cpu().numpy()
             for method, state in states.items()
             for name, tensor in state.items()
         }
-        self._write_vectors(RECALIBRATED, vectors)
-        files.write_json(self.path / RECALIBRATION, {"methods": list(rows)})
+        self._write_vectors(RECALIBRATED, kept | vectors)
+        rows += [row for row in old_rows if row["method"] not in again]
+        files.write_json(self.path / RECALIBRATION, {"methods": rows})
+
+    def read_recalibration(self) -> tuple[list[Row], dict[str, np.ndarray]]:
+        """What `write_recalibration` wrote: rows, and statistics as `<method>/<buffer>`."""
+        rows = (files.read_json(self.path / RECALIBRATION) or {}).get("methods", [])
+        return rows, self._read_vectors(RECALIBRATED)
 
     def write_modes(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """The mode matrix: accuracy with noise on and off, by BN statistics and data."""
@@ -157,15 +170,18 @@ class RunFolder:
 
     def read_channels(self) -> dict[str, np.ndarray]:
         """The vectors; none where the file is missing."""
+        return self._read_vectors(CHANNELS)
+
+    def _read_vectors(self, name: str) -> dict[str, np.ndarray]:
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
-        data = files.read_bytes(self.path / CHANNELS)
+        data = files.read_bytes(self.path / name)
         try:
             return {} if data is None else load(data)
         except (SafetensorError, ValueError, KeyError) as error:
             raise RunError(
-                f"{self.path / CHANNELS} is damaged: {error}; `--fresh` trains the run again"
+                f"{self.path / name} is damaged: {error}; `--fresh` trains the run again"
             ) from error
 
     def write_summary(self, fields: Mapping[str, Any]) -> None:

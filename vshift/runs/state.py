@@ -27,13 +27,17 @@ def run_path(runs_dir: Path | str, name: str, seed: int) -> Path:
 
 
 def prepare(
-    runs_dir: Path | str, config: Config, seed: int, fresh: bool = False
+    runs_dir: Path | str, config: Config, seed: int, fresh: bool = False, threads: int | None = None
 ) -> tuple[RunFolder, Action]:
     """Make or take the run folder of a config with one seed, and say what is to be done in it.
 
     `new`: config.yaml and run.json are written, nothing else is there. `resume`: there is a
     checkpoint. In both cases the status is `running` and other processes are kept out until
     `close`. `done` and `diverged`: finished, nothing was touched.
+
+    Args:
+        threads: what a new run's config.yaml says where the config leaves it open, because results
+            are the same bits with the same number of threads only.
 
     Raises:
         RunError: the folder holds another config's run, is in use or damaged, or cannot be written.
@@ -46,7 +50,7 @@ def prepare(
             folder.clear()
         action = look(folder, config)
         if action == "new":
-            _begin(folder, config, seed)
+            _begin(folder, config, seed, threads)
         elif action == "resume":
             resumes = folder.run.get("resumes") or 0
             folder.update_run(status="running", finished=None, resumes=resumes + 1)
@@ -78,11 +82,15 @@ def _has_summary(folder: RunFolder) -> bool:
         return False  # going on from the last checkpoint writes it again
 
 
-def _begin(folder: RunFolder, config: Config, seed: int) -> None:
+def _begin(folder: RunFolder, config: Config, seed: int, threads: int | None) -> None:
     from vshift.config import config_hash, dump
 
     folder.clear()
-    folder.write_config(dump(config.model_copy(update={"seeds": [seed], "grid": None})))
+    hardware = config.hardware
+    if hardware.threads is None:
+        hardware = hardware.model_copy(update={"threads": threads})
+    own = {"seeds": [seed], "grid": None, "hardware": hardware}
+    folder.write_config(dump(config.model_copy(update=own)))
     folder.write_run(
         {
             "status": "running",
@@ -97,7 +105,7 @@ def _begin(folder: RunFolder, config: Config, seed: int) -> None:
             "data": config.data.name,
             "precision": config.hardware.precision,
             "step": config.hardware.step,
-            "threads": config.hardware.threads,
+            "threads": hardware.threads,
             **versions(),
             "git": git_commit(),
         }
@@ -125,6 +133,8 @@ def _refuse_another_config(folder: RunFolder, config: Config, run: dict[str, Any
         for key, values in differences(old, config).items()
         if key.split(".")[0] not in _NOT_THE_RUN
     }
+    if config.hardware.threads is None:  # then the run goes on with its own number
+        changed.pop("hardware.threads", None)
     if changed:
         raise RunError(_another_config(folder, changed))
 
@@ -133,10 +143,8 @@ def _another_config(folder: RunFolder, changed: dict[str, tuple[Any, Any]]) -> s
     lines = [f"  {key}: {_say(old)} there, {_say(new)} now" for key, (old, new) in changed.items()]
     if len(lines) > _SHOWN:
         lines[_SHOWN:] = [f"  and {len(lines) - _SHOWN} more"]
-    keys = "this key" if len(changed) == 1 else "these keys"
-    return "\n".join(
-        [f"{folder.path} holds another config's run; {keys} differ:", *lines, _what_to_do()]
-    )
+    keys = "this key differs" if len(changed) == 1 else "these keys differ"
+    return "\n".join([f"{folder.path} holds another config's run; {keys}:", *lines, _what_to_do()])
 
 
 def _what_to_do() -> str:
