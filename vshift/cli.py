@@ -84,10 +84,10 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a config, once for each of its seeds. Goes on where an unfinished run stopped."""
-    from vshift.config import load, refuse_grid
+    from vshift.config import load, refuse_study
 
     chosen = load(config, _with_device(sets, device), seed)
-    refuse_grid(chosen, config)
+    refuse_study(chosen, config)
     from vshift.progress import Reporter
 
     if dry_run:
@@ -184,7 +184,7 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train every combination of configs' grids and seeds, skipping what is done."""
+    """Train every combination of configs' arms, grids and seeds, skipping what is done."""
     from vshift.progress import Reporter
     from vshift.sweep import describe, plan
     from vshift.sweep import sweep as run_all

@@ -238,6 +238,7 @@ class Hardware(Section):
 
 
 Grid = dict[str, Annotated[list[Any], Field(min_length=1, max_length=1000)]]
+Arms = Annotated[dict[str, dict[str, Any]], Field(max_length=1000)]
 
 
 class Config(Section):
@@ -264,6 +265,11 @@ class Config(Section):
     hardware: Hardware = Field(Hardware(), description="Where and how precisely it runs.")
     grid: Grid | None = Field(
         None, description="Sweeps only: dotted keys and the values to try, all combinations."
+    )
+    arms: Arms | None = Field(
+        None,
+        description="Sweeps only: names, each with the dotted keys and values that it sets; "
+        "combined with the grid.",
     )
 
     @field_validator("name")

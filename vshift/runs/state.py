@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vshift.config.schema import Config
 
 Action = Literal["new", "resume", "done", "diverged"]
-_NOT_THE_RUN = ("name", "seeds", "grid")  # keys that do not change what one run computes
+_NOT_THE_RUN = ("name", "seeds", "grid", "arms")  # keys that do not change what one run computes
 _SHOWN = 12
 
 
@@ -82,7 +82,8 @@ def _begin(folder: RunFolder, config: Config, seed: int) -> None:
     from vshift.config import config_hash, dump
 
     folder.clear()
-    folder.write_config(dump(config.model_copy(update={"seeds": [seed], "grid": None})))
+    one = config.model_copy(update={"seeds": [seed], "grid": None, "arms": None})
+    folder.write_config(dump(one))
     folder.write_run(
         {
             "status": "running",
