@@ -50,8 +50,7 @@ class Reporter:
         self.say(
             f"{self._label}  epoch {row['epoch']:{digits}d}/{self._epochs}"
             f"  train loss {_number(row['train_loss'], '.3f')}"
-            f"  train {_number(row['train_accuracy'], '.2f')} %"
-            f"  test {_number(row['test_accuracy'], '.2f')} %"
+            f"  {_tested(row)}"
             f"  {row['images_per_second']:.0f} images/s{shift}"
         )
 
@@ -59,6 +58,14 @@ class Reporter:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _tested(row: dict[str, Any]) -> str:
+    """Accuracies, or where nothing is classified the loss."""
+    if row["test_accuracy"] is None:
+        return f"test loss {_number(row['test_loss'], '.3f')}"
+    train, test = (_number(row[f"{part}_accuracy"], ".2f") for part in ("train", "test"))
+    return f"train {train} %  test {test} %"
 
 
 def _number(value: float | None, form: str) -> str:
