@@ -144,3 +144,22 @@ def test_rows_as_text():
     assert lines[0] == "runs/a/seed-0"
     assert lines[2].split() == ["none", "40.00", "+0.00", "–", "–"]
     assert lines[3].split() == ["precise", "55.50", "+15.50", "1.000", "1.500"]
+
+
+def test_batches_are_random_samples_though_files_come_class_by_class():
+    """In the order of the files every test batch would hold one class and its statistics."""
+    from dataclasses import replace
+
+    from vshift.train import make_subject
+
+    config = make_config()
+    images = load(config.data, "cpu")
+    order = images.test.labels.argsort()
+    part = replace(images.test, images=images.test.images[order], labels=images.test.labels[order])
+    subject = make_subject(config, 0, replace(images, test=part))
+    first = next(iter(subject.plain(part)()))[1]
+    assert len(first.unique()) == 10
+    seen = torch.cat([labels for _, labels in subject.plain(part)()])
+    assert torch.equal(seen.sort().values, part.labels.sort().values)
+    again = torch.cat([labels for _, labels in subject.plain(part)()])
+    assert torch.equal(seen, again)

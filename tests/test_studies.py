@@ -33,7 +33,7 @@ def test_there_are_studies():
 def test_it_opens_with_question_command_time_and_result(path):
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     starts = [line[2:11].strip() for line in header if not line.startswith("#   ")]
-    assert starts == ["Question:", "Command:", "Time:", "Result:"]
+    assert starts == ["Question:", "Command:", "Expected:", "Result:"]
     command = f"vshift sweep {path} --runs-dir runs/studies/{path.stem}"
     assert f"# Command:  {command}" in header
     assert max(map(len, path.read_text().splitlines())) <= 100

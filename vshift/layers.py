@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from vshift.shift.explain import Estimate, Explanation
+from vshift.shift.explain import Explanation
+from vshift.shift.jackknife import Estimate
 from vshift.shift.moments import Pooled
 from vshift.shift.probe import Moments, ratio_error, shift_ratio
 
@@ -89,6 +90,7 @@ def _explained(found: Explanation | None) -> Row:
         row[f"{name}_ratio"] = estimate and estimate.value
         row[f"{name}_ratio_se"] = estimate and estimate.error
     row["predicted_exact"] = found and found.exact
+    row["closed_form_ratio"] = found and found.closed_form
     row["cos2"] = found and found.cos2
     row["dcos2"] = found and found.dcos2
     return row

@@ -47,12 +47,22 @@ class Subject:
         return lambda: islice(self.stream.epoch(purpose), limit)
 
     def plain(self, part: Part, limit: int | None = None) -> Pairs:
-        """A part's images as they are, in batches of the training's size."""
-        stream = plain_stream(self.images, part)
+        """A part's images as they are, shuffled, in batches of the training's size.
+
+        Files come class by class: in that order a batch would be no random sample, and its
+        statistics one class's.
+        """
         size = self.config.data.batch_size
         if len(part) % size == 1:  # one image alone has no batch statistics in an mlp
             size += 1
-        return lambda: islice(stream.plain(size), limit)
+        stream = plain_stream(self.images, part, size)
+        return lambda: islice(stream.epoch(derive(self.seed, 0, "shuffle")), limit)
+
+    def to_test(self, part: Part) -> Iterable[tuple[Tensor, Tensor]]:
+        """Every image of a part, for scores in eval mode."""
+        if getattr(self.config.norm, "evaluate", "running") == "batch":
+            return self.plain(part)()  # the score depends on who is in a batch
+        return plain_stream(self.images, part).plain()
 
 
 def _images(pairs: Pairs) -> Callable[[], Iterator[Tensor]]:
@@ -79,7 +89,7 @@ def test_scores(subject: Subject) -> Row:
         if part is not None:
             with preserved(subject.model):
                 subject.model.eval()
-                found = score(subject, plain_stream(subject.images, part).plain())
+                found = score(subject, subject.to_test(part))
             row |= {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy}
     return row
 
@@ -107,7 +117,7 @@ def code_scores(subject: Subject) -> Row:
     sums, count = torch.zeros(2, dtype=torch.float64), 0
     with preserved(subject.model), subject.autocast():
         subject.model.eval()
-        for pixels, _ in plain_stream(subject.images, subject.images.test).plain():
+        for pixels, _ in subject.to_test(subject.images.test):
             code = coder(pixels).double().cpu()
             sums += torch.stack([code.sum(), (code > 0.5).double().sum()])
             count += code.numel()

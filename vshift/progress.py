@@ -62,7 +62,7 @@ class Reporter:
 
 def _tested(row: dict[str, Any]) -> str:
     """Accuracies, or where nothing is classified the loss."""
-    if row["test_accuracy"] is None:
+    if row["train_accuracy"] is None:
         return f"test loss {_number(row['test_loss'], '.3f')}"
     train, test = (_number(row[f"{part}_accuracy"], ".2f") for part in ("train", "test"))
     return f"train {train} %  test {test} %"

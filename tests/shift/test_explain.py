@@ -116,6 +116,18 @@ def test_total_is_local_times_inherited_and_what_two_plain_passes_measure():
         assert e.total.value == pytest.approx(ratio, rel=0.02)
 
 
+def test_the_papers_closed_form_is_near_the_exact_prediction():
+    data = images()
+    for position, rel in (("before_last_bn", 1e-3), ("before_last_conv", 0.2)):
+        noise = {"kind": "dropout", "rate": 0.5, "position": position}
+        found = explain(net({"name": "resnet", "depth": 8}, noise, batches=data), lambda: data)
+        for e in found.values():
+            if e.noises:
+                assert e.closed_form == pytest.approx(e.predicted.value, rel=rel)
+            else:
+                assert math.isnan(e.closed_form)
+
+
 def test_a_layer_without_noise_in_front_inherits_everything():
     noise = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
     data = images(4)

@@ -76,7 +76,7 @@ def test_dropout_on_a_half_normal_input():
         variance = float(x.double().var())
         assert (variance + extra) / variance == pytest.approx(ratio, rel=3e-3)
         mean = float(x.double().mean())
-        assert 1 / delta_a(rate, mean, variance) == pytest.approx(ratio, rel=3e-3)
+        assert 1 / delta_a(rate, mean**2, variance) == pytest.approx(ratio, rel=3e-3)
 
 
 def test_delta_a_is_the_retain_probability_for_a_mean_of_0():
@@ -95,7 +95,7 @@ def test_delta_b_against_the_exact_identity_where_its_assumptions_hold():
     weight = linear.weight.detach()
     for row in range(3):
         dcos2 = float(weight[row].sum() ** 2 / weight[row].square().sum())
-        assert delta_b(rate, c, v, rho, dcos2) == pytest.approx(
+        assert delta_b(rate, c * c, v, rho, dcos2) == pytest.approx(
             float(tested[row] / trained[row]), rel=0.02
         )
 
@@ -110,7 +110,7 @@ def test_input_shape_finds_mean_variance_and_correlation():
     n, d, c, v, rho = 100_000, 10, 0.5, 2.0, 0.4
     x = c + v**0.5 * (rho**0.5 * torch.randn(n, 1) + (1 - rho) ** 0.5 * torch.randn(n, d))
     found = input_shape(x, nn.Linear(d, 4))
-    assert found.mean == pytest.approx(c, abs=0.02)
+    assert found.square == pytest.approx(c * c, abs=0.02)
     assert found.variance == pytest.approx(v, rel=0.02)
     assert found.correlation == pytest.approx(rho, abs=0.02)
 

@@ -22,24 +22,21 @@ import torch
 from torch import Tensor, nn
 
 from vshift.shift.graph import Arrival, Layout
+from vshift.shift.jackknife import Estimate, Means, Variances, estimate
 from vshift.shift.modes import modes, seeded
 from vshift.shift.moments import Batches, watching
 from vshift.shift.prediction import (
+    InputShape,
     cosine,
+    delta_a,
+    delta_b,
     extra_variance,
+    input_shape,
     noise_part,
     noise_variance,
     repeats_values,
 )
 from vshift.shift.probe import batch_norms, preserved
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and its standard error over batches (jackknife); NaN where there is none."""
-
-    value: float
-    error: float
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,8 @@ class Explanation:
         predicted: the local ratio from s², weights and the noise-free input alone; NaN behind two
             linear layers. With several noises their covariance is neglected.
         excess: measured less predicted variance in training, relative to the predicted.
+        closed_form: the local ratio by the paper's Δ(p) or Δ(p, d), with c², v and ρ estimated from
+            data; NaN where the prediction is not exact, without noise, or with another unit.
         cos2, dcos2: of the layer whose output it normalises; NaN if that is none.
     """
 
@@ -65,53 +64,9 @@ class Explanation:
     inherited: Estimate
     predicted: Estimate
     excess: Estimate
+    closed_form: float
     cos2: float
     dcos2: float
-
-
-class _Stack:
-    """Per batch: count, mean [C] and sum of squared distances [C], to pool and to leave one out."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[Tensor, Tensor]] = []
-        self.counts: list[int] = []
-
-    def add(self, x: Tensor) -> None:
-        x = x if x.dtype == torch.float64 else x.float()
-        dims = [d for d in range(x.ndim) if d != 1]
-        mean = x.mean(dims, keepdim=True)
-        squares = (x - mean).square_().double().sum(dims)
-        self.rows.append((mean.flatten().double(), squares))
-        self.counts.append(x.numel() // x.shape[1])
-
-    def levels(self) -> Tensor:
-        """Channel mean of the pooled variance, over all batches and leaving each out: [1 + B]."""
-        mean = torch.stack([row[0] for row in self.rows]).cpu()
-        squares = torch.stack([row[1] for row in self.rows]).cpu()
-        counts = torch.tensor(self.counts, dtype=torch.float64)[:, None]
-        keep = torch.cat([torch.ones(1, len(counts)), 1 - torch.eye(len(counts))]).double()
-        total = keep @ counts
-        centre = keep @ (counts * mean) / total
-        second = keep @ (counts * mean.square())
-        return ((keep @ squares + second) / total - centre.square()).mean(1)
-
-
-class _Means:
-    """The same for a plain mean over values, such as s² Σ w² E[x²]."""
-
-    def __init__(self) -> None:
-        self.rows: list[Tensor] = []
-        self.counts: list[int] = []
-
-    def add(self, row: Tensor, count: int) -> None:
-        self.rows.append(row)
-        self.counts.append(count)
-
-    def levels(self) -> Tensor:
-        rows = torch.stack(self.rows).cpu()
-        counts = torch.tensor(self.counts, dtype=torch.float64)[:, None]
-        keep = torch.cat([torch.ones(1, len(counts)), 1 - torch.eye(len(counts))]).double()
-        return (keep @ (counts * rows) / (keep @ counts)).mean(1)
 
 
 def explain(model: nn.Module, batches: Batches, seed: int = 0) -> dict[str, Explanation]:
@@ -130,10 +85,10 @@ def explain(model: nn.Module, batches: Batches, seed: int = 0) -> dict[str, Expl
         trained = _Training(model, layout)
         with seeded(model, seed), modes(model, noise=True, norm="batch"):
             trained.run(batches)
-        tested: dict[str, _Stack] = {}
+        tested: dict[str, Variances] = {}
         with (
             preserved(model),
-            watching(batch_norms(model), lambda n, x: tested.setdefault(n, _Stack()).add(x)),
+            watching(batch_norms(model), lambda n, x: tested.setdefault(n, Variances()).add(x)),
         ):
             model.eval()
             for images in batches():
@@ -154,9 +109,10 @@ class _Training:
     def __init__(self, model: nn.Module, layout: Layout) -> None:
         self.model, self.layout = model, layout
         self.arrivals = {name: _known(layout, name) for name in layout.batch_norms}
-        self.noisy = {name: _Stack() for name in layout.batch_norms}
-        self.clean = {name: _Stack() for name in layout.batch_norms}
-        self.extra = {name: _Means() for name in layout.batch_norms}
+        self.noisy = {name: Variances() for name in layout.batch_norms}
+        self.clean = {name: Variances() for name in layout.batch_norms}
+        self.extra = {name: Means() for name in layout.batch_norms}
+        self.shapes: dict[str, list[InputShape]] = {name: [] for name in layout.batch_norms}
         self._inputs: dict[str, Tensor] = {}
         self._changes: dict[str, Tensor] = {}
 
@@ -196,13 +152,37 @@ class _Training:
             clean[:, mine] -= part
             if _predictable(arrivals, self.layout):
                 extra[mine] += self._extra(arrival).cpu()
+        if _exact(arrivals, self.layout):
+            x_noise, linear = self._inputs[arrivals[0].noise], _linear(arrivals[0], self.layout)
+            self.shapes[name].append(input_shape(x_noise, linear))
         self.clean[name].add(clean)
         self.extra[name].add(extra, x.numel() // x.shape[1])
 
     def _extra(self, arrival: Arrival) -> Tensor:
         variance, unit = noise_variance(self.layout.modules[arrival.noise])
-        linear = self.layout.modules[arrival.linears[0]] if arrival.linears else None
+        linear = _linear(arrival, self.layout)
         return extra_variance(self._inputs[arrival.noise], variance, unit, linear)
+
+    def closed_form(self, name: str) -> float:
+        """Var(train)/Var(test) by the paper's formula for this layer; NaN where it has none."""
+        shapes, arrivals = self.shapes[name], self.arrivals[name]
+        if not shapes or not arrivals:
+            return math.nan
+        variance, unit = noise_variance(self.layout.modules[arrivals[0].noise])
+        if unit != "element":
+            return math.nan
+        rate = variance / (1 + variance)
+        square, spread, correlation = (
+            math.fsum(getattr(shape, key) for shape in shapes) / len(shapes)
+            for key in ("square", "variance", "correlation")
+        )
+        linear = _linear(arrivals[0], self.layout)
+        try:
+            if linear is None:
+                return 1 / delta_a(rate, square, spread)
+            return 1 / delta_b(rate, square, spread, correlation, cosine(linear).dcos2)
+        except ZeroDivisionError:
+            return math.nan
 
 
 def _predictable(arrivals: list[Arrival], layout: Layout) -> bool:
@@ -215,6 +195,15 @@ def _predictable(arrivals: list[Arrival], layout: Layout) -> bool:
     once = len(noises) == len(arrivals) and all(len(a.linears) <= 1 for a in arrivals)
     linears = [layout.modules[name] for a in arrivals for name in a.linears]
     return once and not any(repeats_values(linear) for linear in linears)
+
+
+def _exact(arrivals: list[Arrival] | None, layout: Layout) -> bool:
+    return arrivals is not None and len(arrivals) == 1 and _predictable(arrivals, layout)
+
+
+def _linear(arrival: Arrival, layout: Layout) -> nn.Module | None:
+    """The linear layer behind a noise that has at most one."""
+    return layout.modules[arrival.linears[0]] if arrival.linears else None
 
 
 def _known(layout: Layout, name: str) -> list[Arrival] | None:
@@ -231,7 +220,7 @@ def _known(layout: Layout, name: str) -> list[Arrival] | None:
 def _explanation(
     name: str,
     trained: _Training,
-    tested: _Stack,
+    tested: Variances,
     noises: list[str],
     linear: str | None,
     layout: Layout,
@@ -247,21 +236,13 @@ def _explanation(
     angle = None if linear is None else cosine(layout.modules[linear])
     return Explanation(
         noises=noises,
-        exact=arrivals is not None and len(arrivals) <= 1 and _predictable(arrivals, layout),
-        total=_estimate(noisy / evaluated),
-        local=_estimate(noisy / clean),
-        inherited=_estimate(clean / evaluated),
-        predicted=_estimate(predicted / clean),
-        excess=_estimate(noisy / predicted - 1),
+        exact=arrivals == [] or _exact(arrivals, layout),
+        total=estimate(noisy / evaluated),
+        local=estimate(noisy / clean),
+        inherited=estimate(clean / evaluated),
+        predicted=estimate(predicted / clean),
+        excess=estimate(noisy / predicted - 1),
+        closed_form=trained.closed_form(name),
         cos2=angle.cos2 if angle else math.nan,
         dcos2=angle.dcos2 if angle else math.nan,
     )
-
-
-def _estimate(levels: Tensor) -> Estimate:
-    """Value and jackknife standard error from [all, without batch 1, without batch 2, …]."""
-    parts = levels[1:]
-    if len(parts) < 2:
-        return Estimate(float(levels[0]), math.nan)
-    spread = (parts - parts.mean()).square().sum() * (len(parts) - 1) / len(parts)
-    return Estimate(float(levels[0]), float(spread.sqrt()))

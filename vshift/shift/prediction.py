@@ -140,57 +140,59 @@ def cosine(linear: nn.Module) -> Cosine:
     return Cosine(float(dcos2.mean()) / weight.shape[1], float(dcos2.mean()))
 
 
-def delta_a(rate: float, mean: float, variance: float) -> float:
+def delta_a(rate: float, square: float, variance: float) -> float:
     """Case (a), noise directly before BN: Var_test/Var_train = v / ((1/p)(c² + v) − c²).
 
-    Li et al. 2019, section 3.1, with p = 1 − rate; `mean` is c and `variance` v of the noise-free
-    input.
+    Li et al. 2019, section 3.1, with p = 1 − rate; `square` is c² and `variance` v of the
+    noise-free input.
     """
-    square = mean * mean
     return variance / ((square + variance) / (1 - rate) - square)
 
 
-def delta_b(rate: float, mean: float, variance: float, correlation: float, dcos2: float) -> float:
+def delta_b(rate: float, square: float, variance: float, correlation: float, dcos2: float) -> float:
     """Case (b), noise, then a convolution or fc layer, then BN: Δ(p, d) of Li et al. 2019.
 
     [vρ + v(1−ρ)/(d cos²θ)] / [vρ + ((1/p−1)c² + v(1/p−ρ))/(d cos²θ)], p = 1 − rate: for inputs that
-    share mean c, variance v and correlation ρ, which data never quite do.
+    share c², variance v and correlation ρ, which data never quite do.
     """
     p, v = 1 - rate, variance
     tested = v * correlation + v * (1 - correlation) / dcos2
-    noise = ((1 / p - 1) * mean * mean + v * (1 / p - correlation)) / dcos2
+    noise = ((1 / p - 1) * square + v * (1 / p - correlation)) / dcos2
     return tested / (v * correlation + noise)
 
 
 @dataclass(frozen=True)
 class InputShape:
-    """c, v and ρ of a layer's inputs, as the paper's closed forms take them: one number each."""
+    """c², v and ρ of a layer's inputs, as the paper's closed forms take them: one number each."""
 
-    mean: float
+    square: float
     variance: float
     correlation: float
 
 
 @torch.no_grad()
 def input_shape(x: Tensor, linear: nn.Module | None = None) -> InputShape:
-    """Estimate c, v and ρ from data.
+    """Estimate c², v and ρ from data: the averages over channels of (E x)² and Var x, and
 
-    ρ is the mean correlation between the d inputs of one filter, from the variance of their sum:
+    ρ, the mean correlation between the d inputs of one filter, from the variance of their sum:
     Var(Σxᵢ) = d·v + d(d − 1)·ρ·v. Without a layer ρ is 0.
 
     Args:
         x: [N, C] or [N, C, H, W], what the noise multiplies.
     """
     x = x.float()
-    mean, variance = float(x.double().mean()), float(x.double().var(correction=0))
+    dims = [d for d in range(x.ndim) if d != 1]
+    square = float(x.mean(dims).square().mean())
+    variance = float(x.var(dims, correction=0).mean())
     if linear is None or variance == 0:
-        return InputShape(mean, variance, 0.0)
+        return InputShape(square, variance, 0.0)
     weight = linear.get_parameter("weight")
     size = weight[0].numel()
-    total = _inner(linear, _apply(linear, x, torch.ones_like(weight)))
+    ones = torch.ones_like(weight[: getattr(linear, "groups", 1)])  # one filter for each group
+    total = _inner(linear, _apply(linear, x, ones))
     spread = float(total.double().var(correction=0))
     correlation = (spread / (size * variance) - 1) / max(size - 1, 1)
-    return InputShape(mean, variance, correlation)
+    return InputShape(square, variance, correlation)
 
 
 def _inner(linear: nn.Module, total: Tensor) -> Tensor:

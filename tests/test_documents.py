@@ -1,0 +1,66 @@
+"""README and configs say what the code does."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vshift.config import expand, load
+from vshift.config.layout import ACTIVATIONS, POOLS, POSITIONS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_config_is_valid(path):
+    assert expand(path)
+
+
+RUNNABLE = [p for p in CONFIGS if p.parent.name != "networks"]
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_runnable_config_opens_with_command_time_and_result(path):
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    text = "\n".join(header)
+    for word in ("Command:", "Expected:", "Result:"):
+        assert word in text
+    assert not re.search(r"\b(TIME|RESULT)\b", text)
+
+
+def test_the_readmes_first_config_works(tmp_path):
+    block = README.split("# mine.yaml", 1)[1].split("\n\n", 1)[0]
+    path = tmp_path / "mine.yaml"
+    path.write_text("\n".join(line[4:] for line in block.splitlines()))
+    config = load(path)
+    assert config.network.noises[0].rate == 0.3
+    assert config.seeds == [0, 1]
+
+
+def test_the_readmes_two_layouts_are_one(tmp_path):
+    lines = [line[4:] for line in README.splitlines() if line.startswith("    network: {name")]
+    second = README.split(lines[1], 1)[1].split("\n\n", 1)[0]
+    orders = []
+    for text in (lines[0], lines[1] + second.replace("\n    ", "\n")):
+        path = tmp_path / "a.yaml"
+        path.write_text(text + "\ndata: {name: shapes}\nepochs: 1\n")
+        orders.append(load(path).network.order)
+    assert orders[0] == orders[1]
+
+
+def test_the_readme_names_every_word_and_position():
+    for word in (*ACTIVATIONS, *POOLS, *POSITIONS, "gn"):
+        assert f"`{word}`" in README, word
+
+
+def test_the_readme_names_only_files_that_exist():
+    named = re.findall(r"`((?:vshift|configs|docs|tests)/[\w./-]+)`", README)
+    assert named
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
+def test_the_readme_has_no_gaps():
+    assert not re.search(r"\b(DEMO_TIME|DEMO_TABLE|MANY|MEASURED)\b", README)
