@@ -7,11 +7,14 @@ RUNS    ?= runs
 JOBS    ?= 1
 CONFIGS ?= configs/quick
 SEEDS   ?=
+# What every study changes, for instance STUDY_SETS="--set 'data={name: imagefolder, root: …}'"
+STUDY_SETS ?=
+STUDIES ?= $(sort $(wildcard configs/studies/*.yaml))
 VSHIFT  := $(VENV)/bin/vshift
 READY   := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint sweep compare clean
+.PHONY: help setup demo test lint sweep compare studies clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +45,15 @@ sweep: $(READY)  ## train CONFIGS (files or folders) with SEEDS, JOBS at a time,
 
 compare: $(READY)  ## the table of every run under RUNS
 	$(VSHIFT) compare $(RUNS)
+
+studies: $(READY)  ## every study of configs/studies with STUDY_SETS, JOBS runs at a time; then their tables
+	@failed=0; for file in $(STUDIES); do \
+	  $(VSHIFT) sweep $$file $(STUDY_SETS) --jobs $(JOBS) --runs-dir $(RUNS)/studies/$$(basename $$file .yaml) || failed=1; \
+	done; \
+	for file in $(STUDIES); do \
+	  study=$$(basename $$file .yaml); echo; echo "## $$study"; \
+	  $(VSHIFT) compare $(RUNS)/studies/$$study || failed=1; \
+	done; exit $$failed
 
 clean:  ## remove .venv and caches; runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -329,6 +329,14 @@ def test_sweep_runs_a_grid_and_skips_what_is_done(vshift, config):
     assert not set(began) & {p.stat().st_mtime_ns for p in Path("runs").rglob("summary.json")}
 
 
+def test_sweep_runs_arms_also_the_one_that_changes_nothing(vshift, config):
+    arms = ["--set", "arms={same: {}, quiet: {network.noise: null}}", "--set", "grid={epochs: [1]}"]
+    code, _, err = vshift("sweep", config, *arms)
+    assert code == 0, err
+    names = {path.parent.parent.name for path in Path("runs").rglob("summary.json")}
+    assert names == {"small-same-epochs=1", "small-quiet-epochs=1"}
+
+
 def test_sweep_names_the_runs_that_failed(vshift, config):
     sets = ["--set", "norm={kind: none}", "--set", "optimizer={name: sgd, learning_rate: 1e30}"]
     code, _, err = vshift("sweep", config, *sets)

@@ -91,10 +91,10 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a config, once for each of its seeds. Goes on where an unfinished run stopped."""
-    from vshift.config import load, refuse_grid
+    from vshift.config import load, refuse_study
 
     chosen = load(config, _changes(sets, device, seeds))
-    refuse_grid(chosen, config)
+    refuse_study(chosen, config)
     from vshift.progress import Reporter
 
     if dry_run:
@@ -189,7 +189,7 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train every combination of configs' grids and seeds, skipping what is done."""
+    """Train every combination of configs' arms, grids and seeds, skipping what is done."""
     from vshift.progress import Reporter
     from vshift.sweep import describe, plan
     from vshift.sweep import sweep as run_all

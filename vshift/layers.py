@@ -110,12 +110,17 @@ def mean_ratio(rows: list[Row]) -> float | None:
     return sum(ratio for ratio, _ in ratios) / len(ratios) if ratios else None
 
 
+def error_of(accuracy: float | None) -> float | None:
+    """Both in percent; None where nothing is classified."""
+    return None if accuracy is None else 100 - accuracy
+
+
 def summary_of(model: nn.Module, row: Row, rows: list[Row]) -> Row:
     """The final numbers from the last row of metrics and the last rows of layers."""
     highest = max(_ratios(rows), default=(None, None))
     final = {key: row[key] for key in row if key.startswith(("test_", "validation_"))}
     errors = {
-        key.replace("_accuracy", "_error"): 100 - value
+        key.replace("_accuracy", "_error"): error_of(value)
         for key, value in final.items()
         if key.endswith("_accuracy")
     }

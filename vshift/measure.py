@@ -8,12 +8,12 @@ from itertools import islice
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vshift.config.schema import Config, Recalibration
 from vshift.data import ImageSet, Part, Stream, plain_stream
 from vshift.device import autocast
+from vshift.objective import objective_of
 from vshift.seeding import derive
 from vshift.shift.explain import Explanation, explain
 from vshift.shift.matrix import mode_matrix, monte_carlo, split
@@ -58,6 +58,12 @@ class Subject:
         stream = plain_stream(self.images, part, size)
         return lambda: islice(stream.epoch(derive(self.seed, 0, "shuffle")), limit)
 
+    def to_test(self, part: Part) -> Iterable[tuple[Tensor, Tensor]]:
+        """Every image of a part, for scores in eval mode."""
+        if getattr(self.config.norm, "evaluate", "running") == "batch":
+            return self.plain(part)()  # the score depends on who is in a batch
+        return plain_stream(self.images, part).plain()
+
 
 def _images(pairs: Pairs) -> Callable[[], Iterator[Tensor]]:
     return lambda: (pixels for pixels, _ in pairs())
@@ -67,10 +73,11 @@ def _images(pairs: Pairs) -> Callable[[], Iterator[Tensor]]:
 def score(subject: Subject, batches: Iterable[tuple[Tensor, Tensor]]) -> Score:
     """Mean loss and accuracy over batches, in the model's present mode."""
     tally = Tally(subject.images.train.images.device)
+    objective = objective_of(subject.config)
     for pixels, labels in batches:
         with subject.autocast():
-            logits = subject.model(pixels).float()
-        tally.add(F.cross_entropy(logits, labels), logits, labels)
+            output = subject.model(pixels).float()
+        tally.add(*objective(output, pixels, labels), len(labels))
     return tally.take()
 
 
@@ -82,7 +89,7 @@ def test_scores(subject: Subject) -> Row:
         if part is not None:
             with preserved(subject.model):
                 subject.model.eval()
-                found = score(subject, plain_stream(subject.images, part).plain())
+                found = score(subject, subject.to_test(part))
             row |= {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy}
     return row
 
@@ -101,6 +108,21 @@ def train_scores(subject: Subject, epoch: int) -> Row:
         row[f"train_accuracy_{mode}_mode"] = found.accuracy
         row[f"train_loss_{mode}_mode"] = found.loss
     return row
+
+
+@torch.no_grad()
+def code_scores(subject: Subject) -> Row:
+    """An autoencoder's code, its last hidden layer, on the test images: how much of it is on."""
+    coder = nn.Sequential(*list(subject.model.children())[:-1])
+    sums, count = torch.zeros(2, dtype=torch.float64), 0
+    with preserved(subject.model), subject.autocast():
+        subject.model.eval()
+        for pixels, _ in subject.to_test(subject.images.test):
+            code = coder(pixels).double().cpu()
+            sums += torch.stack([code.sum(), (code > 0.5).double().sum()])
+            count += code.numel()
+    mean, active = (sums / count).tolist()
+    return {"code_mean_activity": mean, "code_share_above_half": active}
 
 
 def is_measured(config: Config, epoch: int) -> bool:

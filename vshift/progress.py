@@ -50,8 +50,7 @@ class Reporter:
         self.say(
             f"{self._label}  epoch {row['epoch']:{digits}d}/{self._epochs}"
             f"  train loss {_loss(row['train_loss'])}"
-            f"  train {_number(row['train_accuracy'], '.2f')} %"
-            f"  test {_number(row['test_accuracy'], '.2f')} %"
+            f"  {_tested(row)}"
             f"  {row['images_per_second']:.0f} images/s{shift}"
         )
 
@@ -63,6 +62,14 @@ class Reporter:
 
 def _loss(value: float | None) -> str:
     return _number(value, ".3f" if value is None or value < 1e4 else ".3g")
+
+
+def _tested(row: dict[str, Any]) -> str:
+    """Accuracies, or where nothing is classified the loss."""
+    if row["train_accuracy"] is None:
+        return f"test loss {_loss(row['test_loss'])}"
+    train, test = (_number(row[f"{part}_accuracy"], ".2f") for part in ("train", "test"))
+    return f"train {train} %  test {test} %"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -85,14 +85,15 @@ def _monte_carlo(subject: Subject, passes: int) -> Row:
 
 
 def render(path: str, rows: list[Row]) -> str:
-    """The rows as aligned text, accuracies in percent."""
-    lines = [f"{path}", f"{'method':12} {'test %':>7} {'gain':>7} {'shift mean':>11} {'max':>7}"]
-    before = rows[0]["test_accuracy"]
+    """The rows as aligned text: accuracies in percent, or losses where nothing is classified."""
+    classified = rows[0]["test_accuracy"] is not None
+    key, head, digits = ("test_accuracy", "test %", 2) if classified else ("test_loss", "loss", 4)
+    gain = "gain" if classified else "change"
+    lines = [f"{path}", f"{'method':12} {head:>7} {gain:>7} {'shift mean':>11} {'max':>7}"]
+    before = rows[0][key]
     for row in rows:
         ratios = [row.get("shift_ratio_mean"), row.get("shift_ratio_max")]
         mean, highest = ("–" if ratio is None else f"{ratio:.3f}" for ratio in ratios)
-        accuracy = row["test_accuracy"]
-        lines.append(
-            f"{row['method']:12} {accuracy:7.2f} {accuracy - before:+7.2f} {mean:>11} {highest:>7}"
-        )
+        tested = f"{row[key]:7.{digits}f} {row[key] - before:+7.{digits}f}"
+        lines.append(f"{row['method']:12} {tested} {mean:>11} {highest:>7}")
     return "\n".join(lines)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vshift.config.schema import SGD
 from vshift.device import autocast
+from vshift.objective import Objective, classification
 from vshift.shift.probe import TrainingLog
 
 
 @dataclass(frozen=True)
 class Score:
-    """Mean cross-entropy in nats and accuracy in percent over `count` images."""
+    """Mean loss and accuracy in percent (None where nothing is classified) of `count` images."""
 
     loss: float
-    accuracy: float
+    accuracy: float | None
     count: int
 
 
@@ -30,17 +31,17 @@ class Tally:
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)
         self._count = 0
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Take in a batch: its mean loss, logits [N, K] and labels [N]."""
-        hits = (logits.argmax(1) == labels).sum()
-        self._sums += torch.stack([loss.detach().double() * len(labels), hits.double()])
-        self._count += len(labels)
+    def add(self, loss: Tensor, hits: Tensor, count: int) -> None:
+        """Take in a batch of `count` images: its mean loss, and its hits or NaN."""
+        self._sums += torch.stack([loss.detach().double() * count, hits.double()])
+        self._count += count
 
     def take(self) -> Score:
         """The score since the last call, and start anew."""
         loss, hits = self._sums.tolist()
         count = max(self._count, 1)
-        score = Score(loss / count, 100 * hits / count, self._count)
+        accuracy = None if math.isnan(hits) else 100 * hits / count
+        score = Score(loss / count, accuracy, self._count)
         self._sums.zero_()
         self._count = 0
         return score
@@ -76,9 +77,10 @@ class EagerStep:
         precision: str,
         tally: Tally,
         log: TrainingLog | None = None,
+        objective: Objective = classification,
     ) -> None:
         self.model, self.optimizer, self.precision = model, optimizer, precision
-        self.tally, self.log = tally, log
+        self.tally, self.log, self.objective = tally, log, objective
 
     def __call__(self, images: Tensor, labels: Tensor, learning_rate: float) -> None:
         """Train on images [N, C, H, W] with labels [N]; the model is in training mode."""
@@ -86,10 +88,10 @@ class EagerStep:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(images.device, self.precision):
-            logits = self.model(images).float()
-        loss = F.cross_entropy(logits, labels)
+            output = self.model(images).float()
+        loss, hits = self.objective(output, images, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        self.tally.add(loss, logits, labels)
+        self.tally.add(loss, hits, len(labels))
         if self.log is not None:
             self.log.add()

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vshift.config import Point, expand
 from vshift.config.schema import Config
@@ -25,9 +24,12 @@ class Job:
     """One run of a sweep."""
 
     source: Path
-    config: Config
-    assignments: dict[str, Any]
+    point: Point
     seed: int
+
+    @property
+    def config(self) -> Config:
+        return self.point.config
 
     @property
     def label(self) -> str:
@@ -36,9 +38,8 @@ class Job:
     def command(self, sets: Sequence[str], runs_dir: Path, fresh: bool = False) -> list[str]:
         """The `vshift train` that a person would type for this run."""
         values = [*sets, f"name={json.dumps(self.config.name)}"]
-        if self.assignments:
-            values.append("grid=null")
-        values += [f"{key}={json.dumps(value)}" for key, value in self.assignments.items()]
+        values += [f"{section}=null" for section in self.point.of]
+        values += [f"{key}={json.dumps(value)}" for key, value in self.point.assignments.items()]
         words = [sys.executable, "-m", "vshift", "train", str(self.source)]
         for value in values:
             words += ["--set", value]
@@ -78,7 +79,7 @@ def expand_all(paths: Iterable[Path], sets: Sequence[str]) -> dict[Path, list[Po
 
 
 def plan(paths: Iterable[Path], sets: Sequence[str]) -> list[Job]:
-    """Every run that configs, their grids and seeds name.
+    """Every run that configs, their arms, grids and seeds name.
 
     Raises:
         ConfigError: the problems of every config, or two configs with one name.
@@ -87,7 +88,7 @@ def plan(paths: Iterable[Path], sets: Sequence[str]) -> list[Job]:
     for path, points in expand_all(config_files(paths), sets).items():
         for point in points:
             for seed in point.config.seeds:
-                job = Job(path, point.config, point.assignments, seed)
+                job = Job(path, point, seed)
                 other = jobs.setdefault((point.config.name, seed), job)
                 if other is not job:
                     raise ConfigError(

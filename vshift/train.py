@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from vshift.config.networks import FullyConnected
 from vshift.config.schema import Config
 from vshift.data import ImageSet, train_stream
 from vshift.errors import ConfigError
-from vshift.layers import Seen, mean_ratio, summary_of
+from vshift.layers import Seen, error_of, mean_ratio, summary_of
 from vshift.measure import (
     Subject,
+    code_scores,
     eval_moments,
     explanations,
     is_measured,
@@ -27,6 +29,7 @@ from vshift.measure import (
     train_scores,
 )
 from vshift.networks import build
+from vshift.objective import objective_of
 from vshift.progress import Reporter
 from vshift.runs import RunFolder
 from vshift.schedule import learning_rates
@@ -57,7 +60,7 @@ def train(
     )
     tally = Tally(images.train.images.device)
     log = TrainingLog(model) if config.measure.every else None
-    step = EagerStep(model, optimizer, config.hardware.precision, tally, log)
+    step = EagerStep(model, optimizer, config.hardware.precision, tally, log, objective_of(config))
     finished = restore(folder, model, optimizer)
     reporter.start(f"{config.name} seed {seed}", finished, config.epochs, stream.steps)
 
@@ -145,7 +148,10 @@ def finish(subject: Subject, row: Row, layers: list[Row], folder: RunFolder) -> 
     summary |= {f"test_accuracy_{r['method']}": r["test_accuracy"] for r in rows}
     if rows:
         summary["recalibration"] = rows[0]["method"]
-        summary["test_error_recalibrated"] = 100 - rows[0]["test_accuracy"]
+        summary["test_error_recalibrated"] = error_of(rows[0]["test_accuracy"])
+        summary["test_loss_recalibrated"] = rows[0]["test_loss"]
+    if config.network.name == "autoencoder":
+        summary |= code_scores(subject)
     if config.measure.modes:
         modes = mode_rows(subject, states, epoch)
         folder.write_modes(modes)
@@ -164,10 +170,12 @@ def build_for(config: Config, images: ImageSet, seed: int) -> nn.Module:
         size=images.size,
         seed=derive(seed, 0, "weights"),
     )
-    if len(images.train) % config.data.batch_size == 1 and config.network.name == "mlp":
+    if len(images.train) % config.data.batch_size == 1 and isinstance(
+        config.network, FullyConnected
+    ):
         raise ConfigError(
             f"data.batch_size: the last batch of {len(images.train)} images would hold a single "
-            f"one, and BN in an mlp cannot take the variance of one value; try "
+            f"one, and BN in an {config.network.name} cannot take the variance of one value; try "
             f"{config.data.batch_size + 1}"
         )
     return model

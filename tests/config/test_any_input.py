@@ -24,11 +24,13 @@ seeds: [0, 1]
 norm: {{kind: batch, momentum: 0.1}}
 schedule: {{name: multistep, milestones: [1]}}
 grid: {{network.noise.rate: [0.1, 0.3]}}
+arms: {{deep: {{network.depth: 20}}}}
 """
 KEYS = [
     "name", "kind", "seeds", "data", "network", "norm", "noise", "optimizer", "schedule", "epochs",
-    "measure", "hardware", "grid", "base", "depth", "rate", "position", "block", "root", "widths",
-    "milestones", "eval_epochs", "augment", "network.noise.rate", "one", "list", "preresnet",
+    "measure", "hardware", "grid", "arms", "base", "depth", "rate", "position", "block", "root",
+    "widths", "milestones", "eval_epochs", "augment", "network.noise.rate", "one", "list",
+    "preresnet",
 ]  # fmt: skip
 WORDS = [
     "preresnet", "wrn", "vgg", "mlp", "batch", "dropout", "uout", "shapes", "imagefolder", "sgd",

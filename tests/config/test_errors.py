@@ -8,7 +8,7 @@ from vshift.config import load
 from vshift.errors import ConfigError, VShiftError
 
 POSITIONS = "before_last_bn, before_last_conv, before_bn, after_bn, before_classifier"
-NETWORKS = "preresnet, resnet, wrn, resnext, densenet, vgg, mlp"
+NETWORKS = "preresnet, resnet, wrn, resnext, densenet, vgg, mlp, autoencoder"
 
 
 def test_every_problem_at_once_in_the_order_of_the_file(write, refused) -> None:
@@ -46,8 +46,9 @@ depth: 20
         "10:1: schedule.name: missing; allowed: constant, multistep, cosine, onecycle",
         "11:24: measure.eval_epochs: 'alle' is not allowed; did you mean `all`? allowed: all, a "
         "list",
-        "12:1: depth: unknown key; did you mean `network.depth`? allowed here: base, data, epochs, "
-        "grid, hardware, measure, name, network, norm, optimizer, recalibration, schedule, seeds",
+        "12:1: depth: unknown key; did you mean `network.depth`? allowed here: arms, base, data, "
+        "epochs, grid, hardware, measure, name, network, norm, optimizer, recalibration, schedule, "
+        "seeds",
     ]
 
 

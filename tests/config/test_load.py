@@ -17,7 +17,7 @@ from vshift.config import (
     expand,
     json_schema,
     load,
-    refuse_grid,
+    refuse_study,
 )
 from vshift.config.load import folder_name
 
@@ -321,11 +321,11 @@ def test_a_huge_grid_is_refused_before_it_is_made(write, refused) -> None:
 def test_train_refuses_a_grid(write, refused) -> None:
     config = load(write("g.yaml", GRID))
     assert config.grid == {"network.noise.rate": [0.1, 0.3], "epochs": [1, 2]}
-    assert refused(refuse_grid, config, "g.yaml") == [
+    assert refused(refuse_study, config, "g.yaml") == [
         "g.yaml: its grid names 4 combinations; `vshift sweep g.yaml` runs them all; or choose one "
         "with `--set grid=null --set network.noise.rate=0.1 --set epochs=1`"
     ]
-    refuse_grid(load("g.yaml", ["grid=null"]), "g.yaml")
+    refuse_study(load("g.yaml", ["grid=null"]), "g.yaml")
 
 
 def test_a_grid_can_be_changed_by_set(write) -> None:
@@ -350,11 +350,11 @@ def test_dump_is_whole_and_begins_sections_with_their_name(write) -> None:
     assert load(write("again.yaml", text)).norm.eps == 1e-5
 
 
-def test_the_hash_ignores_name_seeds_and_grid_only(write) -> None:
+def test_the_hash_ignores_name_seeds_grid_and_arms_only(write) -> None:
     first = config_hash(load("good.yaml"))
     assert len(first) == 16
     assert int(first, 16) >= 0
-    same = ["name=x", "seeds=[4]", "grid={epochs: [1]}", "network.noise.rate=5e-1"]
+    same = ["name=x", "seeds=[4]", "grid={epochs: [1]}", "arms={a: {}}", "network.noise.rate=5e-1"]
     assert config_hash(load("good.yaml", same)) == first
     for other in ("epochs=4", "network.noise.rate=0.4", "norm.eps=1e-4"):
         assert config_hash(load("good.yaml", [other])) != first

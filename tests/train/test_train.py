@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from vshift.networks import build
 from vshift.progress import Reporter
 from vshift.runs import prepare
 from vshift.seeding import derive
-from vshift.train import train
+from vshift.train import make_subject, train
 
 NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
 NOISY = {"name": "preresnet", "depth": 8, "noise": NOISE}
@@ -280,3 +281,18 @@ def test_golden_trace(tmp_path, name, network):
     assert all(math.isfinite(loss) for loss in losses)
     # The same processor repeats every bit (see above); others, down to SSE4.1, came within 1e-4.
     assert losses == pytest.approx(GOLDEN[name], rel=5e-4)
+
+
+def test_bn_that_tests_with_batch_statistics_gets_shuffled_batches(tmp_path):
+    """Files come class by class; in that order each batch would hold few classes."""
+    norm = {"kind": "batch", "evaluate": "batch"}
+    config = make_config(norm=norm, epochs=1)
+    images = load(config.data, "cpu")
+    order = images.test.labels.argsort()
+    test = type(images.test)(images.test.images[order], images.test.labels[order])
+    subject = make_subject(config, 0, replace(images, test=test))
+    batches = list(subject.to_test(test))
+    assert [len(labels) for _, labels in batches] == [64, 36]
+    assert all(len(labels.unique()) == 10 for _, labels in batches)
+    running = make_subject(make_config(epochs=1), 0, images)
+    assert [len(labels) for _, labels in running.to_test(test)] == [100]

@@ -31,6 +31,7 @@ def columns(comparison: Comparison) -> list[Column]:
     every = [
         Column("config", lambda r: visible(r["label"]), 99, is_text=True),
         Column("test error %", _test_error, 98),
+        Column("test loss", _test_loss, 98),
         Column("difference", difference, 97),
         Column("after\nrecalibration", _fixed("recalibrated_error_mean", 2), 7),
         Column("train acc %\n(eval mode)", _fixed("train_accuracy_eval_mode_mean", 2), 8),
@@ -49,7 +50,16 @@ def columns(comparison: Comparison) -> list[Column]:
 
 
 def _test_error(row: Row) -> str:
+    if row["test_error_mean"] is None and row["test_loss_mean"] is not None:
+        return NONE  # nothing is classified
     return f"{with_spread(row['test_error_mean'], row['test_error_sd'])} (n={row['n']})"
+
+
+def _test_loss(row: Row) -> str:
+    """Only where there is no test error to show."""
+    if row["test_error_mean"] is not None or row["test_loss_mean"] is None:
+        return NONE
+    return f"{with_spread(row['test_loss_mean'], row['test_loss_sd'], digits=4)} (n={row['n']})"
 
 
 def _fixed(key: str, digits: int) -> Callable[[Row], str]:

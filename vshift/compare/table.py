@@ -29,6 +29,8 @@ COLUMNS = (
     "test_accuracy_sd",
     "test_error_mean",
     "test_error_sd",
+    "test_loss_mean",
+    "test_loss_sd",
     "difference",
     "difference_se",
     "recalibrated_error_mean",
@@ -149,7 +151,7 @@ def _why_not(run: RunRecord) -> str | None:
     """The reason why a run's numbers cannot be used, None where they can."""
     if run.status != "done":
         return _WHY.get(run.status) or "; ".join(run.problems) or "damaged"
-    if number(run.summary.get("test_accuracy")) is None:
+    if all(number(run.summary.get(key)) is None for key in ("test_accuracy", "test_loss")):
         return "; ".join(run.problems) or "its summary.json has no test_accuracy"
     return None
 
@@ -173,7 +175,8 @@ def _sd(values: Sequence[float]) -> float | None:
 
 def _row(group: _Group, name_is_shared: bool) -> Row:
     accuracies = _numbers(group, "test_accuracy")
-    errors = [_test_error(run) for run in group.used]
+    errors = _known(_test_error(run) for run in group.used)
+    losses = _numbers(group, "test_loss")
     short = (group.config_hash or "no hash")[:8]
     values: Row = {
         "name": group.name,
@@ -186,6 +189,8 @@ def _row(group: _Group, name_is_shared: bool) -> Row:
         "test_accuracy_sd": _sd(accuracies),
         "test_error_mean": _mean(errors),
         "test_error_sd": _sd(errors),
+        "test_loss_mean": _mean(losses),
+        "test_loss_sd": _sd(losses),
         "shift_ratio_mean": _mean(_numbers(group, "shift_ratio_mean")),
         "shift_ratio_max": _mean(_numbers(group, "shift_ratio_max")),
         "shift_ratio_max_layer": _most_frequent(group, "shift_ratio_max_layer"),
@@ -200,9 +205,10 @@ def _row(group: _Group, name_is_shared: bool) -> Row:
     return {column: values.get(column) for column in COLUMNS}
 
 
-def _test_error(run: RunRecord) -> float:
-    error = number(run.summary.get("test_error"))
-    return 100 - run.summary["test_accuracy"] if error is None else error
+def _test_error(run: RunRecord) -> float | None:
+    """None of a run that classifies nothing."""
+    error, accuracy = (number(run.summary.get(f"test_{key}")) for key in ("error", "accuracy"))
+    return 100 - accuracy if error is None and accuracy is not None else error
 
 
 def _most_frequent(group: _Group, key: str) -> str | None:
@@ -306,11 +312,11 @@ def _subtract(rows: list[Row], groups: list[_Group], baseline: Row, notes: list[
             key for key in own.keys() | budget.keys() if own.get(key) != budget.get(key)
         )
         if row is baseline:
-            row["difference"] = 0.0
+            row["difference"] = 0.0 if row["test_error_mean"] is not None else None
         elif others and row["n"]:
             what = ", ".join(others[:4])
             notes.append(f"no difference for {row['label']}: not the baseline's {what}")
-        elif row["n"]:
+        elif None not in (row["test_error_mean"], baseline["test_error_mean"]):
             row["difference"] = row["test_error_mean"] - baseline["test_error_mean"]
             row["difference_se"] = _standard_error(row, baseline)
 
@@ -327,7 +333,7 @@ def _budget(group: _Group) -> Row:
 
 
 def _standard_error(row: Row, other: Row) -> float | None:
-    if row["n"] < 2 or other["n"] < 2:
+    if row["test_error_sd"] is None or other["test_error_sd"] is None:
         return None
     return math.sqrt(sum(r["test_error_sd"] ** 2 / r["n"] for r in (row, other)))
 

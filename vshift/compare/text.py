@@ -28,7 +28,7 @@ def fixed(value: float | None, digits: int, sign: str = "") -> str:
     return f"{round(value, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
 
 
-def with_spread(value: float | None, spread: float | None, sign: str = "") -> str:
+def with_spread(value: float | None, spread: float | None, sign: str = "", digits: int = 2) -> str:
     """`8.43 ± 0.21`, or without the spread where there is none."""
-    number = fixed(value, 2, sign)
-    return number if value is None or spread is None else f"{number} ± {fixed(spread, 2)}"
+    number = fixed(value, digits, sign)
+    return number if value is None or spread is None else f"{number} ± {fixed(spread, digits)}"

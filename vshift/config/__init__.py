@@ -1,10 +1,10 @@
 """YAML text → frozen typed objects. Nothing in here imports torch.
 
 In reading order: `schema` (the keys), `reader` (text → tree), `bases` and `load` (files, `--set`),
-`problems` (error lines), `grid` (sweeps), `text` (a config written out again).
+`problems` (error lines), `grid` (sweeps: arms and grid), `text` (a config written out again).
 """
 
-from vshift.config.grid import Point, expand, refuse_grid
+from vshift.config.grid import Point, expand, refuse_study
 from vshift.config.load import load
 from vshift.config.schema import Config
 from vshift.config.text import config_hash, differences, dump, json_schema
@@ -18,5 +18,5 @@ __all__ = [
     "expand",
     "json_schema",
     "load",
-    "refuse_grid",
+    "refuse_study",
 ]

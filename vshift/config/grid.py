@@ -1,4 +1,7 @@
-"""`grid`: dotted keys and lists of values → one config for every combination."""
+"""`arms` and `grid`: named settings, and dotted keys with lists of values → one config for each.
+
+Both become axes of one product: an axis is a list of options, an option a label and what it sets.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from vshift.config.load import AnyPath, build, folder_name, gather, put, split_key
 from vshift.config.problems import shorten
@@ -17,57 +20,96 @@ from vshift.config.tree import Node, clean, plain, show
 from vshift.errors import ConfigError
 
 MAX_POINTS = 10_000
+LONGEST_ARM = 60
 _NOT_IN_A_GRID = {
     "name": "every combination gets its own name",
     "seeds": "every combination runs with all `seeds`",
     "grid": "a grid in a grid has no meaning",
+    "arms": "arms and grid stand side by side",
     "base": "`base` is read before the grid",
 }
-Axis = tuple[str, list[str], list[Node]]  # the key as written, its parts, the values to try
+_NOT_IN_AN_ARM = {
+    "name": "every arm gets its own name",
+    "seeds": "every arm runs with all `seeds`",
+    "grid": "arms and grid stand side by side",
+    "arms": "an arm in an arm has no meaning",
+    "base": "`base` is read before the arms",
+}
+STUDY_KEYS = ("arms", "grid")  # what makes many configs of one
+
+
+class Setting(NamedTuple):
+    """A value for a key."""
+
+    key: str  # as written, dotted
+    parts: list[str]
+    value: Node
+
+
+@dataclass(frozen=True)
+class Option:
+    """One choice of an axis: a grid's value, or an arm with all that it sets."""
+
+    label: str
+    settings: list[Setting]
+
+
+Axis = list[Option]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One combination of a grid; `assignments` is what it sets, by dotted key."""
+    """One combination; `assignments` is what it sets, by dotted key, in order.
+
+    `of` names the sections that it was chosen from: arms, grid, both or none.
+    """
 
     name: str
     config: Config
     assignments: dict[str, Any]
+    of: tuple[str, ...] = ()
 
 
 def expand(
     path: AnyPath, sets: Sequence[str] = (), seeds: Sequence[int] | None = None
 ) -> list[Point]:
-    """Every combination of a config's grid, validated; a config without a grid is one point.
+    """Every combination of a config's arms and grid, validated; without them it is one point.
 
     Raises:
-        ConfigError: each problem once, at the grid entry that causes it.
+        ConfigError: each problem once, at the entry that causes it.
     """
     tree = gather(path, sets, seeds)
-    grid = tree.value.get("grid")
-    tree = replace(tree, value={k: v for k, v in tree.value.items() if k != "grid"})
-    if grid is None or grid.value in (None, {}):
+    sections = {key: tree.value[key] for key in STUDY_KEYS if key in tree.value}
+    tree = replace(tree, value={k: v for k, v in tree.value.items() if k not in sections})
+    axes = _axes({key: node for key, node in sections.items() if node.value not in (None, {})})
+    if not axes:
         config = build(tree)
         return [Point(config.name, config, {})]
-    axes = _axes(grid)
-    _refuse_too_many(math.prod(len(values) for _, _, values in axes), grid)
-    return _build_all(tree, axes)
+    of = tuple(key for key, node in sections.items() if node.value is not None)
+    return _build_all(tree, axes, of)
 
 
-def refuse_grid(config: Config, path: AnyPath) -> None:
+def refuse_study(config: Config, path: AnyPath) -> None:
     """For commands that run one config: say how to run all combinations, or how to choose one.
 
     Raises:
-        ConfigError: if the config has a grid.
+        ConfigError: if the config has arms or a grid.
     """
-    if not config.grid:
+    grid, arms = config.grid or {}, config.arms or {}
+    if not grid and not arms:
         return
-    count = math.prod(len(values) for values in config.grid.values())
-    choice = " ".join(f"--set {key}={_plain_text(v[0])}" for key, v in config.grid.items())
+    count = math.prod(len(values) for values in grid.values()) * max(1, len(arms))
+    first = {**next(iter(arms.values()), {}), **{key: values[0] for key, values in grid.items()}}
+    choice = [f"{name}=null" for name, section in (("arms", arms), ("grid", grid)) if section]
+    choice += [f"{key}={_plain_text(value)}" for key, value in first.items()]
+    name = " and ".join(name for name, section in (("arms", arms), ("grid", grid)) if section)
     shown = clean(str(path), 300)
+    verb = "name" if arms else "names"
     raise ConfigError(
-        f"{shown}: its grid names {count:,} combination{'s' * (count != 1)}; "
-        f"`vshift sweep {shown}` runs them all; or choose one with `--set grid=null {choice}`"
+        f"{shown}: its {name} {verb} {count:,} combination{'s' * (count != 1)}; "
+        f"`vshift sweep {shown}` runs them all; or choose one with "
+        f"`{' '.join(f'--set {text}' for text in choice)}`"
     )
 
 
@@ -78,25 +120,81 @@ def _plain_text(value: Any) -> str:
     return show(value) if not isinstance(value, str) else clean(value, 60)
 
 
-def _axes(grid: Node) -> list[Axis]:
-    """The grid's keys and values; every malformed entry in one error."""
-    if not isinstance(grid.value, dict):
-        raise ConfigError(
-            f"{grid.place}: grid: {show(grid.value)} is not a mapping of dotted keys to lists"
-        )
-    axes: list[Axis] = []
+def _axes(sections: dict[str, Node]) -> list[Axis]:
+    """The arms as one axis, then one for each key of the grid; all malformed entries in one error.
+
+    Raises:
+        ConfigError: those, or too many combinations.
+    """
     problems: list[str] = []
-    for key, node in grid.value.items():
-        try:
-            axes.append(_axis(key, node))
-        except ConfigError as error:
-            problems += error.problems
+    arms = _entries(sections.get("arms"), "arms: {} is not a mapping of names to arms")
+    grid = _entries(sections.get("grid"), "grid: {} is not a mapping of dotted keys to lists")
+    options = _all(_arm, arms, problems)
+    values = _all(_values, grid, problems)
     if problems:
         raise ConfigError(*problems)
+    axes = [*([options] if options else []), *_grid_axes(values)]
+    _refuse_both(options, values)
+    count = math.prod(len(axis) for axis in axes)
+    if count > MAX_POINTS:
+        name, node = list(sections.items())[-1]
+        raise ConfigError(
+            f"{node.place}: {name}: {count:,} combinations; at most {MAX_POINTS:,}, take values out"
+        )
     return axes
 
 
-def _axis(key: str, node: Node) -> Axis:
+def _entries(section: Node | None, complaint: str) -> dict[str, Node]:
+    if section is None:
+        return {}
+    if not isinstance(section.value, dict):
+        raise ConfigError(f"{section.place}: {complaint.format(show(section.value))}")
+    return section.value
+
+
+def _all(read: Callable[[str, Node], T], entries: dict[str, Node], problems: list[str]) -> list[T]:
+    """What every entry says; what is wrong with one goes into `problems`."""
+    found: list[T] = []
+    for key, node in entries.items():
+        try:
+            found.append(read(key, node))
+        except ConfigError as error:
+            problems += error.problems
+    return found
+
+
+def _arm(name: str, node: Node) -> Option:
+    where = f"{node.key or node.place}: arms.{clean(name, 60)}"
+    if name != folder_name(name) or len(name) > LONGEST_ARM:
+        raise ConfigError(
+            f"{where}: an arm's name becomes part of a folder's: letters, digits, and . _ = + - "
+            f"after the first, at most {LONGEST_ARM}"
+        )
+    if not isinstance(node.value, dict):
+        raise ConfigError(
+            f"{where}: {show(node.value)} is not a mapping of dotted keys to values; "
+            "an arm that changes nothing is {}"
+        )
+    problems: list[str] = []
+    settings = _all(lambda key, value: _setting(key, value, where), node.value, problems)
+    if problems:
+        raise ConfigError(*problems)
+    return Option(name, settings)
+
+
+def _setting(key: str, node: Node, arm: str) -> Setting:
+    place = node.key or node.place
+    parts = split_key(key, place)
+    if parts[0] in _NOT_IN_AN_ARM:
+        name = arm.partition(": ")[2]
+        raise ConfigError(
+            f"{place}: {name}.{clean(key, 60)}: not in an arm: {_NOT_IN_AN_ARM[parts[0]]}"
+        )
+    return Setting(key, parts, node)
+
+
+def _values(key: str, node: Node) -> list[Setting]:
+    """What a grid tries for a key."""
     where = f"{node.key or node.place}: grid.{clean(key, 60)}"
     parts = split_key(key, node.key or node.place)
     if parts[0] in _NOT_IN_A_GRID:
@@ -113,33 +211,44 @@ def _axis(key: str, node: Node) -> Axis:
                 f"{value.place}: grid.{clean(key, 60)}: {show(value.value)} is there twice"
             )
         seen.add(text)
-    return key, parts, [replace(value, key=node.key) for value in node.value]
+    return [Setting(key, parts, replace(value, key=node.key)) for value in node.value]
 
 
-def _refuse_too_many(count: int, grid: Node) -> None:
-    if count > MAX_POINTS:
-        raise ConfigError(
-            f"{grid.place}: grid: {count:,} combinations; at most {MAX_POINTS:,}, take values out"
-        )
+def _grid_axes(axes: list[list[Setting]]) -> list[Axis]:
+    """Grid values as options labelled `rate=0.3`."""
+    labels = _labels([values[0].parts for values in axes])
+    return [
+        [Option(f"{label}={_value_text(plain(s.value))}", [s]) for s in values]
+        for label, values in zip(labels, axes, strict=True)
+    ]
 
 
-def _build_all(tree: Node, axes: list[Axis]) -> list[Point]:
+def _refuse_both(arms: list[Option], grid: list[list[Setting]]) -> None:
+    """A key that an arm and the grid both set would be the grid's in every arm."""
+    own = {setting.key: arm.label for arm in arms for setting in arm.settings}
+    problems = [
+        f"{values[0].value.key or values[0].value.place}: grid.{clean(values[0].key, 60)}: the arm "
+        f"{own[values[0].key]} sets it too; give it in one of the two"
+        for values in grid
+        if values[0].key in own
+    ]
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _build_all(tree: Node, axes: list[Axis], of: tuple[str, ...]) -> list[Point]:
     base = tree.value["name"]
-    labels = _labels([parts for _, parts, _ in axes])
     points: list[Point] = []
     problems: dict[str, None] = {}
     taken: set[str] = set()
-    for values in itertools.product(*(values for _, _, values in axes)):
-        parts = [
-            f"{label}={_value_text(v)}" for label, v in zip(labels, map(plain, values), strict=True)
-        ]
-        name = _unique("-".join([str(base.value), *parts]), taken)
-        named = replace(tree, value={**tree.value, "name": _named(base, name)})
+    for options in itertools.product(*axes):
+        name = _unique("-".join([str(base.value), *(o.label for o in options)]), taken)
+        point = replace(tree, value={**tree.value, "name": _named(base, name)})
+        settings = [setting for option in options for setting in option.settings]
         try:
-            for (_, keys, _), value in zip(axes, values, strict=True):
-                named = put(named, keys, value)
-            chosen = {key: plain(v) for (key, _, _), v in zip(axes, values, strict=True)}
-            points.append(Point(name, build(named), chosen))
+            for _, parts, value in settings:
+                point = put(point, parts, value)
+            points.append(Point(name, build(point), {k: plain(v) for k, _, v in settings}, of))
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:

@@ -214,19 +214,38 @@ class VGG(_Network):
     may_pool = True
     name: Literal["vgg"] = Field(description="Convolutions in a row, with BN.")
     depth: Literal[11, 13, 16, 19] = Field(16, description="11, 13, 16 or 19.")
+    width: float = Field(
+        1.0, ge=1 / 64, le=8, description="Factor on the widths 64, 128, 256, 512, 512."
+    )
 
 
-class MLP(_Network):
-    """Fully connected layers over the flattened image."""
+class FullyConnected(_Network):
+    """Hidden layers over the flattened image."""
 
-    own_block = "fc bn relu"
     linear = "fc"
-    name: Literal["mlp"] = Field(description="Fully connected layers.")
     widths: list[Width] = Field(
         [512, 512], min_length=1, max_length=1000, description="Channels of each hidden layer."
     )
 
 
+class MLP(FullyConnected):
+    own_block = "fc bn relu"
+    name: Literal["mlp"] = Field(description="Fully connected layers.")
+
+
+class Autoencoder(FullyConnected):
+    """Gives its input back: no classifier, and its test loss is the mean squared error.
+
+    The last hidden layer is the code; position before_classifier is right behind it.
+    """
+
+    own_block = "fc bn sigmoid"
+    name: Literal["autoencoder"] = Field(
+        description="Fully connected hidden layers and one back to the normalised pixels."
+    )
+
+
 Network = Annotated[
-    PreResNet | ResNet | WRN | ResNeXt | DenseNet | VGG | MLP, Field(discriminator="name")
+    PreResNet | ResNet | WRN | ResNeXt | DenseNet | VGG | MLP | Autoencoder,
+    Field(discriminator="name"),
 ]

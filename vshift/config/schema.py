@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from vshift.config.base import OneOrList, Section
-from vshift.config.networks import Network
+from vshift.config.networks import Autoencoder, Network
 from vshift.config.norm import BatchNorm, Norm
 
 Count = Annotated[int, Field(ge=1)]
@@ -238,6 +238,7 @@ class Hardware(Section):
 
 
 Grid = dict[str, Annotated[list[Any], Field(min_length=1, max_length=1000)]]
+Arms = Annotated[dict[str, dict[str, Any]], Field(max_length=1000)]
 
 
 class Config(Section):
@@ -264,6 +265,11 @@ class Config(Section):
     hardware: Hardware = Field(Hardware(), description="Where and how precisely it runs.")
     grid: Grid | None = Field(
         None, description="Sweeps only: dotted keys and the values to try, all combinations."
+    )
+    arms: Arms | None = Field(
+        None,
+        description="Sweeps only: names, each with the dotted keys and values that it sets; "
+        "combined with the grid.",
     )
 
     @field_validator("name")
@@ -308,4 +314,7 @@ class Config(Section):
         late = [e for e in measure.eval_epochs if isinstance(e, int) and epochs and e > epochs]
         if late:
             raise ValueError(f"eval_epochs names epoch {late[0]}, and there are {epochs}")
+        counts = [key for key in ("modes", "monte_carlo") if getattr(measure, key)]
+        if counts and isinstance(info.data.get("network"), Autoencoder):
+            raise ValueError(f"{counts[0]} counts right answers, and an autoencoder gives none")
         return measure

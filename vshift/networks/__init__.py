@@ -36,7 +36,8 @@ def build(
         seed: of the initial weights; None leaves the global random state in charge.
 
     Returns:
-        A module from [N, channels, size, size] to logits [N, classes], on the CPU, in float32.
+        A module from [N, channels, size, size] to logits [N, classes] on the CPU, in float32; of an
+        autoencoder to pixels [N, channels·size·size].
 
     Raises:
         DataError: the images are too small for the network.
@@ -44,6 +45,8 @@ def build(
     """
     network = config_.network
     _check_size(network, size)
+    pixels = channels * size * size
+    outputs = pixels if isinstance(network, config.Autoencoder) else classes
     pieces = Pieces(
         order=network.order,
         norm=lambda width: make_norm(config_.norm, width),
@@ -54,13 +57,13 @@ def build(
 
     def classifier(width: int) -> list[tuple[str, nn.Module]]:
         noises = [("noise", pieces.noise(index)) for index in network.head_noises]
-        return [*noises, ("fc", nn.Linear(width, classes))]
+        return [*noises, ("fc", nn.Linear(width, outputs))]
 
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        if isinstance(network, config.MLP):
-            model = plain.mlp(network, pieces, channels * size * size, classifier)
+        if isinstance(network, config.FullyConnected):
+            model = plain.mlp(network, pieces, pixels, classifier)
         else:
             model = _CONV_FAMILIES[type(network)](network, pieces, channels, classifier)
         initialise(model)
@@ -73,7 +76,7 @@ def _halvings(network: config.Network) -> int:
         return 5
     if isinstance(network, config.ResNet) and network.depth in network.other_depths:
         return 3
-    return 0 if isinstance(network, config.MLP) else 2
+    return 0 if isinstance(network, config.FullyConnected) else 2
 
 
 def _check_size(network: config.Network, size: int) -> None:

@@ -1,4 +1,4 @@
-"""densenet, vgg and mlp."""
+"""densenet, vgg, mlp and autoencoder."""
 
 from __future__ import annotations
 
@@ -59,9 +59,10 @@ def _transition(pieces: Pieces, inputs: int, outputs: int) -> nn.Sequential:
 def vgg(
     network: config.VGG, pieces: Pieces, channels: int, classifier: Classifier
 ) -> nn.Sequential:
-    """Five stages of 64 to 512 channels; a stage's last block pools, one fc layer classifies."""
+    """Five stages of 64 to 512 channels, times `width`; a stage's last block pools."""
     parts: list[tuple[str, nn.Module]] = []
-    for i, (width, count) in enumerate(zip(VGG_WIDTHS, VGG_COUNTS[network.depth], strict=True)):
+    widths = [max(1, round(width * network.width)) for width in VGG_WIDTHS]
+    for i, (width, count) in enumerate(zip(widths, VGG_COUNTS[network.depth], strict=True)):
         blocks: list[nn.Module] = []
         for j in range(count):
             blocks.append(branch(pieces, channels, width, width, pool=j == count - 1))
@@ -72,8 +73,13 @@ def vgg(
     return nn.Sequential(OrderedDict([*parts, ("head", head)]))
 
 
-def mlp(network: config.MLP, pieces: Pieces, inputs: int, classifier: Classifier) -> nn.Sequential:
-    """Hidden layers of the given widths over the flattened image; `inputs` counts its values."""
+def mlp(
+    network: config.FullyConnected, pieces: Pieces, inputs: int, classifier: Classifier
+) -> nn.Sequential:
+    """Hidden layers of the given widths over the flattened image; `inputs` counts its values.
+
+    An autoencoder is one too: its head ends in as many values.
+    """
     parts: list[tuple[str, nn.Module]] = [
         ("stem", nn.Sequential(OrderedDict(flatten=nn.Flatten())))
     ]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vshift.config.schema import Config
 
 Action = Literal["new", "resume", "done", "diverged"]
-_NOT_THE_RUN = ("name", "seeds", "grid")  # keys that do not change what one run computes
+_NOT_THE_RUN = ("name", "seeds", "grid", "arms")  # keys that do not change what one run computes
 _SHOWN = 12
 
 
@@ -89,7 +89,7 @@ def _begin(folder: RunFolder, config: Config, seed: int, threads: int | None) ->
     hardware = config.hardware
     if hardware.threads is None:
         hardware = hardware.model_copy(update={"threads": threads})
-    own = {"seeds": [seed], "grid": None, "hardware": hardware}
+    own = {"seeds": [seed], "grid": None, "arms": None, "hardware": hardware}
     folder.write_config(dump(config.model_copy(update=own)))
     folder.write_run(
         {
