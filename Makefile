@@ -29,7 +29,7 @@ $(READY): pyproject.toml
 	@touch $@
 
 demo: $(READY)  ## train four small networks on the embedded images and compare them
-	$(VSHIFT) sweep configs/demo --jobs $(JOBS) --runs-dir $(RUNS)/demo
+	$(VSHIFT) sweep configs/demo --jobs 2 --runs-dir $(RUNS)/demo
 	$(VSHIFT) compare $(RUNS)/demo --baseline no-noise
 
 test: $(READY)  ## the whole test suite

@@ -152,6 +152,7 @@ def _run(
     """Run one command; side by side, its messages are shown only if it fails."""
     if not apart:
         return subprocess.run(command, env=environment, check=False).returncode == 0
+    reporter.say(f"{label}: started")
     with tempfile.TemporaryFile() as messages:
         done = subprocess.run(
             command, env=environment, stdout=messages, stderr=messages, check=False
@@ -159,5 +160,5 @@ def _run(
         messages.seek(0)
         text = messages.read().decode(errors="replace").strip()
     last = text.splitlines()[-1] if text else ""
-    reporter.say(f"{label}: {last}" if done.returncode == 0 else f"{label} failed:\n{text}")
+    reporter.say(last if done.returncode == 0 else f"{label} failed:\n{text}")
     return done.returncode == 0
