@@ -32,8 +32,9 @@ def config(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def vshift(capfd, monkeypatch):
-    """Runs the command line in this process; returns exit code, stdout and stderr."""
+def vshift(capfd, monkeypatch, tmp_path):
+    """Runs the command line in an empty folder; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["vshift", *map(str, words)])
