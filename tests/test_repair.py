@@ -18,16 +18,11 @@ NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
 METHODS = ["swap", "precise", "layerwise", "dropout_on", "batch", "mix"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(one_thread, tmp_path_factory):
     """A short run with every measurement turned on."""
     config = make_config(
         network={"name": "preresnet", "depth": 8, "noise": NOISE},

@@ -26,12 +26,7 @@ NETS = [
 KINDS = ["dropout", "gaussian", "uniform"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def images(count=8, size=64, pixels=16):

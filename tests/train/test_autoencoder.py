@@ -7,12 +7,14 @@ import torch
 from pydantic import ValidationError
 
 from tests.configs import make_config
-from tests.train.test_train import one_thread, run, weights  # noqa: F401
+from tests.train.test_train import run, weights
 from vshift.compare import compare
 from vshift.data import load, plain_stream
 from vshift.networks import build
 from vshift.repair import recalibrate_run, render
 from vshift.runs import find_runs
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NETWORK = {"name": "autoencoder", "widths": [24, 12]}
 

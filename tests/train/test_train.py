@@ -22,12 +22,7 @@ NOISY = {"name": "preresnet", "depth": 8, "noise": NOISE}
 TIMES = ("seconds", "images_per_second")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(path, config, seed=0, images=None):

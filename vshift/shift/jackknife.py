@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vshift.shift.moments import batch_moments
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -25,12 +27,10 @@ class Variances:
         self.counts: list[int] = []
 
     def add(self, x: Tensor) -> None:
-        x = x if x.dtype == torch.float64 else x.float()
-        dims = [d for d in range(x.ndim) if d != 1]
-        mean = x.mean(dims, keepdim=True)
-        squares = (x - mean).square_().double().sum(dims)
-        self.rows.append((mean.flatten().double(), squares))
-        self.counts.append(x.numel() // x.shape[1])
+        mean, variance = batch_moments(x)
+        count = x.numel() // x.shape[1]
+        self.rows.append((mean, variance * count))
+        self.counts.append(count)
 
     def levels(self) -> Tensor:
         """Channel mean of the pooled variance, over all batches and leaving each out: [1 + B]."""
