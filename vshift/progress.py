@@ -39,9 +39,9 @@ class Reporter:
             )
             self._bar.start()
 
-    def step(self) -> None:
+    def step(self, steps: int = 1) -> None:
         if self._bar is not None:
-            self._bar.advance(self._task)
+            self._bar.advance(self._task, steps)
 
     def epoch(self, row: dict[str, Any], ratio: float | None) -> None:
         """One line an epoch; the ratio is the mean shift ratio where it was measured."""

@@ -69,7 +69,7 @@ def train_one(
         return action
     device = images.train.images.device
     _same_threads(folder, reporter)
-    folder.update_run(device=device_name(device), step="eager", threads=torch.get_num_threads())
+    folder.update_run(device=device_name(device), threads=torch.get_num_threads())
     began = time.perf_counter()
     status = "failed"
     try:

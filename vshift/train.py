@@ -36,7 +36,7 @@ from vshift.schedule import learning_rates
 from vshift.seeding import derive
 from vshift.shift.graph import noise_in_front
 from vshift.shift.probe import TrainingLog, running_moments
-from vshift.step import EagerStep, Tally, make_optimizer
+from vshift.step import Tally, make_optimizer, make_step
 
 Row = dict[str, Any]
 
@@ -60,8 +60,19 @@ def train(
     )
     tally = Tally(images.train.images.device)
     log = TrainingLog(model) if config.measure.every else None
-    step = EagerStep(model, optimizer, config.hardware.precision, tally, log, objective_of(config))
     finished = restore(folder, model, optimizer)
+    step = make_step(
+        folder.run.get("step", config.hardware.step) if finished else config.hardware.step,
+        stream,
+        model,
+        optimizer,
+        config.hardware.precision,
+        tally,
+        log,
+        objective_of(config),
+        reporter.say,
+    )
+    folder.update_run(step=step.name)
     reporter.start(f"{config.name} seed {seed}", finished, config.epochs, stream.steps)
 
     for epoch in range(finished + 1, config.epochs + 1):
@@ -69,10 +80,8 @@ def train(
         model.train()
         torch.manual_seed(derive(seed, epoch, "noise"))
         epoch_rates = rates[(epoch - 1) * stream.steps : epoch * stream.steps]
-        batches = stream.epoch(derive(seed, epoch, "data"))
-        for (pixels, labels), rate in zip(batches, epoch_rates, strict=True):
-            step(pixels, labels, rate)
-            reporter.step()
+        for steps in step.epoch(stream, derive(seed, epoch, "data"), epoch_rates):
+            reporter.step(steps)
         trained = tally.take()
         training_seconds = time.perf_counter() - began
 

@@ -233,7 +233,12 @@ class Hardware(Section):
     precision: Literal["bf16", "float32"] = Field(
         "bf16", description="bf16: autocast, with weights and BN statistics in float32."
     )
-    step: Literal["auto", "eager"] = Field("auto", description="How a training step runs.")
+    step: Literal["auto", "eager", "fused", "compiled", "captured"] = Field(
+        "auto",
+        description="How a training step runs: eager, PyTorch's operations one after the other; "
+        "fused, with vshift's CPU kernels; compiled, by torch.compile; captured, whole steps in a "
+        "CUDA graph. auto: the fastest that works.",
+    )
     threads: Count | None = Field(None, description="CPU threads; default: PyTorch's own choice.")
 
 

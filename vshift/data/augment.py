@@ -76,23 +76,33 @@ class Stream:
         """Batches an epoch; the last one may be smaller."""
         return -(-len(self.part) // self.batch_size)
 
-    def epoch(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, in the order and with the crops and flips that `seed` gives."""
+    def epoch(self, seed: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once, in the order and with the crops and flips that `seed` gives.
+
+        The first `skip` batches are left out without making them: the others are as they were.
+        """
+        plan = self.plan(seed).to(self.part.images.device)
+        for start in range(skip * self.batch_size, len(self.part), self.batch_size):
+            now = slice(start, start + self.batch_size)
+            yield self.batch(plan.order[now], plan.offsets[now], plan.flips[now])
+
+    def plan(self, seed: int) -> Plan:
+        """What happens in the epoch of this seed, on the CPU."""
+        return epoch_plan(len(self.part), self.crop, self.flip, seed)
+
+    def batch(self, chosen: Tensor, offsets: Tensor, flips: Tensor) -> tuple[Tensor, Tensor]:
+        """The images `chosen` [B], cropped at `offsets` [B, 2] and flipped where `flips` [B] says:
+        one gather for the three."""
         images = self.padded()
         side, channels = images.shape[2:]
-        every_pixel = images.view(-1, channels)
-        plan = epoch_plan(len(self.part), self.crop, self.flip, seed).to(images.device)
         along = torch.arange(self.part.images.shape[1], device=images.device)
-        backwards = along.flip(0)
-        for start in range(0, len(self.part), self.batch_size):
-            now = slice(start, start + self.batch_size)
-            top, left = plan.offsets[now].unbind(1)
-            chosen = plan.order[now]
-            rows = (chosen[:, None] * side + top[:, None] + along) * side
-            columns = left[:, None] + torch.where(plan.flips[now, None], backwards, along)
-            places = rows[:, :, None] + columns[:, None, :]
-            pixels = every_pixel.index_select(0, places.flatten()).view(*places.shape, channels)
-            yield self.normalise(pixels), self.part.labels[chosen]
+        top, left = offsets.unbind(1)
+        rows = (chosen[:, None] * side + top[:, None] + along) * side
+        columns = left[:, None] + torch.where(flips[:, None], along.flip(0), along)
+        places = rows[:, :, None] + columns[:, None, :]
+        every_pixel = images.view(-1, channels)
+        pixels = every_pixel.index_select(0, places.flatten()).view(*places.shape, channels)
+        return self.normalise(pixels), self.part.labels[chosen]
 
     def plain(self, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, as it is and in its own order."""

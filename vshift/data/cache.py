@@ -10,17 +10,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from platformdirs import user_cache_dir
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from vshift.cache import cache_folder
+
 log = logging.getLogger("vshift.data")
 Pixels = NDArray[np.uint8]
-
-
-def cache_folder() -> Path:
-    """VSHIFT_CACHE if it is set, or the system's place for a user's caches; it may not exist."""
-    return Path(os.environ.get("VSHIFT_CACHE") or user_cache_dir("vshift")).expanduser()
 
 
 def images_file(key: str) -> Path:

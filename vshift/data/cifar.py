@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vshift.config.schema import Cifar
-from vshift.data.cache import cache_folder
+from vshift.cache import cache_folder
 from vshift.data.source import Labels, Pixels, Source
 from vshift.errors import DataError, did_you_mean
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vshift import native
 from vshift.config import noise as config
 
 UNITS = {"sample": 1, "channel": 2, "element": 4}
@@ -23,6 +24,13 @@ UNITS = {"sample": 1, "channel": 2, "element": 4}
 
 class Noise(nn.Module):
     """A layer that is random in training mode only: what measurements look for and switch off."""
+
+    # Set by `vshift.networks.fuse`: use the CPU kernels where they fit.
+    fused = False
+
+    def by_kernel(self, x: Tensor) -> bool:
+        """Whether a kernel can multiply each value of x by a random number of its own."""
+        return self.fused and native.fits(x)
 
 
 class Multiplicative(Noise):
@@ -50,10 +58,16 @@ class Multiplicative(Noise):
         """Fill a float32 tensor with independent multipliers, in place."""
         raise NotImplementedError
 
+    def multiplied(self, x: Tensor) -> Tensor:
+        """x times independent multipliers, by a kernel."""
+        raise NotImplementedError
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.variance == 0:
             return x
         own = UNITS[self.unit]  # how many of the dimensions have numbers of their own
+        if own >= x.ndim and self.by_kernel(x):
+            return self.multiplied(x)
         if own < x.ndim:
             shape = (*x.shape[:own], *[1] * (x.ndim - own))
             multiplier = x.new_empty(shape, dtype=torch.float32)
@@ -80,6 +94,15 @@ class Dropout(Multiplicative):
         keep = draw_mask(multiplier, self.rate)
         return multiplier.mul_(1 / keep)
 
+    def multiplied(self, x: Tensor) -> Tensor:
+        kept = kept_of(self.rate)
+        return native.multiply(x, native.DROP, 2**16 / kept, kept)
+
+
+def kept_of(rate: float) -> int:
+    """How many of 2¹⁶ values of 16 random bits keep a value: what the CPU rounds 1 − rate to."""
+    return max(1, round((1 - rate) * 2**16))
+
 
 def draw_mask(mask: Tensor, rate: float) -> float:
     """Fill a float32 tensor with independent 0 (dropped) and 1, in place.
@@ -92,7 +115,7 @@ def draw_mask(mask: Tensor, rate: float) -> float:
     if mask.device.type != "cpu":
         mask.bernoulli_(1 - rate)
         return 1 - rate
-    kept = max(1, round((1 - rate) * 2**16))
+    kept = kept_of(rate)
     mask.copy_(_random_int16(mask) < kept - 2**15)
     return kept / 2**16
 
@@ -109,6 +132,9 @@ class Gaussian(Multiplicative):
     def draw(self, multiplier: Tensor) -> Tensor:
         return multiplier.normal_(1.0, math.sqrt(self.variance))
 
+    def multiplied(self, x: Tensor) -> Tensor:
+        return native.multiply(x, native.NORMAL, math.sqrt(self.variance))
+
 
 class Uniform(Multiplicative):
     """Uout: a multiplier uniform in (1 − β, 1 + β), β = s·√3 (Li et al. 2019, section 5.2)."""
@@ -116,6 +142,9 @@ class Uniform(Multiplicative):
     def draw(self, multiplier: Tensor) -> Tensor:
         beta = math.sqrt(3 * self.variance)
         return multiplier.uniform_(1 - beta, 1 + beta)
+
+    def multiplied(self, x: Tensor) -> Tensor:
+        return native.multiply(x, native.UNIFORM, math.sqrt(3 * self.variance))
 
 
 class _Dropping(Noise):
@@ -156,6 +185,8 @@ class ClassicDropout(_Dropping):
     """
 
     def noisy(self, x: Tensor) -> Tensor:
+        if self.by_kernel(x):
+            return native.multiply(x, native.DROP, 1.0, kept_of(self.rate))
         mask = torch.empty_like(x, dtype=torch.float32)
         draw_mask(mask, self.rate)
         return x * mask
@@ -179,6 +210,9 @@ class ScaledDropout(_Dropping):
     """
 
     def noisy(self, x: Tensor) -> Tensor:
+        if self.by_kernel(x):
+            kept = kept_of(self.rate)
+            return native.multiply(x, native.DROP, 2**8 / math.sqrt(kept), kept)
         mask = torch.empty_like(x, dtype=torch.float32)
         keep = draw_mask(mask, self.rate)
         return x * mask.mul_(1 / math.sqrt(keep))

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,25 +56,39 @@ class TrainingLog:
         self.layers = {n: m for n, m in batch_norms(model).items() if isinstance(m, BatchNorm)}
         self._seen = [m.batch_mean for m in self.layers.values()]
         self._seen += [m.batch_var for m in self.layers.values()]
+        if self._seen:  # the number of batches is summed on the device too
+            self._seen.append(torch.ones_like(self._seen[0][0]))
         self._sums = [torch.zeros_like(tensor) for tensor in self._seen]
-        self._steps = 0
 
     def add(self) -> None:
         """Take in the last batch's statistics."""
         if self._sums:
             torch._foreach_add_(self._sums, self._seen)
-        self._steps += 1
 
     def take(self) -> dict[str, Moments]:
         """The averages over all batches since the last call, and start anew."""
-        averages = [_float64(total) / max(self._steps, 1) for total in self._sums]
-        for total in self._sums:
-            total.zero_()
-        self._steps = 0
+        if not self._sums:
+            return {}
+        *sums, steps = (_float64(total) for total in self._sums)
+        averages = [total / steps.clamp(min=1) for total in sums]
+        torch._foreach_zero_(self._sums)
         count = len(self.layers)
         return {
             name: Moments(averages[i], averages[count + i]) for i, name in enumerate(self.layers)
         }
+
+    def tensors(self) -> list[Tensor]:
+        """What `add` changes, on the device."""
+        return self._sums
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far, on the CPU."""
+        return {"sums": [total.to("cpu", copy=True) for total in self._sums]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from sums that `state_dict` gave; in place, as a captured step needs it."""
+        for total, saved in zip(self._sums, state["sums"], strict=True):
+            total.copy_(saved)
 
 
 def shift_ratio(running: Tensor, evaluated: Tensor) -> float:

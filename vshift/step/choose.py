@@ -1,0 +1,87 @@
+"""Which step a run takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from vshift.data import Stream
+from vshift.errors import ConfigError
+from vshift.native import KernelsMissing
+from vshift.networks.fuse import fuse
+from vshift.objective import Objective, classification
+from vshift.shift.probe import TrainingLog
+from vshift.step.captured import CapturedStep
+from vshift.step.compiled import CannotCompile, CompiledStep
+from vshift.step.eager import EagerStep, FusedStep, Tally
+
+# What `auto` tries, the fastest first. Compiling on the CPU won less than the kernels do.
+AUTO = {"cuda": ["captured", "compiled", "eager"], "cpu": ["fused", "eager"]}
+STEPS: dict[str, type[EagerStep]] = {
+    "eager": EagerStep,
+    "fused": FusedStep,
+    "compiled": CompiledStep,
+    "captured": CapturedStep,
+}
+
+
+def make_step(
+    kind: str,
+    stream: Stream,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    precision: str,
+    tally: Tally,
+    log: TrainingLog | None = None,
+    objective: Objective = classification,
+    say: Callable[[str], None] = print,
+) -> EagerStep:
+    """The training step of a kind; for `auto` the fastest that works on the stream's device.
+
+    A step that cannot be had is said in a line, and the next one is taken. Nothing that a run
+    depends on has changed afterwards: weights, buffers, optimizer, sums, random state.
+
+    Args:
+        kind: `eager`, the reference; `fused`, the same with the kernels of `vshift.native`, on the
+            CPU; `compiled`; `captured`, on CUDA; `auto`.
+        stream: the batches to come, on the device where the model is.
+
+    Raises:
+        ConfigError: the kind does not go with the device.
+    """
+    device = stream.part.images.device.type
+    needs = {"fused": "cpu", "captured": "cuda"}.get(kind, device)
+    if needs != device:
+        raise ConfigError(
+            f"hardware.step: {kind} works on {needs} only, and this run is on {device}; "
+            "auto takes the fastest that works"
+        )
+    parts: dict[str, Any] = {
+        "model": model,
+        "optimizer": optimizer,
+        "precision": precision,
+        "tally": tally,
+        "log": log,
+        "objective": objective,
+    }
+    *first, last = AUTO[device] if kind == "auto" else dict.fromkeys([kind, "eager"])
+    for name in first:
+        try:
+            return _made(name, stream, parts)
+        except (KernelsMissing, CannotCompile) as reason:
+            say(f"no {name} step: {reason}; going on with a slower one")
+    return STEPS[last](**parts)
+
+
+def _made(name: str, stream: Stream, parts: dict[str, Any]) -> EagerStep:
+    if name == "fused":
+        fuse(parts["model"])
+    step = STEPS[name](**parts)
+    if isinstance(step, CapturedStep):
+        step.prepare_graphs(stream)
+    elif isinstance(step, CompiledStep):
+        step.prepare(*next(stream.epoch(0)))
+    return step
