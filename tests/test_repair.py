@@ -167,3 +167,15 @@ def test_batches_are_random_samples_though_files_come_class_by_class():
     assert torch.equal(seen.sort().values, part.labels.sort().values)
     again = torch.cat([labels for _, labels in subject.plain(part)()])
     assert torch.equal(seen, again)
+
+
+def test_the_mode_matrix_is_shown_as_a_table():
+    rows = [
+        {"data": "train", "noise": "on", "statistics": "batch", "loss": 1.5, "accuracy": 40.7},
+        {"data": "test", "noise": "off", "statistics": "precise", "loss": 12.5, "accuracy": None},
+    ]
+    assert render_modes(rows).splitlines() == [
+        " data  noise  statistics    loss  accuracy",
+        "train     on       batch  1.5000     40.70",
+        " test    off     precise   12.50         –",
+    ]

@@ -249,13 +249,16 @@ def recalibrate(
     changes += [] if batches is None else [f"recalibration.batches={batches}"]
     changes += ["measure.modes=true"] if modes else ["measure.modes=false"]
     folders = [record.path for record in find_runs(runs)]
-    from vshift.repair import recalibrate_run, render
+    from vshift.repair import recalibrate_run, render, render_modes
+    from vshift.runs import RunFolder
 
     found = {}
     for path in folders:
         rows = found[str(path)] = recalibrate_run(path, _changes([*changes, *(sets or [])], device))
         if not as_json:
             typer.echo(render(str(path), rows))
+            if modes:
+                typer.echo(render_modes(RunFolder(path).modes()))
     if as_json:
         typer.echo(json.dumps(found))
 

@@ -84,6 +84,26 @@ def _monte_carlo(subject: Subject, passes: int) -> Row:
     return {"method": "monte_carlo", **tested, **found}
 
 
+def render_modes(rows: list[Row]) -> str:
+    """The mode matrix as aligned text, one line a combination."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)]
+    lines = [columns, *cells]
+    return "\n".join(
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
+    return "–" if value is None else str(value)
+
+
 def render(path: str, rows: list[Row]) -> str:
     """The rows as aligned text: accuracies in percent, or losses where nothing is classified."""
     classified = rows[0]["test_accuracy"] is not None

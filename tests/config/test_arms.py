@@ -3,6 +3,7 @@
 import pytest
 
 from vshift.config import config_hash, dump, expand, load, refuse_study
+from vshift.errors import ConfigError
 
 ARMS = """\
 base: good.yaml
@@ -119,3 +120,27 @@ def test_train_refuses_arms(write, refused) -> None:
 def test_arms_are_written_out_and_read_again(write) -> None:
     config = load(write("a.yaml", ARMS))
     assert load(write("again.yaml", dump(config))) == config
+
+
+def test_set_of_a_key_that_a_grid_sets_is_refused(write) -> None:
+    """The grid would overrule it without a word."""
+    path = write("a.yaml", GRID_OF_RATES)
+    key = "network.noise.rate"
+    with pytest.raises(ConfigError, match=f"--set {key}: the config's grid or arms set this key"):
+        expand(path, [f"{key}=0.7"])
+    points = expand(path, ["grid=null", "network.noise.rate=0.7"])
+    assert points[0].config.network.noises[0].variance == pytest.approx(0.7 / 0.3)
+
+
+GRID_OF_RATES = """
+data: {name: shapes}
+network: {name: preresnet, depth: 8, noise: {kind: dropout, rate: 0.5, position: before_last_bn}}
+epochs: 1
+grid: {network.noise.rate: [0.1, 0.3]}
+"""
+
+
+def test_set_of_the_section_around_a_grids_key_is_welcome(write) -> None:
+    noise = "{kind: gaussian, rate: 0.5, position: before_last_bn}"
+    points = expand(write("a.yaml", GRID_OF_RATES), [f"network.noise={noise}"])
+    assert [type(point.config.network.noises[0]).__name__ for point in points] == ["Gaussian"] * 2

@@ -86,6 +86,7 @@ def expand(
     if not axes:
         config = build(tree)
         return [Point(config.name, config, {})]
+    _refuse_overruled(sets, axes)
     of = tuple(key for key, node in sections.items() if node.value is not None)
     return _build_all(tree, axes, of)
 
@@ -231,6 +232,22 @@ def _refuse_both(arms: list[Option], grid: list[list[Setting]]) -> None:
         f"{own[values[0].key]} sets it too; give it in one of the two"
         for values in grid
         if values[0].key in own
+    ]
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _refuse_overruled(sets: Sequence[str], axes: list[Axis]) -> None:
+    """What `--set` says of a key that every combination sets would be overruled without a word."""
+    always = {s.key for axis in axes for option in axis[:1] for s in option.settings
+              if all(s.key in (other.key for other in o.settings) for o in axis)}  # fmt: skip
+    keys = [text.partition("=")[0].strip() for text in sets]
+    problems = [
+        f"--set {clean(key, 60)}: the config's grid or arms set this key in every combination; "
+        f"`--set 'grid.{clean(key, 60)}=[…]'` changes what the grid tries, and --set grid=null or "
+        "arms=null leaves it out"
+        for key in keys
+        if key in always
     ]
     if problems:
         raise ConfigError(*problems)

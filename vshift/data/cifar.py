@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from vshift.config.schema import Cifar
 from vshift.cache import cache_folder
+from vshift.config.schema import Cifar
 from vshift.data.source import Labels, Pixels, Source
 from vshift.errors import DataError, did_you_mean
 

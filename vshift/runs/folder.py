@@ -168,6 +168,11 @@ class RunFolder:
         """The mode matrix: accuracy with noise on and off, by BN statistics and data."""
         files.write_json(self.path / MODES, {"modes": list(rows)})
 
+    def modes(self) -> list[Row]:
+        """The mode matrix; no rows where it was not measured."""
+        rows: list[Row] = (files.read_json(self.path / MODES) or {}).get("modes", [])
+        return rows
+
     def read_channels(self) -> dict[str, np.ndarray]:
         """The vectors; none where the file is missing."""
         return self._read_vectors(CHANNELS)
