@@ -10,7 +10,7 @@ from tests.configs import make_config
 from vshift.data import load
 from vshift.errors import ConfigError, RunError
 from vshift.progress import Reporter
-from vshift.repair import open_run, recalibrate_run, render
+from vshift.repair import open_run, recalibrate_run, render, render_modes
 from vshift.runs import prepare
 from vshift.train import train
 
