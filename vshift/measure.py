@@ -28,15 +28,23 @@ Row = dict[str, Any]
 Pairs = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Subject:
-    """A run's network with its data: what the functions below measure."""
+    """A run's network with its data: what the functions below measure.
+
+    `between` is called before each batch: measuring can take minutes, and what it raises ends it.
+    """
 
     config: Config
     seed: int
     model: nn.Module
     images: ImageSet
     stream: Stream
+    between: Callable[[], None] = _nothing
 
     def autocast(self) -> Any:
         return autocast(self.images.train.images.device, self.config.hardware.precision)
@@ -44,7 +52,7 @@ class Subject:
     def augmented(self, epoch: int, limit: int | None) -> Pairs:
         """Training batches with crop and flip, the same at every call; all with limit None."""
         purpose = derive(self.seed, epoch, "measure")
-        return lambda: islice(self.stream.epoch(purpose), limit)
+        return lambda: self._watched(islice(self.stream.epoch(purpose), limit))
 
     def plain(self, part: Part, limit: int | None = None) -> Pairs:
         """A part's images as they are, shuffled, in batches of the training's size.
@@ -56,13 +64,21 @@ class Subject:
         if len(part) % size == 1:  # one image alone has no batch statistics in an mlp
             size += 1
         stream = plain_stream(self.images, part, size)
-        return lambda: islice(stream.epoch(derive(self.seed, 0, "shuffle")), limit)
+        purpose = derive(self.seed, 0, "shuffle")
+        return lambda: self._watched(islice(stream.epoch(purpose), limit))
 
     def to_test(self, part: Part) -> Iterable[tuple[Tensor, Tensor]]:
         """Every image of a part, for scores in eval mode."""
         if getattr(self.config.norm, "evaluate", "running") == "batch":
             return self.plain(part)()  # the score depends on who is in a batch
-        return plain_stream(self.images, part).plain()
+        return self._watched(plain_stream(self.images, part).plain())
+
+    def _watched(
+        self, batches: Iterable[tuple[Tensor, Tensor]]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in batches:
+            self.between()
+            yield batch
 
 
 def _images(pairs: Pairs) -> Callable[[], Iterator[Tensor]]:

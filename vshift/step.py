@@ -47,6 +47,16 @@ class Tally:
         return score
 
 
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far, on the CPU."""
+        return {"sums": self._sums.cpu().clone(), "count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from sums that `state_dict` gave; in place, as captured steps need it."""
+        self._sums.copy_(state["sums"])
+        self._count = int(state["count"])
+
+
 def make_optimizer(model: nn.Module, config: SGD) -> torch.optim.SGD:
     """SGD with weight decay on all parameters, or on none that has one value a channel."""
     parameters = [p for p in model.parameters() if p.requires_grad]

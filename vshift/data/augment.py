@@ -76,15 +76,18 @@ class Stream:
         """Batches an epoch; the last one may be smaller."""
         return -(-len(self.part) // self.batch_size)
 
-    def epoch(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, in the order and with the crops and flips that `seed` gives."""
+    def epoch(self, seed: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once, in the order and with the crops and flips that `seed` gives.
+
+        The first `skip` batches are left out without making them: the others are as they were.
+        """
         images = self.padded()
         side, channels = images.shape[2:]
         every_pixel = images.view(-1, channels)
         plan = epoch_plan(len(self.part), self.crop, self.flip, seed).to(images.device)
         along = torch.arange(self.part.images.shape[1], device=images.device)
         backwards = along.flip(0)
-        for start in range(0, len(self.part), self.batch_size):
+        for start in range(skip * self.batch_size, len(self.part), self.batch_size):
             now = slice(start, start + self.batch_size)
             top, left = plan.offsets[now].unbind(1)
             chosen = plan.order[now]

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,17 @@ class TrainingLog:
         return {
             name: Moments(averages[i], averages[count + i]) for i, name in enumerate(self.layers)
         }
+
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far, on the CPU."""
+        return {"sums": [total.cpu().clone() for total in self._sums], "steps": self._steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from sums that `state_dict` gave; in place, as captured steps need it."""
+        for total, saved in zip(self._sums, state["sums"], strict=True):
+            total.copy_(saved)
+        self._steps = int(state["steps"])
 
 
 def shift_ratio(running: Tensor, evaluated: Tensor) -> float:
