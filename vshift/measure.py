@@ -21,7 +21,7 @@ from vshift.shift.modes import BNState, batch_statistics, load_bn_state
 from vshift.shift.moments import Pooled, pooled_moments
 from vshift.shift.probe import batch_norms, preserved, running_moments
 from vshift.shift.probe import shift_ratio as ratio_of
-from vshift.shift.recalibration import estimate
+from vshift.shift.recalibration import Method, NotFiniteError, estimate
 from vshift.step import Score, Tally
 
 Row = dict[str, Any]
@@ -180,7 +180,8 @@ def recalibrations(
 
     Returns:
         A row for each method, and the new statistics by method (none for `batch` and `mix`, which
-        are ways to test).
+        are ways to test). Where a method finds no finite statistics, its row has no scores and
+        says so as `problem`.
     """
     if not batch_norms(subject.model):
         return [], {}
@@ -197,19 +198,26 @@ def recalibrations(
                 tested = _with_batch_statistics(subject, own)
             else:
                 torch.manual_seed(derive(subject.seed, epoch, "recalibration noise"))
-                with subject.autocast():
-                    states[method] = estimate(
-                        subject.model,
-                        _images(batches),
-                        method,
-                        moments=how.moments,
-                        estimator=how.estimator,
-                        at_once=method == "layerwise",
-                    )
-                load_bn_state(subject.model, states[method])
-                tested = test_scores(subject) | _ratios(subject, epoch)
+                try:
+                    states[method] = _estimated(subject, how, method, batches)
+                    load_bn_state(subject.model, states[method])
+                    tested = test_scores(subject) | _ratios(subject, epoch)
+                except NotFiniteError as error:
+                    tested = {"test_loss": None, "test_accuracy": None, "problem": str(error)}
         rows.append({"method": method, **how.model_dump(exclude={"methods"}), **tested})
     return rows, states
+
+
+def _estimated(subject: Subject, how: Recalibration, method: Method, batches: Pairs) -> BNState:
+    with subject.autocast():
+        return estimate(
+            subject.model,
+            _images(batches),
+            method,
+            moments=how.moments,
+            estimator=how.estimator,
+            at_once=method == "layerwise",
+        )
 
 
 def _with_batch_statistics(subject: Subject, own: float) -> Row:

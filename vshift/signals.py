@@ -63,11 +63,12 @@ def stopping_at_once() -> Iterator[None]:
 
 
 @contextmanager
-def noted(message: str = "") -> Iterator[Request]:
+def noted(message: str = "", then: Callable[[], None] | None = None) -> Iterator[Request]:
     """Inside, signals are noted, for the program to ask; a second SIGINT raises `Stopped` at once.
 
     Args:
         message: said on stderr at the first one.
+        then: called at the first one.
     """
     asked = Request()
     interrupts = 0
@@ -77,9 +78,11 @@ def noted(message: str = "") -> Iterator[Request]:
         interrupts += number == signal.SIGINT
         if interrupts > 1:
             raise Stopped(130)
-        if not asked and message:
+        first, asked.number = not asked, asked.number or number
+        if first and message:
             _say(message)
-        asked.number = asked.number or number
+        if first and then:
+            then()
 
     with _handled_by(handle):
         yield asked

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 ROOT = Path(__file__).parents[2]
 WALL_TIME = {"seconds", "images_per_second"}
@@ -121,8 +122,12 @@ def train_whole(trainer: Trainer, config: Path, runs: Path) -> float:
 def train_killed(
     trainer: Trainer, config: Path, runs: Path, kills: int, seconds: float, chance: random.Random
 ) -> Case:
-    """Train with up to so many kills, each at a random moment within `seconds` of a start."""
-    case, log = Case(), runs.with_suffix(".log")
+    """Train with up to so many kills, each at a random moment of what is left to do.
+
+    Args:
+        seconds: how long the whole run takes.
+    """
+    case, log, left = Case(), runs.with_suffix(".log"), 1.0
     words = ["train", str(config), "--runs-dir", str(runs)]
     while True:
         trainer.start(words, log)
@@ -130,7 +135,7 @@ def train_killed(
             code = trainer.wait()
             assert code == 0, log.read_text()
             return case
-        kill = Kill(chance.choices(list(ENDS), [6, 2, 1, 1])[0], chance.uniform(0, seconds))
+        kill = Kill(chance.choices(list(ENDS), [6, 2, 1, 1])[0], chance.uniform(0, left * seconds))
         time.sleep(kill.delay)
         trainer.kill(kill.number)
         code = trainer.wait()
@@ -139,6 +144,15 @@ def train_killed(
         if code == 0:  # it was done before the kill came
             return case
         case.kills.append(kill)
+        left = max(0.1, 1 - progress(runs / config.stem / "seed-0"))
+
+
+def progress(folder: Path) -> float:
+    """The share of its epochs that a run's checkpoint has behind it."""
+    if not _has(folder, "checkpoint.pt"):
+        return 0.0
+    epochs = yaml.safe_load((folder / "config.yaml").read_text())["epochs"]
+    return float(torch.load(folder / "checkpoint.pt", weights_only=True)["epoch"] / epochs)
 
 
 def where(runs: Path, config: Path) -> tuple[str, str]:
