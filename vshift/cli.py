@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vshift.errors import ConfigError, VShiftError
+from vshift.errors import ConfigError, Stopped, VShiftError, printable
+from vshift.signals import stopping_at_once
 
 app = typer.Typer(
     help="Train networks with dropout and batch norm, and measure the variance shift between them.",
@@ -297,11 +298,32 @@ def data_fetch(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
 def main() -> None:
     """Run the command line; errors for people become one message and an exit code."""
     try:
-        app()
+        with stopping_at_once():
+            app()
     except VShiftError as error:
-        typer.echo(f"error: {error}", err=True)
+        _complain(f"error: {error}")
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader has left, as `| head` does; Python must not complain while it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Stopped as stopped:
+        _complain("interrupted")
+        sys.exit(stopped.exit_code)
+    except BrokenPipeError:  # the reader has left, as `| head` does
+        _silence(sys.stdout)
         sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(f"error: {where}{error.strerror or error}")
+        _silence(sys.stdout)
+        sys.exit(1)
+
+
+def _complain(text: str) -> None:
+    """On stderr, without the escape codes that names may hold; where that is full, in silence."""
+    try:
+        typer.echo(printable(text), err=True)
+    except OSError:
+        _silence(sys.stderr)
+
+
+def _silence(stream: Any) -> None:
+    """Python must not complain while it flushes what cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

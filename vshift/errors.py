@@ -31,6 +31,16 @@ class RunError(VShiftError):
     """A run folder that cannot be written, or that holds another config's run."""
 
 
+class Damaged(RunError):
+    """A file of a run that does not hold what was once written into it."""
+
+
+class RunLost(RunError):
+    """A run whose folder failed under it: a full disk, a deleted folder. Exit code 1."""
+
+    exit_code = 1
+
+
 class TrainingFailed(VShiftError):
     """A run that began and could not finish, for instance as its loss became NaN. Exit code 1."""
 
@@ -38,9 +48,31 @@ class TrainingFailed(VShiftError):
 
 
 class Interrupted(VShiftError):
-    """A run that was stopped from outside and can go on. Exit code 130."""
+    """A run that was stopped from outside and can go on. Exit code 130, or 143 after SIGTERM."""
 
-    exit_code = 130
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Stopped(BaseException):
+    """A signal asks to stop. No Exception, so that nothing which mends errors swallows it."""
+
+    def __init__(self, exit_code: int, at_once: bool = True) -> None:
+        super().__init__(f"stopped by a signal, exit code {exit_code}")
+        self.exit_code, self.at_once = exit_code, at_once
+
+
+def visible(text: str) -> str:
+    """Text in which control characters, newlines and invisible direction marks show as escapes."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def printable(text: str) -> str:
+    """The same, line by line: what a terminal may be given, whatever names stand in it."""
+    return "\n".join(map(visible, text.split("\n")))
 
 
 # What other programs and people call it.

@@ -21,22 +21,30 @@ from vshift.shift.modes import BNState, batch_statistics, load_bn_state
 from vshift.shift.moments import Pooled, pooled_moments
 from vshift.shift.probe import batch_norms, preserved, running_moments
 from vshift.shift.probe import shift_ratio as ratio_of
-from vshift.shift.recalibration import estimate
+from vshift.shift.recalibration import Method, NotFiniteError, estimate
 from vshift.step import Score, Tally
 
 Row = dict[str, Any]
 Pairs = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Subject:
-    """A run's network with its data: what the functions below measure."""
+    """A run's network with its data: what the functions below measure.
+
+    `between` is called before each batch: measuring can take minutes, and what it raises ends it.
+    """
 
     config: Config
     seed: int
     model: nn.Module
     images: ImageSet
     stream: Stream
+    between: Callable[[], None] = _nothing
 
     def autocast(self) -> Any:
         return autocast(self.images.train.images.device, self.config.hardware.precision)
@@ -44,7 +52,7 @@ class Subject:
     def augmented(self, epoch: int, limit: int | None) -> Pairs:
         """Training batches with crop and flip, the same at every call; all with limit None."""
         purpose = derive(self.seed, epoch, "measure")
-        return lambda: islice(self.stream.epoch(purpose), limit)
+        return lambda: self._watched(islice(self.stream.epoch(purpose), limit))
 
     def plain(self, part: Part, limit: int | None = None) -> Pairs:
         """A part's images as they are, shuffled, in batches of the training's size.
@@ -56,13 +64,19 @@ class Subject:
         if len(part) % size == 1:  # one image alone has no batch statistics in an mlp
             size += 1
         stream = plain_stream(self.images, part, size)
-        return lambda: islice(stream.epoch(derive(self.seed, 0, "shuffle")), limit)
+        purpose = derive(self.seed, 0, "shuffle")
+        return lambda: self._watched(islice(stream.epoch(purpose), limit))
 
     def to_test(self, part: Part) -> Iterable[tuple[Tensor, Tensor]]:
         """Every image of a part, for scores in eval mode."""
         if getattr(self.config.norm, "evaluate", "running") == "batch":
             return self.plain(part)()  # the score depends on who is in a batch
-        return plain_stream(self.images, part).plain()
+        return self._watched(plain_stream(self.images, part).plain())
+
+    def _watched(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in batches:
+            self.between()
+            yield batch
 
 
 def _images(pairs: Pairs) -> Callable[[], Iterator[Tensor]]:
@@ -164,7 +178,8 @@ def recalibrations(
 
     Returns:
         A row for each method, and the new statistics by method (none for `batch` and `mix`, which
-        are ways to test).
+        are ways to test). Where a method finds no finite statistics, its row has no scores and
+        says so as `problem`.
     """
     if not batch_norms(subject.model):
         return [], {}
@@ -181,19 +196,26 @@ def recalibrations(
                 tested = _with_batch_statistics(subject, own)
             else:
                 torch.manual_seed(derive(subject.seed, epoch, "recalibration noise"))
-                with subject.autocast():
-                    states[method] = estimate(
-                        subject.model,
-                        _images(batches),
-                        method,
-                        moments=how.moments,
-                        estimator=how.estimator,
-                        at_once=method == "layerwise",
-                    )
-                load_bn_state(subject.model, states[method])
-                tested = test_scores(subject) | _ratios(subject, epoch)
+                try:
+                    states[method] = _estimated(subject, how, method, batches)
+                    load_bn_state(subject.model, states[method])
+                    tested = test_scores(subject) | _ratios(subject, epoch)
+                except NotFiniteError as error:
+                    tested = {"test_loss": None, "test_accuracy": None, "problem": str(error)}
         rows.append({"method": method, **how.model_dump(exclude={"methods"}), **tested})
     return rows, states
+
+
+def _estimated(subject: Subject, how: Recalibration, method: Method, batches: Pairs) -> BNState:
+    with subject.autocast():
+        return estimate(
+            subject.model,
+            _images(batches),
+            method,
+            moments=how.moments,
+            estimator=how.estimator,
+            at_once=method == "layerwise",
+        )
 
 
 def _with_batch_statistics(subject: Subject, own: float) -> Row:

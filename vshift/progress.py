@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from vshift.errors import printable
 
 
 class Reporter:
@@ -20,7 +23,9 @@ class Reporter:
     def say(self, text: str) -> None:
         """One message of its own line, printed as it is."""
         if not self.quiet:
-            self.console.print(escape(text))
+            # A terminal that is gone, or a full disk under a log, does not end a run.
+            with suppress(OSError):
+                self.console.print(escape(printable(text)))
 
     def start(self, label: str, epoch: int, epochs: int, steps: int) -> None:
         """A run begins at this epoch, counted from 0."""

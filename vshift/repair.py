@@ -9,7 +9,7 @@ from typing import Any
 from vshift.config import load as load_config
 from vshift.data import load as load_images
 from vshift.device import choose_device, configure
-from vshift.errors import RunError
+from vshift.errors import RunError, visible
 from vshift.measure import (
     Subject,
     mode_rows,
@@ -109,11 +109,16 @@ def render(path: str, rows: list[Row]) -> str:
     classified = rows[0]["test_accuracy"] is not None
     key, head, digits = ("test_accuracy", "test %", 2) if classified else ("test_loss", "loss", 4)
     gain = "gain" if classified else "change"
-    lines = [f"{path}", f"{'method':12} {head:>7} {gain:>7} {'shift mean':>11} {'max':>7}"]
+    lines = [visible(path), f"{'method':12} {head:>7} {gain:>7} {'shift mean':>11} {'max':>7}"]
     before = rows[0][key]
     for row in rows:
-        ratios = [row.get("shift_ratio_mean"), row.get("shift_ratio_max")]
-        mean, highest = ("–" if ratio is None else f"{ratio:.3f}" for ratio in ratios)
-        tested = f"{row[key]:7.{digits}f} {row[key] - before:+7.{digits}f}"
+        mean, highest = (_fixed(row.get(f"shift_ratio_{what}"), ".3f") for what in ("mean", "max"))
+        gained = None if None in (row[key], before) else row[key] - before
+        tested = f"{_fixed(row[key], f'.{digits}f'):>7} {_fixed(gained, f'+.{digits}f'):>7}"
         lines.append(f"{row['method']:12} {tested} {mean:>11} {highest:>7}")
+        lines += [f"{'':12} {row['problem']}"] if row.get("problem") else []
     return "\n".join(lines)
+
+
+def _fixed(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import torch
 
+from vshift import signals
 from vshift.config.schema import Config
 from vshift.data import ImageSet, load
 from vshift.device import choose_device, configure, device_name
-from vshift.errors import Interrupted, RunError, TrainingFailed
+from vshift.errors import Damaged, Interrupted, RunError, RunLost, Stopped, TrainingFailed
 from vshift.progress import Reporter
-from vshift.runs import RunFolder, look, prepare, run_path
+from vshift.runs import RunFolder, look, number, prepare, run_path
 from vshift.train import build_for, train
+
+_NOTED = "stopping behind this step, with a checkpoint; Ctrl-C again stops at once"
 
 
 def train_seeds(config: Config, runs_dir: Path, fresh: bool, reporter: Reporter) -> None:
@@ -40,9 +43,15 @@ def train_seeds(config: Config, runs_dir: Path, fresh: bool, reporter: Reporter)
         configure(config.hardware, device)
         images = load(config.data, device)
         build_for(config, images, waiting[0])
-    for seed in waiting:
-        if train_one(config, seed, images, runs_dir, fresh, reporter) == "diverged":
-            diverged.append(seed)
+    with signals.noted("" if reporter.quiet else _NOTED) as stop:
+        for seed in waiting:
+            if stop:
+                raise Interrupted(
+                    f"{config.name}: stopped before seed {seed}; the same command goes on with it",
+                    stop.exit_code,
+                )
+            if train_one(config, seed, images, runs_dir, fresh, reporter, stop) == "diverged":
+                diverged.append(seed)
     if diverged:
         raise TrainingFailed(
             f"{config.name}: the loss became NaN or infinite with seed "
@@ -61,54 +70,73 @@ def _settled(config: Config, seed: int, runs_dir: Path, fresh: bool, reporter: R
 
 
 def train_one(
-    config: Config, seed: int, images: ImageSet, runs_dir: Path, fresh: bool, reporter: Reporter
+    config: Config,
+    seed: int,
+    images: ImageSet,
+    runs_dir: Path,
+    fresh: bool,
+    reporter: Reporter,
+    stop: signals.Request | None = None,
 ) -> str:
-    """One run from prepare to finish; returns its status."""
+    """One run from prepare to finish; returns its status.
+
+    Raises:
+        Interrupted: `stop` or a KeyboardInterrupt ended it; the same command goes on.
+        RunLost: its folder failed: a full disk, a deleted folder, another process.
+    """
     folder, action = prepare(runs_dir, config, seed, fresh, torch.get_num_threads())
     if action in ("done", "diverged"):
         return action
     device = images.train.images.device
-    _same_threads(folder, reporter)
-    folder.update_run(device=device_name(device), threads=torch.get_num_threads())
     began = time.perf_counter()
     status = "failed"
     try:
-        if action == "resume":
-            reporter.say(f"{folder.path}: going on behind epoch {len(folder.metrics())}")
-        status = train(config, seed, images, folder, reporter)
-    except KeyboardInterrupt:
+        _same_threads(folder, reporter)
+        folder.update_run(device=device_name(device), threads=torch.get_num_threads())
+        status = train(config, seed, images, folder, reporter, stop)
+    except (KeyboardInterrupt, Stopped) as stopped:
         status = "interrupted"
-        raise Interrupted(
-            f"{folder.path}: interrupted; the same command goes on from its last finished epoch"
-        ) from None
+        raise _interrupted(folder, stopped) from None
     except torch.OutOfMemoryError as error:
         raise TrainingFailed(
             f"{folder.path}: the GPU's memory is full; lower data.batch_size. {error}"
         ) from error
+    except Damaged:
+        raise
+    except RunError as error:
+        raise RunLost(str(error)) from error
     finally:
         reporter.stop()
         # Where the disk itself failed, its own error is already on the way up.
         with suppress(RunError):
-            folder.finish(status, **_speed(folder, time.perf_counter() - began))
+            if folder.is_held:
+                folder.finish(status, **_speed(folder, time.perf_counter() - began))
         folder.close()
     hint = f"; next: vshift compare {runs_dir}" if status == "done" else ""
     reporter.say(f"{folder.path}: {status}{hint}")
     return status
 
 
+def _interrupted(folder: RunFolder, stopped: KeyboardInterrupt | Stopped) -> Interrupted:
+    waited = isinstance(stopped, Stopped) and not stopped.at_once
+    place = "there" if waited else "its last checkpoint"
+    code = stopped.exit_code if isinstance(stopped, Stopped) else 130
+    return Interrupted(f"{folder.path}: interrupted; the same command goes on from {place}", code)
+
+
 def _same_threads(folder: RunFolder, reporter: Reporter) -> None:
     """Go on with the number of threads that the run began with: others round differently."""
     threads = folder.run.get("threads")
-    if isinstance(threads, int) and threads != torch.get_num_threads():
+    if isinstance(threads, int) and 0 < threads < 4096 and threads != torch.get_num_threads():
         reporter.say(f"{folder.path}: with {threads} threads, as it began")
         torch.set_num_threads(threads)
 
 
 def _speed(folder: RunFolder, seconds: float) -> dict[str, float | None]:
     """Seconds over all attempts, and training images a second over all epochs."""
-    rows = folder.metrics()
-    slowness = [1 / row["images_per_second"] for row in rows if row.get("images_per_second")]
+    speeds = [number(row.get("images_per_second")) for row in folder.metrics()]
+    slowness = [1 / speed for speed in speeds if speed]
     return {
-        "seconds": (folder.run.get("seconds") or 0.0) + seconds,
+        "seconds": (number(folder.run.get("seconds")) or 0.0) + seconds,
         "images_per_second": len(slowness) / sum(slowness) if slowness else None,
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -12,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from vshift.children import Children
 from vshift.config import Point, expand
 from vshift.config.schema import Config
-from vshift.errors import ConfigError, TrainingFailed
+from vshift.errors import ConfigError, Interrupted, TrainingFailed
 from vshift.progress import Reporter
 from vshift.runs import RunFolder, look, run_path
 
@@ -118,17 +118,28 @@ def sweep(
 
     Raises:
         TrainingFailed: at the end, naming the runs that failed.
+        Interrupted: a signal asked to stop, and every run that was going on has stopped.
     """
     waiting = [job for job in jobs if fresh or _state(job, runs_dir) != "done"]
     reporter.say(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them done")
     environment = _environment(workers)
 
+    children = Children()
+
     def work(job: Job) -> bool:
         command = job.command(sets, runs_dir, fresh)
-        return _run(command, job.label, environment, workers > 1, reporter)
+        return _run(children, command, job.label, environment, workers > 1, reporter)
 
-    with ThreadPoolExecutor(workers) as pool:
+    message = "" if reporter.quiet else "stopping: every run writes its checkpoint and ends"
+    with children.listening(message), ThreadPoolExecutor(workers) as pool:
         succeeded = list(pool.map(work, waiting))
+    if children.stop and not all(succeeded):
+        left = len(succeeded) - sum(succeeded)
+        raise Interrupted(
+            f"interrupted with {left} of {len(jobs)} runs to go; the same command goes on with them"
+            + (", without --fresh" if fresh else ""),
+            children.stop.exit_code,
+        )
     failed = [job.label for job, good in zip(waiting, succeeded, strict=True) if not good]
     if failed:
         raise TrainingFailed(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}")
@@ -147,18 +158,24 @@ def _environment(workers: int) -> dict[str, str]:
 
 
 def _run(
-    command: list[str], label: str, environment: dict[str, str], apart: bool, reporter: Reporter
+    children: Children,
+    command: list[str],
+    label: str,
+    environment: dict[str, str],
+    apart: bool,
+    reporter: Reporter,
 ) -> bool:
     """Run one command; side by side, its messages are shown only if it fails."""
     if not apart:
-        return subprocess.run(command, env=environment, check=False).returncode == 0
+        return children.run(command, env=environment) == 0
+    if children.stop:
+        return False
     reporter.say(f"{label}: started")
     with tempfile.TemporaryFile() as messages:
-        done = subprocess.run(
-            command, env=environment, stdout=messages, stderr=messages, check=False
-        )
+        code = children.run(command, env=environment, stdout=messages, stderr=messages)
         messages.seek(0)
         text = messages.read().decode(errors="replace").strip()
     last = text.splitlines()[-1] if text else ""
-    reporter.say(last if done.returncode == 0 else f"{label} failed:\n{text}")
-    return done.returncode == 0
+    ended_well = code == 0 or (children.stop and code in (130, 143, None))
+    reporter.say(last if ended_well else f"{label} failed:\n{text}")
+    return code == 0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from vshift.checkpoint import Keeper
 from vshift.config.networks import FullyConnected
 from vshift.config.schema import Config
 from vshift.data import ImageSet, train_stream
@@ -36,18 +38,27 @@ from vshift.schedule import learning_rates
 from vshift.seeding import derive
 from vshift.shift.graph import noise_in_front
 from vshift.shift.probe import TrainingLog, running_moments
-from vshift.step import Tally, make_optimizer, make_step
+from vshift.signals import Request
+from vshift.step import STEPS, Tally, make_optimizer, make_step
 
 Row = dict[str, Any]
 
 
 def train(
-    config: Config, seed: int, images: ImageSet, folder: RunFolder, reporter: Reporter
+    config: Config,
+    seed: int,
+    images: ImageSet,
+    folder: RunFolder,
+    reporter: Reporter,
+    stop: Request | None = None,
 ) -> str:
     """Train until the last epoch and write everything into the folder as it comes.
 
     Goes on from the folder's checkpoint where there is one. All randomness derives from
     (seed, epoch, purpose), so a run that went on equals one that never stopped.
+
+    Args:
+        stop: asked after each step; the run then writes a checkpoint and raises `Stopped`.
 
     Returns:
         `done` or `diverged`.
@@ -60,9 +71,11 @@ def train(
     )
     tally = Tally(images.train.images.device)
     log = TrainingLog(model) if config.measure.every else None
-    finished = restore(folder, model, optimizer)
+    keeper = Keeper(folder, subject, optimizer, tally, log, stop or Request(), reporter.say)
+    subject = replace(subject, between=keeper.between)
+    finished = keeper.restore()
     step = make_step(
-        folder.run.get("step", config.hardware.step) if finished else config.hardware.step,
+        kind_of_step(folder, config, began_before=keeper.has_begun),
         stream,
         model,
         optimizer,
@@ -79,9 +92,13 @@ def train(
         began = time.perf_counter()
         model.train()
         torch.manual_seed(derive(seed, epoch, "noise"))
+        done, seconds = keeper.begin(epoch)
+        began -= seconds
+        reporter.step(done)
         epoch_rates = rates[(epoch - 1) * stream.steps : epoch * stream.steps]
-        for steps in step.epoch(stream, derive(seed, epoch, "data"), epoch_rates):
+        for steps in step.epoch(stream, derive(seed, epoch, "data"), epoch_rates, skip=done):
             reporter.step(steps)
+            keeper.step(steps)
         trained = tally.take()
         training_seconds = time.perf_counter() - began
 
@@ -104,9 +121,16 @@ def train(
             return "diverged"
         if epoch == config.epochs:
             finish(subject, row, layers, folder)
-        folder.save_checkpoint(checkpoint(epoch, model, optimizer))
+        keeper.finished(epoch)
         reporter.epoch(row, mean_ratio(layers))
     return "done"
+
+
+def kind_of_step(folder: RunFolder, config: Config, began_before: bool) -> str:
+    """The step that a run goes on with: the one that it began with, if it is known here."""
+    began_with = folder.run.get("step")
+    known = began_before and began_with in STEPS
+    return str(began_with) if known else config.hardware.step
 
 
 def make_subject(config: Config, seed: int, images: ImageSet) -> Subject:
@@ -188,24 +212,3 @@ def build_for(config: Config, images: ImageSet, seed: int) -> nn.Module:
             f"{config.data.batch_size + 1}"
         )
     return model
-
-
-def checkpoint(epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> Row:
-    """Everything needed to go on after this epoch; random numbers derive from the seed."""
-    return {
-        "version": 1,
-        "epoch": epoch,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
-
-
-def restore(folder: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load the folder's checkpoint if there is one; returns the number of finished epochs."""
-    if not folder.has("checkpoint.pt"):
-        return 0
-    state = folder.load_checkpoint()
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    folder.truncate_after(state["epoch"])
-    return int(state["epoch"])

@@ -46,9 +46,9 @@ depth: 20
         "10:1: schedule.name: missing; allowed: constant, multistep, cosine, onecycle",
         "11:24: measure.eval_epochs: 'alle' is not allowed; did you mean `all`? allowed: all, a "
         "list",
-        "12:1: depth: unknown key; did you mean `network.depth`? allowed here: arms, base, data, "
-        "epochs, grid, hardware, measure, name, network, norm, optimizer, recalibration, schedule, "
-        "seeds",
+        "12:1: depth: unknown key; did you mean `network.depth`? allowed here: arms, base, "
+        "checkpoint, data, epochs, grid, hardware, measure, name, network, norm, optimizer, "
+        "recalibration, schedule, seeds",
     ]
 
 

@@ -101,6 +101,7 @@ def test_fresh_replaces_the_run_and_nothing_else(tmp_path: Path) -> None:
     (folder.path / "notes.txt").write_text("mine")
     folder, action = prepare(tmp_path, config_of(epochs=5), 0, fresh=True)
     assert action == "new"
+    folder.close()
     assert {p.name for p in folder.path.iterdir()} == {"config.yaml", "run.json", "notes.txt"}
     assert load(folder.path / "config.yaml").epochs == 5
 

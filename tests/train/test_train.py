@@ -153,11 +153,11 @@ def test_rows_behind_the_checkpoint_are_dropped(tmp_path, monkeypatch):
 
     saves = []
 
-    def killed(self, state):
+    def killed(self, state, keep):
         saves.append(state["epoch"])
         if len(saves) == 2:
             raise KeyboardInterrupt
-        original(self, state)
+        original(self, state, keep)
 
     original = RunFolder.save_checkpoint
     monkeypatch.setattr(RunFolder, "save_checkpoint", killed)

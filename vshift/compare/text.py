@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+from vshift.errors import visible
+
+__all__ = ["NONE", "fixed", "integer", "text", "visible", "with_spread"]
+
 NONE = "–"
-
-
-def visible(text: str) -> str:
-    """Text in which control characters, newlines and invisible direction marks show as escapes."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
 
 
 def text(value: str | None) -> str:

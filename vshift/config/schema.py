@@ -242,6 +242,27 @@ class Hardware(Section):
     threads: Count | None = Field(None, description="CPU threads; default: PyTorch's own choice.")
 
 
+class Checkpoint(Section):
+    """When a run writes down where it is. It changes no result: a run goes on bit for bit.
+
+    Besides, a run writes one when a signal asks it to stop, and at its end.
+    """
+
+    every: int = Field(1, ge=0, description="Epochs between checkpoints; 0: not by epochs.")
+    minutes: float | None = Field(
+        10.0,
+        gt=0,
+        description="Minutes between checkpoints, also inside an epoch; null: not by time.",
+    )
+    keep: int = Field(
+        2,
+        ge=1,
+        le=9,
+        description="The last so many are kept: where the newest is damaged, the one before it "
+        "is used.",
+    )
+
+
 Grid = dict[str, Annotated[list[Any], Field(min_length=1, max_length=1000)]]
 Arms = Annotated[dict[str, dict[str, Any]], Field(max_length=1000)]
 
@@ -268,6 +289,9 @@ class Config(Section):
         Recalibration(), description="BN statistics re-estimated after the last epoch."
     )
     hardware: Hardware = Field(Hardware(), description="Where and how precisely it runs.")
+    checkpoint: Checkpoint = Field(
+        Checkpoint(), description="When a run writes down where it is; changes no result."
+    )
     grid: Grid | None = Field(
         None, description="Sweeps only: dotted keys and the values to try, all combinations."
     )

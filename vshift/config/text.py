@@ -11,7 +11,7 @@ import yaml
 from vshift.config.reader import scalar
 from vshift.config.schema import Config
 
-_NOT_HASHED = {"name", "seeds", "grid", "arms"}
+_NOT_HASHED = {"name", "seeds", "grid", "arms", "checkpoint"}
 
 
 class _Dumper(yaml.SafeDumper):
@@ -68,7 +68,7 @@ def _name_first(value: Any) -> Any:
 def config_hash(config: Config) -> str:
     """16 hex digits that two configs share if they train and measure the same way.
 
-    The name, the seeds, the grid and the arms do not count. Nor do values that are the defaults: so
+    The name, the seeds, the grid, the arms and when checkpoints are written do not count. Nor do values that are the defaults: so
     a later version with more keys gives old configs their old hash.
     """
     values = config.model_dump(exclude=_NOT_HASHED, exclude_defaults=True)

@@ -1,7 +1,7 @@
 """The run folder on disk: the only place that writes it. Importing this does not import torch."""
 
 from vshift.runs.folder import FILES, RunFolder, now
-from vshift.runs.reading import RunRecord, find_runs, natural, read_run
+from vshift.runs.reading import RunRecord, find_runs, natural, number, read_run
 from vshift.runs.state import Action, git_commit, look, prepare, run_path, versions
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "look",
     "natural",
     "now",
+    "number",
     "prepare",
     "read_run",
     "run_path",

@@ -12,9 +12,11 @@ from datetime import date
 from pathlib import Path, PurePath
 from typing import IO, Any
 
-from vshift.errors import RunError
+from vshift.errors import Damaged, RunError
 
 Row = dict[str, Any]
+LARGEST = 64 * 2**20  # bytes of a JSON file; ours have a few thousand
+LONGEST = 2**20  # bytes of a line of JSON; ours have under a thousand
 
 _ELSEWHERE = "choose another --runs-dir"
 _REMEDIES = {
@@ -65,8 +67,12 @@ def temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Replace a file's content at once. After a RunError the old version is still there."""
+@contextmanager
+def replacement(path: Path, data: bytes | bytearray | memoryview) -> Iterator[None]:
+    """Write a file's next version, do what is inside, and put the new version in place at once.
+
+    After a RunError the old version is still there.
+    """
     new = temporary(path)
     with explained(path, "write"):
         try:
@@ -74,12 +80,19 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            yield
             os.replace(new, path)
         except BaseException:
             with suppress(OSError):
                 new.unlink(missing_ok=True)
             raise
     sync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Replace a file's content at once. After a RunError the old version is still there."""
+    with replacement(path, data):
+        pass
 
 
 def write_text(path: Path, text: str) -> None:
@@ -128,23 +141,38 @@ def from_json(text: str | bytes) -> Row:
     return value
 
 
-def read_bytes(path: Path) -> bytes | None:
-    """The content, or None where there is no such file (a pipe, which would block, is none)."""
+def read_bytes(path: Path, most: int | None = None, begins: bytes = b"") -> bytes | None:
+    """The content, or None where there is no such file (a pipe, which would block, is none).
+
+    Args:
+        most: bytes; a larger file is damaged or not ours, and is not read.
+        begins: what the first bytes must be, looked at before the rest is read.
+    """
     with explained(path, "read"):
         if not path.is_file():
             return None
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if most is not None and size > most:
+                raise _damaged(path, f"{size:,} bytes are more than {most:,}")
+            if file.read(len(begins)) != begins:
+                raise _damaged(path, f"it does not begin with {begins!r}")
+            return begins + file.read()
+
+
+def _damaged(where: object, reason: object) -> Damaged:
+    return Damaged(f"{where} is damaged: {reason}; `--fresh` trains the run again")
 
 
 def read_json(path: Path) -> Row | None:
     """The object in a file, None where there is no file. Raises RunError where it is damaged."""
-    data = read_bytes(path)
+    data = read_bytes(path, LARGEST)
     if data is None:
         return None
     try:
         return from_json(data)
     except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}; `--fresh` trains the run again") from error
+        raise _damaged(path, error) from error
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -179,16 +207,15 @@ def _cut_torn_line(file: IO[bytes]) -> int:
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         return 0
-    file.seek(size - 1)
-    if file.read(1) == b"\n":
+    begin = file.seek(max(0, size - LONGEST - 1))
+    tail = file.read()
+    if tail.endswith(b"\n"):
         return size
-    file.seek(0)
-    content = file.read()
-    start = content.rfind(b"\n") + 1
+    start = tail.rfind(b"\n") + 1
     try:
-        from_json(content[start:])
+        from_json(tail[start:])
     except ValueError:
-        return file.truncate(start)
+        return file.truncate(begin + start)
     _write_all(file, b"\n")
     return size + 1
 
@@ -197,21 +224,23 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a .jsonl file, without one torn last line; none where there is no file.
 
     Raises:
-        RunError: a line before the last one is damaged, named as file:line.
+        RunError: a line before the last one is damaged or absurdly long, named as file:line.
     """
-    lines = [
-        (number, line)
-        for number, line in enumerate((read_bytes(path) or b"").split(b"\n"), start=1)
-        if line.strip()
-    ]
-    rows = []
-    for number, line in lines:
-        try:
-            rows.append(from_json(line))
-        except ValueError as error:
-            if number == lines[-1][0]:
-                break
-            raise RunError(
-                f"{path}:{number} is damaged: {error}; `--fresh` trains the run again"
-            ) from error
+    rows: list[Row] = []
+    problem: Damaged | None = None
+    with explained(path, "read"):
+        if not path.is_file():
+            return []
+        with open(path, "rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), start=1):
+                if not line.strip():
+                    continue
+                if problem is not None:  # the damaged line was not the last one
+                    raise problem
+                if len(line) > LONGEST:
+                    raise _damaged(f"{path}:{number}", f"a line of over {LONGEST:,} bytes")
+                try:
+                    rows.append(from_json(line))
+                except ValueError as error:
+                    problem = _damaged(f"{path}:{number}", error)
     return rows

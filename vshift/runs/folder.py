@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vshift.errors import RunError
-from vshift.runs import files, lock
+from vshift.runs import checkpoints, files, lock
+from vshift.runs.checkpoints import CHECKPOINT
 from vshift.runs.files import Row
 
 if TYPE_CHECKING:
@@ -25,11 +25,12 @@ SUMMARY = "summary.json"
 RECALIBRATION = "recalibration.json"
 RECALIBRATED = "recalibration.safetensors"
 MODES = "modes.json"
-CHECKPOINT = "checkpoint.pt"
+# Written behind the last epoch: what a run that goes on makes anew.
+RESULTS = (SUMMARY, MODES, RECALIBRATED, RECALIBRATION, CHANNELS)
 # In the order in which `clear` removes them: a kill on the way never leaves a checkpoint that a
 # later run, taking the folder for its own, would go on from.
 FILES = (
-    CHECKPOINT, SUMMARY, MODES, RECALIBRATED, RECALIBRATION, CHANNELS, LAYERS, METRICS, RUN, CONFIG
+    *checkpoints.NAMES, *RESULTS, LAYERS, METRICS, RUN, CONFIG
 )  # fmt: skip
 
 
@@ -66,15 +67,31 @@ class RunFolder:
         return folder
 
     def lock(self) -> None:
-        """Keep other processes out until `close`."""
+        """Keep other processes out until `close`; RunError where one is in."""
         lock.lock(self.path)
+
+    def pulse(self, *, at_once: bool = False) -> None:
+        """Tell other processes, now and then, that this one still trains here; see `lock.pulse`."""
+        lock.pulse(self.path, at_once=at_once)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this process holds the folder."""
+        return lock.is_held(self.path)
 
     def close(self) -> None:
         lock.release(self.path)
 
     def clear(self) -> None:
         """Remove the run's files, and only those: foreign files and what links point to stay."""
-        for name in FILES:
+        self._remove(FILES)
+
+    def drop_results(self) -> None:
+        """Remove what an earlier attempt at the last epoch left behind."""
+        self._remove(RESULTS)
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in names:
             for path in (self.path / name, files.temporary(self.path / name)):
                 with files.explained(path, "remove"):
                     path.unlink(missing_ok=True)
@@ -82,6 +99,14 @@ class RunFolder:
 
     def has(self, name: str) -> bool:
         return (self.path / name).is_file()
+
+    @property
+    def has_summary(self) -> bool:
+        """Whether there is one that can be read; going on from the last checkpoint makes it."""
+        try:
+            return bool(files.read_json(self.path / SUMMARY))
+        except RunError:
+            return False
 
     def write_config(self, text: str) -> None:
         files.write_text(self.path / CONFIG, text)
@@ -193,39 +218,22 @@ class RunFolder:
         """The final numbers, one flat object: accuracies and errors in percent."""
         files.write_json(self.path / SUMMARY, fields)
 
-    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Tensors, numbers, strings, lists and dicts: what torch.load reads with weights_only."""
-        import torch
+    def save_checkpoint(self, state: Mapping[str, Any], keep: int = 2) -> None:
+        """Tensors, numbers, strings, lists and dicts: what torch.load reads with weights_only.
 
-        # In memory first: torch reports a full disk as a RuntimeError about its zip writer.
-        buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
-        files.write_bytes(self.path / CHECKPOINT, buffer.getbuffer())
+        The newest checkpoint so far becomes the previous one; `keep` stay in all.
+        """
+        checkpoints.save(self.path, state, keep)
 
     def load_checkpoint(self) -> dict[str, Any]:
-        """The saved state, on the CPU. Raises RunError where it is missing or damaged."""
-        import torch
+        """The newest state, on the CPU. Raises RunError where it is missing or damaged."""
+        return checkpoints.load(self.path / CHECKPOINT)
 
-        path = self.path / CHECKPOINT
-        data = files.read_bytes(path)
-        if data is None:
-            raise RunError(f"{path} is missing; train the run again with `--fresh`")
-        try:
-            state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-        except Exception as error:  # unpickling fails in every way there is
-            raise _damaged(path, str(error).strip().split("\n")[0]) from error
-        if not isinstance(state, dict):
-            raise _damaged(path, f"it holds a {type(state).__name__}, not a checkpoint")
-        return state
+    def checkpoints(self) -> list[Path]:
+        """Those that are there, the newest first."""
+        return checkpoints.kept(self.path)
 
 
 def _epoch(row: Row) -> float:
     epoch = row.get("epoch")
     return epoch if isinstance(epoch, int | float) else float("inf")
-
-
-def _damaged(path: Path, reason: str) -> RunError:
-    return RunError(
-        f"the checkpoint {path} is damaged or not one of vshift's ({reason[:200]}); "
-        "`--fresh` trains the run again from its beginning"
-    )

@@ -12,13 +12,20 @@ from typing import TYPE_CHECKING, Any, Literal
 from vshift import __version__
 from vshift.errors import RunError, VShiftError
 from vshift.runs import files
-from vshift.runs.folder import CHECKPOINT, CONFIG, RUN, SUMMARY, RunFolder, now
+from vshift.runs.folder import CONFIG, RUN, RunFolder, now
+from vshift.runs.reading import number
 
 if TYPE_CHECKING:
     from vshift.config.schema import Config
 
 Action = Literal["new", "resume", "done", "diverged"]
-_NOT_THE_RUN = ("name", "seeds", "grid", "arms")  # keys that do not change what one run computes
+_NOT_THE_RUN = (
+    "name",
+    "seeds",
+    "grid",
+    "arms",
+    "checkpoint",
+)  # keys that do not change what one run computes
 _SHOWN = 12
 
 
@@ -52,7 +59,7 @@ def prepare(
         if action == "new":
             _begin(folder, config, seed, threads)
         elif action == "resume":
-            resumes = folder.run.get("resumes") or 0
+            resumes = round(number(folder.run.get("resumes")) or 0)
             folder.update_run(status="running", finished=None, resumes=resumes + 1)
     except BaseException:
         folder.close()
@@ -68,18 +75,11 @@ def look(folder: RunFolder, config: Config) -> Action:
         return "new"
     run = folder.run
     _refuse_another_config(folder, config, run)
-    if run.get("status") == "done" and _has_summary(folder):
+    if run.get("status") == "done" and folder.has_summary:
         return "done"
     if run.get("status") == "diverged":
         return "diverged"
-    return "resume" if folder.has(CHECKPOINT) else "new"
-
-
-def _has_summary(folder: RunFolder) -> bool:
-    try:
-        return bool(files.read_json(folder.path / SUMMARY))
-    except RunError:
-        return False  # going on from the last checkpoint writes it again
+    return "resume" if folder.checkpoints() else "new"
 
 
 def _begin(folder: RunFolder, config: Config, seed: int, threads: int | None) -> None:

@@ -27,6 +27,11 @@ from vshift.shift.modes import BNState, bn_state, load_bn_state, modes
 from vshift.shift.moments import Batches, Pooled, Welford, pooled_moments, watching
 from vshift.shift.probe import batch_norms, preserved
 
+
+class NotFiniteError(ValueError):
+    """A layer's input has no finite statistics: the network has diverged, or nearly so."""
+
+
 Method = Literal["swap", "precise", "layerwise", "dropout_on"]
 Estimator = Literal["pooled", "average"]
 Which = Literal["both", "variance"]
@@ -89,8 +94,9 @@ def estimate(
 
     Raises:
         ValueError: for an unknown word; without a BN layer that keeps running statistics; without
-            batches; if a layer's statistics are not finite (a diverged net, or a single value per
-            channel); with `layerwise` if a layer runs several times in one forward.
+            batches; with `layerwise` if a layer runs several times in one forward.
+        NotFiniteError: if a layer's statistics are not finite (a diverged net, or a single value
+            per channel).
     """
     _check("method", method, Method)
     _check("moments", moments, Which)
@@ -136,7 +142,7 @@ def _write(
     mean = pooled.average_mean if average else pooled.mean
     variance = pooled.average_variance if average else pooled.variance
     if not (mean.isfinite().all() and variance.isfinite().all()):
-        raise ValueError(
+        raise NotFiniteError(
             f"the input of BN layer {name!r} has no finite statistics over {pooled.count} values "
             f"per channel in {pooled.batches} batches"
         )

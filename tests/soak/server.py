@@ -1,0 +1,61 @@
+"""Real training processes without the seconds that importing torch takes.
+
+This process imports torch once and then, for every line of JSON on stdin, forks a child that runs
+`vshift.cli.main()` with the given words: a process of its own, with its own files, signals and
+memory, that can be killed as any other. It answers with the child's pid, and once the child has
+ended with how: minus the signal's number, or its exit code.
+
+It runs no operation of torch itself: threads do not survive a fork.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch._dynamo  # every optimizer imports it, which takes longer than the runs here
+import torch.fx
+
+import vshift.runner  # noqa: F401 - so that children find everything imported
+from vshift import cli
+
+
+def serve() -> None:
+    torch.set_num_threads(1)
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            run(request["words"], Path(request["messages"]))
+        print(json.dumps({"pid": child}), file=answers)
+        _, status = os.waitpid(child, 0)
+        print(json.dumps({"code": os.waitstatus_to_exitcode(status)}), file=answers)
+
+
+def run(words: list[str], messages: Path) -> None:
+    """The command line in this process, with both outputs appended to a file; does not return."""
+    target = os.open(messages, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.argv = ["vshift", *words]
+    code: object = 70
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+if __name__ == "__main__":
+    serve()

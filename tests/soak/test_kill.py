@@ -1,0 +1,118 @@
+"""Runs that are killed at random moments end in the same bits as runs that are not.
+
+`make soak` kills 200 times; KILLS and SEED choose other numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.soak.harness import (
+    Case,
+    Trainer,
+    differences,
+    fork_server,
+    phases,
+    train_killed,
+    train_whole,
+)
+
+KILLS = int(os.environ.get("KILLS", "20"))
+GENUINE = 3  # kills of processes that import everything themselves, at 3 to 5 s a start
+SEED = int(os.environ.get("SEED", "0"))
+
+RESNET = """
+data: {name: shapes, train: 120, test: 40, batch_size: 16, validation: 20}
+network:
+  name: preresnet
+  depth: 8
+  noise: {kind: dropout, rate: 0.5, position: before_last_bn}
+epochs: 3
+schedule: {name: onecycle, peak: 0.1}
+measure: {eval_batches: 2, eval_epochs: all, explain_batches: 2}
+checkpoint: {minutes: 0.001}
+hardware: {device: cpu, threads: 1}
+"""
+# Every measurement there is, in short epochs, with checkpoints every 30 ms.
+MLP = """
+data: {name: shapes, train: 120, test: 50, batch_size: 10}
+network: {name: mlp, widths: [64, 64], noise: {kind: gaussian, rate: 0.3, position: before_bn}}
+norm: {kind: batch, cumulative: true}
+epochs: 6
+measure: {eval_batches: 2, every: 2, modes: true, monte_carlo: 2}
+recalibration: {methods: [swap, precise, layerwise, dropout_on, batch, mix], batches: 4}
+checkpoint: {every: 3, minutes: 0.0005, keep: 3}
+hardware: {device: cpu, precision: float32, threads: 1}
+"""
+CONFIGS = {"resnet": RESNET, "mlp": MLP}
+
+
+@pytest.fixture(scope="module")
+def server():
+    with fork_server() as process:
+        yield process
+
+
+@pytest.mark.timeout(7200)
+def test_killed_runs_end_in_the_same_bits(server, tmp_path: Path, capsys) -> None:
+    chance = random.Random(SEED)
+    trainer = Trainer(server)
+    seconds: dict[str, float] = {}
+    for name, text in CONFIGS.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+        config = tmp_path / f"{name}.yaml"
+        seconds[name] = min(
+            train_whole(trainer, config, tmp_path / r) for r in ("warm-up", "whole")
+        )
+        same = differences(*(tmp_path / runs / name / "seed-0" for runs in ("warm-up", "whole")))
+        assert same == [], "two runs that nobody killed differ"
+    cases: list[Case] = []
+    while (count := sum(len(case.kills) for case in cases)) < KILLS:
+        name = list(CONFIGS)[len(cases) % len(CONFIGS)]
+        runs = tmp_path / f"killed-{len(cases)}"
+        config = tmp_path / f"{name}.yaml"
+        wanted = min(chance.randint(2, 6), KILLS - count)
+        case = train_killed(trainer, config, runs, wanted, seconds[name], chance)
+        case.differences = differences(*(r / name / "seed-0" for r in (tmp_path / "whole", runs)))
+        cases.append(case)
+    _report(cases, capsys)
+    assert [case for case in cases if case.differences] == []
+    landed = phases(cases)
+    assert landed["training"] + landed["writing"] + landed["measured, not saved"] >= KILLS / 3
+
+
+@pytest.mark.timeout(600)
+def test_killed_processes_of_the_command_line_end_in_the_same_bits(
+    server, tmp_path: Path, capsys
+) -> None:
+    config = tmp_path / "mlp.yaml"
+    config.write_text(MLP)
+    train_whole(Trainer(server), config, tmp_path / "whole")
+    genuine = Trainer(None)
+    seconds = train_whole(genuine, config, tmp_path / "again")
+    case = train_killed(
+        genuine, config, tmp_path / "killed", GENUINE, seconds, random.Random(SEED + 1)
+    )
+    whole, again, killed = (tmp_path / r / "mlp" / "seed-0" for r in ("whole", "again", "killed"))
+    assert differences(whole, again) == []  # a fork trains what a process of its own trains
+    case.differences = differences(whole, killed)
+    _report([case], capsys)
+    assert case.differences == []
+
+
+def _report(cases: list[Case], capsys) -> None:
+    kills = sum(len(case.kills) for case in cases)
+    identical = sum(len(case.kills) for case in cases if not case.differences)
+    with capsys.disabled():
+        print(f"\nseed {SEED}:")
+        for number, case in enumerate(cases):
+            for kill in case.kills:
+                print(f"  run {number}: {kill}")
+            if case.differences:
+                print(f"  run {number} differs: {', '.join(case.differences)}")
+        print(f"  kills landed in: {dict(phases(cases))}")
+        print(f"{identical} of {kills} identical ({len(cases)} runs)")
