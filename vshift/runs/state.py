@@ -23,6 +23,7 @@ _NOT_THE_RUN = (
     "name",
     "seeds",
     "grid",
+    "zip",
     "arms",
     "checkpoint",
 )  # keys that do not change what one run computes
@@ -89,7 +90,7 @@ def _begin(folder: RunFolder, config: Config, seed: int, threads: int | None) ->
     hardware = config.hardware
     if hardware.threads is None:
         hardware = hardware.model_copy(update={"threads": threads})
-    own = {"seeds": [seed], "grid": None, "arms": None, "hardware": hardware}
+    own = {"seeds": [seed], "grid": None, "zip": None, "arms": None, "hardware": hardware}
     folder.write_config(dump(config.model_copy(update=own)))
     folder.write_run(
         {
