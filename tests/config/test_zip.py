@@ -64,7 +64,8 @@ def test_without_a_zip_there_is_one_point(write) -> None:
         ("zip: {epochs: 3}", "z.yaml:2:7: zip.epochs: 3 is not a list of values to try"),
         ("zip: {epochs: []}", "z.yaml:2:7: zip.epochs: an empty list; give at least one value"),
         ("zip: {epochs: [1, 2], network.depth: [8]}", "z.yaml:2:23: zip.network.depth: 1 value, "
-         "and zip.epochs has 2; the lists of a zip go in step, the first value with the first value"),
+         "and zip.epochs has 2; the lists of a zip go in step, the first value with the first "
+         "value"),
         ("zip: {epochs: [1, 2, 1], network.depth: [8, 8, 8]}", "z.yaml:2:22: zip: 1 with 8 is "
          "there twice"),
         ("zip: {name: [a]}", "z.yaml:2:7: zip.name: not in a zip: every row gets its own name"),

@@ -70,6 +70,23 @@ def prepare(
     return folder, action
 
 
+def discard(runs_dir: Path | str, name: str, seed: int) -> None:
+    """Remove a run's files, as `--fresh` does, without beginning it anew.
+
+    Raises:
+        RunError: a process trains in the folder, or it lies outside the runs dir.
+    """
+    folder = RunFolder(run_path(runs_dir, name, seed))
+    if not folder.path.is_dir():
+        return
+    _refuse_links(Path(runs_dir), folder)
+    folder.lock()
+    try:
+        folder.clear()
+    finally:
+        folder.close()
+
+
 def look(folder: RunFolder, config: Config) -> Action:
     """What `prepare` would answer; writes nothing, and the folder need not exist."""
     if not folder.has(CONFIG) and not folder.has(RUN):
