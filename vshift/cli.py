@@ -269,10 +269,8 @@ def sweep(
             jobs or 100, partition, account, slurm.minutes(limit), gpus, cpus, mem, constraint,
             tuple(setup or ()), tuple(slurm_sets or ()), retries, fresh, wait,
         )  # fmt: skip
-        sweeps.check_data(planned)
         entries = slurm.sweep(planned, runs_dir, asked, reporter)
     else:
-        sweeps.check_data(planned)
         entries = sweeps.sweep(planned, runs_dir, local, reporter)
     if not on_slurm or all(entry.is_over for entry in entries):
         _line_up(sweeps.paths_of(entries))

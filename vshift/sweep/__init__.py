@@ -5,7 +5,7 @@ In reading order: `plan` (configs → jobs), `state` (how far each run is, from 
 """
 
 from vshift.sweep.dryrun import describe
-from vshift.sweep.ending import check_data, paths_of, raise_if_failed
+from vshift.sweep.ending import paths_of, raise_if_failed
 from vshift.sweep.local import Local, room, sweep
 from vshift.sweep.plan import Job, config_files, expand_all, plan, shard
 from vshift.sweep.state import State, see_all
@@ -14,7 +14,6 @@ __all__ = [
     "Job",
     "Local",
     "State",
-    "check_data",
     "config_files",
     "describe",
     "expand_all",

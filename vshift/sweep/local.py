@@ -22,6 +22,7 @@ from vshift.runs.files import explained
 from vshift.sweep import places
 from vshift.sweep.attempt import Outcome, outcome, train_command
 from vshift.sweep.board import Board, Entry, entries_of
+from vshift.sweep.ending import check_data
 from vshift.sweep.estimate import Pace
 from vshift.sweep.logs import excerpt, log_path, open_log, trim
 from vshift.sweep.places import Place
@@ -68,7 +69,8 @@ def sweep(
     goes on changes nothing.
 
     Raises:
-        RunError: folders hold other configs' runs.
+        RunError: folders hold other configs' runs, or the runs dir cannot be made.
+        DataError: images are missing.
         Interrupted: a signal asked to stop, and every run that was going on has stopped.
     """
     entries = entries_of(jobs, see_all(list(jobs), runs_dir), runs_dir)
@@ -77,6 +79,11 @@ def sweep(
     for entry in entries:
         if entry.state is not State.running and (how.fresh or not entry.state.settled):
             entry.state, entry.by = State.new, None  # here it waits, whatever it was before
+    todo = [entry.job for entry in entries if not entry.state.settled]
+    check_data(todo)
+    if todo:
+        with explained(runs_dir, "make the folder"):
+            runs_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="vshift-") as frozen:
         pool = _Pool(entries, runs_dir, how, reporter, command, Path(frozen))
         pool.run()

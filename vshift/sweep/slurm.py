@@ -28,6 +28,7 @@ from vshift.runs import discard, lock
 from vshift.runs.files import explained
 from vshift.sweep import queue
 from vshift.sweep.board import Board, Entry, entries_of
+from vshift.sweep.ending import check_data
 from vshift.sweep.estimate import Pace
 from vshift.sweep.logs import excerpt, log_path
 from vshift.sweep.plan import Job
@@ -94,6 +95,7 @@ def sweep(jobs: Sequence[Job], runs_dir: Path, how: Slurm, reporter: Reporter) -
 
     Raises:
         RunError: folders hold other configs' runs, or another process is submitting.
+        DataError: images are missing.
         VShiftError: Slurm or submitit is missing, or sbatch refuses.
     """
     parameters(how)  # mistakes in options come first
@@ -104,10 +106,13 @@ def sweep(jobs: Sequence[Job], runs_dir: Path, how: Slurm, reporter: Reporter) -
         todo = [entry for entry in entries if _is_to_do(entry, how.fresh)]
         if todo:
             _refuse_without_gpus(todo, how)
+            check_data(entry.job for entry in todo)
             if how.fresh:
                 for entry in todo:
                     discard(runs_dir, entry.job.config.name, entry.job.seed)
             submit(todo, runs_dir, how, reporter)
+    for entry in entries:
+        entry.by = None if entry.state is State.running else entry.by  # in a job, as all of them
     board = Board(entries, Pace(), how.jobs, reporter)
     reporter.say(f"{len(entries)} runs: {board.counts()}")
     if how.wait:
