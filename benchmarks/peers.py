@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -48,7 +49,7 @@ class Images(Dataset[tuple[Tensor, int]]):
     """Like torchvision's CIFAR10: an array in memory, each image through PIL and transforms."""
 
     def __init__(self, work: Work) -> None:
-        self.pixels: NDArray[object] = work.images.numpy()
+        self.pixels: NDArray[np.uint8] = work.images.numpy()
         self.labels: list[int] = work.labels.tolist()
         self.transform = Compose(
             [

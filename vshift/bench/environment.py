@@ -86,8 +86,8 @@ def _query(field: str) -> float | None:
 
 def _text(field: str) -> str | None:
     """One of nvidia-smi's fields of the current GPU; None where nvidia-smi does not tell."""
-    index = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-    command = ["nvidia-smi", f"--id=GPU-{index}", f"--query-gpu={field}"]
+    uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+    command = ["nvidia-smi", f"--id=GPU-{uuid.removeprefix('GPU-')}", f"--query-gpu={field}"]
     command += ["--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

@@ -132,8 +132,9 @@ def _caption(results: Results) -> str:
     device, versions = results.device, results.versions
     said = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     reference = any(bound.peaks == "reference" for case in results.cases for bound in case.bounds)
-    clocks = [case.clock_mhz for case in results.cases if case.clock_mhz]
-    clock = f", {min(clocks):,.0f} to {max(clocks):,.0f} MHz" if clocks else ", clock not told"
+    clocks = [round(case.clock_mhz) for case in results.cases if case.clock_mhz]
+    ends = dict.fromkeys((min(clocks), max(clocks))) if clocks else {}
+    clock = f", {' to '.join(f'{mhz:,}' for mhz in ends)} MHz" if ends else ", clock not told"
     return (
         f"{_device(results)}{clock}; {said}; {results.created[:10]}"
         f"{f', commit {results.git[:10]}' if results.git else ''}. Each timing is one epoch of "

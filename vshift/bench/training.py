@@ -47,15 +47,15 @@ class Training:
         hardware = {"device": device.type, "threads": threads}
         config = make_config(case, log=log, kind=kind, hardware=hardware)
         subject = make_subject(config, 0, images)
-        self.stream, model = subject.stream, subject.model.train()
+        self.stream, self.model = subject.stream, subject.model.train()
         self.rates = learning_rates(
             config.schedule, config.optimizer.learning_rate, 1, self.stream.steps
         )
         self.tally = Tally(device)
-        self.log = TrainingLog(model) if log else None
+        self.log = TrainingLog(self.model) if log else None
         self._step = EagerStep(
-            model,
-            make_optimizer(model, config.optimizer),
+            self.model,
+            make_optimizer(self.model, config.optimizer),
             config.hardware.precision,
             self.tally,
             self.log,
