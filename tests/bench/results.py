@@ -41,7 +41,7 @@ def make_results(kind="cpu", name="Some(R) Processor", memory=None, **fields):
         clock_mhz=2600.0,
     )  # fmt: skip
     device = DeviceInfo(
-        kind=kind, name=name, cores=2, threads=2, clock_mhz=2600.0, clock_mhz_max=None,
+        kind=kind, name=name, cores=2, threads=2, clock_mhz=2600.0, clock_mhz_max=None, load=0.25,
         flops=1.2e12, bytes_per_second=14e9,
     )  # fmt: skip
     values = {

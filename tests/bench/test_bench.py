@@ -88,6 +88,15 @@ def test_logging_may_be_on_or_off(vshift):
     assert "logging costs" not in out
 
 
+@pytest.mark.parametrize(("load", "warns"), [(1.75, True), (0.1, False), (None, False)])
+def test_a_busy_machine_is_warned_of_and_kept(vshift, monkeypatch, load, warns):
+    monkeypatch.setattr(bench.environment, "load_average", lambda: load)
+    code, _, err = vshift(*SMALL, "--budget", "0", "--json", "a.json")
+    assert code == 0
+    assert ("other programs kept 1.8 cores busy" in err) is warns
+    assert json.loads(Path("a.json").read_text())["device"]["load"] == load
+
+
 def test_a_spent_budget_says_what_was_left_out(vshift):
     code, out, err = vshift(*SMALL, "--budget", "0", "--json", "a.json")
     assert code == 0

@@ -51,8 +51,8 @@ def test_a_column_without_values_is_left_out():
 
 def test_the_caption_says_where_and_with_what():
     text = render(make_results())
-    for word in ("Some(R) Processor, 2 threads, 2,600 MHz", "torch 2.15.0", "15 steps",
-                 "1.20 TFLOP/s", "14 GB/s", "commit aaaaaaaaaa"):  # fmt: skip
+    for word in ("Some(R) Processor, 2 threads, 2,600 MHz, load 0.2 before", "torch 2.15.0",
+                 "15 steps", "1.20 TFLOP/s", "14 GB/s", "commit aaaaaaaaaa"):  # fmt: skip
         assert word in text
     assert "cuda None" not in text
 

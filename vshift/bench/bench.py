@@ -44,6 +44,7 @@ from vshift.runs.state import git_commit
 
 STEPS = {"cpu": 15, "cuda": 200}
 CHANNELS = 3
+BUSY = 0.5  # busy processes; more of them are worth a warning
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,16 @@ def bench(plan: Plan, reporter: Reporter, save: Callable[[Results], None]) -> Re
     budget = Budget(plan.budget)
     device = choose_device(plan.device)
     configure(Hardware(threads=plan.threads), device)
-    info = environment.describe_device(device, measure_peaks(device, plan.scale))
+    load = environment.load_average()
+    info = environment.describe_device(device, measure_peaks(device, plan.scale), load)
     steps = plan.steps or STEPS[device.type]
     setting = _Setting(plan, device, info, steps, Forecast(), reporter)
     reporter.say(f"{info.name}, {info.threads} threads: {len(plan.cases)} cases")
+    if info.load is not None and info.load > BUSY:
+        reporter.say(
+            f"other programs kept {info.load:.1f} cores busy in the last minute: timings on a busy "
+            "machine measure them too"
+        )
     results = Results(
         created=now(),
         device=info,

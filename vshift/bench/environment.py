@@ -18,8 +18,11 @@ _CPU = Path("/proc/cpuinfo")
 _MAX_KHZ = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
 
 
-def describe_device(device: torch.device, peaks: Peaks) -> DeviceInfo:
-    """The device with its peaks; clocks are None where the system does not tell them."""
+def describe_device(device: torch.device, peaks: Peaks, load: float | None) -> DeviceInfo:
+    """The device with its peaks, and the load before they were measured.
+
+    Clocks are None where the system does not tell them.
+    """
     cuda = device.type == "cuda"
     return DeviceInfo(
         kind="cuda" if cuda else "cpu",
@@ -28,9 +31,15 @@ def describe_device(device: torch.device, peaks: Peaks) -> DeviceInfo:
         threads=torch.get_num_threads(),
         clock_mhz=clock_mhz(device),
         clock_mhz_max=_query("clocks.max.sm") if cuda else _max_cpu_mhz(),
+        load=load,
         flops=peaks.flops,
         bytes_per_second=peaks.bytes_per_second,
     )
+
+
+def load_average() -> float | None:
+    """Busy processes on the machine, averaged over the last minute."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def cpu_name() -> str:

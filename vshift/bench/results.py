@@ -129,7 +129,13 @@ class CaseResult(_Record):
 
 
 class DeviceInfo(_Record):
-    """Where it ran. `clock_mhz` at the beginning; each case has its own, right behind its race."""
+    """Where it ran.
+
+    Attributes:
+        clock_mhz: at the beginning; each case has its own, right behind its race.
+        load: average number of busy processes in the minute before; None where nobody counts them.
+        flops, bytes_per_second: the peaks measured there.
+    """
 
     kind: Literal["cpu", "cuda"]
     name: str
@@ -137,6 +143,7 @@ class DeviceInfo(_Record):
     threads: int
     clock_mhz: float | None
     clock_mhz_max: float | None
+    load: float | None
     flops: float
     bytes_per_second: float
 
@@ -145,7 +152,6 @@ class Results(_Record):
     """A bench: its JSON file.
 
     Attributes:
-        flops, bytes_per_second: in `device`, the peaks measured there.
         steps: of an epoch, the last one smaller. `repeats`: asked for; n is in each series.
         not_raced: cases for which the time was over.
     """

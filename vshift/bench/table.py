@@ -135,8 +135,9 @@ def _caption(results: Results) -> str:
     clocks = [round(case.clock_mhz) for case in results.cases if case.clock_mhz]
     ends = dict.fromkeys((min(clocks), max(clocks))) if clocks else {}
     clock = f", {' to '.join(f'{mhz:,}' for mhz in ends)} MHz" if ends else ", clock not told"
+    busy = "" if device.load is None else f", load {device.load:.1f} before"
     return (
-        f"{_device(results)}{clock}; {said}; {results.created[:10]}"
+        f"{_device(results)}{clock}{busy}; {said}; {results.created[:10]}"
         f"{f', commit {results.git[:10]}' if results.git else ''}. Each timing is one epoch of "
         f"{results.steps} steps, the last one smaller, with contenders in turn; median over n. "
         f"Peaks measured here: {device.flops / 1e12:,.2f} TFLOP/s in bf16, "
