@@ -210,7 +210,7 @@ def _race(
     case: Case, images: ImageSet, layers: int, bound: Bound, setting: _Setting, budget: Budget
 ) -> tuple[list[Contender], list[LeftOut]]:
     plan, reporter, count = setting.plan, setting.reporter, len(images.train)
-    entries = {entry.name: entry for entry in _entries(case, plan, images)}
+    entries = {entry.name: entry for entry in _entries(case, setting, images)}
     reporter.say(f"{case}: {len(entries)} contenders, {count:,} images an epoch")
     ready: list[Ready] = []
     left_out: list[LeftOut] = []
@@ -226,11 +226,13 @@ def _race(
     return [_contender(entries[one.name], one, count, bound) for one in ready], left_out
 
 
-def _entries(case: Case, plan: Plan, images: ImageSet) -> Iterator[_Entry]:
+def _entries(case: Case, setting: _Setting, images: ImageSet) -> Iterator[_Entry]:
     """vshift first and the slowest to compile last: a budget then leaves out what it should."""
 
+    plan, say = setting.plan, setting.reporter.say
+
     def ours(kind: str, log: bool) -> Callable[[], Runner]:
-        return lambda: Training(case, images, log=log, kind=kind, threads=plan.threads)
+        return lambda: Training(case, images, log=log, kind=kind, threads=plan.threads, say=say)
 
     def theirs(name: str) -> Callable[[], Runner]:
         return lambda: make_peer(name, case, images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import torch
 
@@ -13,7 +14,7 @@ from vshift.objective import objective_of
 from vshift.schedule import learning_rates
 from vshift.seeding import derive
 from vshift.shift.probe import TrainingLog
-from vshift.step import EagerStep, Tally, make_optimizer
+from vshift.step import Tally, make_optimizer, make_step
 from vshift.train import make_subject
 
 CLASSES, SIZE = 10, 32
@@ -36,12 +37,22 @@ def random_images(batch: int, steps: int, device: torch.device) -> ImageSet:
 class Training:
     """Training a case with vshift, epoch by epoch.
 
+    Args:
+        say: told if the step of a kind cannot be had and a slower one runs.
+
     Attributes:
         step: the kind of step that runs, which `auto` chose.
     """
 
     def __init__(
-        self, case: Case, images: ImageSet, *, log: bool, kind: str, threads: int | None = None
+        self,
+        case: Case,
+        images: ImageSet,
+        *,
+        log: bool,
+        kind: str,
+        threads: int | None = None,
+        say: Callable[[str], None] = print,
     ) -> None:
         device = images.train.images.device
         hardware = {"device": device.type, "threads": threads}
@@ -53,15 +64,18 @@ class Training:
         )
         self.tally = Tally(device)
         self.log = TrainingLog(self.model) if log else None
-        self._step = EagerStep(
+        self._step = make_step(
+            kind,
+            self.stream,
             self.model,
             make_optimizer(self.model, config.optimizer),
             config.hardware.precision,
             self.tally,
             self.log,
             objective_of(config),
+            say,
         )
-        self.step: str = getattr(self._step, "name", "eager")
+        self.step = self._step.name
         self._epochs = itertools.count(1)
 
     def epoch(self) -> float:
@@ -71,9 +85,8 @@ class Training:
         """
         number = next(self._epochs)
         torch.manual_seed(derive(0, number, "noise"))
-        batches = self.stream.epoch(derive(0, number, "data"))
-        for (pixels, labels), rate in zip(batches, self.rates, strict=True):
-            self._step(pixels, labels, rate)
+        for _ in self._step.epoch(self.stream, derive(0, number, "data"), self.rates):
+            pass
         score = self.tally.take()
         if self.log is not None:
             self.log.take()
