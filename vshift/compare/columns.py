@@ -13,6 +13,7 @@ from vshift.compare.table import Comparison
 from vshift.compare.text import NONE, fixed, integer, text, visible, with_spread
 
 ONE_SEED = "one seed"
+_WHOLE = ("epoch", "parameters", "bn_layers", "monte_carlo_passes")
 _KEYS = 3  # shown of those in which a row differs
 
 
@@ -172,13 +173,13 @@ def digits_of(key: str) -> int:
 
 
 def metric_cell(key: str) -> Callable[[Row], str]:
-    """A row's mean ± standard deviation of a metric, whole numbers without decimals, or a word."""
+    """A row's mean ± standard deviation of a metric, or its most frequent word."""
 
     def cell(row: Row) -> str:
         mean, sd = row.get(f"{key}_mean"), row.get(f"{key}_sd")
-        if key in row and mean is None:
+        if isinstance(row.get(key), str):
             return text(row[key])
-        if mean is not None and mean == round(mean) and not sd and "_" not in key.strip("_"):
+        if key in _WHOLE:
             return integer(mean)
         return with_spread(mean, sd, digits=digits_of(key))
 

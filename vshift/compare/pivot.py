@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vshift.compare.columns import digits_of
+from vshift.compare.columns import metric_cell
 from vshift.compare.fields import Fields, Row, order, shown
 from vshift.compare.groups import short_heads
 from vshift.compare.sheet import Column, Sheet
@@ -103,10 +103,8 @@ def _cell(row: Row | None, value: str, table: Comparison, with_n: bool) -> str:
         text = with_spread(row["difference"], row["difference_se"], sign="+")
         if row["p_adjusted"] is not None and row["p_adjusted"] < LEVEL:
             text += " *"
-    elif value in row:  # a word
-        return visible(str(row[value]))
     else:
-        text = with_spread(row[f"{value}_mean"], row[f"{value}_sd"], digits=digits_of(value))
+        text = metric_cell(value)(row)
     return f"{text} (n={row['n']})" if with_n and text != NONE else text
 
 
