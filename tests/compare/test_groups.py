@@ -179,6 +179,11 @@ def test_sorting_puts_missing_values_last_either_way(grid: Path) -> None:
     assert (up, down) == ([None, 0.1, 0.5, 0.9], [0.5, 0.1, None, 0.9])
     names = compare(find_runs([grid]), sort="-name").rows
     assert names[0]["name"] == "none"
+    by_rate = [row["name"] for row in compare(find_runs([grid]), sort=RATE).rows]
+    assert by_rate[0] == "before_last_bn-0.1"
+    assert by_rate[-2:] == ["failed", "none"]
+    with pytest.raises(VShiftError, match="is a section"):
+        compare(find_runs([grid]), sort="network")
     with pytest.raises(
         VShiftError, match="there is no such column; did you mean `shift_ratio_max`"
     ):

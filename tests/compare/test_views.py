@@ -180,6 +180,17 @@ def test_table_3_before_and_after_each_way_to_re_estimate(tmp_path: Path) -> Non
     assert heads[3:] == ["(a) drop 0.5", "(a) re-estimated", "(b) drop 0.5", "(b) re-estimated"]
 
 
+def test_of_two_that_trained_the_same_the_more_measured_one_is_used(tmp_path: Path) -> None:
+    config = paper_config(noise=noise())
+    for seed in range(2):
+        make_run(tmp_path, "a", seed, 91.0, config=config)
+    config = paper_config(noise=noise(), recalibration__methods=["precise", "swap"])
+    add(tmp_path, "more", config, 91.0)
+    sheet = view(tmp_path, "table3")
+    assert [row[0] for row in sheet.rows] == ["precise", "swap", "Adjust"]
+    assert any("left out: a seeds 0, 1" in note for note in sheet.notes)
+
+
 def test_table_4_and_table_6(tmp_path: Path) -> None:
     add(tmp_path, "none", paper_config("wrn"), 96.0)
     add(tmp_path, "head", paper_config("wrn", noise(0.2, "before_classifier")), 96.1)

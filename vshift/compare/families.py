@@ -87,9 +87,12 @@ def families(groups: Iterable[Group], view: View, notes: list[str]) -> list[Fami
         family = found.setdefault(_key(config, view), Family(config))
         cell = family.runs.setdefault((noise.position, noise.level), {})
         for run in group.used:
-            if run.seed in cell:
-                twice.append((run, cell[run.seed]))
-            cell.setdefault(run.seed, run)
+            # Of two that trained the same, the one that more was measured of.
+            other = cell.get(run.seed)
+            more = other is None or len(run.summary) > len(other.summary)
+            cell[run.seed] = run if more else cell[run.seed]
+            if other is not None:
+                twice.append((other, run) if more else (run, other))
     notes += same_twice(twice)
     if elsewhere:
         notes.append(f"not in {view.name}, having other noise or places: {listed(elsewhere)}")

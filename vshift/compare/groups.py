@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from vshift.compare.fields import Fields, Row, metric, order, shown
-from vshift.config.text import value_differences
 from vshift.runs.reading import RunRecord, natural, number
 
 # Other threads round differently, and a study does not mean to study them.
@@ -190,6 +189,8 @@ def _with_values(found: dict[str, list[Any]]) -> str:
 
 def differing(one: Row, other: Row) -> dict[str, tuple[Any, Any]]:
     """dotted key → both values, of the settings in which two complete configs differ."""
+    from vshift.config.text import value_differences  # pydantic, not for everybody who imports us
+
     found = value_differences(one, other)
     return {key: values for key, values in found.items() if key not in _NO_SETTING}
 

@@ -10,8 +10,6 @@ from vshift.compare.fields import Fields
 from vshift.compare.pivot import pivot
 from vshift.compare.sheet import Sheet
 from vshift.compare.table import compare
-from vshift.compare.views import view_of
-from vshift.compare.where import parse_where
 from vshift.errors import VShiftError
 from vshift.runs.reading import RunRecord
 
@@ -50,6 +48,8 @@ def table_of(runs: Iterable[RunRecord], request: Request) -> Sheet:
 
 def _table(fields: Fields, request: Request) -> Sheet:
     if request.view:
+        from vshift.compare.views import view_of  # with the schema of configs, which takes time
+
         return view_of(fields, request.view)
     if request.rows or request.columns or request.value:
         rows, columns = _words(request.rows, "--rows"), _words(request.columns, "--columns")
@@ -74,6 +74,8 @@ def _words(text: str | None, option: str) -> list[str]:
 
 
 def _filtered(fields: Fields, where: str, notes: list[str]) -> Fields:
+    from vshift.compare.where import parse_where
+
     condition = parse_where(where, fields)
     kept = [run for run in fields.runs if condition(run)]
     count = len(fields.runs)
