@@ -110,7 +110,8 @@ def _tested(comparison: Comparison) -> list[_Spec]:
     def difference(row: Row) -> str:
         if row["label"] == comparison.baseline:
             return "baseline"
-        return with_spread(row["difference"], row["difference_se"], sign="+", digits=digits)
+        text = with_spread(row["difference"], row["difference_se"], sign="+", digits=digits)
+        return f"{text} *" if is_clear(row) else text
 
     def interval(row: Row) -> str:
         low, high = (fixed(row[f"difference_{end}"], digits, "+") for end in ("low", "high"))
@@ -126,13 +127,18 @@ def _tested(comparison: Comparison) -> list[_Spec]:
     ]
 
 
+def is_clear(row: Row) -> bool:
+    """Whether a row's difference is more than chance: what a star marks."""
+    return row["p_adjusted"] is not None and row["p_adjusted"] < LEVEL
+
+
 def _chance(row: Row) -> str:
     """The verdict in three words; p is adjusted for the table."""
     p_value = row["p_adjusted"]
     if p_value is None:
         return ONE_SEED if row["verdict"] and row["difference_se"] is None else NONE
     p_text = "p<0.001" if p_value < 0.001 else f"p={p_value:.3f}"
-    if p_value < LEVEL:
+    if is_clear(row):
         return f"yes ({p_text})"
     needed = row["seeds_needed"]
     return f"needs {needed:,} seeds ({p_text})" if needed else f"not seen ({p_text})"

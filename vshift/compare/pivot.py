@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vshift.compare.columns import metric_cell
+from vshift.compare.columns import is_clear, metric_cell
 from vshift.compare.fields import Fields, Row, order, shown
 from vshift.compare.groups import short_heads
 from vshift.compare.sheet import Column, Sheet
-from vshift.compare.statistics import LEVEL
 from vshift.compare.table import Comparison, compare
 from vshift.compare.text import NONE, visible, with_spread
 from vshift.errors import VShiftError
@@ -101,8 +100,7 @@ def _cell(row: Row | None, value: str, table: Comparison, with_n: bool) -> str:
         if row["label"] == table.baseline:
             return "baseline"
         text = with_spread(row["difference"], row["difference_se"], sign="+")
-        if row["p_adjusted"] is not None and row["p_adjusted"] < LEVEL:
-            text += " *"
+        text += " *" if is_clear(row) else ""
     else:
         text = metric_cell(value)(row)
     return f"{text} (n={row['n']})" if with_n and text != NONE else text

@@ -261,8 +261,8 @@ def _caption(rows: list[Row], baseline: Group | None, reason: str, metric: str) 
     tests = sum(row["p_value"] is not None for row in rows)
     if tests:
         text += (
-            " Interval: Welch, 95 %. More than chance: Welch's test at 5 %, by Holm over "
-            f"{tests} difference{'s' * (tests != 1)}."
+            " Interval: Welch, 95 %. *, yes: more than chance, by Welch's test at 5 % with Holm "
+            f"over {tests} difference{'s' * (tests != 1)}."
         )
     elif any(row["verdict"] for row in rows):
         text += " One seed cannot tell a difference from chance."
