@@ -10,11 +10,16 @@ SEEDS   ?=
 # What every study changes, for instance STUDY_SETS="--set 'data={name: imagefolder, root: …}'"
 STUDY_SETS ?=
 STUDIES ?= $(sort $(wildcard configs/studies/*.yaml))
+BENCH_ARGS ?= --networks preresnet-20 --noise none,dropout,gaussian,uniform --peers
+# make gpu installs nothing: the machine may have no network, and its own PyTorch.
+GPU_PYTHON ?= $(or $(wildcard $(VENV)/bin/python),$(PYTHON))
+GPU_OUT ?= benchmarks/results/gpu
+DATA_ROOT ?=
 VSHIFT  := $(VENV)/bin/vshift
 READY   := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint sweep compare studies clean
+.PHONY: help setup demo test lint sweep compare studies bench gpu clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,8 +41,8 @@ test: $(READY)  ## the whole test suite
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 lint: $(READY)  ## style and types
-	$(VENV)/bin/ruff check vshift tests
-	$(VENV)/bin/ruff format --check vshift tests
+	$(VENV)/bin/ruff check vshift tests benchmarks
+	$(VENV)/bin/ruff format --check vshift tests benchmarks
 	$(VENV)/bin/mypy
 
 sweep: $(READY)  ## train CONFIGS (files or folders) with SEEDS, JOBS at a time, skipping runs that are done
@@ -54,6 +59,13 @@ studies: $(READY)  ## every study of configs/studies with STUDY_SETS, JOBS runs 
 	  study=$$(basename $$file .yaml); echo; echo "## $$study"; \
 	  $(VSHIFT) compare $(RUNS)/studies/$$study || failed=1; \
 	done; exit $$failed
+
+bench: $(READY)  ## measure training with BENCH_ARGS, keep it in benchmarks/results, write the table
+	$(VSHIFT) bench $(BENCH_ARGS) --json benchmarks/results
+	$(VENV)/bin/python -m benchmarks.render
+
+gpu:  ## on a machine with a GPU: its tests, the bench, a short study (of DATA_ROOT), in 9 minutes
+	@$(GPU_PYTHON) -m benchmarks.gpu --out '$(GPU_OUT)' $(if $(DATA_ROOT),--data-root '$(DATA_ROOT)')
 
 clean:  ## remove .venv and caches; runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

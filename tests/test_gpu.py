@@ -16,12 +16,7 @@ from vshift.shift.recalibration import recalibrate
 from vshift.step import EagerStep, Tally, make_optimizer
 from vshift.train import train
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available(), reason="no CUDA device: run `make gpu` on one"
-    ),
-]
+pytestmark = pytest.mark.gpu
 NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
 
 

@@ -19,7 +19,7 @@ from vshift.measure import Subject
 from vshift.runs import RunFolder, checkpoints
 from vshift.shift.probe import TrainingLog
 from vshift.signals import Request
-from vshift.step import Tally
+from vshift.step import SGD, Tally
 
 State = dict[str, Any]
 
@@ -35,7 +35,7 @@ class Keeper:
         self,
         folder: RunFolder,
         subject: Subject,
-        optimizer: torch.optim.Optimizer,
+        optimizer: SGD,
         tally: Tally,
         log: TrainingLog | None,
         stop: Request,

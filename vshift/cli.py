@@ -31,12 +31,19 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class Switch(StrEnum):
+    on = "on"
+    off = "off"
+    both = "both"
+
+
 class Format(StrEnum):
     table = "table"
     md = "md"
     latex = "latex"
     csv = "csv"
     json = "json"
+    html = "html"
 
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
@@ -125,21 +132,55 @@ def compare(
     baseline: Annotated[
         str | None, typer.Option("--baseline", help="The config that differences are taken to.")
     ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", metavar="KEY,…", help="A row for each value of config keys."),
+    ] = None,
+    rows: Annotated[
+        str | None, typer.Option("--rows", metavar="KEY,…", help="A pivot: the keys down.")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option("--columns", metavar="KEY,…", help="… and the keys across.")
+    ] = None,
+    value: Annotated[
+        str | None,
+        typer.Option("--value", help="… and what is in it: a metric (test_error) or difference."),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option("--metrics", metavar="NAME,…", help="Columns: keys of summary.json."),
+    ] = None,
+    difference: Annotated[
+        str | None,
+        typer.Option("--difference", metavar="METRIC", help="Compared instead of test_error."),
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option("--sort", metavar="[-]COLUMN", help="Order of the rows; - is from the top."),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option("--where", help="Only these runs: 'network.noise.rate < 0.5 and seed != 2'."),
+    ] = None,
+    view: Annotated[
+        str | None,
+        typer.Option("--view", help="A table of the paper: table3, table4, table6 or figure4."),
+    ] = None,
 ) -> None:
     """Line runs up: one row a config, with error, accuracy on training data and shift ratio."""
-    _line_up(runs_dirs, form, baseline)
+    from vshift.compare import Request
+
+    request = Request(baseline, by, rows, columns, value, metrics, difference, sort, where, view)
+    _line_up(runs_dirs, form, request)
 
 
-def _line_up(runs: list[Path], form: Format = Format.table, baseline: str | None = None) -> None:
-    from vshift.compare import compare as line_up
-    from vshift.compare import write
+def _line_up(runs: list[Path], form: Format, request: Any) -> None:
+    from vshift.compare import table_of, write
     from vshift.runs import find_runs
 
-    if not runs:
-        return
-    comparison = line_up(find_runs(runs), baseline)
-    write(comparison, form.value, sys.stdout)
-    for note in comparison.notes:
+    table = table_of(find_runs(runs), request)
+    write(table, form.value, sys.stdout)
+    for note in table.notes:
         typer.echo(note, err=True)
 
 
@@ -272,8 +313,11 @@ def sweep(
         entries = slurm.sweep(planned, runs_dir, asked, reporter)
     else:
         entries = sweeps.sweep(planned, runs_dir, local, reporter)
-    if not on_slurm or all(entry.is_over for entry in entries):
-        _line_up(sweeps.paths_of(entries))
+    done = sweeps.paths_of(entries)
+    if done and (not on_slurm or all(entry.is_over for entry in entries)):
+        from vshift.compare import Request
+
+        _line_up(done, Format.table, Request())
     sweeps.raise_if_failed(entries)
 
 
@@ -330,6 +374,82 @@ def recalibrate(
                 typer.echo(render_modes(RunFolder(path).modes()))
     if as_json:
         typer.echo(json.dumps(found))
+
+
+@app.command(short_help="Measure how fast training is here.")
+def bench(
+    networks: Annotated[
+        str,
+        typer.Option(
+            "--networks", help="Comma-separated, such as preresnet-20,wrn-28-10; paper: its four."
+        ),
+    ] = "preresnet-20",
+    batch: Annotated[str, typer.Option("--batch", help="Images a step, comma-separated.")] = "128",
+    noise: Annotated[
+        str, typer.Option("--noise", help="none, dropout, gaussian, uniform; comma-separated.")
+    ] = "none,dropout",
+    kinds: Annotated[
+        str, typer.Option("--kinds", help="Kinds of training step, comma-separated.")
+    ] = "auto",
+    log: Annotated[
+        Switch, typer.Option("--log", help="Every layer's variances logged: on, off or both.")
+    ] = Switch.both,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Race the loops of benchmarks/peers.py as well.")
+    ] = False,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option("--peer", help="Only this one: plain, bf16 or airbench; repeatable."),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", min=1, help="Of one timing. Default: 15 on a CPU, 200 on a GPU."),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=1, help="Timings of each contender.")
+    ] = 5,
+    budget: Annotated[
+        float | None, typer.Option("--budget", min=0, help="Seconds after which nothing is begun.")
+    ] = None,
+    device: Annotated[Device, typer.Option("--device", help="Where to run.")] = Device.auto,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads of each contender.")
+    ] = None,
+    as_json: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Keep all; in a folder as <device>.json."),
+    ] = None,
+    tables: Annotated[
+        list[Path] | None,
+        typer.Option("--table", metavar="FILE", help="Only print such a file; repeatable."),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure training in images a second, against bounds and against other loops."""
+    if tables:
+        from vshift.bench.results import read_results
+        from vshift.bench.table import render_all
+
+        typer.echo(render_all(read_results(path) for path in tables), nl=False)
+        return
+    from vshift.bench.cases import make_cases, numbers, words
+
+    cases = make_cases(words(networks), numbers("--batch", batch), words(noise))
+    from vshift.bench.bench import Plan, bench_and_print
+    from vshift.bench.peers import NAMES
+
+    plan = Plan(
+        cases=cases,
+        kinds=words(kinds),
+        logs=[on for on in (True, False) if log.value in ("both", "on" if on else "off")],
+        peers=peer or (NAMES if peers else ()),
+        steps=steps,
+        repeats=repeats,
+        budget=budget,
+        device=device.value,
+        threads=threads,
+    )
+    bench_and_print(plan, as_json, quiet)
 
 
 @app.command(short_help="Print the config's JSON Schema, for editors.")

@@ -134,7 +134,6 @@ def test_the_padded_copy_is_made_once():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_gpu_sees_the_same_batches_without_waiting():
     data = part(50)
     here = Stream(data, MEAN, STD, 7, 2, True)

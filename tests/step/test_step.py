@@ -1,6 +1,8 @@
 """Every step against the eager one."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from vshift.native import KernelsMissing
 from vshift.objective import classification
 from vshift.seeding import derive
 from vshift.shift.probe import TrainingLog
-from vshift.step import Tally, choose, make_optimizer, make_step
+from vshift.step import SGD, Tally, choose, make_optimizer, make_step
 from vshift.step.captured import STEPS, CapturedStep
 from vshift.step.compiled import CannotCompile, CompiledStep
 from vshift.train import make_subject
@@ -87,7 +89,8 @@ def test_capturing_restores_all_that_a_step_changes():
     step.advance(64)
     step._restore(before)
     equal(kept, subject.model.state_dict())
-    assert all(not s["momentum_buffer"].any() for s in parts["optimizer"].state.values())
+    assert parts["optimizer"].tensors()
+    assert not any(buffer.any() for buffer in parts["optimizer"].tensors())
     assert parts["tally"].take().count == 0
     assert int(step._first) == 0
     assert int(step._now) == 0
@@ -199,3 +202,30 @@ def test_sums_go_on_where_they_were_saved():
     assert parts["tally"].take() == whole[0][0]
     for name, moments in parts["log"].take().items():
         assert torch.equal(moments.variance, whole[1][name].variance)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_is_pytorchs_bit_for_bit(momentum, nesterov):
+    _, subject = subject_of()
+    options = {"momentum": momentum, "nesterov": nesterov and momentum > 0}
+    ours, theirs = subject.model, copy.deepcopy(subject.model)
+    own = SGD([{"params": list(ours.parameters())}], 0.1, weight_decay=1e-4, **options)
+    other = torch.optim.SGD(theirs.parameters(), 0.1, weight_decay=1e-4, **options)
+    for images, labels in subject.stream.epoch(0):
+        for model, optimizer in ((ours, own), (theirs, other)):
+            optimizer.zero_grad()
+            classification(model(images), images, labels)[0].backward()
+            optimizer.step()
+    equal(theirs.state_dict(), ours.state_dict())
+
+
+def test_starting_does_not_import_the_compiler():
+    """Two seconds of every run: PyTorch's optimizers import it, and so might much else."""
+    code = (
+        "import sys, torch; from tests.step.test_step import *; c, s = subject_of();"
+        "step = make_step('auto', s.stream, **parts_of(c, s)); step(*next(s.stream.epoch(0)), 0.1);"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False"]

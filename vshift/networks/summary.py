@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,27 +13,51 @@ from vshift.networks.blocks import Dense, Residual
 from vshift.networks.noise import Noise
 
 
-def summarise(model: nn.Module, channels: int, size: int) -> dict[str, Any]:
-    """Run images through a copy without storage and note what every layer puts out.
+@dataclass(frozen=True)
+class Layer:
+    """One module in forward order; sizes are those of one image.
 
-    Returns:
-        `parameters`, `macs` (multiply-accumulates of one image's forward, convolutions and fc
-        layers), `bn_layers` (count), `layers`: name, op, output_shape (without the batch), in
-        forward order.
+    Attributes:
+        inputs: number of values it reads.
+        shape: of its output, without the batch.
+        macs: multiply-accumulates of its forward; 0 but for convolutions and fc layers.
     """
-    layers: list[dict[str, Any]] = []
-    macs = 0
 
-    def note(name: str, module: nn.Module) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            nonlocal macs
-            macs += _macs(module, output)
-            layers.append({"name": name, "op": _op(module), "output_shape": list(output.shape[1:])})
+    name: str
+    module: nn.Module
+    inputs: int
+    shape: tuple[int, ...]
+    macs: int
 
-        return module.register_forward_hook(hook)
+    @property
+    def outputs(self) -> int:
+        """Number of values it writes."""
+        return math.prod(self.shape)
+
+
+def trace(model: nn.Module, channels: int, size: int) -> list[Layer]:
+    """Run images [N, channels, size, size] through a copy without storage and note every layer.
+
+    Sums of residual blocks and concatenations of dense ones count as layers.
+    """
+    layers: list[Layer] = []
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            layers.append(
+                Layer(
+                    name,
+                    module,
+                    inputs[0][0].numel(),
+                    tuple(output.shape[1:]),
+                    _macs(module, output),
+                )
+            )
+
+        return hook
 
     handles = [
-        note(name, module)
+        module.register_forward_hook(note(name))
         for name, module in model.named_modules()
         if isinstance(module, Residual | Dense)
         or (not list(module.children()) and not isinstance(module, nn.Identity))
@@ -41,11 +67,26 @@ def summarise(model: nn.Module, channels: int, size: int) -> dict[str, Any]:
     finally:
         for handle in handles:
             handle.remove()
+    return layers
+
+
+def summarise(model: nn.Module, channels: int, size: int) -> dict[str, Any]:
+    """What `vshift inspect` tells of a network.
+
+    Returns:
+        `parameters`, `macs` (multiply-accumulates of one image's forward, convolutions and fc
+        layers), `bn_layers` (count), `layers`: name, op, output_shape (without the batch), in
+        forward order.
+    """
+    layers = trace(model, channels, size)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "macs": macs,
+        "macs": sum(layer.macs for layer in layers),
         "bn_layers": sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()),
-        "layers": layers,
+        "layers": [
+            {"name": layer.name, "op": _op(layer.module), "output_shape": list(layer.shape)}
+            for layer in layers
+        ],
     }
 
 

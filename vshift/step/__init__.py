@@ -2,5 +2,15 @@
 
 from vshift.step.choose import STEPS, make_step
 from vshift.step.eager import EagerStep, FusedStep, Score, Tally, make_optimizer
+from vshift.step.sgd import SGD
 
-__all__ = ["STEPS", "EagerStep", "FusedStep", "Score", "Tally", "make_optimizer", "make_step"]
+__all__ = [
+    "SGD",
+    "STEPS",
+    "EagerStep",
+    "FusedStep",
+    "Score",
+    "Tally",
+    "make_optimizer",
+    "make_step",
+]

@@ -129,7 +129,6 @@ class CapturedStep(CompiledStep):
             CannotCompile: with PyTorch's reason.
         """
         before = self._state()
-        self._momentum_exists()
         try:
             side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
@@ -137,7 +136,7 @@ class CapturedStep(CompiledStep):
                 self.advance(size)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             with torch.cuda.graph(graph, pool=self._pool):
                 for _ in range(steps):
                     self.advance(size)
@@ -147,25 +146,10 @@ class CapturedStep(CompiledStep):
             self._restore(before)
         return graph
 
-    def _momentum_exists(self) -> None:
-        """A first step that makes its buffers would be captured as the first step for ever. With
-        zeros there, momentum · 0 + gradient is what a first step does."""
-        for group in self.optimizer.param_groups:
-            for weight in group["params"]:
-                state = self.optimizer.state[weight]
-                if group["momentum"] and state.get("momentum_buffer") is None:
-                    state["momentum_buffer"] = torch.zeros_like(weight)
-
     def _state(self) -> list[tuple[Tensor, Tensor]]:
         """Every tensor that a step changes, with a copy."""
-        self._momentum_exists()
         tensors = [*self.model.parameters(), *self.model.buffers()]
-        tensors += [
-            value
-            for state in self.optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, Tensor)
-        ]
+        tensors += self.optimizer.tensors()
         tensors += [self._first, self._now, self._rate, *self.tally.tensors()]
         tensors += self.log.tensors() if self.log is not None else []
         self._random = torch.cuda.get_rng_state() if self._rate.is_cuda else None

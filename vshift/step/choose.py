@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from vshift.data import Stream
@@ -17,6 +16,7 @@ from vshift.shift.probe import TrainingLog
 from vshift.step.captured import CapturedStep
 from vshift.step.compiled import CannotCompile, CompiledStep
 from vshift.step.eager import EagerStep, FusedStep, Tally
+from vshift.step.sgd import SGD
 
 # What `auto` tries, the fastest first. Compiling on the CPU won less than the kernels do.
 AUTO = {"cuda": ["captured", "compiled", "eager"], "cpu": ["fused", "eager"]}
@@ -32,7 +32,7 @@ def make_step(
     kind: str,
     stream: Stream,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: SGD,
     precision: str,
     tally: Tally,
     log: TrainingLog | None = None,

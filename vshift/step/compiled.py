@@ -52,7 +52,7 @@ class CompiledStep(EagerStep):
         except Exception as error:  # whatever a compiler raises, there is a step without it
             raise CannotCompile(_first_line(error)) from error
         finally:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
 
 
 def compile_network(model: nn.Module) -> Any:

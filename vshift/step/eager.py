@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vshift.config.schema import SGD
+from vshift.config import schema as config
 from vshift.data import Stream
 from vshift.device import autocast
 from vshift.objective import Objective, classification
 from vshift.shift.probe import TrainingLog
+from vshift.step.sgd import SGD
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Tally:
         self._sums.copy_(state["sums"])
 
 
-def make_optimizer(model: nn.Module, config: SGD) -> torch.optim.SGD:
+def make_optimizer(model: nn.Module, config: config.SGD) -> SGD:
     """SGD with weight decay on all parameters, or on none that has one value a channel."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     weights = [p for p in parameters if p.ndim > 1 or config.decay_norm_and_bias]
@@ -72,17 +73,7 @@ def make_optimizer(model: nn.Module, config: SGD) -> torch.optim.SGD:
     groups: list[dict[str, Any]] = [{"params": weights}]
     if others:
         groups.append({"params": others, "weight_decay": 0.0})
-    # One kernel for the whole update, and a learning rate that may live on the device.
-    fused = all(p.is_cuda for p in parameters)
-    return torch.optim.SGD(
-        groups,
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.nesterov,
-        foreach=not fused,
-        fused=fused,
-    )
+    return SGD(groups, config.learning_rate, config.momentum, config.weight_decay, config.nesterov)
 
 
 class EagerStep:
@@ -93,7 +84,7 @@ class EagerStep:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: SGD,
         precision: str,
         tally: Tally,
         log: TrainingLog | None = None,
@@ -123,7 +114,7 @@ class EagerStep:
 
     def update(self, images: Tensor, labels: Tensor) -> None:
         """The step itself, with the learning rate as it is."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         with autocast(images.device, self.precision):
             output = self.forward(images).float()
         loss, hits = self.objective(output, images, labels)

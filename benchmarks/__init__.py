@@ -1,0 +1,1 @@
+"""Loops to race vshift against, and the results; part of the repository, not of the wheel."""

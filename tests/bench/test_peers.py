@@ -1,0 +1,155 @@
+"""The peers: the same architecture, weights and recipe as vshift, from PyTorch's own layers."""
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import peers
+from benchmarks.plain_network import GaussianNoise, UniformNoise, as_plain
+from vshift.bench import peers as finder
+from vshift.bench.cases import PAPER, Case, make_config
+from vshift.bench.peers import NAMES, check_peers, load_peers, make_peer
+from vshift.bench.training import Training, random_images
+from vshift.errors import ConfigError
+from vshift.networks import BatchNorm, Noise, build
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def make(network="preresnet-8", noise="none"):
+    config = make_config(Case(network, 16, noise))
+    return build(config, classes=10, channels=3, size=32, seed=0)
+
+
+def test_the_three_are_there():
+    assert load_peers() is peers
+    assert tuple(peers.PEERS) == tuple(peers.TITLES) == NAMES
+
+
+@pytest.mark.parametrize("network", [*PAPER, "resnet-18", "resnet-20"])
+def test_the_architecture_is_vshifts(network):
+    ours, plain = make(network), as_plain(make(network))
+    shapes = [{n: p.shape for n, p in m.named_parameters()} for m in (ours, plain)]
+    assert shapes[0] == shapes[1]
+    kinds = [[type(m) for m in net.modules() if isinstance(m, nn.Conv2d)] for net in (ours, plain)]
+    assert kinds[0] == kinds[1]
+    assert not any(isinstance(m, BatchNorm | Noise) for m in plain.modules())
+    count = sum(isinstance(m, BatchNorm) for m in ours.modules())
+    assert sum(type(m) is nn.BatchNorm2d for m in plain.modules()) == count
+
+
+@pytest.mark.parametrize("network", ["preresnet-8", "resnet-8", "wrn-10-1", "densenet-10-4"])
+def test_it_computes_the_same(network):
+    ours, plain = make(network).train(), as_plain(make(network)).train()
+    images = torch.randn(8, 3, 32, 32)
+    assert torch.equal(ours(images), plain(images))
+    ours.eval(), plain.eval()
+    torch.testing.assert_close(ours(images), plain(images))
+
+
+@pytest.mark.parametrize(
+    ("noise", "layer"),
+    [("dropout", nn.Dropout), ("gaussian", GaussianNoise), ("uniform", UniformNoise)],
+)
+def test_noise_is_as_strong_and_in_the_same_places(noise, layer):
+    ours, plain = make(noise=noise), as_plain(make(noise=noise))
+    places = [name for name, module in ours.named_modules() if isinstance(module, Noise)]
+    assert places == [name for name, module in plain.named_modules() if type(module) is layer]
+    module = plain.get_submodule(places[0])
+    ones = torch.ones(100_000)
+    torch.manual_seed(0)
+    noisy = module(ones)
+    assert noisy.mean().item() == pytest.approx(1, abs=0.02)
+    assert noisy.var().item() == pytest.approx(1, abs=0.03)  # s² of rate 0.5
+    module.eval()
+    assert torch.equal(module(ones), ones)
+
+
+def test_a_layer_without_counterpart_is_refused():
+    with pytest.raises(TypeError, match="the peers have no BatchNorm like"):
+        as_plain(nn.Sequential(BatchNorm(4, ghost=2)))
+
+
+def test_crop_and_flip_shift_and_mirror():
+    """Every crop is one of the windows of its own padded image, mirrored or not."""
+    images = torch.arange(3 * 6 * 6).view(3, 6, 6, 1)
+    chosen = torch.tensor([2, 0, 1, 1] * 50)
+    torch.manual_seed(0)
+    found = peers.crop_and_flip(images, chosen, 4)
+    assert found.shape == (200, 4, 4, 1)
+    seen = set()
+    for crop, index in zip(found, chosen, strict=True):
+        windows = {
+            (top, left, flip): window.flip(1) if flip else window
+            for top in range(3)
+            for left in range(3)
+            for flip in (False, True)
+            for window in [images[index, top : top + 4, left : left + 4]]
+        }
+        matching = [key for key, window in windows.items() if torch.equal(window, crop)]
+        assert len(matching) == 1
+        seen.add(matching[0])
+    assert len(seen) == 18
+
+
+# Python 3.12 and later warn of any fork in a process that has threads.
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("name", ["plain", "bf16"])
+def test_a_peer_trains_what_vshift_trains(name):
+    """From the same weights, on the same images, to a loss close by after two epochs."""
+    case = Case("preresnet-8", 16, "none")
+    images = random_images(case.batch, 4, CPU)
+    ours = Training(case, images, log=False, kind="eager", threads=1)
+    theirs = make_peer(name, case, images)
+    for _ in range(2):
+        losses = [ours.epoch(), theirs.epoch()]
+        assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+def test_the_recipe_is_the_cases():
+    case = Case("preresnet-8", 16, "none")
+    images = random_images(case.batch, 2, CPU)
+    work = peers.Work(
+        make(), images.train.images, images.train.labels, (0.5,) * 3, (0.3,) * 3, 16, CPU
+    )
+    (group,) = work.optimizer().param_groups
+    config = make_config(case)
+    assert group["lr"] == config.optimizer.learning_rate
+    assert group["momentum"] == config.optimizer.momentum
+    assert group["weight_decay"] == config.optimizer.weight_decay
+    assert group["nesterov"] == config.optimizer.nesterov
+    assert config.data.augment.crop == peers.CROP
+    assert config.data.augment.flip
+
+
+def test_the_compiled_peer_trains_and_leaves_the_last_batch_uncompiled(monkeypatch):
+    """With a stand-in for the compiler, which takes half a minute on a CPU."""
+    seen = []
+
+    def compile_(model, **options):
+        seen.append(options)
+
+        def forward(images):
+            seen.append(len(images))
+            return model(images)
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    case = Case("preresnet-8", 16, "none")
+    images = random_images(case.batch, 3, CPU)
+    ours = Training(case, images, log=False, kind="eager", threads=1)
+    theirs = make_peer("airbench", case, images)
+    assert theirs.epoch() == pytest.approx(ours.epoch(), rel=0.1)
+    assert seen == [{"mode": "default", "dynamic": False}, 16, 16]
+
+
+def test_an_installed_package_says_where_peers_are(tmp_path):
+    with pytest.raises(ConfigError, match=r"comes with vshift's repository.*leave the option out"):
+        finder.load_peers([tmp_path])
+
+
+def test_an_unknown_peer():
+    with pytest.raises(ConfigError, match="--peer plane: not known; did you mean `plain`"):
+        check_peers(["plane"])

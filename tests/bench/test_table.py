@@ -1,0 +1,92 @@
+"""Tables from results, and benchmarks/README.md from the files that are committed."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.render import BEGIN, END, rendered
+from tests.bench.results import make_results
+from vshift.bench.table import best, render, render_all
+
+ROOT = Path(__file__).parents[2]
+
+
+def cells(text):
+    """Rows of the first Markdown table, as dictionaries."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    split = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(split[0], row, strict=True)) for row in split[2:]]
+
+
+def test_the_table_shows_median_range_and_n():
+    logged, plain, peer = cells(render(make_results()))
+    assert logged["contender"] == "vshift auto (eager) + log"
+    assert (plain["images/s"], plain["min–max"], plain["n"]) == ("1,000", "500–1,000", "3")
+    assert plain["of arithmetic"] == "25 %"
+    assert plain["of Inductor traffic"] == "50 %"
+    assert peer["contender"] == "(a) plain"
+
+
+def test_peers_are_compared_with_vshift_as_it_logs():
+    """Its faster contender without a log does not count."""
+    logged, _, peer = cells(render(make_results()))
+    assert peer["vshift is faster by"] == "3.00× (2.00–3.00)"
+    assert logged["vshift is faster by"] == "–"
+    ours = best(make_results().cases[0].contenders)
+    assert ours is not None
+    assert ours.log is True
+
+
+def test_what_logging_costs_stands_beside_what_logs():
+    logged, plain, _ = cells(render(make_results()))
+    assert logged["logging costs"] == "+1.0 % (−0.2 to +1.0)"
+    assert plain["logging costs"] == "–"
+
+
+def test_a_column_without_values_is_left_out():
+    assert "GPU memory" not in cells(render(make_results()))[0]
+    gpu = make_results(kind="cuda", name="H100", memory=3 * 2**20)
+    assert cells(render(gpu))[0]["GPU memory"] == "3 MiB"
+
+
+def test_the_caption_says_where_and_with_what():
+    text = render(make_results())
+    for word in ("Some(R) Processor, 2 threads, 2,600 MHz, load 0.2 before", "torch 2.15.0",
+                 "15 steps", "1.20 TFLOP/s", "14 GB/s", "commit aaaaaaaaaa"):  # fmt: skip
+        assert word in text
+    assert "cuda None" not in text
+
+
+def test_what_was_left_out_is_said():
+    text = render(make_results(not_raced=["wrn-28-10, batch 128, no noise"]))
+    assert "- preresnet-20, batch 128, none: (c) airbench: it takes too long" in text
+    assert "- wrn-28-10, batch 128, no noise: no time was left" in text
+
+
+def test_a_kind_of_device_without_results_is_not_measured():
+    assert render_all([]).count("Not measured.") == 2
+    text = render_all([make_results()])
+    assert "### GPU\n\nNot measured." in text
+    assert "### CPU" not in text
+    both = render_all([make_results(), make_results(kind="cuda", name="NVIDIA H100")])
+    assert both.index("### Some(R)") < both.index("### NVIDIA H100")
+    assert "Not measured." not in both
+
+
+def test_the_readme_is_what_its_results_give():
+    readme = (ROOT / "benchmarks" / "README.md").read_text()
+    assert rendered(readme, ROOT / "benchmarks" / "results") == readme
+
+
+def test_a_new_result_changes_the_readme(tmp_path):
+    make_results(kind="cuda", name="NVIDIA H100").write(tmp_path / "gpu" / "h100.json")
+    new = rendered(f"before\n{BEGIN}\nold\n{END}\nbehind\n", tmp_path)
+    assert new.startswith("before\n")
+    assert new.endswith("behind\n")
+    assert "old" not in new
+    assert "### NVIDIA H100" in new
+
+
+@pytest.mark.parametrize("word", ["make bench", "make gpu", "plain_network.py", "bounds.py"])
+def test_the_readme_says_how(word):
+    assert word in (ROOT / "benchmarks" / "README.md").read_text()

@@ -1,0 +1,155 @@
+"""What is raced: a network, a batch size and a kind of noise, as the config that trains it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from vshift.config.problems import explain
+from vshift.config.schema import Config, Hardware
+from vshift.config.tree import Place, wrap
+from vshift.errors import ConfigError, did_you_mean
+
+# Family → the keys that the numbers in a name stand for, as in wrn-28-10.
+_FAMILIES = {
+    "preresnet": ("depth",),
+    "resnet": ("depth",),
+    "wrn": ("depth", "width"),
+    "resnext": ("depth", "cardinality", "base_width"),
+    "densenet": ("depth", "growth_rate"),
+    "vgg": ("depth",),
+}
+PAPER = ("preresnet-164", "wrn-28-10", "resnext-29", "densenet-100")
+COMMON = ("preresnet-20", "preresnet-110", *PAPER, "resnet-18", "resnet-20", "vgg-16")
+# Noise variance 1 each, so that only the kind differs.
+NOISES: dict[str, dict[str, Any] | None] = {
+    "none": None,
+    **{
+        kind: {"kind": kind, "rate": 0.5, "position": "before_last_bn"}
+        for kind in ("dropout", "gaussian", "uniform")
+    },
+}
+KINDS: tuple[str, ...] = get_args(Hardware.model_fields["step"].annotation)
+
+
+@dataclass(frozen=True)
+class Case:
+    """The work that all contenders of one race do."""
+
+    network: str
+    batch: int
+    noise: str
+
+    def __str__(self) -> str:
+        noise = "no noise" if self.noise == "none" else self.noise
+        return f"{self.network}, batch {self.batch}, {noise}"
+
+
+def words(text: str) -> list[str]:
+    """`none, dropout` → its words, each once."""
+    return list(dict.fromkeys(word.strip() for word in text.split(",")))
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """`128,512` → its whole numbers.
+
+    Raises:
+        ConfigError: one of them is none.
+    """
+    try:
+        return [int(word) for word in words(text)]
+    except ValueError:
+        raise ConfigError(
+            f"{option} {text}: comma-separated whole numbers, such as 128,512"
+        ) from None
+
+
+def make_cases(
+    networks: Sequence[str], batches: Sequence[int], noises: Sequence[str]
+) -> list[Case]:
+    """Every combination, network by network; `paper` stands for the paper's four.
+
+    Raises:
+        ConfigError: one line for each network and noise that does not exist.
+    """
+    names = [n for name in networks for n in (PAPER if name == "paper" else (name,))]
+    problems = [*_unknown("--noise", noises, NOISES), *_bad_batches(batches)]
+    for name in names:
+        try:
+            make_config(Case(name, 2, "none"))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(*problems)
+    return [Case(*case) for case in product(dict.fromkeys(names), batches, noises)]
+
+
+def check_kinds(kinds: Iterable[str]) -> None:
+    """Refuse kinds of step that `hardware.step` does not have."""
+    problems = _unknown("--kinds", kinds, KINDS)
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _unknown(option: str, words: Iterable[str], allowed: Iterable[str]) -> list[str]:
+    known = list(allowed)
+    return [
+        f"{option} {word}: not known; {_hint(word, known)}allowed: {', '.join(known)}"
+        for word in words
+        if word not in known
+    ]
+
+
+def _bad_batches(batches: Sequence[int]) -> list[str]:
+    return [f"--batch {n}: a batch holds at least 4 images" for n in batches if n < 4]
+
+
+def _hint(word: str, allowed: Iterable[str]) -> str:
+    hint = did_you_mean(word, allowed)
+    return f"{hint} " if hint else ""
+
+
+def make_config(
+    case: Case, *, log: bool = True, kind: str = "auto", hardware: dict[str, Any] | None = None
+) -> Config:
+    """The config of a case, as `vshift train` would take it; its data section is never loaded.
+
+    Args:
+        log: whether every BN layer's variance is logged.
+        kind: of the training step.
+        hardware: more of that section.
+
+    Raises:
+        ConfigError: there is no such network.
+    """
+    tree = {
+        "name": "bench",
+        "data": {"name": "shapes", "batch_size": case.batch},
+        "network": {**_network(case.network), "noise": NOISES[case.noise]},
+        # Small, so that random labels do not let the loss grow.
+        "optimizer": {"learning_rate": 0.01, "momentum": 0.9, "weight_decay": 1e-4},
+        "epochs": 1,
+        "measure": {"every": int(log)},
+        "hardware": {**(hardware or {}), "step": kind},
+    }
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        place = Place(f"--networks {case.network}")
+        raise ConfigError(*explain(error, wrap(tree, place))) from None
+
+
+def _network(name: str) -> dict[str, Any]:
+    family, *numbers = name.split("-")
+    keys = _FAMILIES.get(family, ())
+    if not keys or len(numbers) > len(keys) or not all(n.isdecimal() for n in numbers):
+        allowed = ("paper", *COMMON)
+        raise ConfigError(
+            f"--networks {name}: not known; {_hint(name, allowed)}a family and its numbers, such "
+            f"as {', '.join(COMMON)}; or paper for {', '.join(PAPER)}"
+        )
+    return {"name": family, **dict(zip(keys, map(int, numbers), strict=False))}

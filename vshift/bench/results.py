@@ -1,0 +1,211 @@
+"""What a bench found, as its JSON file holds it: every timing, and what follows from them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vshift.errors import VShiftError
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+
+class Series(_Record):
+    """Values of single repeats, in the order in which they were taken."""
+
+    values: list[float]
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Series:
+        return cls(values=list(values), median=median(values), low=min(values), high=max(values))
+
+
+def paired(above: Series, below: Series) -> Series:
+    """Ratios of what two contenders took in the same repeat."""
+    return Series.of([a / b for a, b in zip(above.values, below.values, strict=True)])
+
+
+class Shares(_Record):
+    """A speed as a share (0 to 1) of each bound; see `vshift.bench.bounds`."""
+
+    arithmetic: float
+    eager: float
+    inductor: float
+    ideal: float
+
+
+class Bound(_Record):
+    """Bounds in training images a second, from the peaks `measured` here or from a `reference`."""
+
+    peaks: Literal["measured", "reference"]
+    arithmetic: float
+    eager: float
+    inductor: float
+    ideal: float
+
+    def shares(self, images_per_second: float) -> Shares:
+        bounds = self.model_dump(exclude={"peaks"})
+        return Shares(**{name: images_per_second / bound for name, bound in bounds.items()})
+
+
+class Contender(_Record):
+    """One loop's timings in one case.
+
+    Attributes:
+        kind: what `--kinds` called vshift's step; None for a peer.
+        step: the step that ran, which `auto` chose.
+        peer: the peer's name; None for vshift.
+        log: whether every BN layer's variance was logged; None for a peer.
+        loss: mean of the last epoch, to see that all did the same work; None if it is NaN.
+        peak_memory: bytes on the GPU; None on a CPU, where it is not measured.
+        shares: of the bounds, with the reference peaks where there are some, else the measured.
+    """
+
+    name: str
+    kind: str | None
+    step: str | None
+    peer: str | None
+    log: bool | None
+    setup_seconds: float
+    loss: float | None
+    peak_memory: int | None
+    seconds: Series
+    images_per_second: Series
+    shares: Shares
+
+
+class Ratio(_Record):
+    """`contender`'s speed over `to`'s, repeat by repeat."""
+
+    contender: str
+    to: str
+    speed: Series
+
+
+class LoggingCost(_Record):
+    """Time with logging over time without it, minus 1, repeat by repeat."""
+
+    kind: str
+    overhead: Series
+
+
+class LeftOut(_Record):
+    """What was asked for and not measured."""
+
+    contender: str
+    reason: str
+    failed: bool
+
+
+class CaseResult(_Record):
+    """One race. `images` are those of one epoch, which is what each of the timings took."""
+
+    network: str
+    batch: int
+    noise: str
+    images: int
+    parameters: int
+    macs: int
+    bounds: list[Bound]
+    contenders: list[Contender]
+    ratios: list[Ratio]
+    logging: list[LoggingCost]
+    left_out: list[LeftOut]
+    clock_mhz: float | None
+
+    def find(self, name: str) -> Contender | None:
+        return next((c for c in self.contenders if c.name == name), None)
+
+
+class DeviceInfo(_Record):
+    """Where it ran.
+
+    Attributes:
+        clock_mhz: at the beginning; each case has its own, right behind its race.
+        load: average number of busy processes in the minute before; None where nobody counts them.
+        flops, bytes_per_second: the peaks measured there.
+    """
+
+    kind: Literal["cpu", "cuda"]
+    name: str
+    cores: int | None
+    threads: int
+    clock_mhz: float | None
+    clock_mhz_max: float | None
+    load: float | None
+    flops: float
+    bytes_per_second: float
+
+
+class Results(_Record):
+    """A bench: its JSON file.
+
+    Attributes:
+        steps: of an epoch, the last one smaller. `repeats`: asked for; n is in each series.
+        not_raced: cases for which the time was over.
+    """
+
+    version: Literal[1] = 1
+    created: str
+    device: DeviceInfo
+    versions: dict[str, str | None]
+    git: str | None
+    steps: int
+    repeats: int
+    budget: float | None
+    cases: list[CaseResult]
+    not_raced: list[str]
+
+    def write(self, path: Path) -> Path:
+        """Write the JSON file, whole or not at all; into a folder as <device>.json.
+
+        Raises:
+            VShiftError: it cannot be written.
+        """
+        path = path / f"{slug(self.device)}.json" if path.is_dir() else path
+        new = path.with_name(f".{path.name}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new.write_text(self.model_dump_json(indent=1) + "\n")
+            os.replace(new, path)
+        except OSError as error:
+            raise VShiftError(
+                f"--json {path}: cannot be written: {error.strerror}; choose another place"
+            ) from error
+        return path
+
+
+def slug(device: DeviceInfo) -> str:
+    """The device as a file name: `nvidia-h100-80gb-hbm3`, `intel-xeon-processor-2-threads`."""
+    name = re.sub(r"\((R|TM)\)", "", device.name, flags=re.IGNORECASE)
+    text = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return f"{text}-{device.threads}-threads" if device.kind == "cpu" else text
+
+
+def read_results(path: Path) -> Results:
+    """Read a bench's JSON file.
+
+    Raises:
+        VShiftError: it is missing or is something else.
+    """
+    try:
+        return Results.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise VShiftError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise VShiftError(
+            f"{path}: not a file of `vshift bench --json` of this version: {where}: {first['msg']}"
+        ) from None

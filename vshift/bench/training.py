@@ -1,0 +1,93 @@
+"""vshift's own contender: the epoch that `vshift train` runs, from the functions that it calls."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+
+from vshift.bench.cases import Case, make_config
+from vshift.data import ImageSet
+from vshift.data.images import Part, image_set
+from vshift.objective import objective_of
+from vshift.schedule import learning_rates
+from vshift.seeding import derive
+from vshift.shift.probe import TrainingLog
+from vshift.step import Tally, make_optimizer, make_step
+from vshift.train import make_subject
+
+CLASSES, SIZE = 10, 32
+
+
+def random_images(batch: int, steps: int, device: torch.device) -> ImageSet:
+    """uint8 noise for an epoch of `steps` batches, [N, 32, 32, 3], the same at every call.
+
+    The last batch holds five eighths of the others, as CIFAR-10's does at 128.
+    """
+    count = steps * batch - 3 * batch // 8
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.empty(count, SIZE, SIZE, 3, dtype=torch.uint8).random_(generator=generator)
+    labels = torch.randint(CLASSES, (count,), generator=generator)
+    train = Part(pixels, labels)
+    names = tuple(str(i) for i in range(CLASSES))
+    return image_set("random", names, train, None, Part(pixels[:1], labels[:1])).to(device)
+
+
+class Training:
+    """Training a case with vshift, epoch by epoch.
+
+    Args:
+        say: told if the step of a kind cannot be had and a slower one runs.
+
+    Attributes:
+        step: the kind of step that runs, which `auto` chose.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        images: ImageSet,
+        *,
+        log: bool,
+        kind: str,
+        threads: int | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        device = images.train.images.device
+        hardware = {"device": device.type, "threads": threads}
+        config = make_config(case, log=log, kind=kind, hardware=hardware)
+        subject = make_subject(config, 0, images)
+        self.stream, self.model = subject.stream, subject.model.train()
+        self.rates = learning_rates(
+            config.schedule, config.optimizer.learning_rate, 1, self.stream.steps
+        )
+        self.tally = Tally(device)
+        self.log = TrainingLog(self.model) if log else None
+        self._step = make_step(
+            kind,
+            self.stream,
+            self.model,
+            make_optimizer(self.model, config.optimizer),
+            config.hardware.precision,
+            self.tally,
+            self.log,
+            objective_of(config),
+            say,
+        )
+        self.step = self._step.name
+        self._epochs = itertools.count(1)
+
+    def epoch(self) -> float:
+        """Train once over all images as `vshift.train.train` does; returns the mean loss.
+
+        The once-an-epoch copies of scores and of the log to the host are part of it.
+        """
+        number = next(self._epochs)
+        torch.manual_seed(derive(0, number, "noise"))
+        for _ in self._step.epoch(self.stream, derive(0, number, "data"), self.rates):
+            pass
+        score = self.tally.take()
+        if self.log is not None:
+            self.log.take()
+        return score.loss
