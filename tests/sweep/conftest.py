@@ -1,4 +1,4 @@
-"""Sweeps whose runs are stubs: every test of scheduling starts real processes, and trains nothing."""
+"""Sweeps whose runs are stubs: tests of scheduling start real processes, and train nothing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Stands in for `vshift train` where a test is about scheduling: starts in a moment, trains nothing.
+"""Stands in for `vshift train` where a test is about scheduling: starts at once, trains nothing.
 
-`python stub.py JOURNAL PLAN HASH NAME SEED RUNS_DIR`. PLAN is JSON, {label: [behaviour, …]} with one
-behaviour for each attempt, the last one for all further ones; without any it is `done`. Every
+`python stub.py JOURNAL PLAN HASH NAME SEED RUNS_DIR`. PLAN is JSON, {label: [behaviour, …]} with
+one behaviour for each attempt, the last one for all further ones; without any it is `done`. Every
 attempt is two lines in JOURNAL, at its beginning and at its end.
 """
 
@@ -31,9 +31,10 @@ def leave(status, **more):
            "seconds": seconds, "data": "shapes", "device": "cpu"}  # fmt: skip
     (folder / "run.json").write_text(json.dumps(run))
     if status == "done":
-        row = {"test_accuracy": 50.0, "test_error": 50.0, "test_loss": 1.0, "shift_ratio_mean": 1.0}
-        (folder / "summary.json").write_text(json.dumps(row))
-        (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "test_accuracy": 50.0}) + "\n")
+        summary = {"test_accuracy": 50.0, "test_error": 50.0, "shift_ratio_mean": 1.0}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        row = {"epoch": 1, "test_accuracy": 50.0}
+        (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
 
 
 def stopped(number, frame):

@@ -33,7 +33,7 @@ def test_every_run_is_made_once_and_then_left_alone(bench):
 
 def test_one_plain_line_a_run_without_a_terminal(bench):
     bench.sweep(jobs=1)
-    head, *lines = bench.said.splitlines()
+    _, *lines = bench.said.splitlines()
     assert [line.split(":")[0] for line in lines] == [f"[{n + 1}/3] s seed {n}" for n in range(3)]
     assert all("done after" in line and "test 50.00 %" in line for line in lines)
     assert "about" in lines[0]
@@ -117,7 +117,7 @@ def test_runs_share_a_gpu_only_if_asked_to(bench, monkeypatch):
     bench.sets = ["hardware={device: auto}"]
     bench.behaviours = {f"s seed {n}": ["sleep:0.4"] for n in range(3)}
     bench.sweep(jobs=3)
-    assert "1 GPU for 3 runs at a time: 1 run at a time; --jobs-per-gpu 3 lets them share" in bench.said
+    assert "1 GPU for 3 runs at a time: 1 run at a time; --jobs-per-gpu 3 lets" in bench.said
     assert [row["what"] for row in bench.journal] == ["begin", "end"] * 3
     bench.sweep(jobs=None, jobs_per_gpu=3, fresh=True)
     assert [row["what"] for row in bench.journal[6:]] == ["begin"] * 3 + ["end"] * 3
@@ -304,7 +304,7 @@ def test_ctrl_c_waits_for_the_runs_and_a_second_one_does_not(bench, monkeypatch,
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of a parent's death")
 def test_a_sweep_that_is_killed_takes_real_runs_with_it(bench, tmp_path):
-    """`vshift train` asks the kernel for a signal; the stub does as it does."""
+    """`vshift train` asks the kernel for a signal."""
     config = tmp_path / "s.yaml"
     config.write_text(config.read_text().replace("epochs: 2", "epochs: 1000"))
     command = [sys.executable, "-m", "vshift", "sweep", str(config), "--runs-dir", str(bench.runs)]

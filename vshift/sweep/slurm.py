@@ -8,11 +8,11 @@ known to wait.
 from __future__ import annotations
 
 import math
-import os
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -184,9 +184,7 @@ def submit(entries: Sequence[Entry], runs_dir: Path, how: Slurm, reporter: Repor
     Raises:
         VShiftError: submitit or Slurm is missing, or sbatch refuses.
     """
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    folder = runs_dir / FOLDER / f"{stamp}-{os.getpid()}"
-    executor = _executor(folder, how)
+    executor = _executor(runs_dir / FOLDER, how)
     size = array_limit()
     chunks = [entries[n : n + size] for n in range(0, len(entries), size)]
     # A throttle counts within one array; several share it.
@@ -210,11 +208,14 @@ def _executor(folder: Path, how: Slurm) -> Any:
         raise VShiftError(
             f"--slurm needs submitit ({error}); install it with: pip install 'vshift[slurm]'"
         ) from None
-    with explained(folder, "make the folder"):
-        folder.mkdir(parents=True, mode=0o700)  # jobs unpickle what lies there
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-")
+    with explained(folder, "make a folder in"):
+        own = tempfile.mkdtemp(
+            prefix=stamp, dir=folder
+        )  # nobody else's: jobs unpickle what is there
     try:
         executor = submitit.SlurmExecutor(
-            folder, max_num_timeout=FOR_EVER, python=shlex.quote(sys.executable)
+            own, max_num_timeout=FOR_EVER, python=shlex.quote(sys.executable)
         )
     except RuntimeError:
         raise VShiftError(
