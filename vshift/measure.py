@@ -73,9 +73,7 @@ class Subject:
             return self.plain(part)()  # the score depends on who is in a batch
         return self._watched(plain_stream(self.images, part).plain())
 
-    def _watched(
-        self, batches: Iterable[tuple[Tensor, Tensor]]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _watched(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches:
             self.between()
             yield batch

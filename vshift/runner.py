@@ -17,7 +17,6 @@ from vshift.progress import Reporter
 from vshift.runs import RunFolder, look, number, prepare, run_path
 from vshift.train import build_for, train
 
-
 _NOTED = "stopping behind this step, with a checkpoint; Ctrl-C again stops at once"
 
 

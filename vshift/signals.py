@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1 ask a run to stop: it finishes its step, writes down where it is, ends.
+"""SIGINT, SIGTERM and SIGUSR1 ask a run to stop: it ends its step, writes a checkpoint and exits.
 
 SIGINT is Ctrl-C. SIGTERM and SIGUSR1 are what schedulers send before they take a machine away.
 """

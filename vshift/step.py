@@ -46,7 +46,6 @@ class Tally:
         self._count = 0
         return score
 
-
     def state_dict(self) -> dict[str, Any]:
         """The sums so far, on the CPU."""
         return {"sums": self._sums.cpu().clone(), "count": self._count}

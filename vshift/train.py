@@ -42,6 +42,7 @@ from vshift.signals import Request
 from vshift.step import EagerStep, Tally, make_optimizer
 
 Row = dict[str, Any]
+MOST_STEPS = 10**8  # of a run; each has its learning rate in a list
 
 
 def train(
@@ -187,6 +188,11 @@ def build_for(config: Config, images: ImageSet, seed: int) -> nn.Module:
         size=images.size,
         seed=derive(seed, 0, "weights"),
     )
+    steps = config.epochs * -(-len(images.train) // config.data.batch_size)
+    if steps > MOST_STEPS:
+        raise ConfigError(
+            f"epochs: {config.epochs:,} epochs are {steps:,} steps; at most {MOST_STEPS:,}"
+        )
     if len(images.train) % config.data.batch_size == 1 and isinstance(
         config.network, FullyConnected
     ):

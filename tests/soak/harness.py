@@ -43,8 +43,12 @@ class Trainer:
             with open(messages, "a") as file:
                 self.process = subprocess.Popen(
                     [sys.executable, "-m", "vshift", *words],
-                    stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment(), text=True,
-                )  # fmt: skip
+                    stdout=file,
+                    stderr=file,
+                    stdin=subprocess.DEVNULL,
+                    env=environment(),
+                    text=True,
+                )
             self.pid = self.process.pid
             return
         assert self.server.stdin
@@ -160,7 +164,7 @@ def where(runs: Path, config: Path) -> tuple[str, str]:
     folder = runs / config.stem / "seed-0"
     if not (folder / "run.json").exists():
         return "start-up", ""
-    rows = (folder / "metrics.jsonl").read_text().count("\n") if _has(folder, "metrics.jsonl") else 0
+    rows = (_bytes(folder / "metrics.jsonl") or b"").count(b"\n")
     place = f", {rows} epochs logged"
     if _has(folder, "checkpoint.pt"):
         state = torch.load(folder / "checkpoint.pt", weights_only=True)

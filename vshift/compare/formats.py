@@ -168,12 +168,16 @@ def _latex(comparison: Comparison) -> str:
     )
 
 
+# The wide forms too, which Japanese and Chinese spreadsheets take for the narrow ones.
+_FORMULA = tuple("=+-@＝＋－＠")
+
+
 def _unformula(value: Any) -> Any:
     """Text that a spreadsheet does not take for a formula."""
     if not isinstance(value, str):
         return value
     text = visible(value)
-    suspect = text.lstrip()[:1] in ("=", "+", "-", "@") and not _is_number(text)
+    suspect = text.lstrip()[:1] in _FORMULA and not _is_number(text)
     return f"'{text}" if suspect else text
 
 

@@ -76,7 +76,6 @@ class TrainingLog:
             name: Moments(averages[i], averages[count + i]) for i, name in enumerate(self.layers)
         }
 
-
     def state_dict(self) -> dict[str, Any]:
         """The sums so far, on the CPU."""
         return {"sums": [total.cpu().clone() for total in self._sums], "steps": self._steps}

@@ -27,6 +27,7 @@ from vshift.shift.modes import BNState, bn_state, load_bn_state, modes
 from vshift.shift.moments import Batches, Pooled, Welford, pooled_moments, watching
 from vshift.shift.probe import batch_norms, preserved
 
+
 class NotFiniteError(ValueError):
     """A layer's input has no finite statistics: the network has diverged, or nearly so."""
 
