@@ -36,9 +36,11 @@ class Trainer:
     def __init__(self, server: subprocess.Popen[str] | None) -> None:
         self.server = server
         self.process: subprocess.Popen[str] | None = None
-        self.pid = 0
+        self.pid, self.ended = 0, True
 
-    def start(self, words: list[str], messages: Path) -> None:
+    def start(self, words: list[str], messages: Path, **limits: int) -> None:
+        """Begin a command; `limits` are the server's `uid` and `largest_file`."""
+        self.ended = False
         if self.server is None:
             with open(messages, "a") as file:
                 self.process = subprocess.Popen(
@@ -52,7 +54,8 @@ class Trainer:
             self.pid = self.process.pid
             return
         assert self.server.stdin
-        print(json.dumps({"words": words, "messages": str(messages)}), file=self.server.stdin)
+        request = {"words": words, "messages": str(messages), **limits}
+        print(json.dumps(request), file=self.server.stdin)
         self.server.stdin.flush()
         self.pid = self._answer()["pid"]
 
@@ -62,9 +65,16 @@ class Trainer:
 
     def wait(self) -> int:
         """The exit code, or minus the signal that ended it."""
+        self.ended = True
         if self.process is not None:
             return self.process.wait(120)
         return int(self._answer()["code"])
+
+    def end(self) -> None:
+        """Nothing that was started is left running."""
+        if self.pid and not self.ended:
+            self.kill(signal.SIGKILL)
+            self.wait()
 
     def _answer(self) -> dict[str, Any]:
         assert self.server

@@ -15,7 +15,6 @@ from tests.soak.harness import (
     Case,
     Trainer,
     differences,
-    fork_server,
     phases,
     train_killed,
     train_whole,
@@ -49,12 +48,6 @@ checkpoint: {every: 3, minutes: 0.0005, keep: 3}
 hardware: {device: cpu, precision: float32, threads: 1}
 """
 CONFIGS = {"resnet": RESNET, "mlp": MLP}
-
-
-@pytest.fixture(scope="module")
-def server():
-    with fork_server() as process:
-        yield process
 
 
 @pytest.mark.timeout(7200)
