@@ -38,7 +38,7 @@ from vshift.schedule import learning_rates
 from vshift.seeding import derive
 from vshift.shift.graph import noise_in_front
 from vshift.shift.probe import TrainingLog, running_moments
-from vshift.signals import Request
+from vshift.signals import NEVER, Request
 from vshift.step import EagerStep, Tally, make_optimizer
 
 Row = dict[str, Any]
@@ -51,7 +51,7 @@ def train(
     images: ImageSet,
     folder: RunFolder,
     reporter: Reporter,
-    stop: Request | None = None,
+    stop: Request = NEVER,
 ) -> str:
     """Train until the last epoch and write everything into the folder as it comes.
 
@@ -73,7 +73,7 @@ def train(
     tally = Tally(images.train.images.device)
     log = TrainingLog(model) if config.measure.every else None
     step = EagerStep(model, optimizer, config.hardware.precision, tally, log, objective_of(config))
-    keeper = Keeper(folder, subject, optimizer, tally, log, stop or Request(), reporter.say)
+    keeper = Keeper(folder, subject, optimizer, tally, log, stop, reporter.say)
     subject = replace(subject, between=keeper.between)
     finished = keeper.restore()
     reporter.start(f"{config.name} seed {seed}", finished, config.epochs, stream.steps)

@@ -94,9 +94,7 @@ def test_a_crafted_checkpoint_runs_nothing(tmp_path: Path, with_checksum: bool) 
     buffer = io.BytesIO()
     torch.save({"version": 1, "epoch": Crafted(tmp_path / "made")}, buffer)
     data = bytearray(buffer.getvalue())
-    (tmp_path / "checkpoint.pt").write_bytes(
-        checkpoints.sealed(data) if with_checksum else data
-    )
+    (tmp_path / "checkpoint.pt").write_bytes(checkpoints.sealed(data) if with_checksum else data)
     with pytest.raises(Damaged, match=r"holds more than tensors and numbers: \S*open"):
         load(tmp_path / "checkpoint.pt")
     assert not (tmp_path / "made").exists()

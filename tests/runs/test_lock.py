@@ -103,7 +103,7 @@ def test_an_owner_elsewhere_is_gone_after_silence(folder: Path) -> None:
 @pytest.mark.parametrize("content", ["", "[]", '{"pid": "x"}', "{" * 9000, "\0" * 9])
 def test_a_damaged_owner_file_is_respected_until_it_is_old(folder: Path, content: str) -> None:
     (folder / OWNER).write_text(content)
-    with pytest.raises(RunError, match="training in .*: unknown, last sign of life"):
+    with pytest.raises(RunError, match=r"training in .*: unknown, last sign of life"):
         lock.lock(folder)
     old = time.time() - SILENCE - 5
     os.utime(folder / OWNER, (old, old))
