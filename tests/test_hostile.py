@@ -209,6 +209,21 @@ def test_bombs_in_configs_and_in_a_runs_config(
     assert not (tmp_path / "made").exists()
 
 
+@settings(many, max_examples=60)
+@given(st.text(max_size=60) | st.recursive(
+    st.sampled_from(["a", "1", "~", "'x'", "&a b", "*a", "!!x y", "- ", "1e999", "0x" + "f" * 99]),
+    lambda inner: st.builds("[{}, {}]".format, inner, inner) | st.builds("{{a: {}}}".format, inner),
+))  # fmt: skip
+def test_any_text_through_the_command_check(tmp_path: Path, text: str) -> None:
+    (tmp_path / "any.yaml").write_bytes(text.encode(errors="surrogatepass"))
+    (tmp_path / "study.yaml").write_text(f"{dump(TINY)}\nbase: any.yaml\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["vshift", "check", str(tmp_path)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+    assert caught.value.code in (0, None, 2)
+
+
 def test_json_bombs(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "runs")
     for content in (b"[" * 10**6, b'{"a":' * 10**6, b'{"a": ' + b"9" * 10**6 + b"}"):
