@@ -41,7 +41,7 @@ MLP = """
 data: {name: shapes, train: 120, test: 50, batch_size: 10}
 network: {name: mlp, widths: [64, 64], noise: {kind: gaussian, rate: 0.3, position: before_bn}}
 norm: {kind: batch, cumulative: true}
-epochs: 6
+epochs: 12
 measure: {eval_batches: 2, every: 2, modes: true, monte_carlo: 2}
 recalibration: {methods: [swap, precise, layerwise, dropout_on, batch, mix], batches: 4}
 checkpoint: {every: 3, minutes: 0.0005, keep: 3}
@@ -73,7 +73,7 @@ def test_killed_runs_end_in_the_same_bits(server, tmp_path: Path, capsys) -> Non
     _report(cases, capsys)
     assert [case for case in cases if case.differences] == []
     landed = phases(cases)
-    assert landed["training"] + landed["writing"] + landed["measured, not saved"] >= KILLS / 3
+    assert landed["training"] + landed["writing"] >= KILLS / 3
 
 
 @pytest.mark.timeout(600)

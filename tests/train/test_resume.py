@@ -62,14 +62,14 @@ class Asked(Request):
         return self.left < 0
 
 
-def attempt(runs, config=CONFIG, stop=None, steps=None):
+def attempt(runs, config=CONFIG, stop=None, steps=None, device="cpu"):
     """Train until a stop or the end; returns the folder, the status and what was said."""
     folder, _ = prepare(runs, config, 0)
     stop = stop or Request()
     watch, status = Watch(stop, steps), "interrupted"
     try:
         with suppress(Stopped):
-            status = train(config, 0, load(config.data, "cpu"), folder, watch, stop)
+            status = train(config, 0, load(config.data, device), folder, watch, stop)
     finally:
         folder.finish(status)
         folder.close()
