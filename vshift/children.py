@@ -30,12 +30,12 @@ class Children:
 
     def run(self, command: list[str], **options: Any) -> int | None:
         """Run a command to its end; its exit code, or None if it was not started any more."""
-        if self.stop:
+        if self.stop.asked:
             return None
         with subprocess.Popen(command, **options) as process:
             self._running.add(process)
             try:
-                if self.stop:  # it came while the process was starting
+                if self.stop.asked:  # it came while the process was starting
                     process.send_signal(signal.SIGTERM)
                 return process.wait()
             finally:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vshift.errors import ConfigError, Stopped, VShiftError, printable
+from vshift.errors import ConfigError, Stopped, VShiftError, printable, visible
 from vshift.signals import stopping_at_once
 
 app = typer.Typer(
@@ -214,7 +214,7 @@ def check(
             problems += error.problems
             continue
         runs = sum(len(point.config.seeds) for point in points)
-        typer.echo(f"{path}: ok, {runs} run{'s' if runs != 1 else ''}")
+        typer.echo(f"{visible(str(path))}: ok, {runs} run{'s' if runs != 1 else ''}")
     if problems:
         raise ConfigError(*problems)
 

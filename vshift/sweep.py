@@ -133,7 +133,7 @@ def sweep(
     message = "" if reporter.quiet else "stopping: every run writes its checkpoint and ends"
     with children.listening(message), ThreadPoolExecutor(workers) as pool:
         succeeded = list(pool.map(work, waiting))
-    if children.stop and not all(succeeded):
+    if children.stop.asked and not all(succeeded):
         left = len(succeeded) - sum(succeeded)
         raise Interrupted(
             f"interrupted with {left} of {len(jobs)} runs to go; the same command goes on with them"
@@ -168,7 +168,7 @@ def _run(
     """Run one command; side by side, its messages are shown only if it fails."""
     if not apart:
         return children.run(command, env=environment) == 0
-    if children.stop:
+    if children.stop.asked:
         return False
     reporter.say(f"{label}: started")
     with tempfile.TemporaryFile() as messages:
@@ -176,6 +176,6 @@ def _run(
         messages.seek(0)
         text = messages.read().decode(errors="replace").strip()
     last = text.splitlines()[-1] if text else ""
-    ended_well = code == 0 or (children.stop and code in (130, 143, None))
+    ended_well = code == 0 or (children.stop.asked and code in (130, 143, None))
     reporter.say(last if ended_well else f"{label} failed:\n{text}")
     return code == 0
