@@ -1,0 +1,1 @@
+"""Run folders → one HTML file that explains itself, and figures for papers."""
