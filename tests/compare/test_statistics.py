@@ -1,0 +1,178 @@
+"""Intervals, tests and seed counts against scipy.stats, tables, hand sums and simulated seeds."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from vshift.compare.statistics import (
+    MOST_SEEDS,
+    Sample,
+    describe,
+    detectable,
+    holm,
+    power_of,
+    seeds_needed,
+    verdict,
+    welch,
+)
+
+
+def sample_of(*values: float) -> Sample:
+    found = describe(values)
+    assert found is not None
+    return found
+
+
+def test_mean_and_sample_deviation_by_hand() -> None:
+    assert describe([90.0, 92.0, 94.0]) == Sample(3, 92.0, 2.0)  # √((4 + 0 + 4)/2)
+    assert describe([7.5]) == Sample(1, 7.5, None)
+    assert describe([]) is None
+    with pytest.raises(ValueError, match="not finite"):
+        describe([1.0, math.nan])
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.999])
+@pytest.mark.parametrize(("n", "other_n"), [(2, 2), (3, 3), (3, 7), (12, 4)])
+def test_welch_is_scipys(n: int, other_n: int, confidence: float) -> None:
+    random = np.random.default_rng(n * 100 + other_n)
+    one, other = random.normal(8, 0.1, n), random.normal(9, 2.5, other_n)
+    found = welch(sample_of(*one), sample_of(*other), confidence)
+    wanted = stats.ttest_ind(one, other, equal_var=False)
+    interval = wanted.confidence_interval(confidence)
+    assert found.value == pytest.approx(one.mean() - other.mean(), rel=1e-12)
+    assert found.p_value == pytest.approx(wanted.pvalue, rel=1e-9)
+    assert found.degrees == pytest.approx(wanted.df, rel=1e-9)
+    assert found.low == pytest.approx(interval.low, rel=1e-9)
+    assert found.high == pytest.approx(interval.high, rel=1e-9)
+
+
+def test_welch_changes_sign_with_the_order_and_not_with_the_unit() -> None:
+    one, other = sample_of(1.0, 2.0, 4.0), sample_of(5.0, 5.5, 7.0)
+    there, back = welch(one, other), welch(other, one)
+    assert (there.value, there.low, there.high) == (-back.value, -back.high, -back.low)  # type: ignore[operator]
+    assert there.p_value == back.p_value
+    tiny = [Sample(s.n, s.mean * 1e-200, (s.sd or 0) * 1e-200) for s in (one, other)]
+    assert welch(*tiny).p_value == pytest.approx(there.p_value)
+
+
+def test_one_seed_or_no_spread_has_a_difference_and_no_more() -> None:
+    found = welch(sample_of(5.0), sample_of(3.0, 4.0))
+    assert (found.value, found.standard_error, found.p_value, found.low) == (1.5, None, None, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = welch(sample_of(5.0, 5.0), sample_of(3.0, 3.0))
+    assert (found.value, found.standard_error, found.p_value, found.low) == (2.0, 0.0, None, None)
+
+
+def test_the_interval_covers_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    repeats, covered, rejected = 8000, 0, 0
+    for _ in range(repeats):
+        one, other = random.normal(0, 1, 5), random.normal(0, 3, 5)
+        found = welch(sample_of(*one), sample_of(*other))
+        assert found.low is not None
+        assert found.high is not None
+        assert found.p_value is not None
+        covered += found.low <= 0 <= found.high
+        rejected += found.p_value < 0.05
+    assert covered + rejected == repeats  # the interval and the test say the same
+    # Welch with 5 seeds of unequal spread: 95 % to within half a point; 3 standard errors more.
+    assert covered / repeats == pytest.approx(0.95, abs=0.005 + 3 * math.sqrt(0.95 * 0.05 / 8000))
+
+
+def test_power_is_the_share_of_simulated_studies_that_see_the_difference() -> None:
+    random = np.random.default_rng(1)
+    repeats = 20_000
+    for n, difference, sd in ((3, 2.6, 0.9), (9, 0.2, 0.142), (20, 1.0, 1.5)):
+        one = random.normal(difference, sd, (repeats, n))
+        other = random.normal(0, sd, (repeats, n))
+        seen = np.mean(stats.ttest_ind(one, other, axis=1).pvalue < 0.05)
+        allowed = 4 * math.sqrt(0.25 / repeats)
+        assert power_of(difference, n, sd) == pytest.approx(seen, abs=allowed)
+
+
+def test_power_with_unequal_spread_is_near_the_simulated_one() -> None:
+    random = np.random.default_rng(2)
+    one, other = random.normal(1.5, 2, (20_000, 10)), random.normal(0, 0.5, (20_000, 10))
+    seen = np.mean(stats.ttest_ind(one, other, axis=1, equal_var=False).pvalue < 0.05)
+    assert power_of(1.5, 10, 2, 0.5) == pytest.approx(seen, abs=0.02)
+    assert power_of(1.5, 10, 2, 0.5) == power_of(-1.5, 10, 0.5, 2)
+
+
+def test_power_of_a_published_table() -> None:
+    """Cohen 1988, table 2.4.1, two-tailed 0.05, power 0.80: n for d = .2, .5, .8 and 1.0."""
+    assert [seeds_needed(d, 1.0) for d in (0.2, 0.5, 0.8, 1.0)] == [394, 64, 26, 17]
+
+
+def test_no_effect_is_seen_as_often_as_the_level_says() -> None:
+    assert power_of(0.0, 3, 1.0) == pytest.approx(0.05, abs=1e-9)
+    assert power_of(5.0, 1, 1.0) == 0.0
+    assert power_of(5.0, 2, 0.0) == 1.0
+    assert power_of(1000.0, 3, 0.1) == 1.0
+
+
+@pytest.mark.parametrize(("difference", "seeds"), [(0.1, 33), (0.2, 9), (0.3, 4), (0.5, 3)])
+def test_seeds_for_cifar10s_usual_spread(difference: float, seeds: int) -> None:
+    """The numbers quoted for accuracies that spread by 0.12 to 0.15 points."""
+    least, most = (seeds_needed(difference, sd) for sd in (0.12, 0.15))
+    assert least is not None
+    assert most is not None
+    assert least <= seeds <= most
+
+
+def test_seeds_needed_is_the_first_number_that_is_enough() -> None:
+    for difference, sd in ((0.1, 0.15), (0.2, 0.15), (1.0, 0.4), (30.0, 1.0)):
+        n = seeds_needed(difference, sd)
+        assert n is not None
+        assert power_of(difference, n, sd) >= 0.8
+        assert n == 2 or power_of(difference, n - 1, sd) < 0.8
+    assert seeds_needed(1e-9, 1.0) is None
+    assert seeds_needed(0.0, 1.0) is None
+    assert MOST_SEEDS == 10_000
+    assert seeds_needed(0.1, 0.15, power=0.95) > seeds_needed(0.1, 0.15)  # type: ignore[operator]
+
+
+def test_detectable_is_the_inverse_of_seeds_needed() -> None:
+    least = detectable(9, 0.142)
+    assert least == pytest.approx(0.2, abs=0.005)
+    assert seeds_needed(least, 0.142) == 9
+    assert seeds_needed(least * 0.99, 0.142) == 10
+    assert detectable(1, 0.1) is None
+    assert detectable(3, 0.0) == 0.0
+
+
+def test_holm_by_hand() -> None:
+    # sorted .005 .01 .03 .04 times 4 3 2 1: .02 .03 .06 .04, and none below the one before it
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.5]) == [1.0, 1.0]
+    assert holm([None, 0.02, None]) == [None, 0.02, None]
+    assert holm([0.03, 0.03]) == [0.06, 0.06]
+    assert holm([]) == []
+
+
+def test_holm_keeps_the_chance_of_any_false_alarm() -> None:
+    random = np.random.default_rng(3)
+    tables = random.uniform(size=(4000, 6))
+    alarms = np.mean([min(p for p in holm(list(t)) if p is not None) < 0.05 for t in tables])
+    assert alarms == pytest.approx(1 - (1 - 0.05 / 6) ** 6, abs=0.012)
+
+
+def test_verdicts_in_words() -> None:
+    base = Sample(3, 8.0, 0.142)
+    assert verdict(welch(Sample(1, 9.0, None), base)) == "one seed cannot tell; take 3 or more"
+    assert verdict(welch(Sample(3, 9.0, 0.142), base)) == "more than chance"
+    close = welch(Sample(3, 8.2, 0.142), base)
+    assert verdict(close) == "cannot tell: needs about 9 seeds to see 0.2 points"
+    assert verdict(close, unit="nats").endswith("0.2 nats")
+    nothing = verdict(welch(Sample(3, 8.0, 0.142), base))
+    assert nothing == "no difference seen; 3 seeds see 0.44 points or more"
+    clear = welch(Sample(3, 8.6, 0.142), base)
+    assert verdict(clear) == "more than chance"
+    assert verdict(clear, 0.2) == "cannot tell among so many comparisons; more seeds would"
+    same = welch(Sample(3, 8.5, 0.0), Sample(3, 8.0, 0.0))
+    assert verdict(same) == "no spread between seeds to test against"
