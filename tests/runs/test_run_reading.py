@@ -99,3 +99,17 @@ def test_empty_and_missing_files(tmp_path: Path) -> None:
     done = make_run(tmp_path, "d", config=config_of("d"))
     (done / "summary.json").unlink()
     assert "summary.json is missing" in read_run(done).problems[0]
+
+
+def test_a_runs_config_is_read_by_yaml_1_2(tmp_path: Path) -> None:
+    path = make_run(tmp_path)
+    (path / "config.yaml").write_text("a: 1e-3\nb: no\nc: 012\nd: 0o17\n")
+    assert read_run(path).config == {"a": 1e-3, "b": "no", "c": 12, "d": 15}
+    (path / "config.yaml").write_text("a: 1\na: 2\n")
+    record = read_run(path)
+    assert record.config == {}
+    assert "config.yaml is damaged: config.yaml:2:1: the key `a` is there twice" in "".join(
+        record.problems
+    )
+    (path / "config.yaml").write_bytes(b"\xff\xfe\x00")
+    assert read_run(path).config == {}

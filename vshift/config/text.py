@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -84,11 +85,16 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     The name and the seeds do not count. A section that one config lacks is one difference.
     """
     ignored = {"name", "seeds"}
-    return dict(_differ(a.model_dump(exclude=ignored), b.model_dump(exclude=ignored), ""))
+    return value_differences(a.model_dump(exclude=ignored), b.model_dump(exclude=ignored))
+
+
+def value_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The same of two mappings of values, of which every key counts."""
+    return dict(_differ(a, b, ""))
 
 
 def _differ(a: Any, b: Any, path: str) -> list[tuple[str, tuple[Any, Any]]]:
-    if not isinstance(a, dict) or not isinstance(b, dict):
+    if not isinstance(a, Mapping) or not isinstance(b, Mapping):
         return [] if a == b else [(path, (a, b))]
     found = []
     for key in [*a, *(key for key in b if key not in a)]:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vshift.errors import RunError, did_you_mean
+from vshift.errors import ConfigError, RunError, did_you_mean
 from vshift.runs import files
 from vshift.runs.files import Row
 from vshift.runs.folder import CONFIG, LAYERS, METRICS, RUN, SUMMARY
@@ -103,14 +103,16 @@ def _identity(path: Path, run: Row, problems: list[str]) -> tuple[str, int]:
 
 
 def _read_config(path: Path) -> Row:
-    import yaml
+    """By the same YAML 1.2 reader that configs are loaded with: `1e-3` is a number here too."""
+    from vshift.config.reader import read
+    from vshift.config.tree import plain
 
     data = files.read_bytes(path)
     if data is None:
         raise RunError(f"{path} is missing")
     try:
-        value = yaml.load(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        value = plain(read(data.decode(), path.name))
+    except (ConfigError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{path} is damaged: {reason[:200]}") from error
     if not isinstance(value, dict):
