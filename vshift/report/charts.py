@@ -33,9 +33,10 @@ CONFIG: dict[str, Any] = {
         "domainColor": MIDDLE,
         "tickColor": MIDDLE,
         "labelLimit": 160,
+        "labelSeparation": 8,
     },
     "legend": {"labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal",
-        "labelColor": INK, "titleColor": INK, "symbolLimit": 0, "labelLimit": 220},
+        "labelColor": INK, "titleColor": INK, "symbolLimit": 0, "symbolOpacity": 1, "labelLimit": 220},
     "range": {"category": ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]},
 }  # fmt: skip
 

@@ -289,15 +289,16 @@ def _histograms(layer: str, of: dict[str, list[np.ndarray]]) -> Iterator[Row]:
     """With the same bins for all groups, even on a logarithmic axis."""
     values = {label: np.log2(np.concatenate(parts)) for label, parts in of.items()}
     everything = np.concatenate(list(values.values()))
-    reach = max(0.05, float(np.abs(everything).max()))
-    edges = np.linspace(min(0.0, everything.min()), max(0.0, everything.max()), _BINS + 1)
-    edges = edges if edges[-1] > edges[0] else np.array([-reach, reach])
+    low, high = min(0.0, float(everything.min())), max(0.0, float(everything.max()))
+    edges = np.linspace(low - 1e-3, high + 1e-3, _BINS + 1)
     for label, logs in values.items():
         counts, _ = np.histogram(logs, edges)
-        for i in np.flatnonzero(counts):
-            low, high = 2 ** edges[i], 2 ** edges[i + 1]
-            share = counts[i] / counts.sum()
-            yield {"group": label, "layer": layer, "from": low, "to": high, "share": share}
+        shares = [*(counts / counts.sum()), 0.0]  # an empty last one, so that steps come down
+        # Bins before the first channel and behind the last one are left out.
+        filled = np.flatnonzero(counts)
+        for i in range(max(0, filled[0] - 1), filled[-1] + 2):
+            low, high = 2 ** edges[i], 2 ** edges[min(i + 1, _BINS)]
+            yield {"group": label, "layer": layer, "from": low, "to": high, "share": shares[i]}
 
 
 # ---- scores ------------------------------------------------------------------------------------

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vshift.compare.statistics import LEVEL, Difference, describe, holm, verdict, welch
 from vshift.report.data import Study, score_of
 from vshift.report.groups import NO_NOISE, Group
-from vshift.runs.reading import natural, number
-
-SIGNIFICANT = 0.05
+from vshift.runs.reading import natural
 
 
 @dataclass(frozen=True)
@@ -18,27 +17,31 @@ class Effect:
     """A group's mean score minus another's.
 
     Attributes:
-        low, high: 95 % confidence interval (Welch); None where a side has one run only.
-        p: of no difference (Welch); None likewise.
-        p_holm: p, corrected for all effects of the same table.
+        found: with Welch's interval and test, where both sides have two runs or more.
+        p: corrected for all effects of the same table (Holm); None where there was no test.
     """
 
     group: Group
     other: Group
-    value: float
-    low: float | None = None
-    high: float | None = None
+    found: Difference
     p: float | None = None
-    p_holm: float | None = None
+
+    @property
+    def value(self) -> float:
+        return self.found.value
 
     @property
     def real(self) -> bool:
         """More than chance explains, at 5 % over the whole table."""
-        return self.p_holm is not None and self.p_holm < SIGNIFICANT
+        return self.p is not None and self.p < LEVEL
 
     @property
     def testable(self) -> bool:
-        return self.p_holm is not None
+        return self.p is not None
+
+    def verdict(self, unit: str) -> str:
+        """In words; where chance cannot be ruled out, how many seeds would tell."""
+        return verdict(self.found, self.p, unit)
 
 
 def scores(group: Group, score: str) -> list[float]:
@@ -75,15 +78,8 @@ def between_layouts(study: Study) -> list[Effect]:
 
 
 def _turned(effect: Effect) -> Effect:
-    low, high = effect.low, effect.high
-    return replace(
-        effect,
-        group=effect.other,
-        other=effect.group,
-        value=-effect.value,
-        low=None if high is None else -high,
-        high=None if low is None else -low,
-    )
+    one, other = effect.found.arms
+    return replace(effect, group=effect.other, other=effect.group, found=welch(other, one))
 
 
 def _rest(group: Group) -> dict[str, Any]:
@@ -107,33 +103,13 @@ def _budget(group: Group) -> dict[str, Any]:
 
 
 def _table(pairs: Sequence[tuple[Group, Group]], score: str) -> list[Effect]:
-    """The pairs' differences, Holm's correction over all of them."""
-    effects = [_effect(a, b, score) for a, b in pairs if scores(a, score) and scores(b, score)]
-    tested = [e.p for e in effects if e.p is not None]
-    corrected = iter(holm(tested))
-    return [e if e.p is None else replace(e, p_holm=next(corrected)) for e in effects]
+    """The pairs' differences, with p values corrected over all of them."""
+    found = [(a, b, _difference(a, b, score)) for a, b in pairs]
+    known = [(a, b, difference) for a, b, difference in found if difference is not None]
+    adjusted = holm([difference.p_value for _, _, difference in known])
+    return [Effect(a, b, d, p) for (a, b, d), p in zip(known, adjusted, strict=True)]
 
 
-def _effect(group: Group, other: Group, score: str) -> Effect:
-    a, b = scores(group, score), scores(other, score)
-    value = sum(a) / len(a) - sum(b) / len(b)
-    if min(len(a), len(b)) < 2 or len({*a}) + len({*b}) == 2:
-        return Effect(group, other, value)
-    from scipy import stats
-
-    found = stats.ttest_ind(a, b, equal_var=False)
-    interval = found.confidence_interval(0.95)
-    return Effect(
-        group, other, value, number(float(interval.low)), number(float(interval.high)),
-        number(float(found.pvalue)),
-    )  # fmt: skip
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm (1979): the k-th smallest of m p-values × (m − k + 1), never below the one before."""
-    order = sorted(range(len(p)), key=lambda i: p[i])
-    result, highest = [1.0] * len(p), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, p[i] * (len(p) - rank)))
-        result[i] = highest
-    return result
+def _difference(group: Group, other: Group, score: str) -> Difference | None:
+    one, two = describe(scores(group, score)), describe(scores(other, score))
+    return None if one is None or two is None else welch(one, two)

@@ -100,7 +100,7 @@ def specs(study: Study) -> dict[str, dict[str, Any]]:
         chart = figure.draw(study)
         if chart is not None:
             spec = chart.properties(title="").to_dict(validate=False)
-            spec = {k: v for k, v in spec.items() if k not in ("config", "title", "datasets")}
+            spec = {k: v for k, v in spec.items() if k not in ("config", "title")}
             result[figure.id] = {**spec, "width": "container", "config": CONFIG,
                 "autosize": {"type": "fit-x", "contains": "padding"}, "description": figure.caption}  # fmt: skip
     return result
@@ -127,7 +127,7 @@ def write_figures(study: Study, folder: Path) -> list[Path]:
         spec = specs(study).get(figure.id)
         if spec is None:
             continue
-        whole = {**spec, "width": 420, "datasets": {figure.data: records(data[figure.data])}}
+        whole = {**spec, "width": 420, "datasets": {**spec.get("datasets", {}), figure.data: records(data[figure.data])}}
         whole["autosize"] = {"type": "pad"}
         for suffix, content in (
             ("svg", vlc.vegalite_to_svg(whole).encode()),

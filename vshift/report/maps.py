@@ -81,7 +81,7 @@ def _first(wanted: str, options: list[str]) -> str:
 def _heat(field: str, title: str) -> alt.Color:
     """1, no shift, is the dark end."""
     scale = alt.Scale(scheme=SCHEME, domainMin=1, type="log")
-    legend = alt.Legend(title=title, orient="right", gradientLength=120, tickCount=4, format="~g")
+    legend = alt.Legend(title=title, gradientLength=120, tickCount=4, format="~g")
     return alt.Color(f"{field}:Q", scale=scale, legend=legend)
 
 
@@ -212,13 +212,17 @@ def channels(study: Study) -> Any:
     x = alt.X("from:Q", title="eval variance / running variance of a channel",
         scale=alt.Scale(type="log", nice=False), axis=alt.Axis(format="~g", grid=False))  # fmt: skip
     y = alt.Y("share:Q", title="share of channels", axis=alt.Axis(format="%"), stack=None)
-    bars = base.mark_rect(opacity=0.3, strokeWidth=1.5, strokeOpacity=1).encode(
+    # Steps with a faint fill: filled bars of several groups hide each other.
+    steps = base.mark_area(interpolate="step-after", opacity=0.12, line=False).encode(
+        x=x, y=y, color=colour
+    )
+    outline = base.mark_line(interpolate="step-after", strokeWidth=1.8).encode(x=x, y=y, color=colour)
+    bars = base.mark_rect(opacity=0.001).encode(
         x=x,
         x2="to:Q",
         y=y,
         y2=alt.Y2Datum(0),
         color=colour,
-        stroke=colour,
         tooltip=[
             alt.Tooltip("layer:N", title="layer"),
             alt.Tooltip("group:N", title="config"),
@@ -229,7 +233,7 @@ def channels(study: Study) -> Any:
     )
     one = alt.Chart(alt.InlineData(values=[{"x": 1}])).mark_rule(color=MIDDLE, strokeDash=[4, 3])
     return (
-        alt.layer(bars, one.encode(x="x:Q"))
+        alt.layer(one.encode(x="x:Q"), steps, outline, bars)
         .add_params(hidden(), select("layer", "Layer", layers, _first(_layer_or_first(study), layers)))
         .properties(height=300)
     )

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
+from vshift.compare.statistics import LEVEL, holm
 from vshift.compare.text import fixed, visible
 from vshift.report.data import Study
-from vshift.report.effects import Effect, against_baseline, between_layouts, holm, scores
+from vshift.report.effects import Effect, against_baseline, between_layouts, scores
 from vshift.report.groups import NO_NOISE, Group
 from vshift.runs.reading import number
 
@@ -23,12 +24,13 @@ _ERRORS = 3.0
 
 @dataclass(frozen=True)
 class Card:
-    """A question, its answer in a few words, and what the answer rests on."""
+    """A question, its answer in a few words, what the answer rests on, and how it was found."""
 
     id: str
     question: str
     answer: str
     text: list[Markup]
+    fine: Markup = Markup("")
 
 
 def cards(study: Study) -> list[Card]:
@@ -66,9 +68,14 @@ def amount(study: Study, value: float | None, sign: str = "") -> str:
 
 def interval(study: Study, effect: Effect) -> str:
     """`95 % CI 1.0 to 2.0`, or what is missing for one."""
-    if effect.low is None or effect.high is None:
+    low, high = effect.found.low, effect.found.high
+    if low is None or high is None:
         return "no confidence interval from one seed"
-    return f"95 % CI {amount(study, effect.low, '+')} to {amount(study, effect.high, '+')}"
+    return f"95 % CI {amount(study, low, '+')} to {amount(study, high, '+')}"
+
+
+def _points(study: Study) -> str:
+    return " points" if study.score == "test_error" else ""
 
 
 def unit(study: Study) -> str:
@@ -106,8 +113,9 @@ def _loss(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> C
     return Card(
         "loss",
         question,
-        f"{answer}: {amount(study, worst.value, '+')}",
+        f"{answer}: {amount(study, worst.value, '+')}{_points(study)}",
         [text, *_layouts(study, effects), *_duel(study, pairs)],
+        _STAR if any(e.real for e in pairs) else Markup(""),
     )
 
 
@@ -157,9 +165,10 @@ def _duel(study: Study, pairs: Sequence[Effect]) -> list[Markup]:
         sentences.append(
             say("With the same noise, {} costs more than {}: {}.", bold(a), bold(b), joined(parts))
         )
-    if any(e.real for e in pairs):
-        sentences.append(Markup("* more than chance at 5 %, Holm over all pairs of layouts."))
     return sentences
+
+
+_STAR = Markup("* more than chance at 5 %, corrected for all pairs of layouts (Holm).")
 
 
 def _mark(effect: Effect) -> str:
@@ -184,25 +193,44 @@ def _chance(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) ->
     if real:
         parts = [_with_p(study, e) for e in real]
         text.append(say("More than chance against {}: {}.", real[0].other.label, joined(parts)))
-    unclear = [e for e in tested if not e.real]
-    if unclear:
-        text.append(say("Not told from chance: {}.", joined(_with_p(study, e) for e in unclear)))
+    text += _unclear(study, [e for e in tested if not e.real], len(tested))
     untested = [e.group.label for e in effects if not e.testable]
     if untested:
         text.append(say("With one seed only, so not tested: {}.", joined(untested)))
-    text.append(
-        Markup(
-            "Last epoch’s scores; n is the number of seeds. Intervals and p are Welch’s; p is corrected "
-            "for all comparisons (Holm), an interval is for one alone."
-        )
+    fine = Markup(
+        "Last epoch’s scores over seeds. Intervals and p are Welch’s; p is corrected for all "
+        "comparisons (Holm), an interval is for one alone."
     )
-    return Card("chance", question, f"{len(real)} of {len(tested)} are", text)
+    return Card("chance", question, f"{len(real)} of {len(tested)} are", text, fine)
+
+
+def _unclear(study: Study, unclear: Sequence[Effect], count: int) -> list[Markup]:
+    """Those that chance could make: clear if they were the only ones, or too few seeds."""
+    text = []
+    alone = [e for e in unclear if e.found.p_value is not None and e.found.p_value < LEVEL]
+    if alone:
+        parts = [say("{} {}", bold(e.group.label), amount(study, e.value, "+")) for e in alone]
+        text.append(
+            say("Clear if looked at alone, not as one of {}: {}.", count, joined(parts))
+        )
+    few = [e for e in unclear if e not in alone]
+    if few:
+        parts = [
+            say("{} {} ({})", bold(e.group.label), amount(study, e.value, "+"), _why(study, e))
+            for e in few
+        ]
+        text.append(say("Not told from chance: {}.", joined(parts)))
+    return text
+
+
+def _why(study: Study, effect: Effect) -> str:
+    return effect.verdict(_points(study).strip()).removeprefix("cannot tell: ").strip()
 
 
 def p_text(effect: Effect) -> str:
-    if effect.p_holm is None:
+    if effect.p is None:
         return "–"
-    return "< 0.001" if effect.p_holm < 0.001 else fixed(effect.p_holm, 3)
+    return "< 0.001" if effect.p < 0.001 else fixed(effect.p, 3)
 
 
 def _with_p(study: Study, effect: Effect) -> Markup:
@@ -244,14 +272,11 @@ def _beginning(study: Study, effects: Sequence[Effect]) -> Card:
         text.append(_course(study, worst, where))
     for layout in dict.fromkeys(g.noise.layout for g in study.used):
         text.append(_layout_beginning(study, layout, first))
-    text.append(
-        say(
-            "A layer counts as shifted from a ratio of {} on, three standard errors above 1.",
-            SHIFTED,
-        )
-    )
-    answer = "At none" if where is None else f"{study.layers[where]} ({names.index(where) + 1} of {len(names)})"
-    return Card("begin", question, answer, text)
+    fine = say("A layer counts as shifted from a ratio of {} on, three standard errors above 1.", SHIFTED)
+    if where is None:
+        return Card("begin", question, "At none", text, fine)
+    answer = f"{study.layers[where]}, layer {names.index(where) + 1} of {len(names)}"
+    return Card("begin", question, answer, text, fine)
 
 
 def _course(study: Study, group: Group, where: str) -> Markup:
@@ -293,8 +318,8 @@ def _prediction(study: Study) -> Card:
     exact = study.predictions[study.predictions["exact"].astype(bool)]
     if exact.empty:
         why = (
-            "No layer has noise in front of it that the formula covers exactly; or "
-            "measure.explain_batches: 0 turned it off."
+            "No layer has noise in front of it that the formula covers exactly; or the runs do not "
+            "say (measure.explain_batches: 0, or an earlier version)."
         )
         return Card("prediction", question, "Nothing to predict", [Markup(why)])
     inside = (exact["local"] - exact["predicted"]).abs() <= _ERRORS * exact["se"]
@@ -394,13 +419,15 @@ def _recalibration(study: Study, effects: Sequence[Effect]) -> Card:
             bold(amount(study, -chosen.value, "+")), unit(study))
     ]  # fmt: skip
     text += _gain_lists(study, list(found.values()))
-    return Card("recalibration", question, f"{amount(study, chosen.value)}{of}", text)
+    names = joined(dict.fromkeys(gain.method for gain in found.values()))
+    fine = say("By the method that a config lists first ({}), which need not be the best.", names)
+    answer = f"{amount(study, chosen.value)}{of}{_points(study)}"
+    return Card("recalibration", question, answer, text, fine)
 
 
 def _gain_lists(study: Study, found: list[Gain]) -> list[Markup]:
-    tested = [gain for gain in found if gain.p is not None]
-    corrected = dict(zip(map(id, tested), holm([g.p for g in tested if g.p is not None]), strict=True))
-    real = [g for g in tested if corrected[id(g)] < 0.05]
+    adjusted = holm([gain.p for gain in found])
+    real = [g for g, p in zip(found, adjusted, strict=True) if p is not None and p < LEVEL]
     rest = [g for g in found if g not in real]
     shown = lambda some: joined(  # noqa: E731
         say("{} {}", g.group.label, amount(study, g.value, "+")) for g in some
@@ -410,7 +437,4 @@ def _gain_lists(study: Study, found: list[Gain]) -> list[Markup]:
         text.append(say("More than chance (paired t test over seeds, Holm): {}.", shown(real)))
     if rest:
         text.append(say("Not told from chance: {}.", shown(rest)))
-    methods = Counter(gain.method for gain in found)
-    names = joined(methods)
-    text.append(say("The method is the first that each config lists ({}), not the best.", names))
     return text
