@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 
@@ -17,7 +17,7 @@ from vshift.report.data import Study
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif"
 INK, GRID, MIDDLE = "#333333", "#dddddd", "#888888"
 # Perceptually even and readable with every kind of colour blindness.
-SCHEME = "viridis"
+SCHEME: Literal["viridis"] = "viridis"
 
 CONFIG: dict[str, Any] = {
     "font": FONT,
@@ -36,7 +36,8 @@ CONFIG: dict[str, Any] = {
         "labelSeparation": 8,
     },
     "legend": {"labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal",
-        "labelColor": INK, "titleColor": INK, "symbolLimit": 0, "symbolOpacity": 1, "labelLimit": 220},
+        "labelColor": INK, "titleColor": INK, "symbolLimit": 0, "symbolOpacity": 1,
+        "labelLimit": 220},
     "range": {"category": ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]},
 }  # fmt: skip
 
@@ -83,7 +84,9 @@ def group_shape(study: Study) -> alt.Shape:
     return alt.Shape("group:N", scale=scale, title=None)
 
 
-def select(name: str, label: str, options: list[str], value: str, labels: list[str] | None = None) -> Any:
+def select(
+    name: str, label: str, options: list[str], value: str, labels: list[str] | None = None
+) -> Any:
     """A drop-down above the chart."""
     bind = alt.binding_select(options=options, labels=labels or options, name=label)
     return alt.param(name=name, value=value, bind=bind)
@@ -105,12 +108,15 @@ def depth(study: Study) -> Any:
     if study.depth.empty:
         return None
     base = source("depth").transform_filter(_VISIBLE)
+    ends = {"low": "datum.ratio - datum.sd", "high": "datum.ratio + datum.sd"}
     y = alt.Y("ratio:Q", title="shift ratio", scale=alt.Scale(zero=False))
     colour, x = group_colour(study), _layer_axis(study)
     one = alt.Chart(alt.InlineData(values=[{"y": 1}])).mark_rule(color=MIDDLE, strokeDash=[4, 3])
     lines = base.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour)
-    spread = base.mark_rule(strokeWidth=1.5).encode(
-        x=x, y=alt.Y("low:Q", title="shift ratio"), y2="high:Q", color=colour
+    spread = (
+        base.transform_calculate(**ends)
+        .mark_rule(strokeWidth=1.5)
+        .encode(x=x, y=alt.Y("low:Q", title="shift ratio"), y2="high:Q", color=colour)
     )
     points = base.mark_point(filled=True, size=70, opacity=1).encode(
         x=x,
@@ -224,7 +230,9 @@ def curves(study: Study) -> Any:
     x = alt.X("epoch:Q", axis=alt.Axis(grid=False, tickMinStep=1))
     y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
     colour = group_colour(study)
-    band = base.mark_area(opacity=0.15).encode(x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=colour)
+    band = base.mark_area(opacity=0.15).encode(
+        x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=colour
+    )
     line = base.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour)
     points = base.mark_point(filled=True, size=35, opacity=1).encode(
         x=x,

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vshift.compare.statistics import LEVEL, Difference, describe, holm, verdict, welch
+from vshift.compare.statistics import (
+    LEVEL,
+    Difference,
+    describe,
+    holm,
+    seeds_needed,
+    verdict,
+    welch,
+)
 from vshift.report.data import Study, score_of
 from vshift.report.groups import NO_NOISE, Group
 from vshift.runs.reading import natural
@@ -39,6 +47,14 @@ class Effect:
     def testable(self) -> bool:
         return self.p is not None
 
+    @property
+    def seeds_needed(self) -> int | None:
+        """How many seeds a side would see a difference of this size; None where none would."""
+        one, other = self.found.arms
+        if one.sd is None or other.sd is None or not self.value:
+            return None
+        return seeds_needed(self.value, one.sd, other.sd)
+
     def verdict(self, unit: str) -> str:
         """In words; where chance cannot be ruled out, how many seeds would tell."""
         return verdict(self.found, self.p, unit)
@@ -70,11 +86,10 @@ def between_layouts(study: Study) -> list[Effect]:
         and _rest(a) == _rest(b)
     ]
     effects = _table(pairs, study.score)
-    ordered = [
+    return [
         e if e.value >= 0 else _turned(e)
         for e in sorted(effects, key=lambda e: natural(e.group.noise.strength))
     ]
-    return ordered
 
 
 def _turned(effect: Effect) -> Effect:
@@ -113,3 +128,14 @@ def _table(pairs: Sequence[tuple[Group, Group]], score: str) -> list[Effect]:
 def _difference(group: Group, other: Group, score: str) -> Difference | None:
     one, two = describe(scores(group, score)), describe(scores(other, score))
     return None if one is None or two is None else welch(one, two)
+
+
+def worst_of(effects: Sequence[Effect]) -> Effect:
+    """The largest loss that is more than chance; where there is none, the largest."""
+    return max(effects, key=lambda e: (e.real and e.value > 0, e.value))
+
+
+def most_affected(study: Study, effects: Sequence[Effect]) -> Group:
+    if effects:
+        return worst_of(effects).group
+    return max(study.used, key=lambda g: g.row["shift_ratio_mean"] or 0.0)

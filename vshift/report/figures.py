@@ -80,7 +80,7 @@ def frames(study: Study) -> dict[str, pd.DataFrame]:
             number=depth["index"] + 1,
             layout=depth["group"].map(lambda label: noise[label].layout),
             strength=depth["group"].map(lambda label: noise[label].strength),
-        ).drop(columns=["train_variance", "running_variance", "eval_variance", "index", "total"])
+        ).drop(columns=["index", "total", "se"])
     return {
         "depth": depth,
         "predictions": study.predictions.drop(columns="index"),
@@ -94,15 +94,20 @@ def frames(study: Study) -> dict[str, pd.DataFrame]:
 
 
 def specs(study: Study) -> dict[str, dict[str, Any]]:
-    """Figure id → Vega-Lite specification without its data; those with nothing to draw are absent."""
+    """Figure id → Vega-Lite specification without its data; without those of nothing to draw."""
     result = {}
     for figure in FIGURES:
         chart = figure.draw(study)
         if chart is not None:
             spec = chart.properties(title="").to_dict(validate=False)
             spec = {k: v for k, v in spec.items() if k not in ("config", "title")}
-            result[figure.id] = {**spec, "width": "container", "config": CONFIG,
-                "autosize": {"type": "fit-x", "contains": "padding"}, "description": figure.caption}  # fmt: skip
+            result[figure.id] = {
+                **spec,
+                "width": "container",
+                "config": CONFIG,
+                "autosize": {"type": "fit-x", "contains": "padding"},
+                "description": figure.caption,
+            }
     return result
 
 
@@ -127,7 +132,11 @@ def write_figures(study: Study, folder: Path) -> list[Path]:
         spec = specs(study).get(figure.id)
         if spec is None:
             continue
-        whole = {**spec, "width": 420, "datasets": {**spec.get("datasets", {}), figure.data: records(data[figure.data])}}
+        whole = {
+            **spec,
+            "width": 420,
+            "datasets": {**spec.get("datasets", {}), figure.data: records(data[figure.data])},
+        }
         whole["autosize"] = {"type": "pad"}
         for suffix, content in (
             ("svg", vlc.vegalite_to_svg(whole).encode()),

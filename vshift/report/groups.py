@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import colorsys
-import os.path
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from vshift.compare import Comparison
@@ -16,8 +16,8 @@ from vshift.runs.reading import RunRecord, natural, number
 Row = dict[str, Any]
 
 NO_NOISE = "no noise"
-# Okabe and Ito (2008): eight hues that people with any kind of colour blindness tell apart. Black is
-# left out, as it cannot be seen on a dark page, and so is yellow on a white one.
+# Okabe and Ito (2008): hues that people with any kind of colour blindness tell apart; less black,
+# which cannot be seen on a dark page, and yellow, which cannot on a white one.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#8a8a8a"
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
@@ -101,10 +101,13 @@ def _has_score(run: RunRecord) -> bool:
 
 
 def short_labels(names: Sequence[str]) -> list[str]:
-    """Names without the words that all of them begin with, if something is left of each."""
-    prefix = os.path.commonprefix([visible(name) for name in names]) if len(names) > 1 else ""
-    prefix = prefix[: prefix.rfind("-") + 1]
-    return [visible(name).removeprefix(prefix) for name in names]
+    """Names without the words that all of them begin with, if what is left still is a name."""
+    shown = [visible(name) for name in names]
+    parts = [name.split("-") for name in shown]
+    same = takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False))
+    start = sum(len(column[0]) + 1 for column in same) if len(shown) > 1 else 0
+    rests = [name[start:] for name in shown]
+    return rests if all(rest[:1].isalpha() for rest in rests) else shown
 
 
 def _entries(config: Row) -> list[Row]:

@@ -8,7 +8,13 @@ import altair as alt
 
 from vshift.compare.text import visible
 from vshift.report.charts import (
-    MIDDLE, SCHEME, group_colour, hidden, number, select, source
+    MIDDLE,
+    SCHEME,
+    group_colour,
+    hidden,
+    number,
+    select,
+    source,
 )  # fmt: skip
 from vshift.report.data import Study
 from vshift.report.groups import NO_NOISE
@@ -209,14 +215,20 @@ def channels(study: Study) -> Any:
     base = source("channels").transform_filter(
         "indexof(hidden, datum.group) < 0 && datum.layer == layer"
     )
-    x = alt.X("from:Q", title="eval variance / running variance of a channel",
-        scale=alt.Scale(type="log", nice=False), axis=alt.Axis(format="~g", grid=False))  # fmt: skip
+    x = alt.X(
+        "from:Q",
+        title="eval variance / running variance of a channel",
+        scale=alt.Scale(type="log", nice=False),
+        axis=alt.Axis(format="~g", grid=False),
+    )
     y = alt.Y("share:Q", title="share of channels", axis=alt.Axis(format="%"), stack=None)
     # Steps with a faint fill: filled bars of several groups hide each other.
     steps = base.mark_area(interpolate="step-after", opacity=0.12, line=False).encode(
         x=x, y=y, color=colour
     )
-    outline = base.mark_line(interpolate="step-after", strokeWidth=1.8).encode(x=x, y=y, color=colour)
+    outline = base.mark_line(interpolate="step-after", strokeWidth=1.8).encode(
+        x=x, y=y, color=colour
+    )
     bars = base.mark_rect(opacity=0.001).encode(
         x=x,
         x2="to:Q",
@@ -234,7 +246,9 @@ def channels(study: Study) -> Any:
     one = alt.Chart(alt.InlineData(values=[{"x": 1}])).mark_rule(color=MIDDLE, strokeDash=[4, 3])
     return (
         alt.layer(one.encode(x="x:Q"), steps, outline, bars)
-        .add_params(hidden(), select("layer", "Layer", layers, _first(_layer_or_first(study), layers)))
+        .add_params(
+            hidden(), select("layer", "Layer", layers, _first(_layer_or_first(study), layers))
+        )
         .properties(height=300)
     )
 

@@ -27,7 +27,7 @@ from vshift.report.groups import Group
 from vshift.report.story import cards
 from vshift.runs import files
 
-_DIGITS = 5  # significant: more than any figure shows
+_DIGITS = 4  # significant: more than any figure shows
 
 
 def render(study: Study, title: str) -> str:
@@ -35,11 +35,12 @@ def render(study: Study, title: str) -> str:
     import vl_convert
 
     style, script = (_asset(name) for name in ("style.css", "script.js"))
-    vega = vl_convert.javascript_bundle()
+    vega = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]  # all of it
     drawn = specs(study)
     data = {figure.data for figure in FIGURES if figure.id in drawn}
     content = {
         "groups": [{"label": g.label, "mark": _mark_id(g)} for g in study.used],
+        "hidden": at_first_hidden(study),
         "specs": drawn,
         "data": {name: pack(frame) for name, frame in frames(study).items() if name in data},
     }
@@ -71,7 +72,21 @@ def render(study: Study, title: str) -> str:
         missing=[figure for figure in FIGURES if figure.id not in drawn],
         caption=study.comparison.caption,
         prefix_note=_prefix_note(study),
+        crowd=len(at_first_hidden(study)),
     )
+
+
+_CROWD, _SHOWN = 24, 12
+
+
+def at_first_hidden(study: Study) -> list[str]:
+    """The labels that figures of very many configs begin without: all but the baseline and those
+    with the largest mean shift, or nobody could read them."""
+    groups = study.used
+    if len(groups) <= _CROWD:
+        return []
+    ranked = sorted(groups, key=lambda g: (not g.is_baseline, -(g.row["shift_ratio_mean"] or 0.0)))
+    return [group.label for group in ranked[_SHOWN:]]
 
 
 def _asset(name: str) -> str:
@@ -95,7 +110,7 @@ def _for_script(value: Any) -> str:
 
 
 def pack(frame: pd.DataFrame) -> dict[str, Any]:
-    """A frame as columns: words once in a list with a code a row, numbers to five digits."""
+    """A frame as columns: words once in a list with a code a row, numbers to a few digits."""
     columns: dict[str, Any] = {}
     for name in frame.columns:
         column = frame[name]

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vshift.compare.statistics import LEVEL
 from vshift.compare.text import NONE, fixed, visible, with_spread
 from vshift.report.data import Study
 from vshift.report.effects import Effect, against_baseline
+from vshift.report.gains import gains
 from vshift.report.groups import Group
-from vshift.report.story import gains, interval, p_text
+from vshift.report.prose import interval, p_text
 from vshift.runs.reading import RunRecord, number
 
 Row = dict[str, Any]
@@ -101,10 +103,10 @@ def configs_table(study: Study) -> Table:
         ("difference", "to the baseline"),
         ("95 % CI", "of the difference, Welch"),
         ("p (Holm)", "of no difference, Welch, corrected for all rows by Holm"),
-        ("more than chance?", "at 5 % over the whole table"),
+        ("more than chance?", "at 5 % over the whole table; or about how many seeds would tell"),
         ("given back", "by recalibration, the first method of the config"),
-        ("train acc %, eval mode", "accuracy on training images in eval mode"),
-        ("train acc %, train mode", "the same images in train mode: noise on, batch statistics"),
+        ("train acc % (eval)", "accuracy on training images in eval mode"),
+        ("train acc % (train)", "the same images in train mode: noise on, batch statistics"),
         ("shift mean", "mean over BN layers of the shift ratio"),
         ("shift max", "largest over BN layers"),
         ("at", "the layer of the largest"),
@@ -142,13 +144,14 @@ def _config_cells(
     row, digits = group.row, 2 if study.score == "test_error" else 4
     interval_ = interval(study, effect).removeprefix("95 % CI ") if effect else NONE
     has = effect is not None and effect.found.low is not None
-    unit = "points" if study.score == "test_error" else ""
-    word = "baseline" if group.is_baseline else effect.verdict(unit) if effect else NONE
+    word = "baseline" if group.is_baseline else brief(effect) if effect else NONE
     return [
         Cell(group.label, group.label),
         Cell(str(row["n"]), row["n"]),
         _spread(row[f"{study.score}_mean"], row[f"{study.score}_sd"], digits),
-        Cell(fixed(effect.value if effect else None, digits, "+"), effect.value if effect else None),
+        Cell(
+            fixed(effect.value if effect else None, digits, "+"), effect.value if effect else None
+        ),
         Cell(interval_ if has else NONE, effect.found.low if effect else None),
         Cell(p_text(effect) if effect else NONE, effect.p if effect else None),
         Cell(word, word),
@@ -159,6 +162,18 @@ def _config_cells(
         _number(row["shift_ratio_max"], 3),
         Cell(_layer(study, row["shift_ratio_max_layer"])),
     ]
+
+
+def brief(effect: Effect) -> str:
+    """Whether it is more than chance, in a table's few words."""
+    if effect.real:
+        return "yes"
+    if not effect.testable:
+        return "one seed"
+    if (effect.found.p_value or 0.0) < LEVEL:
+        return "alone, not in this table"
+    needed = effect.seeds_needed
+    return "no" if needed is None else f"no: about {needed:,} seeds"
 
 
 def _layer(study: Study, name: str | None) -> str:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from vshift.compare.text import visible
 from vshift.report.data import Study
 from vshift.report.groups import Group
-from vshift.report.story import bold, joined, say
+from vshift.report.prose import bold, joined, say
 
 _TITLES = {
     "shapes": "shapes (drawn by vshift)",
@@ -53,9 +53,9 @@ def data_sentences(study: Study) -> list[Markup]:
     if "imagefolder" in kinds:
         text.append(
             Markup(
-                "Whatever the images in a folder were made from, re-compressed or resized ones give "
-                "other errors: do not set these numbers beside published ones for CIFAR-10 or any "
-                "other set."
+                "Whatever the images in a folder were made from, re-compressed or resized ones "
+                "give other errors: do not set these numbers beside published ones for CIFAR-10 or "
+                "any other set."
             )
         )
     if kinds & {"cifar10", "cifar100"} and any(any(parts) for parts in limits):

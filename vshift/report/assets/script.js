@@ -83,7 +83,7 @@
 
   // ---- figures -----------------------------------------------------------------------------------
   const views = new Map(); // figure id → Vega view
-  const hidden = new Set(); // labels of configs that are switched off
+  const hidden = new Set(study.hidden); // labels of configs that are switched off
 
   function specOf(figure, forFile) {
     const spec = structuredClone(study.specs[figure.dataset.figure]);
@@ -157,17 +157,23 @@
     return drawn.cloneNode(true);
   }
   function toggle(label, alone) {
-    if (alone) {
+    if (label === null) {
+      hidden.clear();
+    } else if (alone) {
       study.groups.forEach((group) => hidden.add(group.label));
       hidden.delete(label);
     } else if (!hidden.delete(label)) {
       hidden.add(label);
     }
     if (hidden.size === study.groups.length) hidden.clear(); // an empty figure tells nobody anything
-    all(".legend button").forEach((button) => {
+    showPressed();
+    views.forEach((view) => view && setHidden(view));
+  }
+  function showPressed() {
+    all(".legend [aria-pressed]").forEach((button) => {
       button.setAttribute("aria-pressed", String(!hidden.has(button.dataset.label)));
     });
-    views.forEach((view) => view && setHidden(view));
+    all(".legend .all").forEach((button) => { button.hidden = hidden.size === 0; });
   }
   all(".legend").forEach((legend) => {
     study.groups.forEach((group) => {
@@ -177,7 +183,11 @@
       button.addEventListener("click", (event) => toggle(group.label, event.shiftKey));
       legend.append(button);
     });
+    const everyone = element("button", { type: "button", className: "all", textContent: "all" });
+    everyone.addEventListener("click", () => toggle(null, false));
+    legend.append(everyone);
   });
+  showPressed();
 
   // ---- files and data ----------------------------------------------------------------------------
   function download(name, href) {

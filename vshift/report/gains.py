@@ -1,0 +1,105 @@
+"""What recalibration gave back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from vshift.compare.statistics import LEVEL, Sample, describe, holm
+from vshift.compare.text import visible
+from vshift.report.data import Study
+from vshift.report.effects import Effect, most_affected
+from vshift.report.groups import Group
+from vshift.report.prose import Card, amount, bold, joined, listed, points, say, unit
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a method gave back to a group: score as trained less score with it, seed by seed."""
+
+    group: Group
+    method: str
+    value: float
+    n: int
+    p: float | None
+
+
+def gains(study: Study) -> list[Gain]:
+    """Each group's gain with the method that its config lists first (not the best one by test)."""
+    rows = study.recalibration.groupby("group", sort=False)
+    result = []
+    for group in study.used:
+        first = next((run.summary.get("recalibration") for run in group.runs), None)
+        if not isinstance(first, str) or group.label not in rows.groups:
+            continue
+        of: dict[tuple[int, str], float] = {
+            (seed, method): value
+            for seed, method, value in rows.get_group(group.label)[
+                ["seed", "method", "value"]
+            ].itertuples(index=False, name=None)
+        }
+        method = visible(first)
+        seeds = [seed for seed, name in of if name == "none" and (seed, method) in of]
+        gained = describe(of[seed, "none"] - of[seed, method] for seed in seeds)
+        if gained is not None:
+            result.append(Gain(group, method, gained.mean, gained.n, _paired(gained)))
+    return result
+
+
+def _paired(gained: Sample) -> float | None:
+    """p of no gain: Student's t test of the seeds' own differences."""
+    from scipy import special
+
+    if not gained.sd:
+        return None
+    t = gained.mean / (gained.sd / gained.n**0.5)
+    return 2 * float(special.stdtr(gained.n - 1, -abs(t)))
+
+
+def recalibration(study: Study, effects: Sequence[Effect]) -> Card:
+    question = "What did recalibration give back?"
+    found = {gain.group.label: gain for gain in gains(study)}
+    if not found:
+        why = (
+            "No run has recalibration.json; recalibration.methods: [precise] makes train write it."
+        )
+        return Card("recalibration", question, "Not measured", [Markup(why)])
+    worst = most_affected(study, effects)
+    chosen = found.get(worst.label) or max(found.values(), key=lambda gain: gain.value)
+    lost = next((e.value for e in effects if e.group is chosen.group and e.value > 0), None)
+    of = "" if lost is None else f" of {amount(study, lost)}"
+    text = [
+        say(
+            "{} gives {} back {} {} of the {} it lost.",
+            bold(chosen.method), bold(chosen.group.label), bold(amount(study, chosen.value)),
+            unit(study), amount(study, lost),
+        )
+        if lost is not None
+        else say("{} changes {} by {} {}.", bold(chosen.method), bold(chosen.group.label),
+            bold(amount(study, -chosen.value, "+")), unit(study))
+    ]  # fmt: skip
+    text += _gain_lists(study, list(found.values()))
+    names = joined(dict.fromkeys(gain.method for gain in found.values()))
+    fine = say("By the method that a config lists first ({}), which need not be the best.", names)
+    answer = f"{amount(study, chosen.value)}{of}{points(study)}"
+    return Card("recalibration", question, answer, text, fine)
+
+
+def _gain_lists(study: Study, found: list[Gain]) -> list[Markup]:
+    adjusted = holm([gain.p for gain in found])
+    real = [g for g, p in zip(found, adjusted, strict=True) if p is not None and p < LEVEL]
+    rest = [g for g in found if g not in real]
+    text = []
+    if real:
+        text.append(
+            say("More than chance (paired t test over seeds, Holm): {}.", _shown(study, real))
+        )
+    if rest:
+        text.append(say("Not told from chance: {}.", _shown(study, rest)))
+    return text
+
+
+def _shown(study: Study, some: Sequence[Gain]) -> Markup:
+    return listed(say("{} {}", g.group.label, amount(study, g.value, "+")) for g in some)
