@@ -169,10 +169,14 @@ def test_verdicts_in_words() -> None:
     close = welch(Sample(3, 8.2, 0.142), base)
     assert verdict(close) == "cannot tell: needs about 9 seeds to see 0.2 points"
     assert verdict(close, unit="nats").endswith("0.2 nats")
+    assert verdict(close, unit="").endswith("to see 0.2")
     nothing = verdict(welch(Sample(3, 8.0, 0.142), base))
     assert nothing == "no difference seen; 3 seeds see 0.44 points or more"
     clear = welch(Sample(3, 8.6, 0.142), base)
     assert verdict(clear) == "more than chance"
-    assert verdict(clear, 0.2) == "cannot tell among so many comparisons; more seeds would"
+    assert clear.p_value is not None
+    many = verdict(clear, 20 * clear.p_value, 20)
+    assert many == "cannot tell among 20: needs about 5 seeds to see 0.6 points"
+    assert seeds_needed(0.6, 0.142, level=0.05 / 20) == 5
     same = welch(Sample(3, 8.5, 0.0), Sample(3, 8.0, 0.0))
     assert verdict(same) == "no spread between seeds to test against"

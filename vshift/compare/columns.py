@@ -1,17 +1,24 @@
-"""The columns of the tables for people."""
+"""The columns of a comparison, for people."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vshift.compare.table import Comparison, Row
+from vshift.compare.fields import Row, shown
+from vshift.compare.groups import short_heads
+from vshift.compare.sheet import Column, Sheet
+from vshift.compare.statistics import LEVEL
+from vshift.compare.table import Comparison
 from vshift.compare.text import NONE, fixed, integer, text, visible, with_spread
+
+ONE_SEED = "one seed"
+_KEYS = 3  # shown of those in which a row differs
 
 
 @dataclass(frozen=True)
-class Column:
-    """`keep` orders what a narrow terminal leaves out: low numbers go first."""
+class _Spec:
+    """A column and how its cells come out of the rows."""
 
     head: str
     cell: Callable[[Row], str]
@@ -19,34 +26,163 @@ class Column:
     is_text: bool = False
     folds: bool = False  # into the caption, where all rows say the same
 
+    @property
+    def column(self) -> Column:
+        return Column(self.head, self.keep, self.is_text)
 
-def columns(comparison: Comparison) -> list[Column]:
-    """Those that have something to say, in order."""
+
+def sheet(comparison: Comparison) -> Sheet:
+    """The comparison's columns that have something to say; where all rows agree, the caption."""
+    labels = _labels(comparison)
+    specs = [*labels, *(_chosen(comparison) if comparison.metrics else _standard(comparison))]
+    silent = {NONE, "baseline", ONE_SEED}
+    shown_columns, same = [], []
+    for spec in specs:
+        values = {spec.cell(row) for row in comparison.rows}
+        if not values - silent and spec not in labels:
+            continue
+        if spec.folds and len(values) == 1:
+            same.append(f"{spec.head} {values.pop()}")
+        else:
+            shown_columns.append(spec)
+    caption = comparison.caption + _shared_differences(comparison)
+    caption = visible(caption) + (f" All rows: {', '.join(same)}." if same else "")
+    return Sheet(
+        [spec.column for spec in shown_columns],
+        [[spec.cell(row) for spec in shown_columns] for row in comparison.rows],
+        caption,
+        comparison.rows,
+        comparison.notes,
+        labels=len(labels),
+    )
+
+
+def _labels(comparison: Comparison) -> list[_Spec]:
+    """The config's name, or a column for each key that rows are grouped by."""
+
+    def cell(key: str) -> Callable[[Row], str]:
+        return lambda row: shown(row[key])
+
+    if not comparison.by:
+        return [_Spec("config", lambda row: visible(row["label"]), 99, is_text=True)]
+    heads = short_heads(comparison.by)
+    return [
+        _Spec(visible(head), cell(key), 99, is_text=True)
+        for head, key in zip(heads, comparison.by, strict=True)
+    ]
+
+
+def _chosen(comparison: Comparison) -> list[_Spec]:
+    """n, the metrics asked for, and the difference if it is of one of them."""
+    specs = [_Spec("n", lambda row: str(row["n"]), 98, folds=True)]
+    specs += [_Spec(visible(key), metric_cell(key), 90) for key in comparison.metrics]
+    return specs + (_tested(comparison) if comparison.metric in comparison.metrics else [])
+
+
+def _standard(comparison: Comparison) -> list[_Spec]:
+    difference, *tested = _tested(comparison)
+    return [
+        _Spec("test error %", _test_error, 98),
+        _Spec("test loss", _test_loss, 98),
+        difference,
+        _Spec("after\nrecalibration", _fixed("recalibrated_error_mean", 2), 7),
+        _Spec("validation\nerror %", _validation_error, 6),
+        _Spec("train acc %\n(eval mode)", _fixed("train_accuracy_eval_mode_mean", 2), 8),
+        _Spec("train acc %\n(train mode)", _fixed("train_accuracy_train_mode_mean", 2), 8),
+        _Spec("shift mean", _fixed("shift_ratio_mean", 3), 11),
+        _Spec("shift max", _fixed("shift_ratio_max", 3), 6),
+        _Spec("largest shift at", lambda r: text(r["shift_ratio_max_layer"]), 5, is_text=True),
+        *tested,
+        *_differing(comparison),
+        _Spec("data", lambda r: text(r["data"]), 4, is_text=True, folds=True),
+        _Spec("epochs", lambda r: integer(r["epochs"]), 3, folds=True),
+        _Spec("device", lambda r: text(r["device"]), 2, is_text=True, folds=True),
+        _Spec("images/s", lambda r: integer(r["images_per_second"]), 0),
+        _Spec("parameters", lambda r: integer(r["parameters"]), 1, folds=True),
+    ]
+
+
+def _tested(comparison: Comparison) -> list[_Spec]:
+    """The difference to the baseline, its interval, and whether it is more than chance."""
+    digits = digits_of(comparison.metric)
 
     def difference(row: Row) -> str:
         if row["label"] == comparison.baseline:
             return "baseline"
-        return with_spread(row["difference"], row["difference_se"], sign="+")
+        return with_spread(row["difference"], row["difference_se"], sign="+", digits=digits)
 
-    every = [
-        Column("config", lambda r: visible(r["label"]), 99, is_text=True),
-        Column("test error %", _test_error, 98),
-        Column("test loss", _test_loss, 98),
-        Column("difference", difference, 97),
-        Column("after\nrecalibration", _fixed("recalibrated_error_mean", 2), 7),
-        Column("train acc %\n(eval mode)", _fixed("train_accuracy_eval_mode_mean", 2), 8),
-        Column("train acc %\n(train mode)", _fixed("train_accuracy_train_mode_mean", 2), 8),
-        Column("shift mean", _fixed("shift_ratio_mean", 3), 9),
-        Column("shift max", _fixed("shift_ratio_max", 3), 6),
-        Column("largest shift at", lambda r: text(r["shift_ratio_max_layer"]), 5, is_text=True),
-        Column("data", lambda r: text(r["data"]), 4, is_text=True, folds=True),
-        Column("epochs", lambda r: integer(r["epochs"]), 3, folds=True),
-        Column("device", lambda r: text(r["device"]), 2, is_text=True, folds=True),
-        Column("images/s", lambda r: integer(r["images_per_second"]), 0),
-        Column("parameters", lambda r: integer(r["parameters"]), 1, folds=True),
+    def interval(row: Row) -> str:
+        low, high = (fixed(row[f"difference_{end}"], digits, "+") for end in ("low", "high"))
+        return NONE if NONE in (low, high) else f"{low} to {high}"
+
+    head = "difference"
+    if comparison.metric != "test_error":
+        head += f"\nin {visible(comparison.metric)}"
+    return [
+        _Spec(head, difference, 97),
+        _Spec("95 % interval\nof difference", interval, 9),
+        _Spec("more than\nchance", _chance, 10, is_text=True),
     ]
-    silent = {NONE, "baseline"}
-    return [c for c in every if {c.cell(row) for row in comparison.rows} - silent]
+
+
+def _chance(row: Row) -> str:
+    """The verdict in three words; p is adjusted for the table."""
+    p_value = row["p_adjusted"]
+    if p_value is None:
+        return ONE_SEED if row["verdict"] and row["difference_se"] is None else NONE
+    p_text = "p<0.001" if p_value < 0.001 else f"p={p_value:.3f}"
+    if p_value < LEVEL:
+        return f"yes ({p_text})"
+    needed = row["seeds_needed"]
+    return f"needs {needed:,} seeds ({p_text})" if needed else f"not seen ({p_text})"
+
+
+def _differing(comparison: Comparison) -> list[_Spec]:
+    """In which keys a config differs from the reference, where that is not the same for all."""
+    if comparison.by or len(_all_differences(comparison)) < 2:
+        return []
+
+    def cell(row: Row) -> str:
+        keys = row["differs_in"]
+        more = f" and {len(keys) - _KEYS} more" if len(keys) > _KEYS else ""
+        return visible(", ".join(keys[:_KEYS])) + more if keys else NONE
+
+    return [_Spec(f"differs from\n{visible(comparison.reference or '')} in", cell, 4, is_text=True)]
+
+
+def _all_differences(comparison: Comparison) -> set[tuple[str, ...]]:
+    return {tuple(row["differs_in"]) for row in comparison.rows if row["differs_in"]}
+
+
+def _shared_differences(comparison: Comparison) -> str:
+    """A sentence where all configs differ from the reference in the same keys."""
+    found = _all_differences(comparison)
+    if comparison.by or len(found) != 1:
+        return ""
+    (keys,) = found
+    more = f" and {len(keys) - _KEYS} more keys" if len(keys) > _KEYS else ""
+    return f" Configs differ from {comparison.reference} in {', '.join(keys[:_KEYS])}{more}."
+
+
+def digits_of(key: str) -> int:
+    """Decimals of a metric for people: percent 2, ratios 3, the rest 4."""
+    if "_error" in key or "_accuracy" in key or key.endswith("_cost") or "_recovered_" in key:
+        return 2
+    return 3 if "_ratio" in key else 4
+
+
+def metric_cell(key: str) -> Callable[[Row], str]:
+    """A row's mean ± standard deviation of a metric, whole numbers without decimals, or a word."""
+
+    def cell(row: Row) -> str:
+        mean, sd = row.get(f"{key}_mean"), row.get(f"{key}_sd")
+        if key in row and mean is None:
+            return text(row[key])
+        if mean is not None and mean == round(mean) and not sd and "_" not in key.strip("_"):
+            return integer(mean)
+        return with_spread(mean, sd, digits=digits_of(key))
+
+    return cell
 
 
 def _test_error(row: Row) -> str:
@@ -62,18 +198,9 @@ def _test_loss(row: Row) -> str:
     return f"{with_spread(row['test_loss_mean'], row['test_loss_sd'], digits=4)} (n={row['n']})"
 
 
+def _validation_error(row: Row) -> str:
+    return with_spread(row["validation_error_mean"], row["validation_error_sd"])
+
+
 def _fixed(key: str, digits: int) -> Callable[[Row], str]:
     return lambda row: fixed(row[key], digits)
-
-
-def fold(comparison: Comparison) -> tuple[list[Column], str]:
-    """The columns that differ between rows, and the caption with those that do not."""
-    shown, same = [], []
-    for column in columns(comparison):
-        values = {column.cell(row) for row in comparison.rows}
-        if column.folds and len(values) == 1:
-            same.append(f"{column.head} {values.pop()}")
-        else:
-            shown.append(column)
-    caption = visible(comparison.caption) + (f" All rows: {', '.join(same)}." if same else "")
-    return shown, caption

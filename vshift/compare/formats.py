@@ -1,4 +1,4 @@
-"""A comparison as text: for a terminal, a pipe, Markdown, LaTeX, CSV and JSON.
+"""A table as text: for a terminal, a pipe, Markdown, LaTeX, HTML, CSV and JSON.
 
 Names come from files that anybody may have written, so each format has its own way to write them
 such that they stay text.
@@ -6,24 +6,27 @@ such that they stay text.
 
 from __future__ import annotations
 
-import re
+import csv
+import io
 import shutil
 from typing import Any, Literal, TextIO
 
-from vshift.compare.columns import Column, fold
-from vshift.compare.table import TEXT_COLUMNS, Comparison, Row
+from vshift.compare.columns import sheet as sheet_of
+from vshift.compare.markup import html_table, latex, markdown
+from vshift.compare.sheet import Column, Sheet
+from vshift.compare.table import Comparison
 from vshift.compare.terminal import render_terminal
 from vshift.compare.text import visible
 from vshift.errors import VShiftError, did_you_mean
 from vshift.runs import files
 from vshift.runs.reading import number
 
-Format = Literal["table", "md", "latex", "csv", "json"]
-FORMATS: tuple[Format, ...] = ("table", "md", "latex", "csv", "json")
+Format = Literal["table", "md", "latex", "csv", "json", "html"]
+FORMATS: tuple[Format, ...] = ("table", "md", "latex", "csv", "json", "html")
 
 
-def render(comparison: Comparison, kind: str, *, terminal_width: int | None = None) -> str:
-    """The comparison as text that ends in a newline.
+def render(table: Comparison | Sheet, kind: str, *, terminal_width: int | None = None) -> str:
+    """The table as text that ends in a newline.
 
     Args:
         kind: one of FORMATS.
@@ -33,143 +36,68 @@ def render(comparison: Comparison, kind: str, *, terminal_width: int | None = No
     Raises:
         VShiftError: there is no such format.
     """
-    if kind == "table" and terminal_width is not None:
-        return render_terminal(comparison, terminal_width)
-    writers = {"table": _plain, "md": _markdown, "latex": _latex, "csv": _csv, "json": _json}
+    writers = {
+        "table": _plain, "md": markdown, "latex": latex, "csv": _csv, "json": _json,
+        "html": html_table,
+    }  # fmt: skip
     if kind not in writers:
         hint = did_you_mean(kind, FORMATS)
         raise VShiftError(
             f"--format {visible(kind)}: no such format; {hint + ' ' if hint else ''}"
             f"allowed: {', '.join(FORMATS)}"
         )
-    return writers[kind](comparison)
+    sheet = sheet_of(table) if isinstance(table, Comparison) else table
+    if kind == "table" and terminal_width is not None:
+        return render_terminal(sheet, terminal_width)
+    return writers[kind](sheet)
 
 
 def write(
-    comparison: Comparison, kind: str, stream: TextIO, *, terminal: bool | None = None
+    table: Comparison | Sheet, kind: str, stream: TextIO, *, terminal: bool | None = None
 ) -> None:
-    """Print the comparison; `terminal` says whether the stream is one (default: ask it)."""
+    """Print the table; `terminal` says whether the stream is one (default: ask it)."""
     is_terminal = stream.isatty() if terminal is None else terminal
     width = shutil.get_terminal_size().columns if is_terminal else None
-    text = render(comparison, kind, terminal_width=width)
-    stream.write(_encodable(text, stream.encoding or "utf-8"))
+    text = render(table, kind, terminal_width=width)
+    # A backslash would be a command in LaTeX.
+    otherwise = "replace" if kind == "latex" else "backslashreplace"
+    stream.write(_encodable(text, stream.encoding or "utf-8", otherwise))
     stream.flush()
 
 
-_ASCII = str.maketrans({"±": "+/-", "−": "-", "–": "-", "─": "-"})
+_ASCII = str.maketrans({"±": "+/-", "−": "-", "–": "-", "─": "-", "×": "x", "β": "beta"})
 
 
-def _encodable(text: str, encoding: str) -> str:
+def _encodable(text: str, encoding: str, otherwise: str) -> str:
     """Text that an ASCII terminal or log takes too."""
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
-        return text.translate(_ASCII).encode(encoding, "backslashreplace").decode(encoding)
+        return text.translate(_ASCII).encode(encoding, otherwise).decode(encoding)
     return text
 
 
-def _one_line(head: str) -> str:
-    return " ".join(head.split("\n"))
-
-
-def _plain(comparison: Comparison) -> str:
+def _plain(sheet: Sheet) -> str:
     from rich.cells import cell_len
 
-    shown, caption = fold(comparison)
-    lines = [[_one_line(column.head) for column in shown]]
-    lines += [[column.cell(row) for column in shown] for row in comparison.rows]
-    widths = [max(cell_len(line[i]) for line in lines) for i in range(len(shown))]
+    lines = [[column.line for column in sheet.columns], *sheet.rows]
+    widths = [max(cell_len(line[i]) for line in lines) for i in range(len(sheet.columns))]
 
     def pad(text: str, column: Column, width: int) -> str:
         space = " " * (width - cell_len(text))
         return text + space if column.is_text else space + text
 
     aligned = (
-        "  ".join(pad(*cell) for cell in zip(line, shown, widths, strict=True)) for line in lines
+        "  ".join(pad(*cell) for cell in zip(line, sheet.columns, widths, strict=True))
+        for line in lines
     )
-    return "\n".join([*(line.rstrip() for line in aligned), "", caption, ""])
-
-
-_MD_SPECIAL = re.compile(r"([\\`*_\[\]|~$@]|:(?! |$))")
-
-
-def _md(text: str) -> str:
-    """Text in a Markdown table's cell: no emphasis, code, link, HTML, formula or further cell."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _MD_SPECIAL.sub(r"\\\1", text).replace("www.", "www\\.")
-
-
-def _markdown(comparison: Comparison) -> str:
-    shown, caption = fold(comparison)
-
-    def cell(column: Column, row: Row) -> str:
-        return _md(column.cell(row)) if column.is_text else column.cell(row)
-
-    lines = [
-        [_one_line(column.head) for column in shown],
-        [":--" if column.is_text else "--:" for column in shown],
-        *([cell(column, row) for column in shown] for row in comparison.rows),
-    ]
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", _md(caption), ""])
-
-
-_TEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "%": r"\%",
-    "#": r"\#",
-    "_": r"\_",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': "{''}",
-    "'": "{'}",
-    "`": "{`}",
-    "-": "{-}",  # two would become a dash
-    "[": "{[}",  # at a row's start it would be an argument of the line break before it
-    "]": "{]}",
-    "*": "{*}",
-    "±": r"$\pm$",
-    "−": "$-$",
-    "–": "--",
-}
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(char, char) for char in text)
-
-
-def _latex(comparison: Comparison) -> str:
-    shown, caption = fold(comparison)
-    lines = [[_one_line(column.head) for column in shown]]
-    lines += [[column.cell(row) for column in shown] for row in comparison.rows]
-    head, *body = (f"    {' & '.join(map(_tex, line))} \\\\" for line in lines)
-    return "\n".join(
-        [
-            "% needs \\usepackage{booktabs}",
-            "\\begin{table}",
-            "  \\centering",
-            f"  \\caption{{{_tex(caption)}}}",
-            f"  \\begin{{tabular}}{{{''.join('l' if c.is_text else 'r' for c in shown)}}}",
-            "    \\toprule",
-            head,
-            "    \\midrule",
-            *body,
-            "    \\bottomrule",
-            "  \\end{tabular}",
-            "\\end{table}",
-            "",
-        ]
-    )
+    return "\n".join([*(line.rstrip() for line in aligned), "", sheet.caption, ""])
 
 
 def _unformula(value: Any) -> Any:
     """Text that a spreadsheet does not take for a formula."""
+    if isinstance(value, list):
+        value = " ".join(map(str, value))
     if not isinstance(value, str):
         return value
     text = visible(value)
@@ -184,12 +112,16 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _csv(comparison: Comparison) -> str:
-    frame = comparison.frame
-    for column in TEXT_COLUMNS:
-        frame[column] = frame[column].map(_unformula)
-    return str(frame.to_csv(index=False, lineterminator="\n"))
+def _csv(sheet: Sheet) -> str:
+    """The records with full precision; a value that is missing is an empty cell."""
+    keys = dict.fromkeys(key for record in sheet.records for key in record)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([_unformula(key) for key in keys])
+    for record in sheet.records:
+        writer.writerow([_unformula(files.plain(record.get(key))) for key in keys])
+    return buffer.getvalue()
 
 
-def _json(comparison: Comparison) -> str:
-    return files.to_json(comparison.rows, indent=2, ascii_only=True) + "\n"
+def _json(sheet: Sheet) -> str:
+    return files.to_json(sheet.records, indent=2, ascii_only=True) + "\n"

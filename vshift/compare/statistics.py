@@ -202,11 +202,30 @@ def detectable(
     return enough
 
 
-def verdict(difference: Difference, adjusted: float | None = None, unit: str = "points") -> str:
+def seeds_to_tell(difference: Difference, tests: int = 1) -> int | None:
+    """Seeds an arm that would see a true difference of the size that was found.
+
+    At the level of 5 %; where the seeds that there are would be enough for that, and it is only
+    beside the table's other tests that they are not, at 5 % / tests (Bonferroni, so that Holm's
+    test sees it too). None where an arm has one seed or nothing spreads, and over MOST_SEEDS.
+    """
+    one, other = difference.arms
+    if one.sd is None or other.sd is None or difference.p_value is None:
+        return None
+    alone = seeds_needed(difference.value, one.sd, other.sd)
+    if alone is None or alone > min(one.n, other.n):
+        return alone
+    return seeds_needed(difference.value, one.sd, other.sd, level=LEVEL / max(1, tests))
+
+
+def verdict(
+    difference: Difference, adjusted: float | None = None, tests: int = 1, unit: str = "points"
+) -> str:
     """Whether a difference is more than chance, in words: what a table says beside it.
 
     Args:
         adjusted: the p value by `holm` over the table; default: the difference's own.
+        tests: how many tests the table holds.
         unit: what the values are in.
     """
     one, other = difference.arms
@@ -217,13 +236,10 @@ def verdict(difference: Difference, adjusted: float | None = None, unit: str = "
         return "no spread between seeds to test against"
     if p_value < LEVEL:
         return "more than chance"
-    size = float(f"{abs(difference.value):.2g}")
-    needed = seeds_needed(size, one.sd, other.sd) if size else None
-    have = min(one.n, other.n)
-    if needed is not None and needed > have:
-        return f"cannot tell: needs about {needed:,} seeds to see {size:g} {unit}"
-    least = detectable(have, one.sd, other.sd) or 0.0
+    have, needed = min(one.n, other.n), seeds_to_tell(difference, tests)
     if needed is None:
-        return f"no difference seen; {have} seeds see {least:.2g} {unit} or more"
-    # The difference alone would be clear; beside the table's other tests it is not.
-    return "cannot tell among so many comparisons; more seeds would"
+        least = detectable(have, one.sd, other.sd) or 0.0
+        return f"no difference seen; {have} seeds see {least:.2g} {unit} or more".replace("  ", " ")
+    size = f"{abs(difference.value):.2g} {unit}".rstrip()
+    among = "" if difference.p_value is None or difference.p_value >= LEVEL else f" among {tests}"
+    return f"cannot tell{among}: needs about {needed:,} seeds to see {size}"

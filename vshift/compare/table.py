@@ -1,27 +1,27 @@
-"""Runs → one row a config: means and standard deviations over seeds, and what was left out.
+"""Runs → rows: means and standard deviations over seeds, differences, and what was left out.
 
-Only numbers from summary.json of runs that are done enter a mean.
+Only numbers from summary.json of runs that are done enter a mean: those of the last epoch, never
+the best one, for that would choose an epoch on the test set.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vshift.compare.baseline import choose, data_name, flag_others, subtract, unit_of
+from vshift.compare.fields import Fields, Row, order
+from vshift.compare.groups import Group, by_config, by_values, known
+from vshift.compare.statistics import describe
 from vshift.compare.text import visible
 from vshift.errors import VShiftError, did_you_mean
-from vshift.runs.reading import RunRecord, natural, number
+from vshift.runs.reading import RunRecord, number
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Row = dict[str, Any]
-
-# Accuracies and errors in percent, difference in points of test error.
+# Accuracies and errors in percent, differences in points of test error.
 COLUMNS = (
     "name",
     "n",
@@ -33,7 +33,15 @@ COLUMNS = (
     "test_loss_sd",
     "difference",
     "difference_se",
+    "difference_low",
+    "difference_high",
+    "p_value",
+    "p_adjusted",
+    "seeds_needed",
+    "verdict",
     "recalibrated_error_mean",
+    "validation_error_mean",
+    "validation_error_sd",
     "train_accuracy_eval_mode_mean",
     "train_accuracy_train_mode_mean",
     "shift_ratio_mean",
@@ -48,301 +56,201 @@ COLUMNS = (
     "label",
     "seeds",
     "left_out",
+    "differs_in",
 )
-WHOLE_COLUMNS = ("n", "left_out", "epochs", "parameters")
-TEXT_COLUMNS = ("name", "config_hash", "label", "seeds", "shift_ratio_max_layer", "data", "device")
+WHOLE_COLUMNS = ("n", "left_out", "epochs", "parameters", "seeds_needed")
+LIST_COLUMNS = ("seeds", "differs_in")
+TEXT_COLUMNS = (
+    "name", "config_hash", "label", "shift_ratio_max_layer", "data", "device", "verdict",
+    *LIST_COLUMNS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows in natural order of their names; notes go to stderr, the caption goes with a table."""
+    """Rows in order; notes go to stderr, the caption goes with a table.
+
+    Attributes:
+        rows: one flat object each, with COLUMNS, a key for each of `by`, and for each of `metrics`
+            `<metric>_mean` and `<metric>_sd` (a word's most frequent value under its own name).
+        baseline: the label of the row that differences are taken to.
+        metric: what the differences are of.
+        reference: the label of the row that `differs_in` of the others speaks of.
+    """
 
     rows: list[Row]
     baseline: str | None
     caption: str
     notes: list[str]
+    by: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    metric: str = "test_error"
+    reference: str | None = None
 
     @property
     def frame(self) -> pd.DataFrame:
-        """The rows as typed columns; `seeds` as text, missing values as NA or NaN."""
+        """COLUMNS of the rows as typed columns; lists as text, missing values as NA or NaN."""
         import pandas as pd
 
-        rows = [{**row, "seeds": " ".join(map(str, row["seeds"]))} for row in self.rows]
+        lists = {key: [" ".join(map(str, row[key])) for row in self.rows] for key in LIST_COLUMNS}
         types = dict.fromkeys(COLUMNS, "float64")
         types |= dict.fromkeys(WHOLE_COLUMNS, "Int64") | dict.fromkeys(TEXT_COLUMNS, "object")
-        return pd.DataFrame(rows, columns=list(COLUMNS)).astype(types)
+        frame = pd.DataFrame(self.rows, columns=list(COLUMNS))
+        return frame.assign(**lists).astype(types)
 
 
-@dataclass(frozen=True)
-class _Group:
-    name: str
-    config_hash: str | None
-    used: list[RunRecord]
-    left_out: int
+def compare(
+    runs: Iterable[RunRecord] | Fields,
+    baseline: str | None = None,
+    *,
+    by: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+    difference: str = "test_error",
+    sort: str | None = None,
+) -> Comparison:
+    """One row for each config, or for each combination of values of `by`.
 
-
-def compare(runs: Iterable[RunRecord], baseline: str | None = None) -> Comparison:
-    """One row for each config, that is for each name and config_hash.
-
-    `difference` is a row's mean test error minus the baseline's. The baseline is the row called so,
-    or by default the only row without noise, if there is exactly one.
+    Args:
+        baseline: the row that differences are taken to; by default the only one without noise, if
+            there is exactly one.
+        by: fields (see `Fields`) whose values make a row: config keys, name, seed, status.
+        metrics: further keys of summary.json.
+        difference: the metric whose difference to the baseline is tested.
+        sort: a column of the rows; with a minus in front from large to small.
 
     Raises:
-        VShiftError: no row, or more than one, is called as the baseline says.
+        VShiftError: there is no such field, metric, column or baseline.
     """
+    fields = runs if isinstance(runs, Fields) else Fields(runs)
+    for key in metrics:
+        fields.require_metric(key, "--metrics")
+    if difference != "test_error":
+        fields.require_metric(difference, "--difference")
     notes: list[str] = []
-    groups = _group(list(runs), notes)
-    names = Counter(group.name for group in groups)
-    rows = [_row(group, names[group.name] > 1) for group in groups]
-    _flag_shared_names(rows, names, notes)
-    chosen, reason = _choose_baseline(rows, groups, baseline, notes)
+    groups = by_values(fields, by, notes) if by else by_config(fields, notes)
+    rows = [_row(group, by, metrics) for group in groups]
+    chosen, reason = choose(groups, baseline, notes)
     if chosen is not None:
-        _subtract(rows, groups, chosen, notes)
+        subtract(rows, groups, chosen, difference, notes)
+    reference = chosen or next((group for group in groups if group.used), None)
+    if reference is not None:
+        flag_others(rows, groups, reference, by, notes)
     for run in (run for group in groups for run in group.used):
         notes += [f"{run.name} seed {run.seed}: {problem}" for problem in run.problems]
+    caption = _caption(rows, chosen, reason, difference)
+    rows = _sorted(rows, sort, notes) if sort else rows
     return Comparison(
         rows,
-        chosen["label"] if chosen else None,
-        _caption(chosen, reason),
+        chosen.label if chosen else None,
+        caption,
         [visible(note) for note in notes],
+        tuple(by),
+        tuple(metrics),
+        difference,
+        reference.label if reference else None,
     )
 
 
-def _group(runs: Sequence[RunRecord], notes: list[str]) -> list[_Group]:
-    hashes: dict[str, set[str]] = defaultdict(set)
-    for run in runs:
-        hashes[run.name].update(filter(None, [run.config_hash]))
-    members: dict[tuple[str, str | None], list[RunRecord]] = defaultdict(list)
-    for run in runs:
-        own = run.config_hash
-        if own is None and len(hashes[run.name]) == 1:
-            (own,) = hashes[run.name]  # too damaged to say its config: with its namesakes
-        members[run.name, own].append(run)
-    keys = sorted(members, key=lambda key: (natural(key[0]), key[1] or ""))
-    return [_make_group(name, own, members[name, own], notes) for name, own in keys]
-
-
-def _make_group(
-    name: str, config_hash: str | None, runs: Sequence[RunRecord], notes: list[str]
-) -> _Group:
-    used: dict[int, RunRecord] = {}
-    left_out = 0
-    for run in runs:
-        why = _why_not(run)
-        if why is None and run.seed in used:
-            why = f"the same config and seed are in {used[run.seed].path}, which is used"
-        if why is None:
-            used[run.seed] = run
-        else:
-            left_out += 1
-            notes.append(f"left out: {name} seed {run.seed}: {why} ({run.path})")
-    return _Group(name, config_hash, list(used.values()), left_out)
-
-
-_WHY = {
-    "running": "unfinished (running, or killed); the same `vshift train` goes on with it",
-    "interrupted": "interrupted; the same `vshift train` goes on with it",
-    "failed": "failed",
-    "diverged": "diverged",
-}
-
-
-def _why_not(run: RunRecord) -> str | None:
-    """The reason why a run's numbers cannot be used, None where they can."""
-    if run.status != "done":
-        return _WHY.get(run.status) or "; ".join(run.problems) or "damaged"
-    if all(number(run.summary.get(key)) is None for key in ("test_accuracy", "test_loss")):
-        return "; ".join(run.problems) or "its summary.json has no test_accuracy"
-    return None
-
-
-def _numbers(group: _Group, key: str) -> list[float]:
-    return _known(number(run.summary.get(key)) for run in group.used)
-
-
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
-
-
-def _sd(values: Sequence[float]) -> float | None:
-    """The sample standard deviation (n − 1); one value has none."""
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def _row(group: _Group, name_is_shared: bool) -> Row:
-    accuracies = _numbers(group, "test_accuracy")
-    errors = _known(_test_error(run) for run in group.used)
-    losses = _numbers(group, "test_loss")
-    short = (group.config_hash or "no hash")[:8]
+def _row(group: Group, by: Sequence[str], metrics: Sequence[str]) -> Row:
     values: Row = {
         "name": group.name,
         "config_hash": group.config_hash,
-        "label": f"{group.name} ({short})" if name_is_shared else group.name,
+        "label": group.label,
         "n": len(group.used),
         "seeds": [run.seed for run in group.used],
         "left_out": group.left_out,
-        "test_accuracy_mean": _mean(accuracies),
-        "test_accuracy_sd": _sd(accuracies),
-        "test_error_mean": _mean(errors),
-        "test_error_sd": _sd(errors),
-        "test_loss_mean": _mean(losses),
-        "test_loss_sd": _sd(losses),
-        "shift_ratio_mean": _mean(_numbers(group, "shift_ratio_mean")),
-        "shift_ratio_max": _mean(_numbers(group, "shift_ratio_max")),
-        "shift_ratio_max_layer": _most_frequent(group, "shift_ratio_max_layer"),
-        "images_per_second": _mean(
-            _known(number(run.run.get("images_per_second")) for run in group.used)
-        ),
+        "differs_in": [],
+        "shift_ratio_mean": _mean(group, "shift_ratio_mean"),
+        "shift_ratio_max": _mean(group, "shift_ratio_max"),
+        "shift_ratio_max_layer": group.most_frequent("shift_ratio_max_layer"),
+        "recalibrated_error_mean": _mean(group, "test_error_recalibrated"),
         **_circumstances(group),
     }
+    for key in ("test_accuracy", "test_error", "test_loss", "validation_error"):
+        values |= _spread(group, key)
     for key in ("train_accuracy_eval_mode", "train_accuracy_train_mode"):
-        values[f"{key}_mean"] = _mean(_numbers(group, key))
-    values["recalibrated_error_mean"] = _mean(_numbers(group, "test_error_recalibrated"))
-    return {column: values.get(column) for column in COLUMNS}
+        values[f"{key}_mean"] = _mean(group, key)
+    row = {column: values.get(column) for column in COLUMNS}
+    row |= dict(zip(by, group.key, strict=True))
+    for key in metrics:
+        row |= _spread(group, key)
+    return row
 
 
-def _test_error(run: RunRecord) -> float | None:
-    """None of a run that classifies nothing."""
-    error, accuracy = (number(run.summary.get(f"test_{key}")) for key in ("error", "accuracy"))
-    return 100 - accuracy if error is None and accuracy is not None else error
+def _mean(group: Group, key: str) -> float | None:
+    sample = describe(group.numbers(key))
+    return sample.mean if sample else None
 
 
-def _most_frequent(group: _Group, key: str) -> str | None:
-    """Ties go to the earlier seed."""
-    texts = [run.summary.get(key) for run in group.used]
-    counts = Counter(text for text in texts if isinstance(text, str))
-    return counts.most_common(1)[0][0] if counts else None
+def _spread(group: Group, key: str) -> Row:
+    """Mean and standard deviation of a metric; of words the most frequent one."""
+    word, sample = group.most_frequent(key), describe(group.numbers(key))
+    if word is not None and sample is None:
+        return {key: word}
+    return {f"{key}_mean": sample and sample.mean, f"{key}_sd": sample and sample.sd}
 
 
-def _circumstances(group: _Group) -> Row:
+def _circumstances(group: Group) -> Row:
     if not group.used:
         return {}
     first = group.used[0]
-    epochs = first.config.get("epochs")
+    epochs = group.config.get("epochs")
     parameters = number(first.summary.get("parameters"))
+    speeds = known(number(run.run.get("images_per_second")) for run in group.used)
     devices = dict.fromkeys(
         run.run["device"] for run in group.used if isinstance(run.run.get("device"), str)
     )
     return {
-        "data": _data_name(first),
+        "data": " + ".join(dict.fromkeys(filter(None, map(data_name, group.used)))) or None,
         "epochs": epochs if isinstance(epochs, int) and not isinstance(epochs, bool) else None,
         "device": " + ".join(devices) or None,
+        "images_per_second": sum(speeds) / len(speeds) if speeds else None,
         "parameters": None if parameters is None else round(parameters),
     }
 
 
-def _data_name(run: RunRecord) -> str | None:
-    name = run.run.get("data")
-    if not isinstance(name, str):
-        section = run.config.get("data")
-        name = section.get("name") if isinstance(section, dict) else None
-    return name if isinstance(name, str) else None
+def _sorted(rows: list[Row], sort: str, notes: list[str]) -> list[Row]:
+    """By a column, rows without a value last; ties stay in their order.
 
-
-def _flag_shared_names(rows: list[Row], names: Counter[str], notes: list[str]) -> None:
-    for name in (name for name, count in names.items() if count > 1):
-        labels = ", ".join(row["label"] for row in rows if row["name"] == name)
-        notes.append(f"{name} is the name of different configs, each with its own row: {labels}")
-
-
-def _choose_baseline(
-    rows: list[Row], groups: list[_Group], name: str | None, notes: list[str]
-) -> tuple[Row | None, str]:
-    """The baseline's row and, for the caption, why it is the one."""
-    if name is not None:
-        return _named(rows, name), ""
-    clean = [
-        row for row, group in zip(rows, groups, strict=True) if group.used and _no_noise(group)
-    ]
-    if len(rows) > 1 and len(clean) == 1:
-        return clean[0], ", the only config without noise"
-    if len(clean) > 1:
-        labels = ", ".join(row["label"] for row in clean)
+    Raises:
+        VShiftError: there is no such column, with the nearest and all of them.
+    """
+    descending, key = sort.startswith("-"), sort.removeprefix("-")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    key = next((k for k in (key, f"{key}_mean") if k in columns), key)
+    if key not in columns:
+        hint = did_you_mean(key, columns)
+        raise VShiftError(
+            f"--sort {visible(sort)}: there is no such column; {hint + ' ' if hint else ''}"
+            f"there are: {visible(', '.join(columns))}"
+        )
+    if key.startswith("test_") and any(row["validation_error_mean"] is not None for row in rows):
         notes.append(
-            f"no differences: several configs have no noise; choose one with --baseline: {labels}"
+            f"sorted by {key}; to choose a setting, sort by validation_error: the test images are "
+            "for the one that was chosen"
         )
-    return None, ""
+    some = [row for row in rows if row.get(key) is not None]
+    none = [row for row in rows if row.get(key) is None]
+    return sorted(some, key=lambda row: order(row[key]), reverse=descending) + none
 
 
-def _named(rows: list[Row], name: str) -> Row:
-    matches = [row for row in rows if row["label"] == name]
-    matches = matches or [row for row in rows if row["name"] == name]
-    labels = [row["label"] for row in rows]
-    if len(matches) > 1:
-        raise VShiftError(
-            f"--baseline {name}: different configs have this name; give one of "
-            + ", ".join(f"`{row['label']}`" for row in matches)
-        )
-    if not matches:
-        hint = did_you_mean(name, labels)
-        raise VShiftError(
-            f"--baseline {name}: no config is called so; {hint + ' ' if hint else ''}"
-            f"there are: {visible(', '.join(labels)) or 'none'}"
-        )
-    if matches[0]["n"] == 0:
-        raise VShiftError(f"--baseline {name}: none of its runs is done, so there is no test error")
-    return matches[0]
-
-
-def _no_noise(group: _Group) -> bool:
-    """Whether the config has no noise, or only noise of strength 0."""
-    network = group.used[0].config.get("network")
-    if not isinstance(network, dict):
-        return False
-    noise = network.get("noise") or []
-    entries = noise if isinstance(noise, list) else [noise]
-    return all(isinstance(entry, dict) and _silent(entry) for entry in entries)
-
-
-def _silent(noise: Row) -> bool:
-    strengths = [noise[key] for key in ("rate", "sigma", "beta") if noise.get(key) is not None]
-    return bool(strengths) and all(number(value) == 0 for value in strengths)
-
-
-def _subtract(rows: list[Row], groups: list[_Group], baseline: Row, notes: list[str]) -> None:
-    """Fill in difference, and difference_se = √(sd₁²/n₁ + sd₂²/n₂), the standard error of it."""
-    budgets = [_budget(group) for group in groups]
-    own = budgets[rows.index(baseline)]
-    for row, budget in zip(rows, budgets, strict=True):
-        others = sorted(
-            key for key in own.keys() | budget.keys() if own.get(key) != budget.get(key)
-        )
-        if row is baseline:
-            row["difference"] = 0.0 if row["test_error_mean"] is not None else None
-        elif others and row["n"]:
-            what = ", ".join(others[:4])
-            notes.append(f"no difference for {row['label']}: not the baseline's {what}")
-        elif None not in (row["test_error_mean"], baseline["test_error_mean"]):
-            row["difference"] = row["test_error_mean"] - baseline["test_error_mean"]
-            row["difference_se"] = _standard_error(row, baseline)
-
-
-def _budget(group: _Group) -> Row:
-    """What must be the same for two test errors to be compared: the images and the epochs."""
-    if not group.used:
-        return {}
-    config = group.used[0].config
-    section = config.get("data")
-    data = {**(section if isinstance(section, dict) else {}), "name": _data_name(group.used[0])}
-    budget = {f"data.{key}": value for key, value in data.items() if key != "batch_size"}
-    return {**budget, "epochs": config.get("epochs")}
-
-
-def _standard_error(row: Row, other: Row) -> float | None:
-    if row["test_error_sd"] is None or other["test_error_sd"] is None:
-        return None
-    return math.sqrt(sum(r["test_error_sd"] ** 2 / r["n"] for r in (row, other)))
-
-
-def _caption(baseline: Row | None, reason: str) -> str:
+def _caption(rows: list[Row], baseline: Group | None, reason: str, metric: str) -> str:
     text = "Mean ± sample standard deviation over n seeds."
-    if baseline is None:
-        return text
-    return (
-        f"{text} Difference: test error minus that of {baseline['label']}{reason}, "
-        "in points ± standard error."
-    )
+    if baseline is not None:
+        unit = f", in {unit_of(metric)}" if unit_of(metric) else ""
+        text += (
+            f" Difference: {metric.replace('_', ' ')} minus that of {baseline.label}{reason}{unit} "
+            "± standard error."
+        )
+    tests = sum(row["p_value"] is not None for row in rows)
+    if tests:
+        text += (
+            " Interval: Welch, 95 %. More than chance: Welch's test at 5 %, by Holm over "
+            f"{tests} difference{'s' * (tests != 1)}."
+        )
+    elif any(row["verdict"] for row in rows):
+        text += " One seed cannot tell a difference from chance."
+    left_out = sum(row["left_out"] for row in rows)
+    if left_out:
+        text += f" Left out: {left_out} run{'s' * (left_out != 1)}."
+    return text

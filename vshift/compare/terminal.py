@@ -3,59 +3,101 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from vshift.compare.columns import Column, fold
-from vshift.compare.table import Comparison, Row
+from vshift.compare.sheet import Sheet
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _GAP = 2  # between columns: one of padding, one of the box's invisible line
-_NAME = 14  # a name is folded to this width before a column is left out
+_NAME = 14  # a label is folded to this width before a column is left out
 _LEAST_NAME = 8
 
 
-def render_terminal(comparison: Comparison, width: int) -> str:
+def render_terminal(sheet: Sheet, width: int) -> str:
     """The table with colours for a terminal of so many characters."""
-    from rich import box
     from rich.console import Console
+    from rich.text import Text
+
+    caption = sheet.caption
+    if sheet.panels:
+        parts = _parts(sheet, width)
+    else:
+        kept = _fitting(sheet, width)
+        dropped = [c.line for i, c in enumerate(sheet.columns) if i not in kept]
+        parts = [kept]
+        if dropped:
+            heads = ", ".join(dropped)
+            caption += f" Too narrow for: {heads}; a wider terminal or a pipe shows them."
+    buffer = io.StringIO()
+    for number, kept in enumerate(parts):
+        part = sheet.part(kept)
+        # Narrower than one number and a bit of a name, the terminal itself has to wrap.
+        console = Console(file=buffer, force_terminal=True, width=max(width, _least(part)))
+        if number:
+            console.print()
+        console.print(_table(part))
+    Console(file=buffer, force_terminal=True, width=width).print(Text(f"\n{caption}", style="dim"))
+    return buffer.getvalue()
+
+
+def _table(sheet: Sheet) -> Table:
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    shown, caption = fold(comparison)
-    shown, dropped = _fitting(shown, comparison.rows, width)
-    if dropped:
-        caption += f" Too narrow for: {', '.join(dropped)}; a wider terminal or a pipe shows them."
-    numbers = [_width(column, comparison.rows) for column in shown[1:]]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False)
-    for column, least in zip(shown, [None, *numbers], strict=True):
+    for index, column in enumerate(sheet.columns):
+        is_label = index < sheet.labels
         table.add_column(
             Text(column.head),  # never markup: a name may say [red]
             justify="left" if column.is_text else "right",
             overflow="fold",
-            no_wrap=least is not None,
-            min_width=least,
+            no_wrap=not is_label,
+            min_width=None if is_label else _width(sheet, index),
         )
-    for row in comparison.rows:
-        table.add_row(*(Text(column.cell(row)) for column in shown))
-    # Narrower than one number and a bit of a name, the terminal itself has to wrap.
-    least_width = sum(numbers) + _GAP * len(numbers) + _LEAST_NAME
-    buffer = io.StringIO()
-    console = Console(file=buffer, force_terminal=True, width=max(width, least_width))
-    console.print(table)
-    console.print(Text(f"\n{caption}", style="dim"), width=width)
-    return buffer.getvalue()
+    for row in sheet.rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
-def _width(column: Column, rows: list[Row]) -> int:
+def _width(sheet: Sheet, index: int) -> int:
     from rich.cells import cell_len
 
-    cells = [column.cell(row) for row in rows]
-    return max(cell_len(text) for text in [*cells, *column.head.split("\n")])
+    cells = [row[index] for row in sheet.rows]
+    return max(cell_len(text) for text in [*cells, *sheet.columns[index].head.split("\n")])
 
 
-def _fitting(shown: list[Column], rows: list[Row], width: int) -> tuple[list[Column], list[str]]:
-    """The columns that fit, and the heads of those left out."""
-    kept = list(shown)
-    widths = {column: _width(column, rows) + _GAP for column in shown}
-    widths[kept[0]] = min(_NAME + _GAP, widths[kept[0]])
-    while len(kept) > 2 and sum(widths[column] for column in kept) - _GAP > width:
-        kept.remove(min(kept, key=lambda column: column.keep))
-    return kept, [" ".join(column.head.split("\n")) for column in shown if column not in kept]
+def _widths(sheet: Sheet, label: int) -> list[int]:
+    """Every column's width with the gap behind it; labels are folded to `label`."""
+    full = [_width(sheet, index) for index in range(len(sheet.columns))]
+    return [
+        (min(label, width) if index < sheet.labels else width) + _GAP
+        for index, width in enumerate(full)
+    ]
+
+
+def _least(sheet: Sheet) -> int:
+    return sum(_widths(sheet, _LEAST_NAME)) - _GAP
+
+
+def _fitting(sheet: Sheet, width: int) -> list[int]:
+    """The numbers of the columns that fit; the labels and one more always stay."""
+    widths, kept = _widths(sheet, _NAME), list(range(len(sheet.columns)))
+    while len(kept) > sheet.labels + 1 and sum(widths[i] for i in kept) - _GAP > width:
+        kept.remove(min(kept[sheet.labels :], key=lambda index: sheet.columns[index].keep))
+    return kept
+
+
+def _parts(sheet: Sheet, width: int) -> Sequence[list[int]]:
+    """The columns in parts that fit, each with the labels and at least one more column."""
+    widths, labels = _widths(sheet, _NAME), list(range(sheet.labels))
+    parts = [[*labels]]
+    for index in range(sheet.labels, len(sheet.columns)):
+        full = sum(widths[i] for i in [*parts[-1], index]) - _GAP > width
+        if full and len(parts[-1]) > sheet.labels:
+            parts.append([*labels])
+        parts[-1].append(index)
+    return parts
