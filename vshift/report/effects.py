@@ -27,12 +27,14 @@ class Effect:
     Attributes:
         found: with Welch's interval and test, where both sides have two runs or more.
         p: corrected for all effects of the same table (Holm); None where there was no test.
+        tests: how many tests the table holds.
     """
 
     group: Group
     other: Group
     found: Difference
     p: float | None = None
+    tests: int = 0
 
     @property
     def value(self) -> float:
@@ -49,15 +51,8 @@ class Effect:
 
     @property
     def seeds_needed(self) -> int | None:
-        """How many seeds a side would see a difference of this size; None where none would."""
-        one, other = self.found.arms
-        if one.sd is None or other.sd is None or not self.value:
-            return None
-        return seeds_needed(self.value, one.sd, other.sd)
-
-    def verdict(self, unit: str) -> str:
-        """In words; where chance cannot be ruled out, how many seeds would tell."""
-        return verdict(self.found, self.p, unit)
+        """About how many seeds a side would tell it among this table's tests; None if no number."""
+        return seeds_to_tell(self.found, self.tests)
 
 
 def scores(group: Group, score: str) -> list[float]:
@@ -70,7 +65,8 @@ def against_baseline(study: Study) -> list[Effect]:
     base = next((group for group in study.used if group.is_baseline), None)
     if base is None:
         return []
-    others = [g for g in study.used if g is not base and _comparable(g, base)]
+    # Which configs may be compared, `vshift compare` decides: same images, same epochs.
+    others = [g for g in study.used if g is not base and g.row["difference"] is not None]
     return _table([(group, base) for group in others], study.score)
 
 
@@ -106,23 +102,13 @@ def _rest(group: Group) -> dict[str, Any]:
     return {**rest, "network": bare}
 
 
-def _comparable(group: Group, base: Group) -> bool:
-    return all(_budget(group)[key] == _budget(base)[key] for key in ("data", "epochs"))
-
-
-def _budget(group: Group) -> dict[str, Any]:
-    data = group.config.get("data")
-    data = data if isinstance(data, dict) else {}
-    kept = {key: value for key, value in data.items() if key != "batch_size"}
-    return {"data": kept, "epochs": group.config.get("epochs")}
-
-
 def _table(pairs: Sequence[tuple[Group, Group]], score: str) -> list[Effect]:
     """The pairs' differences, with p values corrected over all of them."""
     found = [(a, b, _difference(a, b, score)) for a, b in pairs]
     known = [(a, b, difference) for a, b, difference in found if difference is not None]
     adjusted = holm([difference.p_value for _, _, difference in known])
-    return [Effect(a, b, d, p) for (a, b, d), p in zip(known, adjusted, strict=True)]
+    tests = sum(p is not None for p in adjusted)
+    return [Effect(a, b, d, p, tests) for (a, b, d), p in zip(known, adjusted, strict=True)]
 
 
 def _difference(group: Group, other: Group, score: str) -> Difference | None:

@@ -28,24 +28,39 @@ class Gain:
 
 def gains(study: Study) -> list[Gain]:
     """Each group's gain with the method that its config lists first (not the best one by test)."""
-    rows = study.recalibration.groupby("group", sort=False)
     result = []
     for group in study.used:
+        of = _scores(study, group)
+        methods = list(dict.fromkeys(method for _, method in of if method != "none"))
         first = next((run.summary.get("recalibration") for run in group.runs), None)
-        if not isinstance(first, str) or group.label not in rows.groups:
-            continue
-        of: dict[tuple[int, str], float] = {
-            (seed, method): value
-            for seed, method, value in rows.get_group(group.label)[
-                ["seed", "method", "value"]
-            ].itertuples(index=False, name=None)
-        }
-        method = visible(first)
-        seeds = [seed for seed, name in of if name == "none" and (seed, method) in of]
-        gained = describe(of[seed, "none"] - of[seed, method] for seed in seeds)
-        if gained is not None:
-            result.append(Gain(group, method, gained.mean, gained.n, _paired(gained)))
+        first = visible(first) if isinstance(first, str) else None
+        gain = _gain(group, of, first if first in methods else next(iter(methods), ""))
+        if gain is not None:
+            result.append(gain)
     return result
+
+
+def every_method(study: Study, group: Group) -> list[Gain]:
+    """A group's gain with each of the methods that were tried, in their order."""
+    of = _scores(study, group)
+    methods = dict.fromkeys(method for _, method in of if method != "none")
+    found = (_gain(group, of, method) for method in methods)
+    return [gain for gain in found if gain is not None]
+
+
+def _scores(study: Study, group: Group) -> dict[tuple[int, str], float]:
+    """(seed, method) → score; `none` is as trained."""
+    rows = study.recalibration[study.recalibration["group"] == group.label]
+    columns = rows[["seed", "method", "value"]].itertuples(index=False, name=None)
+    return {(seed, method): value for seed, method, value in columns}
+
+
+def _gain(group: Group, of: dict[tuple[int, str], float], method: str) -> Gain | None:
+    seeds = [seed for seed, name in of if name == "none" and (seed, method) in of]
+    gained = describe(of[seed, "none"] - of[seed, method] for seed in seeds)
+    if gained is None:
+        return None
+    return Gain(group, method, gained.mean, gained.n, _paired(gained))
 
 
 def _paired(gained: Sample) -> float | None:
@@ -80,6 +95,10 @@ def recalibration(study: Study, effects: Sequence[Effect]) -> Card:
         else say("{} changes {} by {} {}.", bold(chosen.method), bold(chosen.group.label),
             bold(amount(study, -chosen.value, "+")), unit(study))
     ]  # fmt: skip
+    others = every_method(study, chosen.group)
+    if len(others) > 1:
+        parts = [say("{} {}", gain.method, amount(study, gain.value, "+")) for gain in others]
+        text.append(say("There by method: {}.", joined(parts)))
     text += _gain_lists(study, list(found.values()))
     names = joined(dict.fromkeys(gain.method for gain in found.values()))
     fine = say("By the method that a config lists first ({}), which need not be the best.", names)

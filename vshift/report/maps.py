@@ -259,7 +259,7 @@ def modes(study: Study) -> Any:
     if frame.empty:
         return None
     groups = [g.label for g in study.used if (frame["group"] == g.label).any()]
-    parts = sorted({visible(part) for part in frame["data"]}, reverse=True)
+    parts = sorted({visible(part) for part in frame["data"]})  # test first
     names = list(dict.fromkeys(visible(name) for name in frame["statistics"]))
     base = source("modes").transform_filter("datum.group == config && datum.data == part")
     y = alt.Y("statistics:N", sort=names, title="BN statistics")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
-from vshift.compare.statistics import LEVEL
 from vshift.report.causes import beginning, prediction
 from vshift.report.data import Study
 from vshift.report.effects import Effect, against_baseline, between_layouts, scores, worst_of
@@ -153,24 +152,18 @@ def _chance(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) ->
 
 
 def _unclear(study: Study, unclear: Sequence[Effect], count: int) -> list[Markup]:
-    """Those that chance could make: clear if they were the only ones, or too few seeds."""
-    text = []
-    alone = [e for e in unclear if e.found.p_value is not None and e.found.p_value < LEVEL]
-    if alone:
-        parts = [say("{} {}", bold(e.group.label), amount(study, e.value, "+")) for e in alone]
-        text.append(say("Clear if looked at alone, not as one of {}: {}.", count, listed(parts)))
-    few = [e for e in unclear if e not in alone]
-    if few:
-        parts = [
-            say("{} {} ({})", bold(e.group.label), amount(study, e.value, "+"), _why(study, e))
-            for e in few
-        ]
-        text.append(say("Not told from chance: {}.", listed(parts)))
-    return text
+    """Those that chance could make, and about how many seeds would tell."""
+    if not unclear:
+        return []
+    parts = [
+        say("{} {}{}", bold(e.group.label), amount(study, e.value, "+"), _seeds(e)) for e in unclear
+    ]
+    return [say("Not told from chance, as one of {}: {}.", count, listed(parts))]
 
 
-def _why(study: Study, effect: Effect) -> str:
-    return effect.verdict(points(study).strip()).removeprefix("cannot tell: ").strip()
+def _seeds(effect: Effect) -> str:
+    needed = effect.seeds_needed
+    return "" if needed is None else f" (about {needed:,} seeds a side would tell)"
 
 
 def _with_p(study: Study, effect: Effect) -> Markup:

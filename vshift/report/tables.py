@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vshift.compare.statistics import LEVEL
 from vshift.compare.text import NONE, fixed, visible, with_spread
 from vshift.report.data import Study
 from vshift.report.effects import Effect, against_baseline
@@ -170,8 +169,6 @@ def brief(effect: Effect) -> str:
         return "yes"
     if not effect.testable:
         return "one seed"
-    if (effect.found.p_value or 0.0) < LEVEL:
-        return "alone, not in this table"
     needed = effect.seeds_needed
     return "no" if needed is None else f"no: about {needed:,} seeds"
 
