@@ -6,15 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vshift.compare.statistics import (
-    LEVEL,
-    Difference,
-    describe,
-    holm,
-    seeds_needed,
-    verdict,
-    welch,
-)
+from vshift.compare.statistics import LEVEL, Difference, describe, holm, seeds_to_tell, welch
 from vshift.report.data import Study, score_of
 from vshift.report.groups import NO_NOISE, Group
 from vshift.runs.reading import natural
