@@ -82,6 +82,7 @@
   });
 
   // ---- figures -----------------------------------------------------------------------------------
+  const ERRORS = 1; // Vega's word for the level: an empty figure is no cause for a warning
   const views = new Map(); // figure id → Vega view
   const hidden = new Set(study.hidden); // labels of configs that are switched off
 
@@ -110,7 +111,7 @@
       // `ast`: expressions are interpreted, as the page's policy forbids making code out of text.
       const made = await vegaEmbed(figure, specOf(figure, false), {
         mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false,
-        bind: box.querySelector(".controls"),
+        bind: box.querySelector(".controls"), logLevel: ERRORS,
         tooltip: { theme: "page", disableDefaultStyle: true },
       });
       views.set(id, made.view);
