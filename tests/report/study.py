@@ -31,7 +31,7 @@ def make_study(folder: Path, seeds: int = 3) -> Path:
     for name, (noise, error, ratios) in ARMS.items():
         for seed in range(seeds):
             _make_arm(folder, name, seed, noise, error + (0.0, 0.6, -0.5)[seed % 3], ratios)
-    _make_arm(folder, EVIL, 0, dropout(0.1), 12.0, (1.01, 1.2, 1.05, 1.03), folder="evil")
+    _make_arm(folder, "evil", 0, dropout(0.1), 12.0, (1.01, 1.2, 1.05, 1.03), called=EVIL)
     make_run(folder, "arm-running", 0, status="running", config=config_of(epochs=EPOCHS))
     make_run(folder, "arm-diverged", 1, status="diverged", config=config_of(epochs=EPOCHS))
     (folder / "arm-damaged" / "seed-0").mkdir(parents=True)
@@ -46,7 +46,7 @@ def _make_arm(
     noise: Any,
     error: float,
     ratios: tuple[float, ...],
-    folder: str | None = None,
+    called: str | None = None,
 ) -> None:
     config = config_of(name, noise, EPOCHS)
     config["measure"] = {"every": 1, "explain_batches": 4, "eval_epochs": []}
@@ -62,7 +62,8 @@ def _make_arm(
     )
     path = make_run(
         runs, name, seed, config=config, summary=summary, metrics=_metrics(100 - error),
-        layers=_layers(ratios, noise is not None), folder=folder,
+        layers=_layers(ratios, noise is not None),
+        run={"name": called or name},
     )  # fmt: skip
     methods = [
         {"method": "none", "test_accuracy": 100 - error, "test_loss": 1.0},

@@ -132,7 +132,9 @@ def test_every_figure_has_marks(page: Any) -> None:
 
 
 def test_pointing_at_a_mark_shows_layer_and_numbers(page: Any) -> None:
-    point = found(page, "#figure-depth .mark-symbol > path[aria-label*='bn-0.5'][aria-label*='bn2']")
+    point = found(
+        page, "#figure-depth .mark-symbol > path[aria-label*='bn-0.5'][aria-label*='bn2']"
+    )
     text = hover(page, point[0])
     for word in (LAYERS[1], "bn-0.5", "2.500", "predicted", "2.505", "inherited", "1.000", "n ("):
         assert word in text
@@ -214,9 +216,7 @@ def test_drop_downs_choose_the_layer(page: Any) -> None:
         return [p.get_attribute("d") for p in found(page, "#figure-variances .mark-line > path")]
 
     before = lines()
-    box = Select(
-        next(s for s in found(page, "#figure-variances select") if "bn1" in s.text)
-    )
+    box = Select(next(s for s in found(page, "#figure-variances select") if "bn1" in s.text))
     chosen = box.first_selected_option.text
     assert chosen == LAYERS[1]  # the most shifted one
     box.select_by_visible_text(LAYERS[0])
