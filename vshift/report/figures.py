@@ -124,14 +124,14 @@ def write_figures(study: Study, folder: Path) -> list[Path]:
     """
     import vl_convert as vlc
 
-    data = frames(study)
+    data, drawn = frames(study), specs(study)
     written = []
     with files.explained(folder, "make the folder"):
         folder.mkdir(parents=True, exist_ok=True)
     for figure in FIGURES:
-        spec = specs(study).get(figure.id)
-        if spec is None:
+        if figure.id not in drawn:
             continue
+        spec = drawn[figure.id]
         whole = {
             **spec,
             "width": 420,
