@@ -62,5 +62,14 @@ def test_the_readme_names_only_files_that_exist():
         assert (ROOT / name).exists(), name
 
 
+def test_the_page_on_comparing_names_every_column_and_view():
+    from vshift.compare import COLUMNS, FORMATS
+    from vshift.compare.published import views
+
+    page = (ROOT / "docs" / "compare.md").read_text()
+    for word in (*COLUMNS, *views(), *(form for form in FORMATS if form != "table")):
+        assert f"`{word}`" in page, word
+
+
 def test_the_readme_has_no_gaps():
     assert not re.search(r"\b(DEMO_TIME|DEMO_TABLE|MANY|MEASURED)\b", README)

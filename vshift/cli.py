@@ -35,6 +35,7 @@ class Format(StrEnum):
     latex = "latex"
     csv = "csv"
     json = "json"
+    html = "html"
 
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
@@ -123,15 +124,49 @@ def compare(
     baseline: Annotated[
         str | None, typer.Option("--baseline", help="The config that differences are taken to.")
     ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", metavar="KEY,…", help="A row for each value of config keys."),
+    ] = None,
+    rows: Annotated[
+        str | None, typer.Option("--rows", metavar="KEY,…", help="A pivot: the keys down.")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option("--columns", metavar="KEY,…", help="… and the keys across.")
+    ] = None,
+    value: Annotated[
+        str | None,
+        typer.Option("--value", help="… and what is in it: a metric (test_error) or difference."),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option("--metrics", metavar="NAME,…", help="Columns: keys of summary.json."),
+    ] = None,
+    difference: Annotated[
+        str | None,
+        typer.Option("--difference", metavar="METRIC", help="Compared instead of test_error."),
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option("--sort", metavar="[-]COLUMN", help="Order of the rows; - is from the top."),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option("--where", help="Only these runs: 'network.noise.rate < 0.5 and seed != 2'."),
+    ] = None,
+    view: Annotated[
+        str | None,
+        typer.Option("--view", help="A table of the paper: table3, table4, table6 or figure4."),
+    ] = None,
 ) -> None:
     """Line runs up: one row a config, with error, accuracy on training data and shift ratio."""
-    from vshift.compare import compare as line_up
-    from vshift.compare import write
+    from vshift.compare import Request, table_of, write
     from vshift.runs import find_runs
 
-    comparison = line_up(find_runs(runs_dirs), baseline)
-    write(comparison, form.value, sys.stdout)
-    for note in comparison.notes:
+    request = Request(baseline, by, rows, columns, value, metrics, difference, sort, where, view)
+    table = table_of(find_runs(runs_dirs), request)
+    write(table, form.value, sys.stdout)
+    for note in table.notes:
         typer.echo(note, err=True)
 
 

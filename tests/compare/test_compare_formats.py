@@ -6,15 +6,17 @@ import csv
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from tests.factory import config_of, dropout, make_run, summary_of
-from vshift.compare import FORMATS, Comparison, compare, render, write
+from vshift.compare import FORMATS, Comparison, Request, compare, render, sheet, table_of, write
 from vshift.compare.text import fixed, with_spread
 from vshift.errors import VShiftError
 from vshift.runs import find_runs
@@ -239,3 +241,131 @@ def test_an_ascii_pipe_takes_every_format(tmp_path: Path, kind: str) -> None:
         assert "9.50 +/- 0.71 (n=2)" in text
     if kind == "json":
         assert json.loads(text)[0]["name"] == "größe"
+
+
+def test_the_statistics_columns(tmp_path: Path) -> None:
+    for seed, spread in enumerate((-0.1, 0.0, 0.1)):
+        make_run(tmp_path, "base", seed, 92.0 + spread)
+        make_run(tmp_path, "clear", seed, 90.0 + spread, config=config_of(noise=dropout(0.5)))
+        make_run(tmp_path, "close", seed, 91.9 + spread, config=config_of(noise=dropout(0.1)))
+    make_run(tmp_path, "single", 0, 91.0, config=config_of(noise=dropout(0.2)))
+    comparison = compare(find_runs([tmp_path]))
+    cells = {row[0]: dict(zip([c.line for c in sheet(comparison).columns], row, strict=True))
+             for row in sheet(comparison).rows}  # fmt: skip
+    assert cells["clear"]["more than chance"] == "yes (p<0.001)"
+    assert cells["clear"]["95 % interval of difference"] == "+1.77 to +2.23"
+    assert cells["clear"]["difference"].endswith(" *")
+    assert not cells["close"]["difference"].endswith("*")
+    assert cells["close"]["more than chance"] == "needs 17 seeds (p=0.288)"
+    assert cells["single"]["more than chance"] == "one seed"
+    assert cells["base"]["more than chance"] == "–"
+    assert cells["base"]["difference"] == "baseline"
+    assert "with Holm over 2 differences" in comparison.caption
+    rows = {row["name"]: row for row in comparison.rows}
+    assert rows["close"]["verdict"] == "cannot tell: needs about 17 seeds to see 0.1 points"
+    assert rows["close"]["seeds_needed"] == 17
+    assert rows["single"]["verdict"] == "one seed cannot tell; take 3 or more"
+
+
+def test_one_seed_everywhere_is_said_once(tmp_path: Path) -> None:
+    make_run(tmp_path, "base")
+    make_run(tmp_path, "noisy", config=config_of(noise=dropout(0.5)))
+    comparison = compare(find_runs([tmp_path]))
+    assert "more than chance" not in [c.line for c in sheet(comparison).columns]
+    assert "One seed cannot tell a difference from chance." in comparison.caption
+
+
+def test_the_caption_counts_what_is_left_out_and_says_what_differs(tmp_path: Path) -> None:
+    make_run(tmp_path, "base")
+    make_run(tmp_path, "noisy", config=config_of(noise=dropout(0.5)))
+    make_run(tmp_path, "noisy", 1, status="diverged", config=config_of(noise=dropout(0.5)))
+    text = render(compare(find_runs([tmp_path])), "table")
+    assert "Left out: 1 run." in text
+    assert "Configs differ from base in network.noise." in text
+    make_run(tmp_path, "long", config=config_of(noise=dropout(0.5), epochs=9))
+    text = render(compare(find_runs([tmp_path])), "table")
+    assert "network.noise, epochs" in text
+    assert "differs from base in" in text
+
+
+def test_chosen_metrics_stand_alone(small: Comparison, tmp_path: Path) -> None:
+    metrics = ("shift_ratio_mean", "parameters", "shift_ratio_max_layer", "test_error")
+    chosen = sheet(compare(find_runs([tmp_path]), metrics=metrics))
+    assert [c.line for c in chosen.columns][:6] == ["config", *metrics, "difference"]
+    assert chosen.rows[1][1:5] == ["1.050 ± 0.000", "1,234", "block2.bn1", "9.25 ± 1.06"]
+    assert "All rows: n 2." in chosen.caption
+
+
+def test_html_is_one_escaped_table(evil: Comparison) -> None:
+    text = render(evil, "html")
+    assert text.isascii()
+    found = _Tags()
+    found.feed(text)
+    assert found.counts == {
+        "table": 1, "caption": 1, "thead": 1, "tbody": 1, "tr": len(EVIL) + 1,
+        "th": len(sheet(evil).columns) + len(EVIL),
+        "td": len(EVIL) * (len(sheet(evil).columns) - 1),
+    }  # fmt: skip
+    assert set(found.texts) >= {"[red]x[/red]", "<b>x</b>", "a & b \\\\ \\input{x}", "=cmd()"}
+    assert "\x1b" not in text
+
+
+class _Tags(HTMLParser):
+    """Counts tags and collects what a browser would show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[str, int] = {}
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex")
+def test_latex_compiles(small: Comparison, evil: Comparison, tmp_path: Path) -> None:
+    tables = "".join(render(table, "latex") for table in (small, evil))
+    text = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n" + tables
+    (tmp_path / "a.tex").write_text(text + "\\end{document}\n")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "a.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "a.pdf").stat().st_size > 1000
+
+
+def test_an_ascii_stream_gets_no_latex_command_out_of_a_letter(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", run={"name": "größe"})
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    write(compare(find_runs([tmp_path])), "latex", stream)
+    stream.seek(0)
+    assert "gr??e" in stream.read()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request(by="network.noise.rate,network.noise.position"),
+        Request(rows="network.noise.position", columns="network.noise.rate"),
+        Request(view="figure4"),
+    ],
+    ids=["by", "pivot", "view"],
+)
+def test_every_table_fits_a_terminal_with_every_number_whole(
+    tmp_path: Path, request_: Request, width: int
+) -> None:
+    net = {"name": "preresnet", "depth": 8}
+    for rate in (0.0, 0.1, 0.3, 0.5, 0.7):
+        for seed in range(2):
+            config = {**config_of(), "network": {**net, "noise": dropout(rate)}}
+            make_run(tmp_path, f"rate-{rate}", seed, 90 - 10 * rate + seed, config=config)
+    table = table_of(find_runs([tmp_path]), request_)
+    text = plain_of(render(table, "table", terminal_width=width))
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert max(map(len, lines)) <= width
+    for error in ("9.50", "10.50", "12.50", "14.50", "16.50"):
+        assert f"{error} ± 0.71" in text
+    assert "…" not in text

@@ -2,6 +2,7 @@
 
 from vshift.compare.columns import sheet
 from vshift.compare.formats import FORMATS, Format, render, write
+from vshift.compare.request import Request, table_of
 from vshift.compare.sheet import Column, Sheet
 from vshift.compare.table import COLUMNS, Comparison, compare
 
@@ -11,9 +12,11 @@ __all__ = [
     "Column",
     "Comparison",
     "Format",
+    "Request",
     "Sheet",
     "compare",
     "render",
     "sheet",
+    "table_of",
     "write",
 ]

@@ -13,6 +13,7 @@ from vshift.compare.table import Comparison
 from vshift.compare.text import NONE, fixed, integer, text, visible, with_spread
 
 ONE_SEED = "one seed"
+_WHOLE = ("epoch", "parameters", "bn_layers", "monte_carlo_passes")
 _KEYS = 3  # shown of those in which a row differs
 
 
@@ -109,7 +110,8 @@ def _tested(comparison: Comparison) -> list[_Spec]:
     def difference(row: Row) -> str:
         if row["label"] == comparison.baseline:
             return "baseline"
-        return with_spread(row["difference"], row["difference_se"], sign="+", digits=digits)
+        text = with_spread(row["difference"], row["difference_se"], sign="+", digits=digits)
+        return f"{text} *" if is_clear(row) else text
 
     def interval(row: Row) -> str:
         low, high = (fixed(row[f"difference_{end}"], digits, "+") for end in ("low", "high"))
@@ -125,13 +127,18 @@ def _tested(comparison: Comparison) -> list[_Spec]:
     ]
 
 
+def is_clear(row: Row) -> bool:
+    """Whether a row's difference is more than chance: what a star marks."""
+    return row["p_adjusted"] is not None and row["p_adjusted"] < LEVEL
+
+
 def _chance(row: Row) -> str:
     """The verdict in three words; p is adjusted for the table."""
     p_value = row["p_adjusted"]
     if p_value is None:
         return ONE_SEED if row["verdict"] and row["difference_se"] is None else NONE
     p_text = "p<0.001" if p_value < 0.001 else f"p={p_value:.3f}"
-    if p_value < LEVEL:
+    if is_clear(row):
         return f"yes ({p_text})"
     needed = row["seeds_needed"]
     return f"needs {needed:,} seeds ({p_text})" if needed else f"not seen ({p_text})"
@@ -172,13 +179,13 @@ def digits_of(key: str) -> int:
 
 
 def metric_cell(key: str) -> Callable[[Row], str]:
-    """A row's mean ± standard deviation of a metric, whole numbers without decimals, or a word."""
+    """A row's mean ± standard deviation of a metric, or its most frequent word."""
 
     def cell(row: Row) -> str:
         mean, sd = row.get(f"{key}_mean"), row.get(f"{key}_sd")
-        if key in row and mean is None:
+        if isinstance(row.get(key), str):
             return text(row[key])
-        if mean is not None and mean == round(mean) and not sd and "_" not in key.strip("_"):
+        if key in _WHOLE:
             return integer(mean)
         return with_spread(mean, sd, digits=digits_of(key))
 

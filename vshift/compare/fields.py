@@ -6,6 +6,7 @@ A field is a dotted key of the config (`network.noise.rate`), a number or word o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,8 @@ Row = dict[str, Any]
 OWN = ("name", "seed", "status")
 # What neither trains nor measures differently, or is compared by name already.
 _APART = ("name", "seeds", "grid", "arms")
+_AFTERWARDS = ("measure", "recalibration")
+ONE_RESULT = ("device", "threads", "step")  # of hardware: the same training, up to rounding
 _SHOWN = 40  # names in an error
 
 
@@ -27,11 +30,12 @@ class Fields:
     def __init__(self, runs: Iterable[RunRecord]) -> None:
         self.runs = list(runs)
         self._configs: dict[str, Row] = {}
+        self._trainings: dict[str, str] = {}
 
     def only(self, runs: Iterable[RunRecord]) -> Fields:
         """The fields of some of the runs; configs that are read already are not read again."""
         fields = Fields(runs)
-        fields._configs = self._configs
+        fields._configs, fields._trainings = self._configs, self._trainings
         return fields
 
     @cached_property
@@ -58,6 +62,13 @@ class Fields:
         if not self._configs.get(key):
             self._configs[key] = _complete(run.config)
         return self._configs[key]
+
+    def training(self, run: RunRecord) -> str:
+        """A text that two runs share if they trained the same, whatever was measured afterwards."""
+        key = run.config_hash or str(run.path)
+        if key not in self._trainings:
+            self._trainings[key] = _training(self.config(run)) or key
+        return self._trainings[key]
 
     @cached_property
     def _run_keys(self) -> set[str]:
@@ -155,6 +166,16 @@ def _complete(config: Row) -> Row:
     except (ValidationError, RecursionError):
         config = dict(config)
     return {key: value for key, value in config.items() if key not in _APART}
+
+
+def _training(config: Row) -> str:
+    if not config:
+        return ""
+    values = {key: value for key, value in config.items() if key not in _AFTERWARDS}
+    hardware = values.get("hardware")
+    if isinstance(hardware, Mapping):
+        values["hardware"] = {k: v for k, v in hardware.items() if k not in ONE_RESULT}
+    return json.dumps(values, sort_keys=True)
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vshift.compare.fields import Fields, Row, metric, order, shown
-from vshift.config.text import value_differences
 from vshift.runs.reading import RunRecord, natural, number
 
 # Other threads round differently, and a study does not mean to study them.
@@ -71,7 +71,7 @@ def by_config(fields: Fields, notes: list[str]) -> list[Group]:
     for name, own in keys:
         label = f"{name} ({(own or 'no hash')[:8]})" if names[name] > 1 else name
         runs = members[name, own]
-        used, left_out = _sort_out(runs, name, notes)
+        used, left_out = _sort_out(fields, runs, name, notes)
         groups.append(Group(name, own, label, (), used, left_out, _config(fields, used or runs)))
     for name in (name for name, count in names.items() if count > 1):
         labels = ", ".join(group.label for group in groups if group.name == name)
@@ -157,7 +157,7 @@ def _group_of(
     keys: Sequence[str],
     notes: list[str],
 ) -> Group:
-    used, left_out = _sort_out(runs, None, notes)
+    used, left_out = _sort_out(fields, runs, None, notes)
     hashes = {run.config_hash for run in runs}
     mixed = _mixed(fields, used, keys)
     if mixed:
@@ -189,6 +189,8 @@ def _with_values(found: dict[str, list[Any]]) -> str:
 
 def differing(one: Row, other: Row) -> dict[str, tuple[Any, Any]]:
     """dotted key → both values, of the settings in which two complete configs differ."""
+    from vshift.config.text import value_differences  # pydantic, not for everybody who imports us
+
     found = value_differences(one, other)
     return {key: values for key, values in found.items() if key not in _NO_SETTING}
 
@@ -209,20 +211,46 @@ def _config(fields: Fields, runs: Sequence[RunRecord]) -> Row:
 
 
 def _sort_out(
-    runs: Sequence[RunRecord], name: str | None, notes: list[str]
+    fields: Fields, runs: Sequence[RunRecord], name: str | None, notes: list[str]
 ) -> tuple[list[RunRecord], int]:
-    """The runs that count, and how many do not; a note for each of those."""
-    used: dict[tuple[str | None, int], RunRecord] = {}
+    """The runs that count, and how many do not; a note for each of those.
+
+    The same training with the same seed is one observation, however often it was done: counted
+    twice, it would make chance look like a finding. The runs of one name are one config anyway.
+    """
+    used: dict[tuple[str, int], RunRecord] = {}
+    twice: list[tuple[RunRecord, RunRecord]] = []
     for run in runs:
-        # The runs of one name have one config, whatever their hashes.
-        why, own = _why_not(run), (None if name else run.config_hash, run.seed)
-        if why is None and own in used:
-            why = f"the same config and seed are in {used[own].path}, which is used"
-        if why is None:
-            used[own] = run
-        else:
+        why = _why_not(run)
+        own = ("" if name else fields.training(run), run.seed)
+        if why is not None:
             notes.append(_left_out(run, name or run.name, why))
+        elif own in used:
+            twice.append((run, used[own]))
+        else:
+            used[own] = run
+    notes += same_twice(twice)
     return list(used.values()), len(runs) - len(used)
+
+
+def same_twice(pairs: Iterable[tuple[RunRecord, RunRecord]]) -> list[str]:
+    """A note for every config of which runs are there a second time, each with the one used."""
+    found: dict[tuple[str, Path, Path], list[tuple[RunRecord, RunRecord]]] = defaultdict(list)
+    for run, used in pairs:
+        found[run.name, run.path.parent, used.path.parent].append((run, used))
+    notes = []
+    for (name, own, other), same in found.items():
+        if len(same) == 1:
+            ((run, used),) = same
+            why = f"the same config and seed are in {used.path}, which is used"
+            notes.append(_left_out(run, name, why))
+        else:
+            seeds = ", ".join(str(run.seed) for run, _ in same)
+            notes.append(
+                f"left out: {name} seeds {seeds}: the same config and seeds are in {other}, "
+                f"which are used ({own})"
+            )
+    return notes
 
 
 def _left_out(run: RunRecord, name: str, why: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vshift.compare.columns import digits_of
+from vshift.compare.columns import is_clear, metric_cell
 from vshift.compare.fields import Fields, Row, order, shown
 from vshift.compare.groups import short_heads
 from vshift.compare.sheet import Column, Sheet
@@ -100,10 +100,9 @@ def _cell(row: Row | None, value: str, table: Comparison, with_n: bool) -> str:
         if row["label"] == table.baseline:
             return "baseline"
         text = with_spread(row["difference"], row["difference_se"], sign="+")
-    elif value in row:  # a word
-        return visible(str(row[value]))
+        text += " *" if is_clear(row) else ""
     else:
-        text = with_spread(row[f"{value}_mean"], row[f"{value}_sd"], digits=digits_of(value))
+        text = metric_cell(value)(row)
     return f"{text} (n={row['n']})" if with_n and text != NONE else text
 
 
@@ -118,7 +117,11 @@ def _record(row: Row, by: Sequence[str], value: str) -> Row:
 def _caption(table: Comparison, value: str, columns: Sequence[str], counts: set[int]) -> str:
     across = ", ".join(columns)
     if value == DIFFERENCE:
-        return f"Difference of the test error across {across}. {table.caption}"
+        tests = sum(row["p_value"] is not None for row in table.rows)
+        return (
+            f"Difference of the test error to {table.baseline} across {across}, in points ± "
+            f"standard error; *: more than chance (Welch's test at 5 %, Holm over {tests})."
+        )
     n = f"n = {counts.copy().pop()} runs" if len(counts) == 1 else "n runs"
     text = f"{value} across {across}: mean ± sample standard deviation over {n}."
     left_out = sum(row["left_out"] for row in table.rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vshift.compare.fields import Row
 
@@ -43,14 +43,15 @@ class Sheet:
     labels: int = 1
     panels: bool = False
 
+    def without(self, labels: Sequence[int]) -> Sheet:
+        """The same without some of the labels, by number."""
+        kept = [i for i in range(len(self.columns)) if i not in labels]
+        return replace(self.part(kept), labels=self.labels - len(labels))
+
     def part(self, kept: Sequence[int]) -> Sheet:
         """The same with some of the columns, by number."""
-        return Sheet(
-            [self.columns[i] for i in kept],
-            [[row[i] for i in kept] for row in self.rows],
-            self.caption,
-            self.records,
-            self.notes,
-            min(self.labels, len(kept)),
-            self.panels,
+        return replace(
+            self,
+            columns=[self.columns[i] for i in kept],
+            rows=[[row[i] for i in kept] for row in self.rows],
         )

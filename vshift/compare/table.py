@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vshift.compare.baseline import choose, data_name, flag_others, subtract, unit_of
 from vshift.compare.fields import Fields, Row, order
@@ -116,7 +116,8 @@ def compare(
         by: fields (see `Fields`) whose values make a row: config keys, name, seed, status.
         metrics: further keys of summary.json.
         difference: the metric whose difference to the baseline is tested.
-        sort: a column of the rows; with a minus in front from large to small.
+        sort: a column of the rows, a metric or a config key; with a minus in front from large to
+            small.
 
     Raises:
         VShiftError: there is no such field, metric, column or baseline.
@@ -138,7 +139,7 @@ def compare(
     for run in (run for group in groups for run in group.used):
         notes += [f"{run.name} seed {run.seed}: {problem}" for problem in run.problems]
     caption = _caption(rows, chosen, reason, difference)
-    rows = _sorted(rows, sort, notes) if sort else rows
+    rows = _sorted(rows, _sort_values(rows, groups, fields, sort), sort, notes) if sort else rows
     return Comparison(
         rows,
         chosen.label if chosen else None,
@@ -209,29 +210,44 @@ def _circumstances(group: Group) -> Row:
     }
 
 
-def _sorted(rows: list[Row], sort: str, notes: list[str]) -> list[Row]:
-    """By a column, rows without a value last; ties stay in their order.
+def _sort_values(
+    rows: list[Row], groups: Sequence[Group], fields: Fields, sort: str
+) -> tuple[str, list[Any]]:
+    """The column, and every row's value in it; a config key's value is that of the first run.
 
     Raises:
         VShiftError: there is no such column, with the nearest and all of them.
     """
-    descending, key = sort.startswith("-"), sort.removeprefix("-")
+    word = sort.removeprefix("-")
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    key = next((k for k in (key, f"{key}_mean") if k in columns), key)
-    if key not in columns:
-        hint = did_you_mean(key, columns)
-        raise VShiftError(
-            f"--sort {visible(sort)}: there is no such column; {hint + ' ' if hint else ''}"
-            f"there are: {visible(', '.join(columns))}"
-        )
+    key = next((key for key in (word, f"{word}_mean") if key in columns), None)
+    if key is not None:
+        return key, [row.get(key) for row in rows]
+    if fields.is_known(word):
+        fields.require(word, "--sort")
+        return word, [fields.value(g.used[0], word) if g.used else None for g in groups]
+    names = [*columns, *(key for key, section in fields.config_keys.items() if not section)]
+    hint = did_you_mean(word, names)
+    raise VShiftError(
+        f"--sort {visible(sort)}: there is no such column; {hint + ' ' if hint else ''}"
+        f"there are: {visible(', '.join(columns))}; and config keys such as network.noise.rate"
+    )
+
+
+def _sorted(
+    rows: list[Row], column: tuple[str, list[Any]], sort: str, notes: list[str]
+) -> list[Row]:
+    """Rows without a value last; ties stay in their order."""
+    key, values = column
     if key.startswith("test_") and any(row["validation_error_mean"] is not None for row in rows):
         notes.append(
             f"sorted by {key}; to choose a setting, sort by validation_error: the test images are "
             "for the one that was chosen"
         )
-    some = [row for row in rows if row.get(key) is not None]
-    none = [row for row in rows if row.get(key) is None]
-    return sorted(some, key=lambda row: order(row[key]), reverse=descending) + none
+    pairs = list(zip(values, rows, strict=True))
+    some = [(value, row) for value, row in pairs if value is not None]
+    some.sort(key=lambda pair: order(pair[0]), reverse=sort.startswith("-"))
+    return [row for _, row in some] + [row for value, row in pairs if value is None]
 
 
 def _caption(rows: list[Row], baseline: Group | None, reason: str, metric: str) -> str:
@@ -245,8 +261,8 @@ def _caption(rows: list[Row], baseline: Group | None, reason: str, metric: str) 
     tests = sum(row["p_value"] is not None for row in rows)
     if tests:
         text += (
-            " Interval: Welch, 95 %. More than chance: Welch's test at 5 %, by Holm over "
-            f"{tests} difference{'s' * (tests != 1)}."
+            " Interval: Welch, 95 %. *, yes: more than chance, by Welch's test at 5 % with Holm "
+            f"over {tests} difference{'s' * (tests != 1)}."
         )
     elif any(row["verdict"] for row in rows):
         text += " One seed cannot tell a difference from chance."

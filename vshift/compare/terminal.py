@@ -84,11 +84,15 @@ def _least(sheet: Sheet) -> int:
 
 
 def _fitting(sheet: Sheet, width: int) -> list[int]:
-    """The numbers of the columns that fit; the labels and one more always stay."""
-    widths, kept = _widths(sheet, _NAME), list(range(len(sheet.columns)))
-    while len(kept) > sheet.labels + 1 and sum(widths[i] for i in kept) - _GAP > width:
-        kept.remove(min(kept[sheet.labels :], key=lambda index: sheet.columns[index].keep))
-    return kept
+    """The numbers of the columns that fit, the important ones first; the labels and one more
+    always stay."""
+    widths, kept = _widths(sheet, _NAME), list(range(sheet.labels))
+    others = range(sheet.labels, len(sheet.columns))
+    for index in sorted(others, key=lambda i: -sheet.columns[i].keep):
+        needed = sum(widths[i] for i in [*kept, index]) - _GAP
+        if needed <= width or len(kept) == sheet.labels:
+            kept.append(index)
+    return sorted(kept)
 
 
 def _parts(sheet: Sheet, width: int) -> Sequence[list[int]]:
