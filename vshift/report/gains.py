@@ -74,47 +74,52 @@ def _paired(gained: Sample) -> float | None:
 
 
 def recalibration(study: Study, effects: Sequence[Effect]) -> Card:
+    """What came back of what the most affected config lost, and of the others."""
     question = "What did recalibration give back?"
-    found = {gain.group.label: gain for gain in gains(study)}
+    found = gains(study)
     if not found:
         why = (
             "No run has recalibration.json; recalibration.methods: [precise] makes train write it."
         )
         return Card("recalibration", question, "Not measured", [Markup(why)])
+    adjusted = holm([gain.p for gain in found])
+    real = [g for g, p in zip(found, adjusted, strict=True) if p is not None and p < LEVEL]
     worst = most_affected(study, effects)
-    chosen = found.get(worst.label) or max(found.values(), key=lambda gain: gain.value)
+    chosen = next((g for g in found if g.group is worst), None) or max(found, key=lambda g: g.value)
     lost = next((e.value for e in effects if e.group is chosen.group and e.value > 0), None)
-    of = "" if lost is None else f" of {amount(study, lost)}"
-    text = [
-        say(
-            "{} gives {} back {} {} of the {} it lost.",
-            bold(chosen.method), bold(chosen.group.label), bold(amount(study, chosen.value)),
-            unit(study), amount(study, lost),
-        )
-        if lost is not None
-        else say("{} changes {} by {} {}.", bold(chosen.method), bold(chosen.group.label),
-            bold(amount(study, -chosen.value, "+")), unit(study))
-    ]  # fmt: skip
-    others = every_method(study, chosen.group)
-    if len(others) > 1:
-        parts = [say("{} {}", gain.method, amount(study, gain.value, "+")) for gain in others]
-        text.append(say("There by method: {}.", joined(parts)))
-    text += _gain_lists(study, list(found.values()))
-    names = joined(dict.fromkeys(gain.method for gain in found.values()))
+    text = [_sentence(study, chosen, lost)]
+    if chosen not in real:
+        text[0] += Markup(" Chance could make that.")
+    text += _lists(study, chosen, found, real)
+    names = joined(dict.fromkeys(gain.method for gain in found))
     fine = say("By the method that a config lists first ({}), which need not be the best.", names)
+    of = "" if lost is None else f" of {amount(study, lost)}"
     answer = f"{amount(study, chosen.value)}{of}{points(study)}"
     return Card("recalibration", question, answer, text, fine)
 
 
-def _gain_lists(study: Study, found: list[Gain]) -> list[Markup]:
-    adjusted = holm([gain.p for gain in found])
-    real = [g for g, p in zip(found, adjusted, strict=True) if p is not None and p < LEVEL]
-    rest = [g for g in found if g not in real]
+def _sentence(study: Study, gain: Gain, lost: float | None) -> Markup:
+    method, group = bold(gain.method), bold(gain.group.label)
+    if lost is None or gain.value <= 0:
+        change = bold(amount(study, -gain.value, "+"))
+        return say("{} changes {} by {} {}.", method, group, change, unit(study))
+    back = bold(amount(study, gain.value))
+    text = "{} gives {} back {} {} of the {} it lost."
+    return say(text, method, group, back, unit(study), amount(study, lost))
+
+
+def _lists(study: Study, chosen: Gain, found: list[Gain], real: list[Gain]) -> list[Markup]:
+    """The other methods, and the other configs by whether chance could make their gain."""
     text = []
+    methods = every_method(study, chosen.group)
+    if len(methods) > 1:
+        parts = [say("{} {}", gain.method, amount(study, gain.value, "+")) for gain in methods]
+        text.append(say("There by method: {}.", joined(parts)))
     if real:
         text.append(
             say("More than chance (paired t test over seeds, Holm): {}.", _shown(study, real))
         )
+    rest = [gain for gain in found if gain not in real]
     if rest:
         text.append(say("Not told from chance: {}.", _shown(study, rest)))
     return text

@@ -70,7 +70,7 @@ def render(study: Study, title: str) -> str:
         differences=tables.differences_table(study),
         figures=[figure for figure in FIGURES if figure.id in drawn],
         missing=[figure for figure in FIGURES if figure.id not in drawn],
-        caption=study.comparison.caption,
+        caption=words.caption(study),
         prefix_note=_prefix_note(study),
         crowd=len(at_first_hidden(study)),
     )

@@ -18,6 +18,18 @@ _TITLES = {
 }
 
 
+def caption(study: Study) -> str:
+    """What the numbers of the table of configs are."""
+    text = "Scores of the last epoch: mean ± sample standard deviation over n seeds."
+    base = next((group.label for group in study.used if group.is_baseline), None)
+    if base is None:
+        return text + " No differences: there is no single config without noise; see --baseline."
+    return (
+        f"{text} Differences to {base}, with Welch’s 95 % interval; "
+        "p and the verdict are corrected for all rows (Holm)."
+    )
+
+
 def data_names(study: Study) -> list[str]:
     """The data sets of all configs, as they may be called in a paper."""
     found = (data_name(group) for group in study.groups if group.config)
