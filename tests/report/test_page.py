@@ -48,6 +48,7 @@ class Reader(HTMLParser):
 
 def embedded(page: str) -> dict[str, Any]:
     (text,) = re.findall(r'<script type="application/json" id="study">(.*?)</script>', page)
+    assert not set("<>&") & set(text)  # `</script x` ends a script element too
     return dict(json.loads(text))
 
 

@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -171,9 +172,10 @@ def test_names_that_would_write_to_the_terminal_are_escaped(tmp_path: Path) -> N
     assert "\\x1b[31mred[bold]" in text
 
 
-def in_terminal(runs: Path) -> tuple[subprocess.Popen[bytes], int]:
+def in_terminal(runs: Path) -> tuple[subprocess.Popen[bytes], int, list[Any]]:
     """`vshift watch` in a terminal of its own, once it has drawn."""
     ours, theirs = pty.openpty()
+    before = termios.tcgetattr(ours)
     command = [sys.executable, "-m", "vshift", "watch", str(runs), "--every", "0.2"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
     process = subprocess.Popen(
@@ -189,7 +191,8 @@ def in_terminal(runs: Path) -> tuple[subprocess.Popen[bytes], int]:
             shown += os.read(ours, 65536)
     assert b"going" in shown
     assert b"\x1b[?1049h" in shown  # on a screen of its own
-    return process, ours
+    assert termios.tcgetattr(ours) != before  # single keys, without Enter
+    return process, ours, before
 
 
 def drained(process: subprocess.Popen[bytes], ours: int) -> bytes:
@@ -200,13 +203,12 @@ def drained(process: subprocess.Popen[bytes], ours: int) -> bytes:
         except OSError:  # the other side is closed
             break
     process.wait(20)
-    os.close(ours)
     return rest
 
 
 @pytest.mark.parametrize("how", ["q", "interrupt"])
 def test_it_leaves_cleanly(runs: Path, how: str) -> None:
-    process, ours = in_terminal(runs)
+    process, ours, before = in_terminal(runs)
     if how == "q":
         os.write(ours, b"q")
     else:
@@ -216,3 +218,5 @@ def test_it_leaves_cleanly(runs: Path, how: str) -> None:
     assert b"Traceback" not in rest
     assert b"\x1b[?1049l" in rest  # the terminal's own screen is back
     assert b"\x1b[?25h" in rest  # and its cursor
+    assert termios.tcgetattr(ours) == before  # and its keys
+    os.close(ours)
