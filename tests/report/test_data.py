@@ -115,6 +115,13 @@ def test_curves_have_mean_and_spread(study: Study) -> None:
     spread = np.std([90.0, 89.4, 90.5], ddof=1)
     assert last["test_accuracy_high"] - last["test_accuracy"] == pytest.approx(spread)
     assert last["n"] == 3
+    assert not [name for name in rows.columns if name.startswith("validation")]
+
+
+def test_validation_scores_have_curves_of_their_own(tmp_path: Path) -> None:
+    make_run(tmp_path, metrics=[{"epoch": 1, "test_accuracy": 3.0, "validation_accuracy": 4.0}])
+    (row,) = collect(find_runs([tmp_path])).curves.to_dict("records")
+    assert (row["test_accuracy"], row["validation_accuracy"]) == (3.0, 4.0)
 
 
 def test_modes_and_recalibration(study: Study) -> None:

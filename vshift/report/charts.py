@@ -207,8 +207,10 @@ def scatter(study: Study) -> Any:
 
 CURVES = {
     "test_accuracy": "test accuracy (%)",
+    "validation_accuracy": "validation accuracy (%)",
     "train_accuracy": "training accuracy (%)",
     "test_loss": "test loss",
+    "validation_loss": "validation loss",
     "train_loss": "training loss",
 }
 

@@ -32,7 +32,9 @@ Row = dict[str, Any]
 CURVE_ROWS = 8_000  # beyond, epochs are thinned out evenly
 
 MODE_KEYS = ("group", "data", "noise", "statistics")
-SCORES = ("test_accuracy", "train_accuracy", "test_loss", "train_loss")
+SCORES = tuple(
+    f"{part}_{what}" for what in ("accuracy", "loss") for part in ("test", "validation", "train")
+)
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,9 @@ def _curves(groups: Sequence[Group]) -> pd.DataFrame:
     frame = pd.DataFrame(rows).astype(dict.fromkeys(SCORES, "float64"))
     epochs = kept(sorted(frame["epoch"].unique()), most)
     by = frame[frame["epoch"].isin(epochs)].groupby(["group", "epoch"], sort=False)
-    result, spread = by[list(SCORES)].mean(), by[list(SCORES)].std().fillna(0.0)
-    for score in SCORES:
+    found = [score for score in SCORES if frame[score].notna().any()]
+    result, spread = by[found].mean(), by[found].std().fillna(0.0)
+    for score in found:
         result[f"{score}_low"] = result[score] - spread[score]
         result[f"{score}_high"] = result[score] + spread[score]
     return result.assign(n=by.size()).reset_index()

@@ -23,6 +23,7 @@ T = TypeVar("T")
 EPOCH_ROWS = 20_000
 CHANNEL_ROWS = 15_000
 _BINS = 24
+_MOST_EPOCHS = 100_000  # as the config allows
 
 _VARIANCES = ("train_variance", "running_variance", "eval_variance", "shift_ratio")
 _RATIOS = ("total_ratio", "local_ratio", "inherited_ratio", "predicted_ratio")
@@ -48,7 +49,9 @@ def _measured(run: RunRecord) -> list[int]:
     measure = measure if isinstance(measure, dict) else {}
     last = number(run.config.get("epochs")) or number(run.summary.get("epoch")) or 0
     every = number(measure.get("every", 1)) or 0
-    return [*range(int(every), int(last), int(every)), int(last)] if every >= 1 else []
+    if every < 1 or not 1 <= last <= _MOST_EPOCHS:
+        return []
+    return [*range(int(every), int(last), int(every)), int(last)]
 
 
 def kept(epochs: list[int], most: int) -> list[int]:
@@ -79,8 +82,19 @@ def all_rows(groups: Sequence[Group], problems: list[str]) -> pd.DataFrame:
                 (group.label, run.seed, *map(row.get, columns)) for row in rows if _whole(row)
             ]
     frame = pd.DataFrame(found, columns=["group", "seed", *columns])
-    numbers = [name for name in columns if name not in ("layer", "noise_before", "predicted_exact")]
-    return frame.assign(**{c: pd.to_numeric(frame[c], errors="coerce") for c in numbers})
+    flags = ("noise_before", "predicted_exact")
+    for name in flags:
+        frame[name] = [value is True for value in frame[name]]
+    numbers = [name for name in columns if name not in ("layer", *flags)]
+    return frame.assign(**{name: _numbers(frame[name]) for name in numbers})
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """As floats; what is no number as NaN."""
+    try:
+        return pd.to_numeric(column, errors="coerce").astype("float64")
+    except OverflowError:  # an integer of hundreds of digits
+        return column.map(number).astype("float64")
 
 
 def _whole(row: Row) -> bool:
@@ -130,13 +144,13 @@ def depth_of(last: pd.DataFrame) -> pd.DataFrame:
 
 def predictions_of(last: pd.DataFrame) -> pd.DataFrame:
     columns = ["group", "seed", "layer", "index", "local", "predicted", "se", "exact"]
-    rows = last[(last["noise_before"] == True) & last["predicted_ratio"].notna()]  # noqa: E712
+    rows = last[last["noise_before"].astype(bool) & last["predicted_ratio"].notna()]
     rows = rows[rows["local_ratio"].notna()]
     frame = rows[["group", "seed", "layer", "index"]].copy()
     frame["local"], frame["predicted"] = rows["local_ratio"], rows["predicted_ratio"]
     errors = rows[["local_ratio_se", "predicted_ratio_se"]].fillna(0.0)
     frame["se"] = np.hypot(errors["local_ratio_se"], errors["predicted_ratio_se"])
-    frame["exact"] = rows["predicted_exact"] == True  # noqa: E712
+    frame["exact"] = rows["predicted_exact"].astype(bool)
     return frame[columns].reset_index(drop=True)
 
 

@@ -53,7 +53,7 @@ def data_sentences(study: Study) -> list[Markup]:
     for group in study.groups:
         section = group.config.get("data")
         if isinstance(section, dict):
-            kinds.add(section.get("name"))
+            kinds.add(str(section.get("name")))
             limits.add((_limit(section, "train"), _limit(section, "test")))
     names = data_names(study)
     text = [say("Data: {}.", joined(map(bold, names)))] if names else []
