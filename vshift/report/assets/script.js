@@ -90,6 +90,9 @@
     const spec = structuredClone(study.specs[figure.dataset.figure]);
     const name = figure.dataset.source;
     spec.datasets = { ...spec.datasets, [name]: rows(name).map((row) => ({ ...row })) };
+    for (const param of spec.params || []) {
+      if (param.name === "hidden") param.value = [...hidden];
+    }
     const grouped = Boolean(figure.parentElement.querySelector(".legend"));
     if (forFile) {
       spec.width = 600;
@@ -107,6 +110,7 @@
     if (views.has(id)) return;
     views.set(id, null);
     const box = figure.parentElement;
+    const before = String([...hidden]);
     try {
       // `ast`: expressions are interpreted, as the page's policy forbids making code out of text.
       const made = await vegaEmbed(figure, specOf(figure, false), {
@@ -115,7 +119,7 @@
         tooltip: { theme: "page", disableDefaultStyle: true },
       });
       views.set(id, made.view);
-      if (hidden.size) await setHidden(made.view);
+      if (String([...hidden]) !== before) await setHidden(made.view); // a click while it was drawn
       box.querySelector(".save").hidden = false;
       figure.dataset.ready = "yes";
     } catch (error) {
