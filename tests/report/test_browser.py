@@ -140,6 +140,24 @@ def test_pointing_at_a_mark_shows_layer_and_numbers(page: Any) -> None:
         assert word in text
 
 
+def test_the_text_of_the_mode_matrix_can_be_read_on_its_cells(page: Any) -> None:
+    from selenium.webdriver.support.ui import Select
+
+    box = Select(found(page, "#figure-modes select")[0])
+    chosen = box.first_selected_option.text
+    for label, colour in (("arm-none", "black"), ("arm-bn-0.5", "white")):
+        box.select_by_visible_text(label)
+        cells = "#figure-modes .role-mark.mark-text text"
+        wait(lambda c=colour, s=cells: {t.get_attribute("fill") for t in found(page, s)} == {c})
+    box.select_by_visible_text(chosen)
+
+
+def test_few_epochs_have_whole_ticks(page: Any) -> None:
+    for figure in ("curves", "variances"):
+        labels = texts(page, f"#figure-{figure} .role-axis-label text")
+        assert [label for label in labels if label in ("1", "2", "3")] == ["1", "2", "3"]
+
+
 def test_names_with_markup_show_as_text(page: Any) -> None:
     assert any(EVIL in text for text in texts(page, "#table-configs th"))
     assert any(EVIL in text for text in texts(page, "#figure-depth .legend button"))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import altair as alt
+import pandas as pd
 
 from vshift.report.data import Study
 
@@ -94,6 +95,14 @@ def select(
 
 def number(field: str, title: str, form: str = ".3f") -> alt.Tooltip:
     return alt.Tooltip(f"{field}:Q", title=title, format=form)
+
+
+def epoch_axis(frame: pd.DataFrame) -> alt.X:
+    """Ticks at whole epochs: at each one where there are few."""
+    epochs = sorted(int(epoch) for epoch in frame["epoch"].dropna().unique())
+    if len(epochs) <= 12:
+        return alt.X("epoch:Q", axis=alt.Axis(grid=False, format="d", values=epochs))
+    return alt.X("epoch:Q", axis=alt.Axis(grid=False, format="d"))
 
 
 def score_title(study: Study) -> str:
@@ -229,7 +238,7 @@ def curves(study: Study) -> Any:
         )
         .transform_filter("isValid(datum.value)")
     )
-    x = alt.X("epoch:Q", axis=alt.Axis(grid=False, tickMinStep=1))
+    x = epoch_axis(study.curves)
     y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
     colour = group_colour(study)
     band = base.mark_area(opacity=0.15).encode(

@@ -10,6 +10,7 @@ from vshift.compare.text import visible
 from vshift.report.charts import (
     MIDDLE,
     SCHEME,
+    epoch_axis,
     group_colour,
     hidden,
     number,
@@ -165,7 +166,7 @@ def variances(study: Study) -> Any:
         .transform_filter("isValid(datum.variance)")
         .transform_calculate(kind=_words("datum.key", _KINDS))
     )
-    x = alt.X("epoch:Q", axis=alt.Axis(grid=False, tickMinStep=1))
+    x = epoch_axis(frame)
     y = alt.Y("variance:Q", title="variance, mean over channels")
     lines = base.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour)
     points = base.mark_point(filled=True, size=55, opacity=1).encode(
@@ -264,11 +265,14 @@ def modes(study: Study) -> Any:
     base = source("modes").transform_filter("datum.group == config && datum.data == part")
     y = alt.Y("statistics:N", sort=names, title="BN statistics")
     x = alt.X("noise:N", sort=["off", "on"], title="noise", axis=alt.Axis(labelAngle=0))
-    middle = float((frame["value"].min() + frame["value"].max()) / 2)
+    # The same colours for all configs, and on each a text that can be read.
+    low, high = float(frame["value"].min()), float(frame["value"].max())
+    scale = alt.Scale(scheme=SCHEME, domain=[low, high])
+    middle = (low + high) / 2
     cells = base.mark_rect().encode(
         x=x,
         y=y,
-        color=alt.Color("value:Q", scale=alt.Scale(scheme=SCHEME), title="accuracy %"),
+        color=alt.Color("value:Q", scale=scale, title="accuracy %"),
         tooltip=[
             alt.Tooltip("group:N", title="config"),
             alt.Tooltip("noise:N", title="noise"),

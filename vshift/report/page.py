@@ -164,5 +164,5 @@ def _prefix_note(study: Study) -> str:
     """Which beginning the labels leave out."""
     for group in study.groups:
         if group.name != group.label and group.name.endswith(group.label):
-            return f"names are without “{group.name.removesuffix(group.label)}”."
+            return f"Names are without “{group.name.removesuffix(group.label)}”."
     return ""
