@@ -84,9 +84,14 @@ class Keeper:
             self._end_of_steps()
         return self.done, seconds
 
-    def step(self) -> None:
-        """A step is done. Writes a checkpoint if it is time, and ends the run if a signal asks."""
-        self.done += 1
+    @property
+    def has_begun(self) -> bool:
+        """Whether the run goes on from a checkpoint."""
+        return bool(self.epoch or self.done)
+
+    def step(self, count: int = 1) -> None:
+        """Steps are done. Writes a checkpoint if it is time, and ends the run if a signal asks."""
+        self.done += count
         if self.done == self.steps:
             self._end_of_steps()
         self._save_or_stop(due=self._is_time())
