@@ -7,6 +7,8 @@ RUNS    ?= runs
 JOBS    ?= 1
 CONFIGS ?= configs/quick
 SEEDS   ?=
+KILLS   ?= 200
+SEED    ?= 0
 # What every study changes, for instance STUDY_SETS="--set 'data={name: imagefolder, root: …}'"
 STUDY_SETS ?=
 STUDIES ?= $(sort $(wildcard configs/studies/*.yaml))
@@ -19,7 +21,7 @@ VSHIFT  := $(VENV)/bin/vshift
 READY   := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint sweep compare studies bench gpu clean
+.PHONY: help setup demo test soak lint sweep compare studies bench gpu clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +41,9 @@ demo: $(READY)  ## train four small networks on the embedded images and compare 
 
 test: $(READY)  ## the whole test suite
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
+
+soak: $(READY)  ## kill small runs at KILLS random moments, go on with them, compare every bit
+	KILLS=$(KILLS) SEED=$(SEED) $(VENV)/bin/python -m pytest tests/soak -s
 
 lint: $(READY)  ## style and types
 	$(VENV)/bin/ruff check vshift tests benchmarks

@@ -5,6 +5,23 @@ import os
 import pytest
 import torch
 
+from tests.soak.harness import Trainer, fork_server
+
+
+@pytest.fixture(scope="session")
+def server():
+    """Forks training processes; see tests/soak/server.py."""
+    with fork_server() as process:
+        yield process
+
+
+@pytest.fixture
+def trainer(server):
+    """Starts `vshift` in processes of its own, which can be killed."""
+    started = Trainer(server)
+    yield started
+    started.end()
+
 
 @pytest.fixture(scope="module")
 def one_thread():

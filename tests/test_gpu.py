@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from tests.configs import make_config
+from tests.soak.harness import differences
+from tests.train.test_resume import attempt
 from vshift.data import load
 from vshift.networks import build
 from vshift.progress import Reporter
@@ -37,6 +39,27 @@ def test_the_gpu_trains_the_run_that_the_cpu_trains(tmp_path):
     rows = [run(tmp_path, device, **sections).metrics() for device in ("cpu", "cuda")]
     for cpu, gpu in zip(*rows, strict=True):
         assert gpu["train_loss"] == pytest.approx(cpu["train_loss"], rel=2e-3)
+
+
+def test_going_on_inside_an_epoch_gives_the_same_bits(tmp_path, monkeypatch):
+    """In PyTorch's deterministic mode: the generator of the device is put back too."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    torch.use_deterministic_algorithms(True)
+    try:
+        config = make_config(
+            hardware={"device": "cuda", "precision": "float32"},
+            network={"name": "preresnet", "depth": 8, "noise": NOISE},
+        )
+        whole, status, _ = attempt(tmp_path / "whole", config, device="cuda")
+        assert status == "done"
+        _, status, _ = attempt(tmp_path / "parts", config, steps=7, device="cuda")
+        assert status == "interrupted"
+        parts, status, _ = attempt(tmp_path / "parts", config, device="cuda")
+        assert status == "done"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert differences(whole.path, parts.path) == []
 
 
 def test_a_noisy_run_is_measured_to_the_end(tmp_path):

@@ -179,3 +179,66 @@ def test_the_mode_matrix_is_shown_as_a_table():
         "train     on       batch  1.5000     40.70",
         " test    off     precise   12.50         –",
     ]
+
+
+def test_statistics_that_are_not_finite_become_rows_that_say_so(tmp_path):
+    """As a run near divergence has them: its weights are finite, its activations are not."""
+    from vshift.measure import mode_rows, mode_summary, recalibrations
+    from vshift.train import make_subject
+
+    config = make_config(
+        network={"name": "preresnet", "depth": 8, "noise": NOISE},
+        recalibration={"methods": METHODS, "batches": 2},
+        measure={"eval_batches": 2, "modes": True},
+        epochs=1,
+    )
+    subject = make_subject(config, 0, load(config.data, "cpu"))
+    with torch.no_grad():
+        next(m for m in subject.model.modules() if isinstance(m, torch.nn.Conv2d)).weight.fill_(
+            3e38
+        )
+    rows, states = recalibrations(subject, config.recalibration, 1)
+    by_method = {row["method"]: row for row in rows}
+    assert list(by_method) == METHODS
+    for method in ("swap", "precise", "layerwise", "dropout_on"):
+        assert by_method[method]["test_accuracy"] is None
+        assert "has no finite statistics over" in by_method[method]["problem"]
+        assert method not in states
+    mode_summary(mode_rows(subject, states, 1))
+    before = {"method": "none", "test_accuracy": 10.0, "test_loss": 2.3}
+    text = render("x\x1b[1m", [before, *rows])
+    assert "no finite statistics" in text
+    assert "\x1b" not in text
+
+
+def test_a_run_whose_statistics_overflow_is_finished(tmp_path):
+    from vshift import train as module
+
+    config = make_config(
+        network={"name": "preresnet", "depth": 8, "noise": NOISE}, epochs=1,
+        recalibration={"methods": ["precise", "swap"], "batches": 2},
+    )  # fmt: skip
+    folder, _ = prepare(tmp_path, config, 0)
+    original = module.see_layers
+
+    def overflow(subject, log, epoch, folder):
+        rows = original(subject, log, epoch, folder)
+        with torch.no_grad():
+            next(m for m in subject.model.modules() if isinstance(m, torch.nn.Conv2d)).weight.fill_(
+                3e38
+            )
+        return rows
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(module, "see_layers", overflow)
+    with patch.context():
+        status = train(config, 0, load(config.data, "cpu"), folder, Reporter(quiet=True))
+    patch.undo()
+    assert status == "done"
+    rows = read(folder, "recalibration.json")["methods"]
+    assert [row["method"] for row in rows] == ["none", "precise", "swap"]
+    assert "no finite statistics" in rows[1]["problem"]
+    summary = read(folder, "summary.json")
+    assert summary["test_accuracy_precise"] is None
+    assert summary["test_error_recalibrated"] is None
+    folder.close()

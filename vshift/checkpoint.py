@@ -94,17 +94,11 @@ class Keeper:
         self.done += count
         if self.done == self.steps:
             self._end_of_steps()
-        if self.stop or self._is_time():
-            self._save()
-        self._stop_if_asked()
-        self.folder.pulse()
+        self._save_or_stop(due=self._is_time())
 
     def between(self) -> None:
         """Between two batches of measuring: as `step`, with the epoch's state before measuring."""
-        if self.stop:
-            self._save()
-        self._stop_if_asked()
-        self.folder.pulse()
+        self._save_or_stop(due=False)
 
     def finished(self, epoch: int) -> None:
         """An epoch is measured and its rows are written."""
@@ -113,10 +107,10 @@ class Keeper:
         self._inside = self._inside if last else None
         self.epoch, self.done, self._buffers = epoch, 0, {}
         every = self.when.every
-        if last or self.stop or self._is_time() or (every and epoch % every == 0):
+        if last:
             self._save()
-        if not last:
-            self._stop_if_asked()
+        else:
+            self._save_or_stop(due=self._is_time() or (every > 0 and epoch % every == 0))
 
     def _end_of_steps(self) -> None:
         self._inside = self._sums()
@@ -126,11 +120,15 @@ class Keeper:
         minutes = self.when.minutes
         return minutes is not None and time.monotonic() - self._saved > 60 * minutes
 
-    def _stop_if_asked(self) -> None:
-        if self.stop:
+    def _save_or_stop(self, due: bool) -> None:
+        asked = self.stop.asked  # once: a signal may come at any moment
+        if asked or due:
+            self._save()
+        if asked:
             inside = f", step {self.done} of {self.steps}" if self.done else ""
             self.say(f"{self.folder.path}: checkpoint behind epoch {self.epoch}{inside}")
             raise self.stop.stop()
+        self.folder.pulse()
 
     def _save(self) -> None:
         self.folder.pulse(at_once=True)

@@ -40,12 +40,12 @@ class Children:
 
         A `vshift` among them ends when this process does, see `end_with_parent`.
         """
-        if self.stop:
+        if self.stop.asked:
             return None
         env = {**env, _PARENT: str(os.getpid())}
         process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, **options)
         self._running = [p for p in self._running if p.returncode is None] + [process]
-        if self.stop:  # it came while the process was starting
+        if self.stop.asked:  # it came while the process was starting
             process.send_signal(signal.SIGTERM)
         return process
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from vshift.children import end_with_parent
-from vshift.errors import ConfigError, Stopped, VShiftError, printable
+from vshift.errors import ConfigError, Stopped, VShiftError, printable, visible
 from vshift.signals import stopping_at_once
 
 app = typer.Typer(
@@ -221,7 +221,7 @@ def check(
             problems += error.problems
             continue
         runs = sum(len(point.config.seeds) for point in points)
-        typer.echo(f"{path}: ok, {runs} run{'s' if runs != 1 else ''}")
+        typer.echo(f"{visible(str(path))}: ok, {runs} run{'s' if runs != 1 else ''}")
     if problems:
         raise ConfigError(*problems)
 
@@ -450,6 +450,40 @@ def bench(
         threads=threads,
     )
     bench_and_print(plan, as_json, quiet)
+
+
+@app.command(short_help="Write one HTML file that answers what a study shows.")
+def report(
+    runs_dirs: Annotated[list[Path], typer.Argument(metavar="RUNS_DIR")],
+    out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("report.html"),
+    figures: Annotated[
+        Path | None, typer.Option("--figures", help="Also write each figure as SVG and PDF here.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="The config that differences are taken to.")
+    ] = None,
+) -> None:
+    """Write one HTML file, readable without a network: answers, tables and figures."""
+    from vshift.report import write_report
+
+    for path in write_report(runs_dirs, out, figures, baseline):
+        typer.echo(path)
+
+
+@app.command(short_help="Watch runs while they train.")
+def watch(
+    runs_dir: Annotated[list[Path], typer.Argument(metavar="RUNS_DIR")],
+    once: Annotated[bool, typer.Option("--once", help="Print the table once.")] = False,
+    every: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between looks.")] = 2.0,
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Mirror every run's numbers into RUN/tensorboard."),
+    ] = False,
+) -> None:
+    """A live table of running, finished and failed runs; q or Ctrl-C leaves, training goes on."""
+    from vshift.watch import watch as look_on
+
+    look_on(runs_dir, once=once, every=every, tensorboard=tensorboard)
 
 
 @app.command(short_help="Print the config's JSON Schema, for editors.")

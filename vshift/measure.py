@@ -36,7 +36,8 @@ def _nothing() -> None:
 class Subject:
     """A run's network with its data: what the functions below measure.
 
-    `between` is called before each batch: measuring can take minutes, and what it raises ends it.
+    `between` is called before each batch, and each pass over one: measuring can take minutes, and
+    what it raises ends it.
     """
 
     config: Config
@@ -256,8 +257,12 @@ def mode_summary(rows: list[Row]) -> Row:
 def monte_carlo_scores(subject: Subject, passes: int, epoch: int) -> Row:
     """Monte Carlo dropout on the test images: noise on, BN on running statistics, k passes."""
     seed = derive(subject.seed, epoch, "monte carlo")
-    with subject.autocast():
-        found = monte_carlo(subject.model, subject.plain(subject.images.test), passes, seed)
+    watched = subject.model.register_forward_pre_hook(lambda *_: subject.between())
+    try:
+        with subject.autocast():
+            found = monte_carlo(subject.model, subject.plain(subject.images.test), passes, seed)
+    finally:
+        watched.remove()
     return {
         "monte_carlo_passes": found.passes,
         "monte_carlo_accuracy": found.accuracy,

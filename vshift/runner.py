@@ -45,7 +45,7 @@ def train_seeds(config: Config, runs_dir: Path, fresh: bool, reporter: Reporter)
         build_for(config, images, waiting[0])
     with signals.noted("" if reporter.quiet else _NOTED) as stop:
         for seed in waiting:
-            if stop:
+            if stop.asked:
                 raise Interrupted(
                     f"{config.name}: stopped before seed {seed}; the same command goes on with it",
                     stop.exit_code,
@@ -76,7 +76,7 @@ def train_one(
     runs_dir: Path,
     fresh: bool,
     reporter: Reporter,
-    stop: signals.Request | None = None,
+    stop: signals.Request = signals.NEVER,
 ) -> str:
     """One run from prepare to finish; returns its status.
 

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1 ask a run to stop: it finishes its step, writes down where it is, ends.
+"""SIGINT, SIGTERM and SIGUSR1 ask a run to stop: it ends its step, writes a checkpoint and exits.
 
 SIGINT is Ctrl-C. SIGTERM and SIGUSR1 are what schedulers send before they take a machine away.
 """
@@ -32,7 +32,8 @@ class Request:
     def __init__(self) -> None:
         self.number: int | None = None
 
-    def __bool__(self) -> bool:
+    @property
+    def asked(self) -> bool:
         return self.number is not None
 
     @property
@@ -44,6 +45,9 @@ class Request:
         return Stopped(self.exit_code, at_once=False)
 
 
+NEVER = Request()  # for callers to whom no signal matters
+
+
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
     """Inside, a signal raises `Stopped` wherever the program is.
@@ -51,10 +55,10 @@ def stopping_at_once() -> Iterator[None]:
     For everything that holds no results in memory. Only SIGINT raises twice: a SIGTERM that follows
     must not disturb the cleaning up.
     """
-    asked = Request()
+    request = Request()
 
     def handle(number: int, _: FrameType | None) -> None:
-        first, asked.number = not asked, number
+        first, request.number = not request.asked, number
         if first or number == signal.SIGINT:
             raise Stopped(exit_code(number))
 
@@ -70,7 +74,7 @@ def noted(message: str = "", then: Callable[[], None] | None = None) -> Iterator
         message: said on stderr at the first one.
         then: called at the first one.
     """
-    asked = Request()
+    request = Request()
     interrupts = 0
 
     def handle(number: int, _: FrameType | None) -> None:
@@ -78,14 +82,14 @@ def noted(message: str = "", then: Callable[[], None] | None = None) -> Iterator
         interrupts += number == signal.SIGINT
         if interrupts > 1:
             raise Stopped(130)
-        first, asked.number = not asked, asked.number or number
+        first, request.number = not request.asked, request.number or number
         if first and message:
             _say(message)
         if first and then:
             then()
 
     with _handled_by(handle):
-        yield asked
+        yield request
 
 
 def _say(message: str) -> None:

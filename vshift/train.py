@@ -38,10 +38,11 @@ from vshift.schedule import learning_rates
 from vshift.seeding import derive
 from vshift.shift.graph import noise_in_front
 from vshift.shift.probe import TrainingLog, running_moments
-from vshift.signals import Request
+from vshift.signals import NEVER, Request
 from vshift.step import STEPS, Tally, make_optimizer, make_step
 
 Row = dict[str, Any]
+MOST_STEPS = 10**8  # of a run; each has its learning rate in a list
 
 
 def train(
@@ -50,7 +51,7 @@ def train(
     images: ImageSet,
     folder: RunFolder,
     reporter: Reporter,
-    stop: Request | None = None,
+    stop: Request = NEVER,
 ) -> str:
     """Train until the last epoch and write everything into the folder as it comes.
 
@@ -71,7 +72,7 @@ def train(
     )
     tally = Tally(images.train.images.device)
     log = TrainingLog(model) if config.measure.every else None
-    keeper = Keeper(folder, subject, optimizer, tally, log, stop or Request(), reporter.say)
+    keeper = Keeper(folder, subject, optimizer, tally, log, stop, reporter.say)
     subject = replace(subject, between=keeper.between)
     finished = keeper.restore()
     step = make_step(
@@ -203,6 +204,11 @@ def build_for(config: Config, images: ImageSet, seed: int) -> nn.Module:
         size=images.size,
         seed=derive(seed, 0, "weights"),
     )
+    steps = config.epochs * -(-len(images.train) // config.data.batch_size)
+    if steps > MOST_STEPS:
+        raise ConfigError(
+            f"epochs: {config.epochs:,} epochs are {steps:,} steps; at most {MOST_STEPS:,}"
+        )
     if len(images.train) % config.data.batch_size == 1 and isinstance(
         config.network, FullyConnected
     ):

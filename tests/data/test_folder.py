@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import struct
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -313,3 +316,37 @@ def test_a_failed_write_leaves_nothing(cached, own_cache, monkeypatch, caplog):
 def test_a_small_set_is_not_cached(make_tree, own_cache):
     load(make_tree())
     assert not own_cache.exists()
+
+
+def png_of(width: int, height: int) -> bytes:
+    """The start of a PNG file that says it has so many pixels: 50 bytes for any number."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 10)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+@pytest.mark.parametrize("side", [9_000, 10_000, 40_000, 2**31 - 1])
+@pytest.mark.parametrize("first", [True, False])
+def test_gigapixel_images_are_an_error_that_names_the_file(make_tree, side, first):
+    """Whatever Pillow itself does at that size: nothing, a warning, an exception."""
+    config = make_tree(size=(32, 32))
+    path = Path(config.root) / "train" / "cat" / ("0000.png" if first else "0001.png")
+    path.write_bytes(png_of(side, side))
+    with pytest.raises(DataError) as caught:
+        load(config.model_copy(update={"size": 32}))
+    assert str(path) in str(caught.value)
+    if side < 2**31 - 1:
+        assert "pixels" in str(caught.value)
+    with pytest.raises(DataError, match=re.escape(str(path))):
+        load(config)
+
+
+def test_images_that_no_memory_could_hold(monkeypatch, make_tree):
+    from vshift.data import decode
+
+    monkeypatch.setattr(decode, "MAX_BYTES", 10_000)
+    with pytest.raises(DataError, match=r"12 images of 32×32 pixels would take .*set data\.size"):
+        load(make_tree(size=(32, 32)))

@@ -36,19 +36,26 @@ class Trainer:
     def __init__(self, server: subprocess.Popen[str] | None) -> None:
         self.server = server
         self.process: subprocess.Popen[str] | None = None
-        self.pid = 0
+        self.pid, self.ended = 0, True
 
-    def start(self, words: list[str], messages: Path) -> None:
+    def start(self, words: list[str], messages: Path, **limits: int) -> None:
+        """Begin a command; `limits` are the server's `uid` and `largest_file`."""
+        self.ended = False
         if self.server is None:
             with open(messages, "a") as file:
                 self.process = subprocess.Popen(
                     [sys.executable, "-m", "vshift", *words],
-                    stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment(), text=True,
-                )  # fmt: skip
+                    stdout=file,
+                    stderr=file,
+                    stdin=subprocess.DEVNULL,
+                    env=environment(),
+                    text=True,
+                )
             self.pid = self.process.pid
             return
         assert self.server.stdin
-        print(json.dumps({"words": words, "messages": str(messages)}), file=self.server.stdin)
+        request = {"words": words, "messages": str(messages), **limits}
+        print(json.dumps(request), file=self.server.stdin)
         self.server.stdin.flush()
         self.pid = self._answer()["pid"]
 
@@ -58,9 +65,16 @@ class Trainer:
 
     def wait(self) -> int:
         """The exit code, or minus the signal that ended it."""
+        self.ended = True
         if self.process is not None:
             return self.process.wait(120)
         return int(self._answer()["code"])
+
+    def end(self) -> None:
+        """Nothing that was started is left running."""
+        if self.pid and not self.ended:
+            self.kill(signal.SIGKILL)
+            self.wait()
 
     def _answer(self) -> dict[str, Any]:
         assert self.server
@@ -130,6 +144,7 @@ def train_killed(
     case, log, left = Case(), runs.with_suffix(".log"), 1.0
     words = ["train", str(config), "--runs-dir", str(runs)]
     while True:
+        began = _written(runs, config)
         trainer.start(words, log)
         if len(case.kills) == kills:
             code = trainer.wait()
@@ -141,18 +156,30 @@ def train_killed(
         code = trainer.wait()
         assert code in (0, ENDS[kill.number], -kill.number), (kill, code, log.read_text())
         kill.phase, kill.place = where(runs, config)
+        if _written(runs, config) == began:  # it had not come so far as to take the folder
+            kill.phase = "start-up"
         if code == 0:  # it was done before the kill came
             return case
         case.kills.append(kill)
         left = max(0.1, 1 - progress(runs / config.stem / "seed-0"))
 
 
+def _written(runs: Path, config: Path) -> int:
+    """When a run's run.json was last written; every attempt begins with that."""
+    path = runs / config.stem / "seed-0" / "run.json"
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
 def progress(folder: Path) -> float:
     """The share of its epochs that a run's checkpoint has behind it."""
     if not _has(folder, "checkpoint.pt"):
         return 0.0
-    epochs = yaml.safe_load((folder / "config.yaml").read_text())["epochs"]
-    return float(torch.load(folder / "checkpoint.pt", weights_only=True)["epoch"] / epochs)
+    state = torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")
+    return float(state["epoch"] / _epochs(folder))
+
+
+def _epochs(folder: Path) -> int:
+    return int(yaml.safe_load((folder / "config.yaml").read_text())["epochs"])
 
 
 def where(runs: Path, config: Path) -> tuple[str, str]:
@@ -160,15 +187,13 @@ def where(runs: Path, config: Path) -> tuple[str, str]:
     folder = runs / config.stem / "seed-0"
     if not (folder / "run.json").exists():
         return "start-up", ""
-    rows = (
-        (folder / "metrics.jsonl").read_text().count("\n") if _has(folder, "metrics.jsonl") else 0
-    )
+    rows = (_bytes(folder / "metrics.jsonl") or b"").count(b"\n")
     place = f", {rows} epochs logged"
     if _has(folder, "checkpoint.pt"):
-        state = torch.load(folder / "checkpoint.pt", weights_only=True)
+        state = torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")
         place += f", checkpoint at {state['epoch']}+{state['step']}"
-        if state["step"] and state["inside"] is not None and rows == state["epoch"] + 1:
-            return "measured, not saved", place
+        if rows == state["epoch"] + 1 == _epochs(folder):
+            return "measuring", place
     if _has(folder, "summary.json"):
         return "finishing", place
     return ("writing" if list(folder.glob(".*.tmp")) else "training"), place
@@ -205,7 +230,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _checkpoint(folder: Path) -> Any:
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    state = torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")
     state["inside"]["seconds"] = 0.0
     return state
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -30,10 +31,19 @@ def serve() -> None:
         request = json.loads(line)
         child = os.fork()
         if child == 0:
+            restrict(request.get("uid"), request.get("largest_file"))
             run(request["words"], Path(request["messages"]))
         print(json.dumps({"pid": child}), file=answers)
         _, status = os.waitpid(child, 0)
         print(json.dumps({"code": os.waitstatus_to_exitcode(status)}), file=answers)
+
+
+def restrict(uid: int | None, largest_file: int | None) -> None:
+    """Another user, and a limit of the system on the size of files in bytes."""
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    if uid is not None:
+        os.setuid(uid)
 
 
 def run(words: list[str], messages: Path) -> None:

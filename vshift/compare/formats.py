@@ -94,6 +94,10 @@ def _plain(sheet: Sheet) -> str:
     return "\n".join([*(line.rstrip() for line in aligned), "", sheet.caption, ""])
 
 
+# The wide forms too, which Japanese and Chinese spreadsheets take for the narrow ones.
+_FORMULA = tuple("=+-@＝＋－＠")
+
+
 def _unformula(value: Any) -> Any:
     """Text that a spreadsheet does not take for a formula."""
     if isinstance(value, list):
@@ -101,7 +105,7 @@ def _unformula(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = visible(value)
-    suspect = text.lstrip()[:1] in ("=", "+", "-", "@") and not _is_number(text)
+    suspect = text.lstrip()[:1] in _FORMULA and not _is_number(text)
     return f"'{text}" if suspect else text
 
 

@@ -16,6 +16,7 @@ from vshift.config.schema import NAME_LENGTH, Config
 from vshift.config.tree import Node, clean, plain, show
 from vshift.errors import ConfigError
 
+MAX_RUNS = 100_000  # points × seeds
 STUDY_KEYS = ("arms", "zip", "grid")  # what makes many configs of one
 
 
@@ -48,8 +49,19 @@ def expand(
         config = build(tree)
         return [Point(config.name, config, {})]
     _refuse_overruled(sets, axes)
+    _refuse_too_many_runs(tree, math.prod(len(axis) for axis in axes))
     of = tuple(key for key, node in sections.items() if node.value is not None)
     return _build_all(tree, axes, of)
+
+
+def _refuse_too_many_runs(tree: Node, points: int) -> None:
+    seeds = tree.value.get("seeds")
+    count = len(seeds.value) if seeds and isinstance(seeds.value, list) else 1
+    if points * count > MAX_RUNS:
+        raise ConfigError(
+            f"{seeds.place if seeds else tree.place}: seeds: {points:,} combinations with "
+            f"{count:,} seeds are {points * count:,} runs; at most {MAX_RUNS:,}, take some out"
+        )
 
 
 def refuse_study(config: Config, path: AnyPath) -> None:

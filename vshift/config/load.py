@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from vshift.config.bases import resolve
 from vshift.config.problems import explain
 from vshift.config.reader import MAX_DEPTH, read
-from vshift.config.schema import NAME_LENGTH, Config
+from vshift.config.schema import NAME_LENGTH, RESERVED, Config
 from vshift.config.tree import Node, Place, assign, clean, plain, wrap
 from vshift.errors import ConfigError
 
@@ -102,4 +102,5 @@ def put(tree: Node, keys: list[str], node: Node) -> Node:
 def folder_name(text: str) -> str:
     """The nearest text that can name a run folder."""
     safe = re.sub(r"[^A-Za-z0-9._=+-]+", "_", text).lstrip("._=+-")
+    safe = f"run-{safe}" if RESERVED.fullmatch(safe) else safe
     return safe[:NAME_LENGTH] or "run"

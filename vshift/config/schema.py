@@ -16,10 +16,12 @@ from vshift.config.base import OneOrList, Section
 from vshift.config.networks import Autoencoder, Network
 from vshift.config.norm import BatchNorm, Norm
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 Epochs = Annotated[list[Count], Field(max_length=100_000)]
 NAME_LENGTH = 120
 NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._=+-]{{0,{NAME_LENGTH - 1}}}")
+# `seed-3` is a run's own folder; the others are devices on Windows, with any ending.
+RESERVED = re.compile(r"seed-[0-9]+|(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
 
 class Augment(Section):
@@ -31,14 +33,17 @@ class Augment(Section):
 
 class _Data(Section):
     batch_size: int = Field(
-        128, ge=2, description="Images a step; the epoch's last, smaller batch is kept."
+        128, ge=2, le=10**6, description="Images a step; the epoch's last, smaller batch is kept."
     )
     train_limit: Count | None = Field(
         None, description="Use only the first images, balanced over classes; default: all."
     )
     test_limit: Count | None = Field(None, description="The same for the test images.")
     validation: int = Field(
-        0, ge=0, description="Training images held out, balanced over classes; tested every epoch."
+        0,
+        ge=0,
+        le=10**9,
+        description="Training images held out, balanced over classes; tested every epoch.",
     )
     augment: Augment = Field(Augment(), description="Random crop and flip of training images.")
 
@@ -85,7 +90,9 @@ class Shapes(_Data):
     name: Literal["shapes"] = Field(description="Drawn shapes.")
     train: int = Field(10_000, ge=10, le=1_000_000, description="Training images drawn.")
     test: int = Field(2_000, ge=10, le=1_000_000, description="Test images drawn.")
-    seed: int = Field(0, ge=0, description="Seed of the drawings, apart from the run's own.")
+    seed: int = Field(
+        0, ge=0, lt=2**128, description="Seed of the drawings, apart from the run's own."
+    )
 
 
 Data = Annotated[Cifar | ImageFolder | Shapes, Field(discriminator="name")]
@@ -164,7 +171,10 @@ Schedule = Annotated[Constant | MultiStep | Cosine | OneCycle, Field(discriminat
 
 class Measure(Section):
     every: int = Field(
-        1, ge=0, description="Log every layer's variances each n-th epoch and the last; 0: never."
+        1,
+        ge=0,
+        le=10**6,
+        description="Log every layer's variances each n-th epoch and the last; 0: never.",
     )
     eval_batches: Count = Field(
         30, description="Augmented training batches that eval_variance is averaged over."
@@ -175,6 +185,7 @@ class Measure(Section):
     explain_batches: int = Field(
         10,
         ge=0,
+        le=10**6,
         description="Batches that a layer's local, inherited and predicted ratio are taken from, "
         "wherever eval_variance is measured; 0: not at all.",
     )
@@ -184,7 +195,10 @@ class Measure(Section):
         "and recalibrated statistics.",
     )
     monte_carlo: int = Field(
-        0, ge=0, description="Passes of Monte Carlo dropout over the test images; 0: none."
+        0,
+        ge=0,
+        le=10**6,
+        description="Passes of Monte Carlo dropout over the test images; 0: none.",
     )
 
     @field_validator("monte_carlo")
@@ -239,7 +253,9 @@ class Hardware(Section):
         "fused, with vshift's CPU kernels; compiled, by torch.compile; captured, whole steps in a "
         "CUDA graph. auto: the fastest that works.",
     )
-    threads: Count | None = Field(None, description="CPU threads; default: PyTorch's own choice.")
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="CPU threads; default: PyTorch's own choice."
+    )
 
 
 class Checkpoint(Section):
@@ -248,10 +264,13 @@ class Checkpoint(Section):
     Besides, a run writes one when a signal asks it to stop, and at its end.
     """
 
-    every: int = Field(1, ge=0, description="Epochs between checkpoints; 0: not by epochs.")
+    every: int = Field(
+        1, ge=0, le=10**6, description="Epochs between checkpoints; 0: not by epochs."
+    )
     minutes: float | None = Field(
         10.0,
         gt=0,
+        le=10**6,
         description="Minutes between checkpoints, also inside an epoch; null: not by time.",
     )
     keep: int = Field(
@@ -314,6 +333,8 @@ class Config(Section):
                 "a name becomes a folder: letters, digits, and . _ = + - after the first, "
                 "at most 120"
             )
+        if RESERVED.fullmatch(name):
+            raise ValueError("this name is taken: seed-<n> is a run's own folder, con and the like")
         return name
 
     @field_validator("norm", mode="before")

@@ -15,6 +15,7 @@ import numpy as np
 
 from vshift.cache import cache_folder
 from vshift.config.schema import Cifar
+from vshift.data import cache
 from vshift.data.source import Labels, Pixels, Source
 from vshift.errors import DataError, did_you_mean
 
@@ -66,15 +67,25 @@ def fetch(name: str, root: str | None = None) -> Path:
     if is_here(name, root):
         return folder
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
-            _unpack_or_download(name, folder / ARCHIVE[name], Path(temporary))
-            # Two runs may fetch at the same time: the first one to finish wins.
-            with contextlib.suppress(OSError):
-                os.rename(Path(temporary) / UNPACKED[name], folder / UNPACKED[name])
+        with cache.made(folder), cache.alone(folder):
+            # Another process may have fetched it while this one waited.
+            if not is_here(name, root):
+                _fetch_into(folder, name)
     except OSError as error:
-        raise DataError(f"data.root: cannot write to {folder}: {error.strerror}") from None
+        raise DataError(f"data.root: cannot write to {folder}: {error.strerror or error}") from None
     return folder
+
+
+def _fetch_into(folder: Path, name: str) -> None:
+    cache.remove_old(folder, ".fetch-*")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
+        _unpack_or_download(name, folder / ARCHIVE[name], Path(temporary))
+        try:
+            os.rename(Path(temporary) / UNPACKED[name], folder / UNPACKED[name])
+        except OSError:
+            # Two machines may fetch at the same time: the first one to finish wins.
+            if not (folder / UNPACKED[name]).is_dir():
+                raise
 
 
 def _unpack_or_download(name: str, archive: Path, into: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from vshift.errors import DataError
 Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 64 * 1024 * 1024  # a larger image is taken for a decompression bomb
+MAX_BYTES = 2**38  # of all images together, 256 GiB: beyond it nobody means it
 SHOWN = 5  # unreadable files named in one message
 BUNCH = 64  # files a thread takes at a time
 
@@ -23,10 +26,28 @@ BUNCH = 64  # files a thread takes at a time
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) in pixels from the file's header; DataError if it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with _own_limit(), _opened(path) as image:
             return image.size
     except Exception as error:
         raise _unreadable([f"{path}: {_reason(error)}"]) from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Pillow's image, of which the header is read; ValueError for one of too many pixels."""
+    with Image.open(path) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width}×{height} pixels are more than {MAX_PIXELS >> 20} Mi pixels")
+        yield image
+
+
+@contextmanager
+def _own_limit() -> Iterator[None]:
+    """MAX_PIXELS instead of Pillow's higher limit, which only warns. Not in threads, but around."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
 
 
 def decode_all(paths: Sequence[Path], size: int | None, channels: int) -> Pixels:
@@ -36,7 +57,7 @@ def decode_all(paths: Sequence[Path], size: int | None, channels: int) -> Pixels
     Raises DataError naming the files that cannot be read or have another size.
     """
     side = size or _common_side(paths[0])
-    images = np.empty((len(paths), side, side, channels), np.uint8)
+    images = _room(len(paths), side, channels)
 
     def decode(start: int) -> list[str]:
         problems = []
@@ -49,7 +70,7 @@ def decode_all(paths: Sequence[Path], size: int | None, channels: int) -> Pixels
                 problems.append(f"{paths[i]}: {_reason(error)}")
         return problems
 
-    with ThreadPoolExecutor() as pool:
+    with _own_limit(), ThreadPoolExecutor() as pool:
         try:
             problems = list(chain.from_iterable(pool.map(decode, range(0, len(paths), BUNCH))))
         except _OtherSizeError as other:
@@ -61,6 +82,20 @@ def decode_all(paths: Sequence[Path], size: int | None, channels: int) -> Pixels
     if problems:
         raise _unreadable(problems)
     return images
+
+
+def _room(count: int, side: int, channels: int) -> Pixels:
+    """An empty array for so many images; DataError if no memory could hold them."""
+    try:
+        if count * side * side * channels > MAX_BYTES:
+            raise MemoryError
+        return np.empty((count, side, side, channels), np.uint8)
+    except MemoryError:
+        gigabytes = count * side * side * channels / 1e9
+        raise DataError(
+            f"data: {count:,} images of {side}×{side} pixels would take {gigabytes:,.0f} GB of "
+            "memory; set data.size, for instance to 32, or data.train_limit"
+        ) from None
 
 
 class _OtherSizeError(Exception):
@@ -82,10 +117,8 @@ def decode_one(path: Path, size: int | None, channels: int, side: int | None = N
 
     Resized, without keeping proportions, to size×size with antialiasing if `size` is given.
     """
-    with Image.open(path) as image:
+    with _opened(path) as image:
         width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"{width}×{height} pixels are more than {MAX_PIXELS >> 20} Mi pixels")
         if size is None and side is not None and (width, height) != (side, side):
             raise _OtherSizeError(f"{path} is {width}×{height}")
         plain = _eight_bit(image).convert("RGB" if channels == 3 else "L")

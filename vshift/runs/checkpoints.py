@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import pickle
 import zipfile
@@ -66,7 +67,7 @@ def save(folder: Path, state: Mapping[str, Any], keep: int = 2) -> None:
 
 def _shift(folder: Path, keep: int) -> None:
     """Each kept checkpoint takes the next older one's place; the newest stays under both names."""
-    for newer, older in reversed(list(zip(NAMES[: keep - 1], NAMES[1:keep], strict=True))):
+    for newer, older in reversed(list(itertools.pairwise(NAMES[:keep]))):
         source, target = folder / newer, folder / older
         if newer != CHECKPOINT:
             with suppress(FileNotFoundError):
@@ -97,9 +98,7 @@ def load(path: Path) -> State:
     try:
         state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
-        raise damaged(
-            path, f"it asks for more than tensors and numbers: {_unsafe(error)}"
-        ) from error
+        raise damaged(path, f"it holds more than tensors and numbers: {_unsafe(error)}") from error
     except Exception as error:  # unpickling fails in every way there is
         raise damaged(path, str(error).strip().split("\n")[0]) from error
     if not isinstance(state, dict):

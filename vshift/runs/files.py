@@ -21,6 +21,7 @@ LONGEST = 2**20  # bytes of a line of JSON; ours have under a thousand
 _ELSEWHERE = "choose another --runs-dir"
 _REMEDIES = {
     errno.ENOSPC: f"free some space and start the same command again, or {_ELSEWHERE}",
+    errno.EFBIG: f"the system limits the size of files (ulimit -f); raise it, or {_ELSEWHERE}",
     errno.EDQUOT: f"free some of your quota and start the same command again, or {_ELSEWHERE}",
     errno.EROFS: _ELSEWHERE,
     errno.EACCES: f"give yourself permission (chmod, chown), or {_ELSEWHERE}",

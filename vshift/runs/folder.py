@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vshift.errors import RunError
+from vshift.errors import Damaged, RunError
 from vshift.runs import checkpoints, files, lock
 from vshift.runs.checkpoints import CHECKPOINT
 from vshift.runs.files import Row
@@ -186,7 +186,11 @@ class RunFolder:
 
     def read_recalibration(self) -> tuple[list[Row], dict[str, np.ndarray]]:
         """What `write_recalibration` wrote: rows, and statistics as `<method>/<buffer>`."""
-        rows = (files.read_json(self.path / RECALIBRATION) or {}).get("methods", [])
+        path = self.path / RECALIBRATION
+        rows = (files.read_json(path) or {}).get("methods", [])
+        good = isinstance(rows, list) and all(isinstance(r, dict) and "method" in r for r in rows)
+        if not good:
+            raise Damaged(f"{path} is damaged: no rows of methods; remove it")
         return rows, self._read_vectors(RECALIBRATED)
 
     def write_modes(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -210,7 +214,7 @@ class RunFolder:
         try:
             return {} if data is None else load(data)
         except (SafetensorError, ValueError, KeyError) as error:
-            raise RunError(
+            raise Damaged(
                 f"{self.path / name} is damaged: {error}; `--fresh` trains the run again"
             ) from error
 

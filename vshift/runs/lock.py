@@ -36,7 +36,7 @@ _held: dict[Path, tuple[bytes, float]] = {}
 
 @dataclass(frozen=True)
 class Owner:
-    """A process: `machine` says where its pid means something, `began` tells it from a later one."""
+    """A process: its pid means something on `machine`, `began` tells it from a later one."""
 
     host: str
     machine: str
@@ -109,7 +109,7 @@ def pulse(folder: Path, *, at_once: bool = False) -> None:
     _held.pop(key)
     raise RunLost(
         f"{folder} was taken over by {_name(Owner.read(found or b''))} while this process "
-        f"gave no sign of life for {SILENCE / 60:.0f} minutes; what it wrote since is not this run's"
+        f"gave no sign of life for {SILENCE / 60:.0f} minutes; this one stops"
     )
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vshift.errors import ConfigError, RunError, did_you_mean
+from vshift.errors import ConfigError, Damaged, RunError, did_you_mean, visible
 from vshift.runs import files
 from vshift.runs.files import Row
 from vshift.runs.folder import CONFIG, LAYERS, METRICS, RUN, SUMMARY
@@ -19,6 +19,7 @@ from vshift.runs.folder import CONFIG, LAYERS, METRICS, RUN, SUMMARY
 STATUSES = ("running", "done", "failed", "diverged", "interrupted")
 _SEED = re.compile(r"seed-(\d+)")
 _DEPTH = 4  # <study>/<name>/seed-<n> under a folder of runs dirs; deeper lie other people's files
+_LARGEST_CONFIG = 2**20  # bytes
 T = TypeVar("T")
 
 
@@ -103,20 +104,20 @@ def _identity(path: Path, run: Row, problems: list[str]) -> tuple[str, int]:
 
 
 def _read_config(path: Path) -> Row:
-    """By the same YAML 1.2 reader that configs are loaded with: `1e-3` is a number here too."""
+    """By the YAML 1.2 reader of configs: `1e-3` is a number, and nesting has limits."""
     from vshift.config.reader import read
     from vshift.config.tree import plain
 
-    data = files.read_bytes(path)
+    data = files.read_bytes(path, _LARGEST_CONFIG)
     if data is None:
         raise RunError(f"{path} is missing")
     try:
-        value = plain(read(data.decode(), path.name))
-    except (ConfigError, UnicodeDecodeError) as error:
+        value = plain(read(data.decode(), visible(path.name)))
+    except (UnicodeDecodeError, ConfigError) as error:
         reason = " ".join(str(error).split())
-        raise RunError(f"{path} is damaged: {reason[:200]}") from error
+        raise Damaged(f"{path} is damaged: {reason[:200]}") from error
     if not isinstance(value, dict):
-        raise RunError(f"{path} is damaged: it holds no keys")
+        raise Damaged(f"{path} is damaged: it holds no keys")
     return value
 
 

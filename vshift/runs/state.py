@@ -19,14 +19,8 @@ if TYPE_CHECKING:
     from vshift.config.schema import Config
 
 Action = Literal["new", "resume", "done", "diverged"]
-_NOT_THE_RUN = (
-    "name",
-    "seeds",
-    "grid",
-    "zip",
-    "arms",
-    "checkpoint",
-)  # keys that do not change what one run computes
+# Keys that do not change what one run computes.
+_NOT_THE_RUN = ("name", "seeds", "grid", "zip", "arms", "checkpoint")
 _SHOWN = 12
 
 

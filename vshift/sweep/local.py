@@ -161,7 +161,7 @@ class _Pool:
             for one in self.running:
                 one.log.close()
         left = len(self.todo) + len(self.held)
-        if self.children.stop and left:
+        if self.children.stop.asked and left:
             raise Interrupted(
                 f"interrupted with {left} of {self.total} runs to go; the same command goes on "
                 "with them" + (", without --fresh" if self.how.fresh else ""),
@@ -174,7 +174,7 @@ class _Pool:
         if self.running:
             self.idle_since = time.monotonic()
             return True
-        if self.children.stop:
+        if self.children.stop.asked:
             return False
         idle = time.monotonic() - self.idle_since
         return bool(self.todo or (self.held and (self.how.wait or idle < self.how.patience)))
@@ -191,7 +191,7 @@ class _Pool:
             self.held = []
 
     def _fill(self) -> None:
-        while self.todo and self.free and not self.children.stop:
+        while self.todo and self.free and not self.children.stop.asked:
             entry = self.todo.popleft()
             try:
                 self._begin(entry, see(entry.job, self.runs_dir))
@@ -241,7 +241,7 @@ class _Pool:
             self._judge(one.entry, one.process.returncode)
 
     def _judge(self, entry: Entry, code: int) -> None:
-        found = outcome(entry.job, self.runs_dir, code, bool(self.children.stop))
+        found = outcome(entry.job, self.runs_dir, code, self.children.stop.asked)
         if found is Outcome.done:
             self.pace.learn_from([entry.job], self.runs_dir)
             self._settle(entry, State.done)

@@ -1,0 +1,186 @@
+"""Run folders → frames and groups: the numbers, worked out by hand, and what damage does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tests.factory import config_of, dropout, make_run, summary_of
+from tests.report.study import EVIL, LAYERS, make_study
+from vshift.errors import RunError
+from vshift.report.data import Study, collect
+from vshift.report.groups import NO_NOISE, Noise, noise_of, short_labels
+from vshift.report.layers import kept, short_layer
+from vshift.report.reading import layer_rows
+from vshift.runs import find_runs
+
+
+def test_groups_are_the_rows_of_compare_with_the_rest_named(study: Study) -> None:
+    used = {g.label: [run.seed for run in g.runs] for g in study.used}
+    assert used == {
+        EVIL: [0],
+        "arm-bn-0.3": [0, 1, 2],
+        "arm-bn-0.5": [0, 1, 2],
+        "arm-conv-0.5": [0, 1, 2],
+        "arm-none": [0, 1, 2],
+    }
+    others = {(run.name, run.status) for g in study.groups for run in g.others}
+    assert others == {("arm-running", "running"), ("arm-diverged", "diverged"),
+        ("arm-damaged", "damaged")}  # fmt: skip
+    assert [g.label for g in study.groups if g.is_baseline] == ["arm-none"]
+
+
+def test_layouts_strengths_and_variances() -> None:
+    def of(noise: object) -> Noise:
+        return noise_of({"network": {"noise": noise}})
+
+    assert of(None) == Noise(NO_NOISE, "", 0.0)
+    assert of({**dropout(0.0)}) == Noise(NO_NOISE, "", 0.0)
+    assert of(dropout(0.5)) == Noise("before_last_bn", "0.5", 1.0)
+    uniform = {"kind": "uniform", "beta": 0.3, "position": "before_bn", "unit": "channel"}
+    found = of(uniform)
+    assert (found.layout, found.strength) == ("before_bn, uniform, per channel", "β 0.3")
+    assert found.variance == pytest.approx(0.03)
+    assert of({"kind": "gaussian", "sigma": 2, "position": "after_bn"}).variance == 4
+    two = [dropout(0.5), {**dropout(0.1), "position": "before_classifier"}]
+    assert of(two) == Noise("before_last_bn + before_classifier", "0.5 + 0.1", None)
+    block = {"network": {"block": "bn noise", "noise": {"kind": "dropout", "rate": 0.5}}}
+    assert noise_of(block).layout == "in `bn noise`"
+    for odd in ({}, {"network": 3}, {"network": {"noise": ["x", 4]}}):
+        assert noise_of(odd).layout == NO_NOISE
+
+
+def test_what_all_names_begin_with_is_left_out() -> None:
+    assert short_labels(["a-last-bn", "a-last-conv"]) == ["bn", "conv"]
+    assert short_labels(["a-rate-0.1", "a-rate-0.3"]) == ["a-rate-0.1", "a-rate-0.3"]
+    assert short_labels(["a-b"]) == ["a-b"]
+    assert short_labels(["a-b", "a-b-c"]) == ["a-b", "a-b-c"]
+
+
+def test_short_layers() -> None:
+    assert short_layer("stage2.block10.branch.bn1") == "s2.b10.bn1"
+    assert short_layer("head.bn1") == "head.bn1"
+
+
+def test_more_configs_than_hues_share_a_hue_by_layout_in_shades(tmp_path: Path) -> None:
+    for rate in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7):
+        make_run(tmp_path, f"a-{rate}", config=config_of("a", dropout(rate)))
+    make_run(tmp_path, "a-none", config=config_of("a"))
+    groups = collect(find_runs([tmp_path])).used
+    colours = [g.colour for g in groups]
+    assert len(set(colours)) == 8
+    assert groups[-1].colour == "#8a8a8a"
+    reds = [int(colour[1:3], 16) for colour in colours[:7]]
+    assert reds == sorted(reds, reverse=True)  # stronger is darker
+
+
+def test_means_over_seeds_by_depth(tmp_path: Path) -> None:
+    for seed, ratio in enumerate((1.5, 1.7)):
+        layer = {"epoch": 2, "index": 1, "layer": "l", "noise_before": True, "shift_ratio": ratio,
+            "shift_ratio_se": 0.02, "local_ratio": ratio, "predicted_ratio": 1.6}  # fmt: skip
+        earlier = {**layer, "epoch": 1, "shift_ratio": None}
+        make_run(
+            tmp_path, "a", seed, config=config_of(epochs=2), layers=[earlier, layer],
+            summary=summary_of(bn_layers=1),
+        )  # fmt: skip
+    study = collect(find_runs([tmp_path]))
+    (row,) = study.depth.to_dict("records")
+    assert row["ratio"] == pytest.approx(1.6)
+    assert row["sd"] == pytest.approx(0.02**0.5)
+    assert row["n"] == 2
+    assert row["se"] == pytest.approx(0.1)  # sd/√2: larger than 0.02/√2
+    assert row["predicted"] == pytest.approx(1.6)
+    assert len(study.predictions) == 2
+
+
+def test_histograms_count_every_channel_once(tmp_path: Path) -> None:
+    path = make_run(tmp_path, "a", layers=[{"epoch": 3, "index": 0, "layer": "l"}])
+    kept_, met = np.ones(4, np.float32), np.array([0.25, 0.5, 0.5, 0.0], np.float32)
+    save_file({"l.running_variance": kept_, "l.eval_variance": met}, path / "channels.safetensors")
+    rows = collect(find_runs([tmp_path])).channels
+    shares = rows[rows["share"] > 0].sort_values("from")["share"].tolist()
+    assert shares == pytest.approx([1 / 3, 2 / 3])  # a dead channel has no ratio
+    assert rows["from"].min() <= 0.25
+    assert all(rows["from"] <= rows["to"])
+
+
+def test_curves_have_mean_and_spread(study: Study) -> None:
+    rows = study.curves[study.curves["group"] == "arm-none"].sort_values("epoch")
+    last = rows.iloc[-1]
+    assert last["test_accuracy"] == pytest.approx(np.mean([90.0, 89.4, 90.5]))
+    spread = np.std([90.0, 89.4, 90.5], ddof=1)
+    assert last["test_accuracy_high"] - last["test_accuracy"] == pytest.approx(spread)
+    assert last["n"] == 3
+    assert not [name for name in rows.columns if name.startswith("validation")]
+
+
+def test_validation_scores_have_curves_of_their_own(tmp_path: Path) -> None:
+    make_run(tmp_path, metrics=[{"epoch": 1, "test_accuracy": 3.0, "validation_accuracy": 4.0}])
+    (row,) = collect(find_runs([tmp_path])).curves.to_dict("records")
+    assert (row["test_accuracy"], row["validation_accuracy"]) == (3.0, 4.0)
+
+
+def test_modes_and_recalibration(study: Study) -> None:
+    cell = study.modes[
+        (study.modes["group"] == "arm-bn-0.5")
+        & (study.modes["data"] == "test")
+        & (study.modes["noise"] == "off")
+        & (study.modes["statistics"] == "batch")
+    ]
+    assert cell["value"].item() == pytest.approx(np.mean([61.0, 60.4, 61.5]))
+    rows = study.recalibration
+    precise = rows[(rows["group"] == "arm-bn-0.5") & (rows["method"] == "precise")]
+    assert sorted(precise["value"]) == pytest.approx([19.75, 20.0, 20.3])
+
+
+def test_epochs_are_thinned_evenly_with_first_and_last() -> None:
+    assert kept(list(range(1, 101)), 4) == [1, 34, 67, 100]
+    assert kept([1, 2, 3], 5) == [1, 2, 3]
+
+
+def test_only_the_epochs_asked_for_are_read(tmp_path: Path) -> None:
+    rows = [{"epoch": epoch, "index": 0, "layer": "l"} for epoch in range(1, 31)]
+    path = make_run(tmp_path, layers=rows)
+    assert [row["epoch"] for row in layer_rows(path, [3, 30, 99])] == [3, 30]
+    # Written by another hand: other spaces, another order.
+    lines = ['{"index":0, "epoch":3, "layer":"l"}', '{"epoch":4,"index":0,"layer":"l"}']
+    (path / "layers.jsonl").write_text("\n".join(lines) + "\n")
+    assert [row["epoch"] for row in layer_rows(path, [4])] == [4]
+
+
+def test_a_torn_last_line_is_dropped_and_damage_before_it_is_named(tmp_path: Path) -> None:
+    path = make_run(tmp_path, layers=[{"epoch": 1, "index": 0}])
+    with (path / "layers.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "ind')
+    assert len(layer_rows(path, [1, 2])) == 1
+    with (path / "layers.jsonl").open("a") as file:
+        file.write('\n{"epoch": 3, "index": 0}\n')
+    with pytest.raises(RunError, match=r"layers\.jsonl:2 is damaged"):
+        layer_rows(path, [1, 2, 3])
+
+
+def test_damaged_files_become_problems_and_the_rest_is_shown(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "study", seeds=1)
+    run = folder / "arm-none" / "seed-0"
+    (run / "channels.safetensors").write_bytes(b"\xff" * 20)
+    (run / "modes.json").write_text("[1]")
+    (run / "recalibration.json").write_text(json.dumps({"methods": [3, {"method": None}]}))
+    (run / "layers.jsonl").write_text("{\n{}\n")
+    study = collect(find_runs([folder]))
+    for name in ("channels.safetensors", "modes.json", "layers.jsonl:1"):
+        assert any(name in problem for problem in study.problems)
+    assert set(study.depth["group"]) == {EVIL, "arm-bn-0.3", "arm-bn-0.5", "arm-conv-0.5"}
+    assert list(study.layers)[:3] == list(LAYERS)
+
+
+def test_where_nothing_is_classified_the_score_is_the_loss(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        summary = {"test_loss": 0.5 + seed / 10, "test_accuracy": None, "parameters": 3}
+        make_run(tmp_path, "a", seed, summary=summary)
+    study = collect(find_runs([tmp_path]))
+    assert study.score == "test_loss"
+    assert study.runs["score"].tolist() == [0.5, 0.6]

@@ -1,0 +1,44 @@
+"""`vshift report` and `vshift watch` as a person calls them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.factory import make_run
+
+
+def vshift(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-X", "importtime", "-m", "vshift", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert "Traceback" not in done.stderr
+    assert " torch\n" not in done.stderr
+    return subprocess.CompletedProcess(command, done.returncode, done.stdout, "\n".join(said))
+
+
+def test_report_prints_what_it_wrote(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs", metrics=[{"epoch": 1, "test_accuracy": 3.0}])
+    out, figures = tmp_path / "r.html", tmp_path / "figures"
+    done = vshift("report", tmp_path / "runs", "--out", out, "--figures", figures)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == str(out)
+    assert str(figures / "curves.pdf") in done.stdout.splitlines()
+    assert done.stderr == ""
+    assert all(Path(line).is_file() for line in done.stdout.splitlines())
+
+
+def test_a_missing_folder_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    for command in ("report", "watch"):
+        done = vshift(command, tmp_path / "rums")
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: there is no folder")
+    assert not list(tmp_path.iterdir())
+
+
+def test_watch_once(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", status="interrupted")
+    done = vshift("watch", tmp_path, "--once")
+    assert done.returncode == 0
+    assert "1 interrupted" in done.stdout

@@ -1,0 +1,41 @@
+"""Run folders → one HTML file that explains itself, and figures for papers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vshift.compare.text import visible
+from vshift.errors import VShiftError
+
+
+def write_report(
+    folders: Sequence[Path], out: Path, figures: Path | None = None, baseline: str | None = None
+) -> list[Path]:
+    """Read the runs under the folders, write the page and, if asked for, figures as SVG and PDF.
+
+    Returns:
+        What was written, the page first.
+
+    Raises:
+        VShiftError: altair or vl-convert is not installed; no run is found; the baseline is no
+            config's name; a file cannot be written.
+    """
+    try:
+        import altair  # noqa: F401
+        import vl_convert  # noqa: F401
+    except ImportError as error:
+        raise VShiftError(
+            f"the report needs {error.name}; `pip install 'vshift[report]'` brings it"
+        ) from error
+    from vshift.report.data import collect
+    from vshift.report.figures import write_figures
+    from vshift.report.page import render
+    from vshift.runs import files, find_runs
+
+    study = collect(find_runs(folders), baseline)
+    title = visible(" and ".join(folder.resolve().name for folder in folders))
+    with files.explained(out.parent, "make the folder"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(out, render(study, title))
+    return [out, *(write_figures(study, figures) if figures else [])]

@@ -1,0 +1,148 @@
+"""The list of figures, their data, and files of them for papers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vshift.report import charts, maps
+from vshift.report.charts import CONFIG, Figure
+from vshift.report.data import Study, mean_of
+from vshift.runs import files
+
+FIGURES = (
+    Figure("depth", "Shift ratio by depth",
+        "One line a config, from the input to the output: the ratio of the variance that BN "
+        "remembers and the one it meets in eval mode. 1 is no shift; bars are ± sd over seeds.",
+        "No shift was measured: measure.every must be 1 or more, and the network needs BN.",
+        "depth", charts.depth, grouped=True, wide=True),
+    Figure("prediction", "Prediction against measurement",
+        "Each point is a layer that noise reaches, in one run. On the dashed line the measured "
+        "local ratio is what s² and the weights predict.",
+        "Nothing to compare: measure.explain_batches must be 2 or more, and noise must reach a BN "
+        "layer through at most one linear layer.",
+        "predictions", charts.prediction, grouped=True),
+    Figure("scatter", "Shift against error",
+        "One point a run: its mean shift ratio and its score at the last epoch.",
+        "No run has a mean shift ratio: measure.every must be 1 or more.",
+        "runs", charts.scatter, grouped=True),
+    Figure("strengths", "Layer × rate",
+        "Shift ratio at the last epoch, mean over seeds.",
+        "No layout was run at two rates or more; grid: {network.noise.rate: [0.1, 0.3, 0.5]} does.",
+        "depth", maps.over_strengths),
+    Figure("epochs", "Layer × epoch",
+        "How a ratio grows in training, mean over seeds. The shift ratio needs the eval variance, "
+        "which is measured in the last epoch and in those that measure.eval_epochs names.",
+        "Only one epoch was measured: measure.every: 1 writes each, measure.eval_epochs: all also "
+        "the shift ratio.",
+        "epochs", maps.over_epochs),
+    Figure("variances", "Three variances of a layer",
+        "What BN’s input had in training, what BN remembers, and what it meets in eval mode "
+        "(measured in the last epoch and in those that measure.eval_epochs names).",
+        "No layer was measured: measure.every must be 1 or more.",
+        "epochs", maps.variances),
+    Figure("channels", "A layer’s channels",
+        "Whether a shift is that of all channels or of a few: eval variance over running variance "
+        "of each channel at the last epoch, all seeds together. Left of 1, testing meets less.",
+        "No run has channels.safetensors with eval variances: measure.every must be 1 or more.",
+        "channels", maps.channels, grouped=True),
+    Figure("curves", "Learning curves",
+        "Mean over seeds, with a band of ± sd.",
+        "No run has epochs in metrics.jsonl.",
+        "curves", charts.curves, grouped=True),
+    Figure("recalibration", "Before and after recalibration",
+        "Score with the BN statistics as trained (none) and re-estimated by each method; a method "
+        "left of none gives something back.",
+        "No run has recalibration.json: recalibration.methods: [precise, layerwise] or "
+        "`vshift recalibrate` writes it.",
+        "recalibration", charts.recalibration),
+    Figure("modes", "Noise × BN statistics",
+        "Accuracy with noise on and off, BN on the batch’s, on running and on re-estimated "
+        "statistics: batch over running with noise off is what stale statistics cost.",
+        "No run has modes.json: measure.modes: true or `vshift recalibrate --modes` writes it.",
+        "modes", maps.modes),
+)  # fmt: skip
+
+
+def frames(study: Study) -> dict[str, pd.DataFrame]:
+    """The named data sets of the charts, each with just the columns that one of them reads."""
+    noise = {g.label: g.noise for g in study.used}
+    short = study.layers
+
+    def named(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame.assign(short=frame["layer"].map(short)) if len(frame) else frame
+
+    depth = named(study.depth)
+    if len(depth):
+        depth = depth.assign(
+            number=depth["index"] + 1,
+            layout=depth["group"].map(lambda label: noise[label].layout),
+            strength=depth["group"].map(lambda label: noise[label].strength),
+        ).drop(columns=["index", "total", "se"])
+    return {
+        "depth": depth,
+        "predictions": study.predictions.drop(columns="index"),
+        "runs": study.runs,
+        "epochs": named(study.epochs).drop(columns="index", errors="ignore"),
+        "channels": study.channels,
+        "curves": study.curves,
+        "recalibration": mean_of(study.recalibration, ["group", "method"]),
+        "modes": study.modes,
+    }
+
+
+def specs(study: Study) -> dict[str, dict[str, Any]]:
+    """Figure id → Vega-Lite specification without its data; without those of nothing to draw."""
+    result = {}
+    for figure in FIGURES:
+        chart = figure.draw(study)
+        if chart is not None:
+            spec = chart.properties(title="").to_dict(validate=False)
+            spec = {k: v for k, v in spec.items() if k not in ("config", "title")}
+            result[figure.id] = {
+                **spec,
+                "width": "container",
+                "config": CONFIG,
+                "autosize": {"type": "fit-x", "contains": "padding"},
+                "description": figure.caption,
+            }
+    return result
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A frame's rows as JSON knows them."""
+    return [files.plain(row) for row in frame.to_dict("records")]
+
+
+def write_figures(study: Study, folder: Path) -> list[Path]:
+    """Every figure as SVG and PDF, sized for a column of a paper, text as text.
+
+    Raises:
+        RunError: a file cannot be written.
+    """
+    import vl_convert as vlc
+
+    data, drawn = frames(study), specs(study)
+    written = []
+    with files.explained(folder, "make the folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for figure in FIGURES:
+        if figure.id not in drawn:
+            continue
+        spec = drawn[figure.id]
+        whole = {
+            **spec,
+            "width": 420,
+            "datasets": {**spec.get("datasets", {}), figure.data: records(data[figure.data])},
+        }
+        whole["autosize"] = {"type": "pad"}
+        for suffix, content in (
+            ("svg", vlc.vegalite_to_svg(whole).encode()),
+            ("pdf", vlc.vegalite_to_pdf(whole)),
+        ):
+            path = folder / f"{figure.id}.{suffix}"
+            files.write_bytes(path, content)
+            written.append(path)
+    return written

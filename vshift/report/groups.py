@@ -1,0 +1,194 @@
+"""Runs → groups: the seeds of one config, where its noise sits, and how it is drawn."""
+
+from __future__ import annotations
+
+import colorsys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from vshift.compare import Comparison
+from vshift.compare.text import visible
+from vshift.runs.reading import RunRecord, natural, number
+
+Row = dict[str, Any]
+
+NO_NOISE = "no noise"
+# Okabe and Ito (2008): hues that people with any kind of colour blindness tell apart; less black,
+# which cannot be seen on a dark page, and yellow, which cannot on a white one.
+PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GREY = "#8a8a8a"
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+# Up to so many configs each has a hue of its own; beyond, a hue is a layout and a shade a strength.
+_OWN_HUES = 6
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A config's noise as people name it.
+
+    Attributes:
+        layout: where it sits, with kind and unit where they are not plain dropout's.
+        strength: `0.5` for a drop rate, `β 0.3`, `σ 1`; empty without noise.
+        variance: s², None where the kind has none that is known here.
+    """
+
+    layout: str
+    strength: str
+    variance: float | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one config.
+
+    Attributes:
+        row: its row of `vshift compare`.
+        runs: those whose numbers count, one a seed; others: the rest.
+        label: its name without what all names begin with.
+    """
+
+    row: Row
+    label: str
+    config: Row
+    runs: list[RunRecord]
+    others: list[RunRecord]
+    noise: Noise
+    is_baseline: bool
+    colour: str = GREY
+    shape: str = "circle"
+
+    @property
+    def name(self) -> str:
+        return str(self.row["label"])
+
+
+def make_groups(runs: Sequence[RunRecord], comparison: Comparison) -> list[Group]:
+    """A group for each row of the comparison, in its order; only those with a run that counts are
+    drawn and get a colour."""
+    members = [_members(row, comparison.rows, runs) for row in comparison.rows]
+    labels = short_labels([str(row["label"]) for row in comparison.rows])
+    groups = []
+    for row, label, (used, others) in zip(comparison.rows, labels, members, strict=True):
+        config = next((run.config for run in [*used, *others] if run.config), {})
+        baseline = row["label"] == comparison.baseline
+        groups.append(Group(row, label, config, used, others, noise_of(config), baseline))
+    return _drawn(groups)
+
+
+def _members(
+    row: Row, rows: list[Row], runs: Iterable[RunRecord]
+) -> tuple[list[RunRecord], list[RunRecord]]:
+    """The runs of a row: those in its means, and the others."""
+    alone = sum(other["name"] == row["name"] for other in rows) == 1
+    own = [
+        run
+        for run in runs
+        if run.name == row["name"]
+        and (run.config_hash == row["config_hash"] or (alone and run.config_hash is None))
+    ]
+    used: dict[int, RunRecord] = {}
+    for run in own:
+        if run.seed in row["seeds"] and run.status == "done" and _has_score(run):
+            used.setdefault(run.seed, run)
+    return list(used.values()), [run for run in own if used.get(run.seed) is not run]
+
+
+def _has_score(run: RunRecord) -> bool:
+    return any(number(run.summary.get(f"test_{key}")) is not None for key in ("accuracy", "loss"))
+
+
+def short_labels(names: Sequence[str]) -> list[str]:
+    """Names without the words that all of them begin with, if what is left still is a name."""
+    shown = [visible(name) for name in names]
+    parts = [name.split("-") for name in shown]
+    same = takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False))
+    start = sum(len(column[0]) + 1 for column in same) if len(shown) > 1 else 0
+    rests = [name[start:] for name in shown]
+    return rests if all(rest[:1].isalpha() for rest in rests) else shown
+
+
+def _entries(config: Row) -> list[Row]:
+    network = config.get("network")
+    noise = network.get("noise") if isinstance(network, dict) else None
+    entries = noise if isinstance(noise, list) else [noise]
+    return [entry for entry in entries if isinstance(entry, dict) and _strength(entry)[1] != 0]
+
+
+def noise_of(config: Row) -> Noise:
+    """Where a config's noise sits and how strong it is, from whatever its file says."""
+    entries = _entries(config)
+    if not entries:
+        return Noise(NO_NOISE, "", 0.0)
+    block = config["network"].get("block")
+    strengths = [_strength(entry) for entry in entries]
+    texts = dict.fromkeys(text for text, _ in strengths if text)
+    variances = {variance for _, variance in strengths}
+    return Noise(
+        " + ".join(dict.fromkeys(_place(entry, block) for entry in entries)),
+        " + ".join(texts),
+        variances.pop() if len(variances) == 1 else None,
+    )
+
+
+def _place(entry: Row, block: Any) -> str:
+    position = entry.get("position")
+    if isinstance(position, list):
+        position = " and ".join(map(str, position))
+    place = str(position) if position else f"in `{block}`" if block else "somewhere"
+    extra = [str(entry.get("kind"))] if entry.get("kind") != "dropout" else []
+    extra += [f"per {entry['unit']}"] if entry.get("unit", "element") != "element" else []
+    return visible(", ".join([place, *extra]))
+
+
+def _strength(entry: Row) -> tuple[str, float | None]:
+    """As text, and as the noise variance s²."""
+    rate, sigma, beta = (number(entry.get(key)) for key in ("rate", "sigma", "beta"))
+    if rate is not None:
+        return f"{rate:g}", rate / (1 - rate) if 0 <= rate < 1 else None
+    if sigma is not None:
+        return f"σ {sigma:g}", sigma**2
+    if beta is not None:
+        return f"β {beta:g}", beta**2 / 3
+    return "", None
+
+
+def _drawn(groups: list[Group]) -> list[Group]:
+    """The groups with colours and shapes; what has no noise is grey."""
+    layouts = [name for name, _ in Counter(g.noise.layout for g in groups if g.runs).most_common()]
+    noisy = sorted((name for name in layouts if name != NO_NOISE), key=natural)
+    hues = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(noisy)}
+    shapes = {name: SHAPES[1 + i % (len(SHAPES) - 1)] for i, name in enumerate(noisy)}
+    coloured = [g for g in groups if g.runs and not _is_grey(g)]
+    own = len(coloured) <= _OWN_HUES
+    result = []
+    for group in groups:
+        layout = group.noise.layout
+        family = [g for g in groups if g.runs and g.noise.layout == layout]
+        if group in coloured and own:
+            colour = PALETTE[coloured.index(group)]
+        elif group.runs:
+            family.sort(key=lambda g: (g.noise.variance or 0.0, natural(g.label)))
+            colour = _shade(hues.get(layout, GREY), family.index(group), len(family))
+        else:
+            colour = GREY
+        fields = {**vars(group), "colour": colour, "shape": shapes.get(layout, "circle")}
+        result.append(Group(**fields))
+    return result
+
+
+def _is_grey(group: Group) -> bool:
+    return group.is_baseline or group.noise.layout == NO_NOISE
+
+
+def _shade(colour: str, index: int, count: int) -> str:
+    """The index-th of `count` shades from light to dark, all visible on white and on black."""
+    if count < 2:
+        return colour
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    hue, _, saturation = colorsys.rgb_to_hls(red, green, blue)
+    light = 0.72 - 0.37 * index / (count - 1)
+    parts = colorsys.hls_to_rgb(hue, light, saturation)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in parts)

@@ -1,0 +1,168 @@
+"""A study → one HTML file: everything inside, nothing loaded from elsewhere.
+
+Every name on the page came out of a file that anybody may have written. Jinja escapes what goes
+into HTML, `_for_script` what goes into the JSON, and the page's own policy allows no script but the
+two that are written here, no request and no frame.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from vshift import __version__
+from vshift.report import tables, words
+from vshift.report.data import Study
+from vshift.report.figures import FIGURES, frames, specs
+from vshift.report.groups import Group
+from vshift.report.story import cards
+from vshift.runs import files
+
+_DIGITS = 4  # significant: more than any figure shows
+
+
+def render(study: Study, title: str) -> str:
+    """The whole page as text."""
+    import vl_convert
+
+    style, script = (_asset(name) for name in ("style.css", "script.js"))
+    vega = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]  # all of it
+    drawn = specs(study)
+    data = {figure.data for figure in FIGURES if figure.id in drawn}
+    content = {
+        "groups": [{"label": g.label, "mark": _mark_id(g)} for g in study.used],
+        "hidden": at_first_hidden(study),
+        "specs": drawn,
+        "data": {name: pack(frame) for name, frame in frames(study).items() if name in data},
+    }
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True)  # fmt: skip
+    template = environment.from_string(_asset("page.html"))
+    template.globals["mark"] = mark
+    return template.render(
+        title=title,
+        version=__version__,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        policy=_policy(vega, script),
+        style=Markup(style),
+        script=Markup(script),
+        vega=Markup(vega),
+        study=Markup(_for_script(content)),
+        marks=Markup("").join(mark(group) for group in study.used),
+        facts=_facts(study),
+        data=" and ".join(words.data_names(study)),
+        rests=_facts(study),
+        cards=cards(study),
+        data_sentences=words.data_sentences(study),
+        left_out=words.left_out(study),
+        notes=[*study.comparison.notes, *study.problems],
+        configs=tables.configs_table(study),
+        runs=tables.runs_table(study),
+        differences=tables.differences_table(study),
+        figures=[figure for figure in FIGURES if figure.id in drawn],
+        missing=[figure for figure in FIGURES if figure.id not in drawn],
+        caption=words.caption(study),
+        prefix_note=_prefix_note(study),
+        crowd=len(at_first_hidden(study)),
+    )
+
+
+_CROWD, _SHOWN = 24, 12
+
+
+def at_first_hidden(study: Study) -> list[str]:
+    """The labels that figures of very many configs begin without: all but the baseline and those
+    with the largest mean shift, or nobody could read them."""
+    groups = study.used
+    if len(groups) <= _CROWD:
+        return []
+    ranked = sorted(groups, key=lambda g: (not g.is_baseline, -(g.row["shift_ratio_mean"] or 0.0)))
+    return [group.label for group in ranked[_SHOWN:]]
+
+
+def _asset(name: str) -> str:
+    return (resources.files("vshift.report") / "assets" / name).read_text("utf-8")
+
+
+def _policy(*scripts: str) -> str:
+    """Scripts by their hashes; no connection of any kind."""
+    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
+    allowed = " ".join(f"'sha256-{value}'" for value in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _for_script(value: Any) -> str:
+    """JSON that ends no script element and starts no comment, whatever strings it holds."""
+    text = json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def pack(frame: pd.DataFrame) -> dict[str, Any]:
+    """A frame as columns: words once in a list with a code a row, numbers to a few digits."""
+    columns: dict[str, Any] = {}
+    for name in frame.columns:
+        column = frame[name]
+        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+            columns[str(name)] = {"values": [_short(value) for value in column]}
+        else:
+            codes, uniques = pd.factorize(column.astype(object))
+            texts = [files.plain(value) for value in uniques]
+            columns[str(name)] = {"words": texts, "codes": codes.tolist()}
+    return {"size": len(frame), "columns": columns}
+
+
+def _short(value: float) -> float | int | None:
+    if not np.isfinite(value):
+        return None
+    rounded = float(f"{value:.{_DIGITS}g}")
+    return int(rounded) if rounded.is_integer() else rounded
+
+
+_SHAPES = {
+    "circle": '<circle cx="6" cy="6" r="5"/>',
+    "square": '<rect x="1.5" y="1.5" width="9" height="9"/>',
+    "triangle-up": '<path d="M6 1 11.4 10.6H.6z"/>',
+    "triangle-down": '<path d="M6 11 .6 1.4h10.8z"/>',
+    "diamond": '<path d="M6 0 11 6 6 12 1 6z"/>',
+    "cross": '<path d="M4 .8h4V4h3.2v4H8v3.2H4V8H.8V4H4z"/>',
+}
+
+
+def _mark_id(group: Group) -> str:
+    return f"{group.shape}-{group.colour.lstrip('#')}"
+
+
+def mark(group: Group) -> Markup:
+    """The group's symbol as it stands in the figures."""
+    return Markup(
+        '<svg class="mark" viewBox="0 0 12 12" aria-hidden="true" fill="{}" data-mark="{}">'
+    ).format(group.colour, _mark_id(group)) + Markup(_SHAPES[group.shape] + "</svg>")
+
+
+def _facts(study: Study) -> str:
+    used = sum(len(group.runs) for group in study.groups)
+    others = sum(len(group.others) for group in study.groups)
+    configs = len(study.groups)
+    text = f"{used} {'run' if used == 1 else 'runs'} of {configs} "
+    text += "config" if configs == 1 else "configs"
+    return text + (f", {others} more not counted" if others else "")
+
+
+def _prefix_note(study: Study) -> str:
+    """Which beginning the labels leave out."""
+    for group in study.groups:
+        if group.name != group.label and group.name.endswith(group.label):
+            return f"Names are without “{group.name.removesuffix(group.label)}”."
+    return ""

@@ -1,0 +1,76 @@
+"""Sentences of ours around names and numbers that anybody may have written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from vshift.compare.text import fixed
+from vshift.report.data import Study
+from vshift.report.effects import Effect
+
+
+@dataclass(frozen=True)
+class Card:
+    """A question, its answer in a few words, what the answer rests on, and how it was found."""
+
+    id: str
+    question: str
+    answer: str
+    text: list[Markup]
+    fine: Markup | None = None
+
+
+def bold(text: str) -> Markup:
+    return Markup("<b>{}</b>").format(text)
+
+
+def joined(parts: Iterable[str | Markup]) -> Markup:
+    """`a, b and c`, escaped."""
+    parts = list(parts)
+    if len(parts) < 2:
+        return Markup("").join(parts)
+    return Markup(", ").join(parts[:-1]) + Markup(" and ") + parts[-1]
+
+
+_MOST = 10  # names in one sentence; the table below has all
+
+
+def listed(parts: Iterable[str | Markup]) -> Markup:
+    """As `joined`, of the first few; the rest is counted."""
+    parts = list(parts)
+    more = len(parts) - _MOST
+    return joined(parts if more < 2 else [*parts[:_MOST], f"{more} more (see the table)"])
+
+
+def say(text: str, *values: object) -> Markup:
+    """A sentence of ours around values that anybody may have written."""
+    return Markup(text).format(*values)
+
+
+def amount(study: Study, value: float | None, sign: str = "") -> str:
+    return fixed(value, 2 if study.score == "test_error" else 4, sign)
+
+
+def interval(study: Study, effect: Effect) -> str:
+    """`95 % CI 1.0 to 2.0`, or what is missing for one."""
+    low, high = effect.found.low, effect.found.high
+    if low is None or high is None:
+        return "no confidence interval from one seed"
+    return f"95 % CI {amount(study, low, '+')} to {amount(study, high, '+')}"
+
+
+def points(study: Study) -> str:
+    return " points" if study.score == "test_error" else ""
+
+
+def unit(study: Study) -> str:
+    return "points of test error" if study.score == "test_error" else "of test loss"
+
+
+def p_text(effect: Effect) -> str:
+    if effect.p is None:
+        return "–"
+    return "< 0.001" if effect.p < 0.001 else fixed(effect.p, 3)
