@@ -16,15 +16,14 @@ install_slurm() {
   command -v slurmctld slurmd munged sbatch >/dev/null && return
   command -v apt-get >/dev/null || fail "no Slurm here, and no apt-get to install it with"
   echo "installing slurm-wlm and munge" >&2
-  export DEBIAN_FRONTEND=noninteractive
-  # Installing must not start daemons of its own; where there is no systemd it would fail to.
+  export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1  # installing starts no daemons
   apt-get update -qq >&2
   apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=120 slurm-wlm munge >&2
 }
 
 write_conf() {
   cat >"$conf" <<END
-ClusterName=vshift
+ClusterName=vshift-test
 SlurmctldHost=$(hostname -s)(127.0.0.1)
 SlurmctldPort=16817
 SlurmdPort=16818
@@ -51,7 +50,8 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 JobCompType=jobcomp/none
 ReturnToService=2
-KillWait=20
+SlurmdParameters=config_overrides
+KillWait=10
 MinJobAge=60
 NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
 PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
@@ -66,7 +66,7 @@ start_munge() {
     chown munge:munge "$base/munge/key"
   fi
   runuser -u munge -- munged --key-file="$base/munge/key" --socket="$base/munge/socket" \
-    --pid-file="$base/munge/pid" --log-file="$base/munge/log" --seed-file="$base/munge/seed"
+    --pid-file="$base/munge/munged.pid" --log-file="$base/munge/log" --seed-file="$base/munge/seed"
 }
 
 start() {
@@ -75,34 +75,43 @@ start() {
   stop
   install_slurm
   start_munge
+  rm -rf "$base/state" "$base/spool"
   mkdir -p "$base/state" "$base/spool"
   write_conf
   export SLURM_CONF=$conf
-  slurmctld -c
-  slurmd
+  slurmctld || give_up "slurmctld does not start"
+  slurmd || give_up "slurmd does not start"
   for _ in $(seq 100); do
     [ "$(sinfo --noheader --format=%t 2>/dev/null)" = idle ] && return
     sleep 0.3
   done
-  tail -n 20 "$base"/slurmctld.log "$base"/slurmd.log >&2
-  fail "the node did not become idle"
+  give_up "the node did not become idle"
+}
+
+give_up() {
+  tail -n 20 "$base"/slurm*.log >&2
+  stop
+  fail "$1"
 }
 
 alive() {  # alive NAME PIDFILE: whether the pid is still that program, and not another one's since
-  [ -s "$2" ] && [ "$(cat "/proc/$(cat "$2")/comm" 2>/dev/null)" = "$1" ]
+  local pid
+  pid=$(cat "$2" 2>/dev/null) && [ -n "$pid" ] && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$1" ]
 }
 
 stop() {
   [ -f "$conf" ] && SLURM_CONF=$conf timeout 10 scancel --user=root --quiet 2>/dev/null || true
-  for pair in slurmd:slurmd.pid slurmctld:slurmctld.pid munged:munge/pid; do
-    name=${pair%%:*} file=$base/${pair#*:}
+  local name file pid
+  for name in slurmd slurmctld munged; do
+    file=$base/$name.pid
+    [ "$name" != munged ] || file=$base/munge/munged.pid
     alive "$name" "$file" || continue
     pid=$(cat "$file")
     kill "$pid"
-    for _ in $(seq 50); do alive "$name" "$file" || break; sleep 0.1; done
-    ! alive "$name" "$file" || kill -9 "$pid"
+    for _ in $(seq 100); do [ -e "/proc/$pid" ] || break; sleep 0.1; done
+    [ ! -e "/proc/$pid" ] || kill -9 "$pid"
   done
-  rm -f "$base"/*.pid "$base/munge/pid" "$base/munge/socket"*
+  rm -f "$base"/*.pid "$base"/munge/*.pid
 }
 
 case ${1:-} in
