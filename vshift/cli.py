@@ -304,10 +304,10 @@ def sweep(
         return
     reporter = Reporter(quiet)
     if on_slurm:
-        from vshift.sweep import slurm
+        from vshift.sweep import sbatch, slurm
 
-        asked = slurm.Slurm(
-            jobs or 100, partition, account, slurm.minutes(limit), gpus, cpus, mem, constraint,
+        asked = sbatch.Slurm(
+            jobs or 100, partition, account, sbatch.minutes(limit), gpus, cpus, mem, constraint,
             tuple(setup or ()), tuple(slurm_sets or ()), retries, fresh, wait,
         )  # fmt: skip
         entries = slurm.sweep(planned, runs_dir, asked, reporter)

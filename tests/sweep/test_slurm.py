@@ -21,7 +21,8 @@ from vshift.config import config_hash, dump
 from vshift.errors import RunError, TrainingFailed, VShiftError
 from vshift.runs import lock
 from vshift.sweep import queue, slurm
-from vshift.sweep.slurm import Slurm, minutes, parameters
+from vshift.sweep import stay as stays
+from vshift.sweep.sbatch import Slurm, minutes, parameters
 from vshift.sweep.state import State, see
 from vshift.sweep.task import MOST_IDLE, Task, job_id, threads
 
@@ -199,9 +200,9 @@ def test_a_cuda_config_needs_gpus(bench, cluster):
 
 
 def test_waiting_ends_when_every_run_is_settled_or_lost(bench, cluster, monkeypatch):
-    monkeypatch.setattr(slurm, "SQUEUE_EVERY", 0.2)
+    monkeypatch.setattr(stays, "SQUEUE_EVERY", 0.2)
 
-    original = slurm._Watch.until_over
+    original = stays.Watch.until_over
 
     def meanwhile(watch):
         """In the cluster seed 0 gets done, seed 1 fails, and seed 2's job vanishes."""
@@ -212,7 +213,7 @@ def test_waiting_ends_when_every_run_is_settled_or_lost(bench, cluster, monkeypa
         (cluster / "jobs").write_text("")
         original(watch)
 
-    monkeypatch.setattr(slurm._Watch, "until_over", meanwhile)
+    monkeypatch.setattr(stays.Watch, "until_over", meanwhile)
     assert submit(bench, wait=True, grace=0.5) == ["done", "failed", "failed"]
     assert "[1/3] s seed 0: done" in bench.said
     assert "[2/3] s seed 1: failed" in bench.said

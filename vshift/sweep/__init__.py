@@ -1,7 +1,8 @@
 """Many runs: on this machine (`local`), or on a Slurm cluster (`slurm`). Nothing imports torch.
 
 In reading order: `plan` (configs → jobs), `state` (how far each run is, from its folder alone),
-`attempt` (one process and what its end means), `local`, `slurm`, `board` (what a person sees).
+`attempt` (one process and what its end means), `local`, `slurm` (with `task`, what a job does), and
+`board` (what a person sees).
 """
 
 from vshift.sweep.dryrun import describe
