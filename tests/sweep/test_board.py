@@ -88,6 +88,8 @@ def test_time_left_counts_waiting_and_running_runs_over_the_places(entries):
     pace = Pace()
     board = Board(entries[:5], pace, 2, reporter())
     assert board.left() is None  # nothing is known yet
+    run(entries[0], epoch=1)
+    assert board.left() == pytest.approx(150.0)  # by its speed, of 2 epochs a run
     pace.learn(entries[0].job.config, 60.0)
     run(entries[0], epoch=1)  # 30 s left
     run(entries[1], epoch=2)  # 0 s left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -127,9 +128,13 @@ class Board:
 
     def left(self) -> float | None:
         """Seconds until all that this sweep does is done; None where that cannot be known."""
-        running = [e.left(self.pace) for e in self.entries if e.state is State.running and not e.by]
+        here = [e for e in self.entries if e.state is State.running and not e.by]
+        speeds = [speed for e in here if (speed := number(e.last.get("seconds"))) is not None]
+        epoch = statistics.median(speeds) if speeds else None  # before any run is done
+        running = [entry.left(self.pace) for entry in here]
         waiting = [
             self.pace.seconds(e.job.config, guess=True)
+            or (epoch * e.job.config.epochs if epoch else None)
             for e in self.entries
             if e.word in ("waiting", "queued")
         ]
