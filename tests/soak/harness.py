@@ -26,7 +26,8 @@ SAME_BYTES = (
     "config.yaml", "layers.jsonl", "channels.safetensors", "recalibration.json",
     "recalibration.safetensors", "modes.json", "summary.json",
 )  # fmt: skip
-OF_ONE_ATTEMPT = {"checkpoint-previous.pt", "checkpoint-previous-2.pt"}  # depends on the clock
+# What depends on the clock, and the owner file of a process that was killed when all was done.
+OF_ONE_ATTEMPT = {"checkpoint-previous.pt", "checkpoint-previous-2.pt", ".owner.json"}
 ENDS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 143}
 
 
