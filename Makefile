@@ -4,7 +4,8 @@ VENV    ?= .venv
 # Extra words for pip, for instance --index-url with PyTorch's CPU-only index on a machine without a GPU.
 PIP_ARGS ?=
 RUNS    ?= runs
-JOBS    ?= 1
+# Runs at a time; without it one for each GPU, or one.
+JOBS    ?=
 CONFIGS ?= configs/quick
 SEEDS   ?=
 KILLS   ?= 200
@@ -18,13 +19,14 @@ GPU_PYTHON ?= $(or $(wildcard $(VENV)/bin/python),$(PYTHON))
 GPU_OUT ?= benchmarks/results/gpu
 DATA_ROOT ?=
 VSHIFT  := $(VENV)/bin/vshift
+AT_A_TIME = $(if $(JOBS),--jobs $(JOBS))
 READY   := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test soak lint sweep compare studies bench gpu clean
 
 help:  ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## .venv with vshift and its development tools
 
@@ -37,10 +39,15 @@ $(READY): pyproject.toml
 
 demo: $(READY)  ## train four small networks on the embedded images and compare them
 	$(VSHIFT) sweep configs/demo --jobs 2 --runs-dir $(RUNS)/demo
-	$(VSHIFT) compare $(RUNS)/demo --baseline no-noise
 
 test: $(READY)  ## the whole test suite
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
+
+slurm-test: $(READY)  ## sweeps on a real Slurm of this machine; as root, installs slurm-wlm if it is missing
+	tests/slurm/cluster.sh start
+	@eval "$$(tests/slurm/cluster.sh env)"; code=0; \
+	VSHIFT_REQUIRE_SLURM=1 $(VENV)/bin/python -m pytest tests/slurm || code=$$?; \
+	tests/slurm/cluster.sh stop; exit $$code
 
 soak: $(READY)  ## kill small runs at KILLS random moments, go on with them, compare every bit
 	KILLS=$(KILLS) SEED=$(SEED) $(VENV)/bin/python -m pytest tests/soak -s
@@ -51,14 +58,14 @@ lint: $(READY)  ## style and types
 	$(VENV)/bin/mypy
 
 sweep: $(READY)  ## train CONFIGS (files or folders) with SEEDS, JOBS at a time, skipping runs that are done
-	$(VSHIFT) sweep $(CONFIGS) $(foreach s,$(SEEDS),--seed $(s)) --jobs $(JOBS) --runs-dir $(RUNS)
+	$(VSHIFT) sweep $(CONFIGS) $(foreach s,$(SEEDS),--seed $(s)) $(AT_A_TIME) --runs-dir $(RUNS)
 
 compare: $(READY)  ## the table of every run under RUNS
 	$(VSHIFT) compare $(RUNS)
 
 studies: $(READY)  ## every study of configs/studies with STUDY_SETS, JOBS runs at a time; then their tables
 	@failed=0; for file in $(STUDIES); do \
-	  $(VSHIFT) sweep $$file $(STUDY_SETS) --jobs $(JOBS) --runs-dir $(RUNS)/studies/$$(basename $$file .yaml) || failed=1; \
+	  $(VSHIFT) sweep $$file $(STUDY_SETS) $(AT_A_TIME) --runs-dir $(RUNS)/studies/$$(basename $$file .yaml) >/dev/null || failed=1; \
 	done; \
 	for file in $(STUDIES); do \
 	  study=$$(basename $$file .yaml); echo; echo "## $$study"; \

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from vshift import signals
 
+_PARENT = "VSHIFT_PARENT"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
 
 class Children:
-    """Starts processes, from any thread, until a signal asks to stop."""
+    """Starts processes until a signal asks to stop."""
 
     def __init__(self) -> None:
         self.stop = signals.Request()
-        self._running: set[subprocess.Popen[bytes]] = set()
+        self._running: list[subprocess.Popen[bytes]] = []
 
     @contextmanager
     def listening(self, message: str = "") -> Iterator[None]:
@@ -25,22 +30,43 @@ class Children:
         Ctrl-C at a terminal reaches the processes without us. They get a SIGTERM all the same: it
         changes nothing for those that are stopping already.
         """
-        with signals.noted(message, then=self._pass_on) as self.stop:
+        with signals.noted(message, then=self.end_all) as self.stop:
             yield
 
-    def run(self, command: list[str], **options: Any) -> int | None:
-        """Run a command to its end; its exit code, or None if it was not started any more."""
+    def start(
+        self, command: list[str], env: Mapping[str, str], **options: Any
+    ) -> subprocess.Popen[bytes] | None:
+        """Start a command; None if there is to be no further one.
+
+        A `vshift` among them ends when this process does, see `end_with_parent`.
+        """
         if self.stop.asked:
             return None
-        with subprocess.Popen(command, **options) as process:
-            self._running.add(process)
-            try:
-                if self.stop.asked:  # it came while the process was starting
-                    process.send_signal(signal.SIGTERM)
-                return process.wait()
-            finally:
-                self._running.discard(process)
-
-    def _pass_on(self) -> None:
-        for process in list(self._running):
+        env = {**env, _PARENT: str(os.getpid())}
+        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, **options)
+        self._running = [p for p in self._running if p.returncode is None] + [process]
+        if self.stop.asked:  # it came while the process was starting
             process.send_signal(signal.SIGTERM)
+        return process
+
+    def end_all(self) -> None:
+        """Ask every process to write its checkpoint and end."""
+        for process in self._running:
+            process.send_signal(signal.SIGTERM)
+
+
+def end_with_parent() -> None:
+    """In a process that `Children` started: stop as by SIGTERM as soon as its parent is gone.
+
+    A sweep that is killed with -9 cannot pass that on, and its orphans would fight with the runs of
+    the next sweep for cores and GPUs. Linux only; elsewhere the orphans finish, and the next sweep
+    leaves their runs to them.
+    """
+    parent = os.environ.pop(_PARENT, "")  # what this process starts is not the sweep's
+    if not parent.isdecimal() or not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):  # it was gone before
+        os.kill(os.getpid(), signal.SIGTERM)

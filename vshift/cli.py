@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vshift.children import end_with_parent
 from vshift.errors import ConfigError, Stopped, VShiftError, printable, visible
 from vshift.signals import stopping_at_once
 
@@ -167,11 +168,17 @@ def compare(
     ] = None,
 ) -> None:
     """Line runs up: one row a config, with error, accuracy on training data and shift ratio."""
-    from vshift.compare import Request, table_of, write
-    from vshift.runs import find_runs
+    from vshift.compare import Request
 
     request = Request(baseline, by, rows, columns, value, metrics, difference, sort, where, view)
-    table = table_of(find_runs(runs_dirs), request)
+    _line_up(runs_dirs, form, request)
+
+
+def _line_up(runs: list[Path], form: Format, request: Any) -> None:
+    from vshift.compare import table_of, write
+    from vshift.runs import find_runs
+
+    table = table_of(find_runs(runs), request)
     write(table, form.value, sys.stdout)
     for note in table.notes:
         typer.echo(note, err=True)
@@ -227,27 +234,91 @@ def sweep(
     runs_dir: RunsDir = Path("runs"),
     device: DeviceOption = None,
     fresh: Fresh = False,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time.")] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs.")] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            min=1,
+            help="Runs at a time. Default: one for each GPU, one without GPUs, 100 with --slurm.",
+        ),
+    ] = None,
+    jobs_per_gpu: Annotated[
+        int, typer.Option("--jobs-per-gpu", min=1, help="Runs that share a GPU.")
+    ] = 1,
+    retries: Annotated[
+        int, typer.Option("--retries", min=0, help="How often a run that failed is tried again.")
+    ] = 1,
+    part: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts of the runs."),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Stay until runs that others train are done too.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs and the time they may take.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: JSON.")] = False,
     quiet: Quiet = False,
+    on_slurm: Annotated[bool, typer.Option("--slurm", help="Submit the runs to Slurm.")] = False,
+    partition: Annotated[str | None, typer.Option("--partition", help="Slurm: partition.")] = None,
+    account: Annotated[str | None, typer.Option("--account", help="Slurm: account.")] = None,
+    limit: Annotated[
+        str,
+        typer.Option(
+            "--time", help="Slurm: time limit, 90 or 8:00:00; longer runs go on in a further job."
+        ),
+    ] = "1:00:00",
+    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Slurm: GPUs a run.")] = None,
+    cpus: Annotated[int, typer.Option("--cpus", min=1, help="Slurm: cores a run.")] = 1,
+    mem: Annotated[str | None, typer.Option("--mem", help="Slurm: memory a run, e.g. 8G.")] = None,
+    constraint: Annotated[
+        str | None, typer.Option("--constraint", help="Slurm: features of the nodes.")
+    ] = None,
+    setup: Annotated[
+        list[str] | None,
+        typer.Option("--setup", metavar="LINE", help="Slurm: a line before the run; repeatable."),
+    ] = None,
+    slurm_sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slurm-set", metavar="KEY=VALUE", help="Slurm: any option of sbatch; repeatable."
+        ),
+    ] = None,
 ) -> None:
-    """Train every combination of configs' arms, grids and seeds, skipping what is done."""
-    from vshift.progress import Reporter
-    from vshift.sweep import describe, plan
-    from vshift.sweep import sweep as run_all
+    """Train every combination of configs' arms, zips, grids and seeds, skipping what is done.
 
-    planned = plan(configs, _changes(sets, device, seeds))
+    Ends with the table of `vshift compare`, and with exit code 1 if a run failed.
+    """
+    from vshift import sweep as sweeps
+    from vshift.progress import Reporter
+
+    planned = sweeps.plan(configs, _changes(sets, device, seeds))
+    planned = sweeps.shard(planned, part) if part else planned
+    local = sweeps.Local(jobs, jobs_per_gpu, retries, fresh, wait)
     if dry_run:
-        typer.echo(describe(planned, runs_dir))
+        places = (jobs or 100) if on_slurm else len(sweeps.room(planned, local)[0])
+        lines, rows, total = sweeps.describe(planned, runs_dir, places, fresh)
+        typer.echo(rows if as_json else lines)
+        typer.echo(total, err=True)
         return
-    run_all(
-        planned,
-        sets=_changes(sets, device),
-        runs_dir=runs_dir,
-        fresh=fresh,
-        workers=jobs,
-        reporter=Reporter(quiet),
-    )
+    reporter = Reporter(quiet)
+    if on_slurm:
+        from vshift.sweep import slurm
+
+        asked = slurm.Slurm(
+            jobs or 100, partition, account, slurm.minutes(limit), gpus, cpus, mem, constraint,
+            tuple(setup or ()), tuple(slurm_sets or ()), retries, fresh, wait,
+        )  # fmt: skip
+        entries = slurm.sweep(planned, runs_dir, asked, reporter)
+    else:
+        entries = sweeps.sweep(planned, runs_dir, local, reporter)
+    done = sweeps.paths_of(entries)
+    if done and (not on_slurm or all(entry.is_over for entry in entries)):
+        from vshift.compare import Request
+
+        _line_up(done, Format.table, Request())
+    sweeps.raise_if_failed(entries)
 
 
 @app.command(short_help="Re-estimate BN statistics of finished runs.")
@@ -450,6 +521,7 @@ def main() -> None:
     """Run the command line; errors for people become one message and an exit code."""
     try:
         with stopping_at_once():
+            end_with_parent()
             app()
     except VShiftError as error:
         _complain(f"error: {error}")

@@ -28,8 +28,8 @@ arms: {{deep: {{network.depth: 20}}}}
 """
 KEYS = [
     "name", "kind", "seeds", "data", "network", "norm", "noise", "optimizer", "schedule", "epochs",
-    "measure", "hardware", "grid", "arms", "base", "depth", "rate", "position", "block", "root",
-    "widths", "milestones", "eval_epochs", "augment", "network.noise.rate", "one", "list",
+    "measure", "hardware", "grid", "zip", "arms", "base", "depth", "rate", "position", "block",
+    "root", "widths", "milestones", "eval_epochs", "augment", "network.noise.rate", "one", "list",
     "preresnet",
 ]  # fmt: skip
 WORDS = [

@@ -126,7 +126,7 @@ def test_set_of_a_key_that_a_grid_sets_is_refused(write) -> None:
     """The grid would overrule it without a word."""
     path = write("a.yaml", GRID_OF_RATES)
     key = "network.noise.rate"
-    with pytest.raises(ConfigError, match=f"--set {key}: the config's grid or arms set this key"):
+    with pytest.raises(ConfigError, match=f"--set {key}: the config's grid, zip or arms set"):
         expand(path, [f"{key}=0.7"])
     points = expand(path, ["grid=null", "network.noise.rate=0.7"])
     assert points[0].config.network.noises[0].variance == pytest.approx(0.7 / 0.3)

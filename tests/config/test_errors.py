@@ -48,7 +48,7 @@ depth: 20
         "list",
         "12:1: depth: unknown key; did you mean `network.depth`? allowed here: arms, base, "
         "checkpoint, data, epochs, grid, hardware, measure, name, network, norm, optimizer, "
-        "recalibration, schedule, seeds",
+        "recalibration, schedule, seeds, zip",
     ]
 
 

@@ -80,8 +80,8 @@ def _apply(tree: Node, text: str) -> Node:
 
 
 def split_key(key: str, source: object) -> list[str]:
-    """The parts of a dotted key. What follows `grid.` or `arms.<arm>.` is one key with dots."""
-    parts = key.split(".", {"grid": 1, "arms": 2}.get(key.split(".")[0], -1))
+    """The parts of a dotted key. What follows `grid.`, `zip.`, `arms.<arm>.` is one key."""
+    parts = key.split(".", {"grid": 1, "zip": 1, "arms": 2}.get(key.split(".")[0], -1))
     if not all(part and part == part.strip() for part in parts):
         what = f"`{clean(key, 60)}` is not a" if key else "no"
         raise ConfigError(f"{source}: {what} dotted key such as network.noise.rate")

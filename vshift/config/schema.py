@@ -314,10 +314,15 @@ class Config(Section):
     grid: Grid | None = Field(
         None, description="Sweeps only: dotted keys and the values to try, all combinations."
     )
+    zip: Grid | None = Field(
+        None,
+        description="Sweeps only: dotted keys and lists of one length, which go in step: the first "
+        "values together, then the second ones; combined with grid and arms.",
+    )
     arms: Arms | None = Field(
         None,
         description="Sweeps only: names, each with the dotted keys and values that it sets; "
-        "combined with the grid.",
+        "combined with zip and grid.",
     )
 
     @field_validator("name")

@@ -12,7 +12,7 @@ import yaml
 from vshift.config.reader import scalar
 from vshift.config.schema import Config
 
-_NOT_HASHED = {"name", "seeds", "grid", "arms", "checkpoint"}
+_NOT_HASHED = {"name", "seeds", "grid", "zip", "arms", "checkpoint"}
 
 
 class _Dumper(yaml.SafeDumper):
@@ -69,8 +69,9 @@ def _name_first(value: Any) -> Any:
 def config_hash(config: Config) -> str:
     """16 hex digits that two configs share if they train and measure the same way.
 
-    The name, the seeds, the grid, the arms and when checkpoints are written do not count. Nor do
-    values that are the defaults: a later version with more keys gives old configs their old hash.
+    The name, the seeds, what makes a study of it (grid, zip, arms) and when checkpoints are written
+    do not count. Nor do values that are the defaults: so a later version with more keys gives old
+    configs their old hash.
     """
     values = config.model_dump(exclude=_NOT_HASHED, exclude_defaults=True)
     values.get("hardware", {}).pop("threads", None)  # rounding depends on it, the study does not

@@ -2,13 +2,14 @@
 
 from vshift.runs.folder import FILES, RunFolder, now
 from vshift.runs.reading import RunRecord, find_runs, natural, number, read_run
-from vshift.runs.state import Action, git_commit, look, prepare, run_path, versions
+from vshift.runs.state import Action, discard, git_commit, look, prepare, run_path, versions
 
 __all__ = [
     "FILES",
     "Action",
     "RunFolder",
     "RunRecord",
+    "discard",
     "find_runs",
     "git_commit",
     "look",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Action = Literal["new", "resume", "done", "diverged"]
 # Keys that do not change what one run computes.
-_NOT_THE_RUN = ("name", "seeds", "grid", "arms", "checkpoint")
+_NOT_THE_RUN = ("name", "seeds", "grid", "zip", "arms", "checkpoint")
 _SHOWN = 12
 
 
@@ -64,6 +64,23 @@ def prepare(
     return folder, action
 
 
+def discard(runs_dir: Path | str, name: str, seed: int) -> None:
+    """Remove a run's files, as `--fresh` does, without beginning it anew.
+
+    Raises:
+        RunError: a process trains in the folder, or it lies outside the runs dir.
+    """
+    folder = RunFolder(run_path(runs_dir, name, seed))
+    if not folder.path.is_dir():
+        return
+    _refuse_links(Path(runs_dir), folder)
+    folder.lock()
+    try:
+        folder.clear()
+    finally:
+        folder.close()
+
+
 def look(folder: RunFolder, config: Config) -> Action:
     """What `prepare` would answer; writes nothing, and the folder need not exist."""
     if not folder.has(CONFIG) and not folder.has(RUN):
@@ -84,7 +101,7 @@ def _begin(folder: RunFolder, config: Config, seed: int, threads: int | None) ->
     hardware = config.hardware
     if hardware.threads is None:
         hardware = hardware.model_copy(update={"threads": threads})
-    own = {"seeds": [seed], "grid": None, "arms": None, "hardware": hardware}
+    own = {"seeds": [seed], "grid": None, "zip": None, "arms": None, "hardware": hardware}
     folder.write_config(dump(config.model_copy(update=own)))
     folder.write_run(
         {

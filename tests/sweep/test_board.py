@@ -1,0 +1,131 @@
+"""What a person sees: a table that fits the terminal, plain lines elsewhere."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.sweep.conftest import reporter
+from vshift.sweep.board import Board, Entry
+from vshift.sweep.estimate import Pace
+from vshift.sweep.state import State
+
+
+@pytest.fixture
+def entries(bench):
+    bench.seeds = 300
+    return [Entry(job, job.path(bench.runs), State.new) for job in bench.jobs]
+
+
+def drawn(board: Board, width: int = 100, height: int = 24) -> list[str]:
+    console = Console(width=width, height=height, force_terminal=False, legacy_windows=False)
+    with console.capture() as text:
+        console.print(board.table(height, width))
+    return text.get().rstrip("\n").split("\n")
+
+
+def run(entry, epoch=1, **row):
+    entry.state = State.running
+    entry.last = {"epoch": epoch, "test_accuracy": 45.25, "images_per_second": 1234.4,
+                  "seconds": 30.0, **row}  # fmt: skip
+
+
+def end(entry, state=State.done):
+    entry.state, entry.ended = state, time.monotonic()
+
+
+def test_a_row_says_state_epoch_accuracy_speed_and_time_left(entries):
+    run(entries[0])
+    lines = drawn(Board(entries[:3], Pace(), 1, reporter()))
+    assert lines[0].startswith("1 running, 2 waiting")
+    assert lines[1].split() == ["run", "state", "epoch", "test", "images/s", "left"]
+    assert lines[2].split() == ["s", "seed", "0", "running", "1/2", "45.25", "%", "1234", "30", "s"]
+    assert len(lines) == 3  # what waits is counted, not listed
+
+
+@pytest.mark.parametrize(("running", "over"), [(0, 0), (4, 290), (150, 100), (300, 0), (0, 300)])
+@pytest.mark.parametrize("size", [(100, 24), (40, 8), (200, 60)])
+def test_with_300_runs_the_table_fits_the_terminal(entries, running, over, size):
+    width, height = size
+    for entry in entries[:running]:
+        run(entry)
+    for entry in entries[running : running + over]:
+        end(entry)
+    lines = drawn(Board(entries, Pace(), 8, reporter()), width, height)
+    assert len(lines) < height
+    assert max(map(len, lines)) <= width
+    shown = sum("running" in line for line in lines[2:] if "more that are" not in line)
+    if shown < running:
+        assert lines[-1].strip() == f"and {running - shown} more that are running"
+    assert shown == running or len(lines) >= height - 4
+
+
+def test_the_last_runs_that_ended_stay_visible(entries):
+    for entry in entries[:9]:
+        end(entry)
+    end(entries[9], State.failed)
+    lines = drawn(Board(entries, Pace(), 8, reporter()))
+    assert [line.split()[2] for line in lines[2:]] == ["5", "6", "7", "8", "9"]
+    assert lines[0].startswith("9 done, 290 waiting, 1 failed")
+    assert "failed" in lines[-1]
+
+
+def test_names_are_no_markup(entries):
+    entry = entries[0]
+    object.__setattr__(entry.job.point.config, "name", "[red]x[/red]\x1b[2J")
+    run(entry)
+    assert "[red]x[/red]\\x1b[2J seed 0" in drawn(Board([entry], Pace(), 1, reporter()))[2]
+
+
+def test_the_loss_where_nothing_is_classified(entries):
+    run(entries[0], test_accuracy=None, test_loss=0.12345)
+    assert "loss 0.123" in drawn(Board(entries[:1], Pace(), 1, reporter()))[2]
+
+
+def test_time_left_counts_waiting_and_running_runs_over_the_places(entries):
+    pace = Pace()
+    board = Board(entries[:5], pace, 2, reporter())
+    assert board.left() is None  # nothing is known yet
+    pace.learn(entries[0].job.config, 60.0)
+    run(entries[0], epoch=1)  # 30 s left
+    run(entries[1], epoch=2)  # 0 s left
+    assert board.left() == pytest.approx(120.0)  # 3 of 60 s: at 0, 30 and 60
+    run(entries[2])
+    entries[2].by = "pid 3 on node"  # somebody else's
+    assert board.left() == pytest.approx(90.0)
+
+
+def test_a_terminal_gets_a_live_table_that_reads_the_runs(bench):
+    bench.seeds = 2
+    entries = [Entry(job, job.path(bench.runs), State.new) for job in bench.jobs]
+    said = reporter(terminal=True)
+    with Board(entries, Pace(), 1, said) as board:
+        entries[0].state = State.running
+        entries[0].path.mkdir(parents=True)
+        row = {"epoch": 1, "test_accuracy": 12.5, "images_per_second": 10.0, "seconds": 1.0}
+        Path(entries[0].path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        board.refresh()
+        end(entries[0])
+        board.over(entries[0])
+        entries[1].fault = "error: why"
+        entries[1].state = State.failed
+        board.over(entries[1])
+    text = said.console.file.getvalue()
+    assert "12.50 %" in text
+    assert "1/2" in text
+    assert "[2/2] s seed 1: failed\nerror: why" in text.replace("\r", "")
+    assert "seed 0: done" not in text  # its row and the comparison say so
+
+
+def test_quiet_says_nothing(bench):
+    bench.seeds = 1
+    said = reporter(terminal=True)
+    said.quiet = True
+    entry = Entry(bench.jobs[0], bench.runs, State.new)
+    with Board([entry], Pace(), 1, said) as board:
+        board.refresh()
+        end(entry)
+        board.over(entry)
+    assert said.console.file.getvalue() == ""

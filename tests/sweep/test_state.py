@@ -1,0 +1,177 @@
+"""How far a run is, by its folder and by the marker beside it."""
+
+import json
+import os
+import time
+
+import pytest
+
+from tests.sweep.test_local import another_process_in
+from vshift.errors import RunError
+from vshift.runs import RunFolder, lock
+from vshift.runs.holder import holder
+from vshift.sweep import queue, see_all
+from vshift.sweep.state import State, last_epoch, see
+
+
+@pytest.fixture
+def one(bench):
+    """(job, its folder, write): write(status=…) makes its run.json."""
+    bench.seeds = 1
+    (job,) = bench.jobs
+    folder = job.path(bench.runs)
+
+    def write(**fields):
+        from vshift.config import config_hash
+
+        folder.mkdir(parents=True, exist_ok=True)
+        fields = {"config_hash": config_hash(job.config), **fields}
+        (folder / "run.json").write_text(json.dumps(fields))
+
+    return job, folder, write
+
+
+def state(bench, job):
+    return see(job, bench.runs).state
+
+
+def test_states_of_a_runs_life(bench, one):
+    job, folder, write = one
+    assert state(bench, job) is State.new
+    write(status="running")
+    assert state(bench, job) is State.new
+    (folder / "checkpoint.pt").write_bytes(b"")
+    assert state(bench, job) is State.resume
+    write(status="failed")
+    assert state(bench, job) is State.failed
+    write(status="diverged")
+    assert state(bench, job) is State.diverged
+    write(status="done")
+    assert state(bench, job) is State.resume  # its summary got lost: going on makes it anew
+    (folder / "summary.json").write_text('{"test_accuracy": 1}')
+    assert state(bench, job) is State.done
+
+
+def test_damaged_files_are_a_failed_run(bench, one):
+    job, folder, write = one
+    write(status="running")
+    (folder / "run.json").write_text("{")
+    assert state(bench, job) is State.failed
+
+
+def test_another_configs_folders_are_named_and_counted(bench):
+    bench.seeds = 1
+    bench.sweep()
+    bench.seeds = 15
+    for job in bench.jobs[1:]:
+        job.path(bench.runs).mkdir(parents=True)
+        (job.path(bench.runs) / "run.json").write_text('{"config_hash": "other"}')
+    with pytest.raises(RunError) as error:
+        see_all(bench.jobs, bench.runs)
+    assert str(error.value).count("holds another config's run") == 10
+    assert str(error.value).endswith("and 4 more runs of other configs")
+
+
+def test_a_run_is_running_as_long_as_its_process_lives(bench, one):
+    job, folder, _ = one
+    with another_process_in(folder) as pid:
+        seen = see(job, bench.runs)
+        assert seen.state is State.running
+        assert seen.by is not None
+        assert seen.by.startswith(f"pid {pid} on ")
+    assert (folder / lock.OWNER).exists()  # it was killed
+    assert state(bench, job) is State.new
+
+
+def test_an_owner_elsewhere_is_believed_until_it_was_silent_for_long(tmp_path):
+    owner = {"host": "node7\x1b[31m", "machine": "another", "pid": 1, "began": 5}
+    file = tmp_path / lock.OWNER
+    file.write_text(json.dumps(owner))
+    assert holder(tmp_path) == "pid 1 on node7\\x1b[31m"
+    long_ago = time.time() - lock.SILENCE - 1
+    os.utime(file, (long_ago, long_ago))
+    assert holder(tmp_path) is None
+    file.write_text("garbled")
+    assert holder(tmp_path) == "an unknown process"
+    file.unlink()
+    assert holder(tmp_path) is None
+
+
+def test_a_marker_says_that_a_run_is_queued_until_it_is_removed(bench, one):
+    job, folder, write = one
+    queue.mark(job, bench.runs, "12_3")
+    assert see(job, bench.runs).by == "12_3"
+    assert state(bench, job) is State.queued
+    write(status="interrupted")  # the job was stopped, and will go on
+    assert state(bench, job) is State.queued
+    queue.unmark(folder)
+    queue.unmark(folder)
+    assert state(bench, job) is State.new
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"job": 3}', '{"job": ""}'])
+def test_a_marker_that_says_nothing_is_none(bench, one, text):
+    job, folder, _ = one
+    folder.parent.mkdir(parents=True)
+    queue.marker(folder).write_text(text)
+    assert state(bench, job) is State.new
+
+
+def test_markers_and_logs_are_no_runs(bench, one):
+    """`vshift compare` must not complain of runs that have not begun."""
+    from vshift.runs import find_runs
+
+    bench.sweep()
+    bench.seeds = 2
+    queue.mark(bench.jobs[1], bench.runs, "1")
+    assert len(find_runs([bench.runs])) == 1
+
+
+@pytest.fixture
+def squeue(tmp_path, monkeypatch):
+    """A squeue that answers as it is told."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def answer(script):
+        program = tmp_path / "squeue"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+
+    return answer
+
+
+def test_which_jobs_slurm_still_knows(squeue):
+    squeue('[ "$4" = --jobs=12,13 ] || exit 7\necho 12_0\necho 13')
+    assert queue.still_there(["12_0", "12_1", "13"]) == {"12_0", "13"}
+    squeue("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert queue.still_there(["12_0"]) == set()
+    squeue("echo 'Unable to contact slurm controller' >&2; exit 1")
+    assert queue.still_there(["12_0"]) is None
+    assert queue.still_there([]) == set()
+
+
+def test_without_squeue_nothing_is_known(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert queue.still_there(["12_0"]) is None
+
+
+def test_the_last_whole_row_of_the_metrics(tmp_path):
+    assert last_epoch(tmp_path) == {}
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("")
+    assert last_epoch(tmp_path) == {}
+    file.write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
+    assert last_epoch(tmp_path) == {"epoch": 2}
+    file.write_text("".join(f'{{"epoch": {n}, "x": "{"y" * 90}"}}\n' for n in range(5000)))
+    assert last_epoch(tmp_path)["epoch"] == 4999
+    file.write_text("damaged\n")
+    assert last_epoch(tmp_path) == {}
+
+
+def test_seeing_writes_nothing(bench, one):
+    job, folder, write = one
+    write(status="interrupted")
+    before = sorted(path.name for path in bench.runs.rglob("*"))
+    see(job, bench.runs)
+    assert sorted(path.name for path in bench.runs.rglob("*")) == before
+    assert RunFolder(folder).status == "interrupted"

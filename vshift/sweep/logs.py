@@ -1,0 +1,64 @@
+"""What a run's process said: `<runs-dir>/<name>/seed-<n>.log`, beside the run folder.
+
+Beside it and not in it, because a process that fails before it has made the folder has most to say.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO
+
+from vshift.errors import printable
+from vshift.runs import files, now
+
+LARGEST = 2**20  # bytes; a longer log keeps its end
+KEPT = LARGEST // 4
+EXCERPT = 12  # lines
+
+
+def log_path(path: Path) -> Path:
+    """The log of the run in a folder."""
+    return path.with_name(f"{path.name}.log")
+
+
+def open_log(path: Path, title: str) -> IO[bytes]:
+    """A log, opened to append one attempt under a title; RunError where that cannot be done."""
+    with files.explained(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trim(path)
+        file = open(path, "ab", buffering=0)  # noqa: SIM115 - the caller closes it
+        file.write(f"--- {now()} {title}\n".encode())
+        return file
+
+
+def trim(path: Path) -> None:
+    """Cut a log that has grown too long down to its end; its writer may go on appending."""
+    try:
+        if path.stat().st_size <= LARGEST:
+            return
+        with open(path, "r+b") as file:
+            file.seek(-KEPT, 2)
+            end = file.read(KEPT).partition(b"\n")[2]
+            file.seek(0)
+            file.truncate()
+            file.write(b"--- the beginning was cut off\n" + end)
+    except OSError:
+        return  # a log is not worth failing a run for
+
+
+def excerpt(path: Path) -> str:
+    """What a person needs to see of a log: the last attempt's error, or its last lines."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - 65_536))
+            text = file.read().decode(errors="replace")
+    except OSError as error:
+        return f"its log cannot be read: {error.strerror}"
+    lines = [printable(line) for line in text.rstrip().split("\n")]
+    starts = [n for n, line in enumerate(lines) if line.startswith("--- ")]
+    lines = lines[starts[-1] + 1 :] if starts else lines
+    errors = [n for n, line in enumerate(lines) if line.startswith("error: ")]
+    if errors:
+        return "\n".join(lines[errors[-1] :][:EXCERPT])
+    return "\n".join(lines[-EXCERPT:]) or "it said nothing"
