@@ -63,13 +63,10 @@ sweep: $(READY)  ## train CONFIGS (files or folders) with SEEDS, JOBS at a time,
 compare: $(READY)  ## the table of every run under RUNS
 	$(VSHIFT) compare $(RUNS)
 
-studies: $(READY)  ## every study of configs/studies with STUDY_SETS, JOBS runs at a time; then their tables
+studies: $(READY)  ## every study of configs/studies with STUDY_SETS, JOBS runs at a time, each with its table
 	@failed=0; for file in $(STUDIES); do \
-	  $(VSHIFT) sweep $$file $(STUDY_SETS) $(AT_A_TIME) --runs-dir $(RUNS)/studies/$$(basename $$file .yaml) >/dev/null || failed=1; \
-	done; \
-	for file in $(STUDIES); do \
 	  study=$$(basename $$file .yaml); echo; echo "## $$study"; \
-	  $(VSHIFT) compare $(RUNS)/studies/$$study || failed=1; \
+	  $(VSHIFT) sweep $$file $(STUDY_SETS) --jobs $(JOBS) --runs-dir $(RUNS)/studies/$$study || failed=1; \
 	done; exit $$failed
 
 bench: $(READY)  ## measure training with BENCH_ARGS, keep it in benchmarks/results, write the table

@@ -109,7 +109,9 @@ def test_damaged_run_folders(
 def test_every_file_is_read_once(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
     real = files.read_bytes
-    monkeypatch.setattr(files, "read_bytes", lambda path: (read.append(path), real(path))[1])
+    monkeypatch.setattr(
+        files, "read_bytes", lambda path, *most: (read.append(path), real(path, *most))[1]
+    )
     everything(collect(find_runs([whole])))
     assert any(path.name == "layers.jsonl" for path in read)
     assert len(read) == len(set(read))

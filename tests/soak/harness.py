@@ -26,7 +26,8 @@ SAME_BYTES = (
     "config.yaml", "layers.jsonl", "channels.safetensors", "recalibration.json",
     "recalibration.safetensors", "modes.json", "summary.json",
 )  # fmt: skip
-OF_ONE_ATTEMPT = {"checkpoint-previous.pt", "checkpoint-previous-2.pt"}  # depends on the clock
+# What depends on the clock, and the owner file of a process that was killed when all was done.
+OF_ONE_ATTEMPT = {"checkpoint-previous.pt", "checkpoint-previous-2.pt", ".owner.json"}
 ENDS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 143}
 
 
@@ -161,7 +162,8 @@ def train_killed(
         if code == 0:  # it was done before the kill came
             return case
         case.kills.append(kill)
-        left = max(0.1, 1 - progress(runs / config.stem / "seed-0"))
+        # A fifth or so is what every start takes, however little is left to do.
+        left = 0.25 + 0.75 * (1 - progress(runs / config.stem / "seed-0"))
 
 
 def _written(runs: Path, config: Path) -> int:

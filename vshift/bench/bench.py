@@ -35,7 +35,7 @@ from vshift.bench.training import CLASSES, SIZE, Training, random_images
 from vshift.config.schema import Hardware
 from vshift.data import ImageSet
 from vshift.device import choose_device, configure
-from vshift.errors import Interrupted, TrainingFailed
+from vshift.errors import Interrupted, Stopped, TrainingFailed
 from vshift.networks import build
 from vshift.networks.summary import trace
 from vshift.progress import Reporter
@@ -163,7 +163,7 @@ def bench_and_print(plan: Plan, path: Path | None, quiet: bool) -> None:
 
     try:
         results = bench(plan, reporter, save)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         kept = f"; the cases raced until then are in {path}" if path else ""
         raise Interrupted(f"bench: interrupted{kept}") from None
     sys.stdout.write(render(results))

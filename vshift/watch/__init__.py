@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vshift.errors import Stopped
 from vshift.runs import find_runs
 from vshift.watch.look import Watcher
 from vshift.watch.show import plain, table
@@ -44,7 +45,7 @@ def watch(
         return
     try:
         _live(console, watcher, every, mirror)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):  # Ctrl-C is how one leaves; nothing is lost
         return
 
 
