@@ -238,7 +238,7 @@ def _rows(tensor: Tensor, rows: int, count: int) -> Tensor | None:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def first_difference(a: list[tuple[str, int]], b: list[tuple[str, int]]) -> str | None:
