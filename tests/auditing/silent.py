@@ -63,9 +63,7 @@ def average_with_buffers(seed: int) -> Patient:
         fit(model, batches, epochs=1, rate=0.005)
         mean.update_parameters(model)
     averaged = copy.deepcopy(mean.module)
-    for (_, mine), (_, theirs) in zip(
-        averaged.named_buffers(), model.named_buffers(), strict=True
-    ):
+    for (_, mine), (_, theirs) in zip(averaged.named_buffers(), model.named_buffers(), strict=True):
         mine.copy_(theirs)
     return Patient(averaged, batches)
 

@@ -26,6 +26,7 @@ from vshift.shift.probe import Moments
 SMALL_WORTH = 100  # n_eff below which the noise floor is above 0.1
 HIGH_MOMENTUM = 0.5
 LOW_MOMENTUM = 0.05
+MANY_DUMMIES = 12  # more forwards than these are no accident: the statistics are of other inputs
 
 
 def restore(case: Case, layers: Sequence[str]) -> Repair:
@@ -278,28 +279,39 @@ DUMMIES: dict[str, Callable[[Tensor], Tensor]] = {
 
 def polluted(case: Case) -> Iterator[Draft]:
     """A mix of what training batches show and what dummy inputs give, the same in all layers."""
-    layers = [n for n in case.open() if case.stats(n).calls]
+    layers = [n for n in case.open() if not _is_references(case, n)]
     inputs = tensors_of(next(iter(case.probed.probed())).inputs)
     if not layers or not all(t.is_floating_point() for t in inputs):
         return
     best, share, explained = "", 0.0, 0.0
+    # Dummies reach every layer: those that are not off have to fit as well.
+    every = [n for n in case.judged if n not in case.blamed]
     for kind in DUMMIES:
-        weight, good = _dummy_share(case, layers, kind)
+        weight, good = _dummy_share(case, every, kind)
         if good > explained:
             best, share, explained = kind, weight, good
-    if explained > 0.8 and share > 0.02:
+    passes = _forwards(case, layers, share)
+    if explained > 0.9 and share > 0.02 and passes <= MANY_DUMMIES:
         yield _draft(
             case,
             "polluted",
             layers,
             f"The running statistics of {_where(case, layers)} are a mix of {100 * (1 - share):.0f} "
-            f"% training data and {100 * share:.0f} % {best} ({100 * explained:.0f} % of the "
-            "deviation explained).",
-            minor=False,
+            f"% training data and {100 * share:.0f} % {best}, as {max(1, round(passes))} forwards "
+            f"in train mode would leave ({100 * explained:.0f} % of the deviation explained).",
             inputs=best,
             share=share,
+            forwards=passes,
             explained=explained,
         )
+
+
+def _forwards(case: Case, layers: list[str], share: float) -> float:
+    """How many forwards in train mode give their inputs this share of the running statistics."""
+    momentum = case.layers[layers[0]].momentum
+    if momentum is None or not (0 < momentum < 1 and 0 < share < 1):
+        return math.inf if share >= 1 else 1.0
+    return math.log(1 - share) / math.log(1 - momentum)
 
 
 def _dummy_share(case: Case, layers: list[str], kind: str) -> tuple[float, float]:

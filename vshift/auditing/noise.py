@@ -60,9 +60,7 @@ class _FunctionNames(TorchFunctionMode):
 
     current = ""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         outermost = not self.current
         if outermost:
             self.current = getattr(func, "__name__", str(func))
@@ -83,9 +81,7 @@ class _Follower(TorchDispatchMode):
         # Storages are kept alive with their marks: an address must not be given out again.
         self._marks: dict[int, tuple[Any, tuple[Source, ...]]] = {}
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         random = torch.Tag.nondeterministic_seeded in func.tags
         device = _device(args, kwargs)
@@ -176,9 +172,7 @@ def trace(model: nn.Module, batch: Batch, watch: Watch) -> Traced:
 class Silenced(TorchFunctionMode):
     """Inside, functional dropout does nothing, and attention drops nothing."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func in _DROPOUTS:
             return args[0] if args else kwargs["input"]

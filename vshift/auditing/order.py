@@ -37,7 +37,9 @@ def order_effect(samples: Samples, seed: int) -> tuple[float, bool]:
 def _between(features: Tensor, groups: Tensor) -> float:
     """Mean square of the groups' means, weighted by their sizes."""
     count = int(groups.max()) + 1
-    sums = torch.zeros(count, features.shape[1], dtype=features.dtype).index_add_(0, groups, features)
+    sums = torch.zeros(count, features.shape[1], dtype=features.dtype).index_add_(
+        0, groups, features
+    )
     sizes = torch.bincount(groups, minlength=count).double()[:, None]
     return float((sums.square() / sizes).sum()) / (count * features.shape[1])
 

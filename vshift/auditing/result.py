@@ -188,7 +188,9 @@ def unknowns(case: Case) -> list[str]:
             "reference (--reference)"
         )
     if case.scores.loss is None:
-        notes.append("without labels, severity is how much the output moves, not how much is gained")
+        notes.append(
+            "without labels, severity is how much the output moves, not how much is gained"
+        )
     if frozen := sorted(case.subject.frozen):
         notes.append(
             f"{len(frozen)} batch norms are in eval mode in training too and were not judged: "

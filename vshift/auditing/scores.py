@@ -124,7 +124,9 @@ class Gain:
         if not fall > 2 * (self.loss_error or 0.0):
             return "info"
         points = (self.accuracy_after or 0.0) - (self.accuracy_before or 0.0)
-        by_loss = _word(fall / max(abs(self.loss_before), 1e-9), 0.01, 0.1, 0.5)
+        # Half of next to nothing is next to nothing: a cross-entropy counts from 0.1 nats on.
+        least = 1e-9 if self.accuracy_before is None else 0.1
+        by_loss = _word(fall / max(abs(self.loss_before), least), 0.01, 0.1, 0.5)
         by_accuracy = _word(points, 0.5, 2.0, 10.0)
         return max(by_loss, by_accuracy, key=SEVERITIES.index)
 
@@ -138,7 +140,9 @@ class Gain:
         text = f"{self.repair} takes the loss from {self.loss_before:.3f} to {self.loss_after:.3f}"
         if self.accuracy_before is None or self.accuracy_after is None:
             return text
-        return f"{text}, the accuracy from {self.accuracy_before:.1f} to {self.accuracy_after:.1f} %"
+        return (
+            f"{text}, the accuracy from {self.accuracy_before:.1f} to {self.accuracy_after:.1f} %"
+        )
 
 
 def word_of_change(change: float) -> str:

@@ -32,7 +32,10 @@ def as_markdown(audit: Audit) -> str:
     for finding in audit.findings:
         where = f" at `{finding.layer}`" if finding.layer else ""
         parts += [f"### {finding.title.capitalize()}{where}", ""]
-        parts += [f"`{finding.code}`, severity **{finding.severity}**. {_escape(finding.message)}", ""]
+        parts += [
+            f"`{finding.code}`, severity **{finding.severity}**. {_escape(finding.message)}",
+            "",
+        ]
     parts += [*_piped(_scores(audit)), "", *_piped(_layers(audit)), *_more(audit), ""]
     parts += [f"- {_escape(note)}" for note in audit.notes]
     return printable("\n".join(parts))
