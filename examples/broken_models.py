@@ -1,7 +1,7 @@
 """A broken model for each finding of `vshift.audit`, beside its healthy twin.
 
-    python examples/broken_models.py              every fault
-    python examples/broken_models.py stale        one of them, with the whole report
+    python -m examples.broken_models              every fault
+    python -m examples.broken_models stale        one of them, with the whole report
 
 Each function takes a seed and whether to plant the fault, and returns a small trained model, what
 `audit` gets, and the layer that a finding has to name. About 20 seconds on one CPU core.

@@ -72,7 +72,7 @@ def random_state_kept(loaders: Iterable[Any] = ()) -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     generators = list(_generators(loaders))
     states = [generator.get_state() for generator in generators]
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     try:
         with torch.random.fork_rng(devices=list(devices)):
             yield
@@ -96,7 +96,7 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         torch.cuda.manual_seed_all(seed)
 
 

@@ -71,11 +71,11 @@ class _FunctionNames(TorchFunctionMode):
                 self.current = ""
 
 
-class _Follower(TorchDispatchMode):
+class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Marks what random operations put out, and everything computed from it, by storage."""
 
     def __init__(self, watch: Watch, names: _FunctionNames) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.watch, self.names = watch, names
         self.traced = Traced()
         # Storages are kept alive with their marks: an address must not be given out again.

@@ -69,10 +69,10 @@ class VarianceProbe:
         self._vectors: dict[str, Tensor] = {}
         self._began = perf_counter()
         self.restart()
-        hooked = register_optimizer_step_post_hook if optimizer is None else None
-        self._handle: Any = (
-            hooked(self._stepped) if hooked else optimizer.register_step_post_hook(self._stepped)  # type: ignore[union-attr]
-        )
+        follow = register_optimizer_step_post_hook
+        if optimizer is not None:
+            follow = optimizer.register_step_post_hook
+        self._handle = follow(self._stepped)
 
     def _stepped(self, *_: Any) -> None:
         self.step()

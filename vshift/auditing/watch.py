@@ -27,7 +27,7 @@ class Names:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._names = {id(module): name for name, module in model.named_modules()}
+        self._names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
         self._contained = dict(self._in_containers(model))
         self.hidden: dict[str, nn.Module] = {}
         self.built: set[str] = set()
