@@ -67,7 +67,8 @@ ALL = (
     tv("shufflenet_v2_x1_0"), tv("squeezenet1_0"),
     tv("efficientnet_b0"), tv("efficientnet_b1"), tv("efficientnet_v2_s"),
     tv("regnet_x_400mf"), tv("regnet_y_400mf"), tv("regnet_y_800mf"),
-    tv("convnext_tiny"), tv("vit_b_32"), tv("swin_t"), tv("swin_v2_t"), tv("maxvit_t", 224),
+    tv("convnext_tiny"), tv("vit_b_32", image_size=64), tv("swin_t"), tv("swin_v2_t"),
+    tv("maxvit_t", 224),
     timm("resnet26", drop_path_rate=0.1), timm("resnet50", drop_rate=0.2, functional=1),
     timm("resnext26ts"), timm("seresnet33ts"), timm("resnest14d"), timm("efficientnet_b0",
     drop_path_rate=0.2), timm("efficientnet_lite0", drop_rate=0.2, functional=1),
@@ -120,7 +121,9 @@ def examine(architecture: Architecture) -> dict[str, Any]:
     found = audit(model, list(images))
     seconds = time.perf_counter() - began
     options = ", ".join(
-        f"{k}={v}" for k, v in architecture.options.items() if k not in ("init_weights", "img_size")
+        f"{k}={v}"
+        for k, v in architecture.options.items()
+        if k not in ("init_weights", "img_size", "image_size")
     )
     return {
         "architecture": f"{architecture.library}:{architecture.name}"
@@ -140,7 +143,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true", help="The ones of the tests only.")
     torch.set_num_threads(1)
-    print("| architecture | bit-identical | noise modules | found by running | BN | reached by noise |")
+    print(
+        "| architecture | bit-identical | noise modules | found by running | BN "
+        "| reached by noise |"
+    )
     print("| :-- | :-- | --: | --: | --: | --: |")
     for architecture in SMALL if parser.parse_args().small else ALL:
         try:

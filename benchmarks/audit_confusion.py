@@ -2,9 +2,10 @@
 
     python -m benchmarks.audit_confusion --seeds 5 > table.md
 
-Rows of the first table are faults of `examples/broken_models.py`: in how many seeds the right finding
-names a right layer, what else is found in the broken model, and what in its healthy twin. Rows of
-the second are models that an audit must be silent about. About 15 seconds a seed on one CPU core.
+Rows of the first table are faults of `examples/broken_models.py`: in how many seeds the right
+finding names a right layer, what else is found in the broken model, and what in its healthy twin.
+Rows of the second are models that an audit must be silent about. About 15 seconds a seed on one
+CPU core.
 """
 
 from __future__ import annotations

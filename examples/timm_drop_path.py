@@ -21,7 +21,9 @@ from vshift.auditing import Audit
 def main(rate: float = 0.5) -> Audit:
     torch.manual_seed(0)
     batches = [(torch.nn.functional.interpolate(x, size=32), y) for x, y in data(0, 256)]
-    model = timm.create_model("test_resnet", num_classes=4, drop_path_rate=rate, zero_init_last=False)
+    model = timm.create_model(
+        "test_resnet", num_classes=4, drop_path_rate=rate, zero_init_last=False
+    )
     fit(model, batches, epochs=6, rate=0.05)
     return audit(model, batches)
 

@@ -1,7 +1,7 @@
 """Variance-shift studies in PyTorch.
 
-`audit`, `recalibrate` and `VarianceProbe` work on any PyTorch model. They are imported when they are
-first asked for, so that the command line starts without PyTorch.
+`audit`, `recalibrate` and `VarianceProbe` work on any PyTorch model. They are imported when first
+asked for, so that the command line starts without PyTorch.
 """
 
 from __future__ import annotations

@@ -114,6 +114,7 @@ def test_layers_that_inherit_are_said_to(shifted):
     assert finding.evidence["noise"] == ["before_bn2 (dropout)"]
     roles = {row["layer"]: row["role"] for row in result.layers}
     assert roles["bn1"] == "ok"
+    assert roles["bn2"] == "variance_shift"
     assert roles["bn3"] == "inherits"
     assert finding.evidence["inherits"] == ["bn3"]
 

@@ -1,4 +1,4 @@
-"""`vshift audit` as a person uses it: models, sources, formats, exit codes, and what bad input gets."""
+"""`vshift audit` as a person uses it: models, sources, formats, exit codes, bad input."""
 
 import json
 import sys
@@ -257,7 +257,7 @@ hardware: {device: cpu, precision: float32, threads: 1}
         (["mine.py:raises", "--data", "random"], "raised ValueError: on purpose"),
         (["mine.py:net", "--data", "nowhere"], "is neither of an image folder"),
         (["mine.py:net", "--data", "torchvision:CIFAR11"], "did you mean `CIFAR10`"),
-        (["mine.py:net", "--data", "torchvision:CIFAR10"], "name the folder that holds it after @"),
+        (["mine.py:net", "--data", "torchvision:CIFAR10"], "name its folder after @"),
         (["mine.py:net", "--data", "mine.py:wide"], "does not run on mine.py:wide: RuntimeError"),
         (["mine.py:net", "--data", "mine.py:one"], "gave 1 batch; an audit"),
         (["mine.py:net", "--data", "random", "--weights", "no.pt"], "there is no file no.pt"),
@@ -271,5 +271,3 @@ def test_what_cannot_be_audited_is_refused_in_a_sentence(vshift, words, says):
     assert out == ""
     assert says in err
     assert "Traceback" not in err
-
-

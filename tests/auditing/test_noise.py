@@ -83,7 +83,9 @@ KINDS = {
     "Dropout": lambda: nn.Dropout(0.3),
     "Dropout1d": lambda: nn.Sequential(nn.Flatten(2), nn.Dropout1d(0.3), nn.Unflatten(2, (8, 8))),
     "Dropout2d": lambda: nn.Dropout2d(0.3),
-    "Dropout3d": lambda: nn.Sequential(nn.Unflatten(2, (1, 8)), nn.Dropout3d(0.3), nn.Flatten(2, 3)),
+    "Dropout3d": lambda: nn.Sequential(
+        nn.Unflatten(2, (1, 8)), nn.Dropout3d(0.3), nn.Flatten(2, 3)
+    ),
     "AlphaDropout": lambda: nn.AlphaDropout(0.3),
     "FeatureAlphaDropout": lambda: nn.FeatureAlphaDropout(0.3),
     "DropBlock": lambda: DropBlock2d(0.3, 3),

@@ -46,7 +46,11 @@ def train(model, batches, steps=1, *, precision=None, every=1):
 
 def network(rank):
     shape = {1: (16,), 2: (3, 6, 6), 3: (2, 4, 4, 4)}[rank]
-    conv = {1: lambda: nn.Linear(16, 8), 2: lambda: nn.Conv2d(3, 8, 3), 3: lambda: nn.Conv3d(2, 8, 3)}
+    conv = {
+        1: lambda: nn.Linear(16, 8),
+        2: lambda: nn.Conv2d(3, 8, 3),
+        3: lambda: nn.Conv3d(2, 8, 3),
+    }
     norm = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[rank]
     torch.manual_seed(0)
     model = nn.Sequential(conv[rank](), norm(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
@@ -55,7 +59,9 @@ def network(rank):
 
 
 def check(model, batches, *, wrapped=None, tolerance=1e-4, **how):
-    inner = {n: m for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    inner = {
+        n: m for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    }
     seen = batches_seen(model, inner)
     with VarianceProbe(model if wrapped is None else wrapped) as probe:
         train(model if wrapped is None else wrapped, batches, **how)
@@ -154,7 +160,9 @@ def test_training_with_a_probe_ends_in_the_same_bits():
             probe.remove()
             probe.remove()
         train(model, batches)
-        assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] == before
+        assert [
+            len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()
+        ] == before
         results.append({k: v for k, v in everything(model).items() if "objects" not in k})
     assert results[0] == results[1]
 

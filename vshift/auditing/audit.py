@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vshift.auditing import causes_buffers, causes_modes, causes_other
+from vshift.auditing import causes_buffers, causes_mixes, causes_modes, causes_other
 from vshift.auditing.case import Case, Tests
 from vshift.auditing.findings import Draft, Finding, by_harm, settled
 from vshift.auditing.guard import random_state_kept, seed_everything, unwrapped
@@ -37,8 +37,8 @@ CAUSES: tuple[Callable[[Case], Iterator[Draft]], ...] = (
     causes_buffers.never_updated,
     causes_buffers.momentum_high,
     causes_buffers.tiny_batches,
-    causes_buffers.initial_bias,
-    causes_buffers.polluted,
+    causes_mixes.initial_bias,
+    causes_mixes.polluted,
     causes_buffers.stale,
     causes_other.variance_below_eps,
     causes_other.variance_shift,

@@ -114,8 +114,8 @@ def _unseen_noise(case: Case) -> Draft:
     return Draft(
         "noise_live",
         layer,
-        f"Two passes over the same batch in eval mode differ by {100 * change:.1f} % of the output, "
-        f"first at {layer or 'the model'}, though no random operation of PyTorch ran: the "
+        f"Two passes over the same batch in eval mode differ by {100 * change:.1f} % of the "
+        f"output, first at {layer or 'the model'}, though no random operation of PyTorch ran: the "
         "randomness is Python's or NumPy's, or state kept between calls.",
         [layer or ""],
         {"functions": [], "repeat_change": change},

@@ -12,21 +12,23 @@ from torch.utils import _pytree as pytree
 
 from vshift.auditing.case import Case
 from vshift.auditing.findings import Draft, listed
-from vshift.auditing.moments import apart
+from vshift.auditing.moments import Ratio, apart
 from vshift.auditing.repairs import Repair
 from vshift.auditing.samples import Samples, tensors_of
 from vshift.shift.probe import Moments
 
+# Standard deviations between inputs; augmentation, crops with black borders say, makes up to 0.3.
+OTHER_INPUTS = 0.5
 SHIFT = 0.05  # relative change of variance by noise that is worth a word
 
 
 def variance_shift(case: Case) -> Iterator[Draft]:
     """Noise changes the variance of a layer's input, which eval mode does not meet."""
-    local = {n: r for n in case.judged if case.noise_of(n) and _clear(r := case.local(n))}
+    local = shifted_by_noise(case)
     if not local:
         return
     worst = max(local, key=lambda n: abs(math.log(local[n].value)))
-    shifted, inherits = local[worst], inheriting(case, set(local))
+    shifted, inherits = local[worst], inheriting(case)
     noises = list(dict.fromkeys(str(s) for n in local for s in case.noise_of(n)))
     here = listed([str(s) for s in case.noise_of(worst)])
     others = f" {len(local) - 1} further layers are shifted likewise." if len(local) > 1 else ""
@@ -36,8 +38,8 @@ def variance_shift(case: Case) -> Iterator[Draft]:
         "variance_shift",
         worst,
         f"{here} in front of {worst or 'the batch norm'} makes the variance in training "
-        f"{shifted.value:.2f} ± {shifted.error:.2f} times that without noise; inherited from layers "
-        f"before is a factor {case.inherited(worst).value:.2f}.{others}{told}",
+        f"{shifted.value:.2f} ± {shifted.error:.2f} times that without noise; inherited from "
+        f"layers before is a factor {case.inherited(worst).value:.2f}.{others}{told}",
         list(local),
         {
             "noise": [str(s) for s in case.noise_of(worst)],
@@ -54,16 +56,21 @@ def variance_shift(case: Case) -> Iterator[Draft]:
     )
 
 
-def _clear(ratio: Any) -> bool:
+def shifted_by_noise(case: Case) -> dict[str, Ratio]:
+    """Layers that noise reaches and whose variance it clearly changes, with the local ratio."""
+    return {n: r for n in case.judged if case.noise_of(n) and _clear(r := case.local(n))}
+
+
+def _clear(ratio: Ratio) -> bool:
     if not (math.isfinite(ratio.value) and ratio.value > 0):
         return False
     error = ratio.error if math.isfinite(ratio.error) else 0.0
     return bool(abs(ratio.value - 1) > max(SHIFT, 4 * error))
 
 
-def inheriting(case: Case, shifted: set[str]) -> list[str]:
-    """Layers whose buffers are right and that no noise reaches, yet that meet something else."""
-    plain = case.probes.plain.stats
+def inheriting(case: Case) -> list[str]:
+    """Layers whose buffers are right and that no noise shifts, yet that meet something else."""
+    plain, shifted = case.probes.plain.stats, shifted_by_noise(case)
     return [
         n
         for n in case.judged
@@ -108,7 +115,7 @@ def input_differs(case: Case) -> Iterator[Draft]:
         return
     far = apart(here, there, 1e-12)
     sizes = [tuple(tensors_of(s.given[0].inputs)[0].shape[1:]) for s in (case.samples, case.probed)]
-    limit = max(0.25, 4 / math.sqrt(min(case.samples.count, case.probed.count)))
+    limit = max(OTHER_INPUTS, 4 / math.sqrt(min(case.samples.count, case.probed.count)))
     if not (far > limit or sizes[0] != sizes[1]):
         return
     ratio = float((here.variance.mean() / there.variance.mean().clamp(min=1e-12)).sqrt())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ class Request:
     reference: Path | None = None
     classes: int | None = None
     batches: int = 16
-    reading: Reading = Reading()
+    reading: Reading = field(default_factory=Reading)
     allow_noise: tuple[str, ...] = ()
     device: str = "cpu"
 

@@ -32,7 +32,9 @@ def load_program(path: Path) -> nn.Module:
             warnings.simplefilter("ignore")
             graph = torch.export.load(path).module()
     except Exception as error:  # a damaged archive raises many kinds
-        raise AuditError(f"{path} holds no exported program: {str(error).splitlines()[0]}") from error
+        raise AuditError(
+            f"{path} holds no exported program: {str(error).splitlines()[0]}"
+        ) from error
     if not isinstance(graph, GraphModule):
         raise AuditError(f"{path} holds no graph")
     return with_modules(graph)

@@ -187,7 +187,9 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: Path) -> None
     Raises:
         AuditError: parameters that are missing, unknown names, or other shapes.
     """
-    state = {name.removeprefix("module.").removeprefix("_orig_mod."): t for name, t in state.items()}
+    state = {
+        name.removeprefix("module.").removeprefix("_orig_mod."): t for name, t in state.items()
+    }
     try:
         missing, unknown = model.load_state_dict(state, strict=False)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Per layer, batch and call: mean and variance of a batch norm's input; and how far two lie apart."""
+"""Mean and variance of a batch norm's input by batch and call; and how far two lie apart."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Noise found by running the model: every random operation, who called it, and where it arrives.
 
-PyTorch marks its random operators, from `bernoulli_` to attention with dropout. A dispatch mode sees
-each of them whatever module or function called it, and follows what it touches, tensor by tensor
-and in place too, until a batch norm with batch statistics takes its variance in. So noise is found
-in modules nobody knows, in `F.dropout`, and through residual additions.
+PyTorch marks its random operators, from `bernoulli_` to attention with dropout. A dispatch mode
+sees each of them whatever module or function called it, and follows what it touches, tensor by
+tensor and in place too, until a batch norm with batch statistics takes its variance in. So noise is
+found in modules nobody knows, in `F.dropout`, and through residual additions.
 """
 
 from __future__ import annotations

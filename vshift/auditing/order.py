@@ -13,10 +13,10 @@ CLASSES = 1000  # more labels than these are no classes
 
 
 def order_effect(samples: Samples, seed: int) -> tuple[float, bool]:
-    """How much more batches differ than random ones (1 is random), and whether that is beyond doubt.
+    """How much more batches differ than random ones (1 is random), and if that is beyond doubt.
 
-    A permutation test over samples: their channels' means and standard deviations, and their labels.
-    Beyond doubt is above all of 200 random regroupings and more than twice what is expected.
+    A permutation test over samples: their channels' means and standard deviations, and their
+    labels. Beyond doubt is above all of 200 random regroupings, and twice what is expected.
     """
     features = _features(samples) if samples.shuffled else None
     if features is None or len(samples.given) < 2:

@@ -4,9 +4,9 @@ A. `as_trained`: the model after its own `train()`: BN on batch statistics, nois
 B. `noise_off`: the model after its own `eval()`, but BN on batch statistics.
 C. `evaluated`: the model after its own `eval()`.
 
-Where A disagrees with the running statistics, the buffers are wrong, and A names the layer, as every
-layer before it normalises by what it really gets. Where A fits and B does not, noise shifts the
-layer. Where only C is off, the layer inherits it.
+Where A disagrees with the running statistics, the buffers are wrong, and A names the layer, as
+every layer before it normalises by what it really gets. Where A fits and B does not, noise shifts
+the layer. Where only C is off, the layer inherits it.
 """
 
 from __future__ import annotations

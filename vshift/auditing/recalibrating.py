@@ -29,8 +29,8 @@ def recalibrate(
 ) -> nn.Module:
     """Re-estimate every BN layer's running mean and variance from a loader; nothing else changes.
 
-    Parameters, modes, hooks and random states stay as they are. A layer that runs several times in a
-    forward, or that several parents share, gets the statistics of all its inputs.
+    Parameters, modes, hooks and random states stay as they are. A layer that runs several times in
+    a forward, or that several parents share, gets the statistics of all its inputs.
 
     Args:
         model: any module; compiled and DDP-wrapped ones are looked into.

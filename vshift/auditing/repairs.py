@@ -1,4 +1,4 @@
-"""Repairs that are tried on the model and taken back: what they give back is a finding's severity."""
+"""Repairs, tried on the model and undone: what they give back is a finding's severity."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vshift.auditing.case import Case, Tests, finite
-from vshift.auditing.causes_other import inheriting
+from vshift.auditing.causes_other import inheriting, shifted_by_noise
 from vshift.auditing.findings import Finding, reaches
 from vshift.auditing.moments import apart
 from vshift.auditing.noise import Source
@@ -117,10 +117,10 @@ def plain(value: Any) -> Any:
 
 def layer_rows(case: Case) -> list[Row]:
     """One row for each batch norm that ran."""
-    shifted = {n for n in case.judged if case.noise_of(n)}
-    inherits = set(inheriting(case, shifted))
+    roles = dict.fromkeys(inheriting(case), "inherits")
+    roles |= dict.fromkeys(shifted_by_noise(case), "variance_shift")
     return [
-        _row(case, index, name, "inherits" if name in inherits else _role(case, name))
+        _row(case, index, name, case.blamed.get(name) or roles.get(name) or _role(case, name))
         for index, name in enumerate(case.layers)
     ]
 
@@ -130,7 +130,7 @@ def _role(case: Case, name: str) -> str:
         return "keeps no statistics"
     if name in case.subject.frozen:
         return "frozen"
-    return case.blamed.get(name, "ok")
+    return "ok"
 
 
 def _row(case: Case, index: int, name: str, role: str) -> Row:

@@ -1,4 +1,4 @@
-"""What a model is worth in one pass: loss and accuracy, or its outputs; and what a repair changes."""
+"""Loss and accuracy of a pass, or its outputs; and what a repair changes of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `vshift audit --data SOURCE` may name: images, a torchvision set, random numbers, a loader."""
+"""What `vshift audit --data SOURCE` may name: images, a torchvision set, random, a loader."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _torchvision(spec: str, reading: Reading) -> Any:
         return make(root or ".", transform=_transform(reading))
     except (TypeError, RuntimeError, OSError, ValueError) as error:
         raise AuditError(
-            f"--data torchvision:{name}@{root or '.'}: {error}; name the folder that holds it after @"
+            f"--data torchvision:{name}@{root or '.'}: {error}; name its folder after @"
         ) from error
 
 

@@ -57,9 +57,7 @@ class VarianceProbe:
     checkpoint loaded in mid-epoch; call `restart` after it).
     """
 
-    def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
         self.model = unwrapped(model)
         self.layers = batch_norms(self.model)
         if not self.layers:
@@ -101,7 +99,9 @@ class VarianceProbe:
             weight = forwards.clamp(min=0)
             for i in (0, 1):
                 seen = (new[i] - kept * old[i]) / moved
-                self._sums[name][i] += torch.where(weight > 0, seen * weight, torch.zeros_like(seen))
+                self._sums[name][i] += torch.where(
+                    weight > 0, seen * weight, torch.zeros_like(seen)
+                )
             self._sums[name][2] += weight
             self._old[name] = new
 
@@ -246,6 +246,3 @@ def _kept(layer: _BatchNorm, old: Tensor, forwards: Tensor) -> Tensor:
 def _eager() -> Any:
     """Measuring needs hooks, which compiled code has none of."""
     return torch.compiler.set_stance("force_eager")
-
-
-

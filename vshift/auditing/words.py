@@ -16,14 +16,15 @@ _RECALIBRATE = "re-estimate with `vshift.recalibrate(model, loader)` or `vshift 
 WORDS: dict[str, Words] = {
     "nonfinite": Words(
         "running statistics hold inf or NaN",
-        "one bad batch or an overflow in low precision; training mode never reads these buffers, so "
-        "the loss stayed fine",
+        "one bad batch or an overflow in low precision; training mode never reads these buffers, "
+        "so the loss stayed fine",
         f"{_RECALIBRATE}, and skip batches whose loss is not finite",
     ),
     "never_updated": Words(
         "running statistics were never updated",
-        "a checkpoint without buffers (parameters only, `strict=False`, another prefix), an EMA, SWA "
-        "or federated average of the parameters alone, momentum 0, or BN in eval mode in training",
+        "a checkpoint without buffers (parameters only, `strict=False`, another prefix), an EMA, "
+        "SWA or federated average of the parameters alone, momentum 0, or BN in eval mode in "
+        "training",
         f"load or average the buffers as well; {_RECALIBRATE}",
     ),
     "initial_bias": Words(
@@ -44,14 +45,15 @@ WORDS: dict[str, Words] = {
     ),
     "polluted": Words(
         "running statistics are polluted by artificial inputs",
-        "a forward in train mode with dummy inputs: a model summary, a shape probe, a warm-up or an "
-        "export",
+        "a forward in train mode with dummy inputs: a model summary, a shape probe, a warm-up or "
+        "an export",
         f"call eval() before such forwards; {_RECALIBRATE}",
     ),
     "stale": Words(
         "running statistics do not belong to these weights and inputs",
-        "weights changed after the statistics (averaging, EMA, pruning, quantisation, loading a part "
-        "of a checkpoint), statistics taken from other inputs, or inputs that differ from training",
+        "weights changed after the statistics (averaging, EMA, pruning, quantisation, loading a "
+        "part of a checkpoint), statistics taken from other inputs, or inputs that differ from "
+        "training",
         f"{_RECALIBRATE}; a training loader would tell other inputs from other weights",
     ),
     "tiny_batches": Words(
@@ -88,19 +90,20 @@ WORDS: dict[str, Words] = {
     ),
     "noise_out_of_reach": Words(
         "a noise layer is out of eval()'s reach",
-        "a dropout kept in a plain list or made inside forward(), where it is always in training mode",
+        "a dropout kept in a plain list or made inside forward(), where it is always in training "
+        "mode",
         "make it in __init__ and register it, or pass training=self.training",
     ),
     "noise_live": Words(
         "noise is live in eval mode",
-        "F.dropout without training=self.training, attention with a fixed dropout_p, a DropPath that "
-        "ignores the mode",
+        "F.dropout without training=self.training, attention with a fixed dropout_p, a DropPath "
+        "that ignores the mode",
         "make it follow self.training; name it in `allow_noise` if it is wanted",
     ),
     "batch_dependent": Words(
         "in eval mode a sample's output depends on who else is in the batch",
-        "track_running_stats=False, BN on batch statistics in eval mode, or statistics over the batch "
-        "dimension in one's own code",
+        "track_running_stats=False, BN on batch statistics in eval mode, or statistics over the "
+        "batch dimension in one's own code",
         "keep running statistics, or normalise within a sample",
     ),
     "variance_below_eps": Words(
@@ -124,7 +127,7 @@ WORDS: dict[str, Words] = {
     "variance_shift": Words(
         "noise shifts the variance that a batch norm meets",
         "dropout or stochastic depth before a batch norm",
-        "move the noise behind the last batch norm, lower its rate, use uniform noise, or re-estimate "
-        "with `vshift.recalibrate` if that helped below",
+        "move the noise behind the last batch norm, lower its rate, use uniform noise, or "
+        "re-estimate with `vshift.recalibrate` if that helped below",
     ),
 }
