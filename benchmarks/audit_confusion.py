@@ -20,7 +20,7 @@ from examples.broken_models import FAULTS, examine
 from tests.auditing.silent import SILENT
 
 
-def faults(seeds: int) -> list[str]:
+def faults(seeds: range) -> list[str]:
     lines = [
         "| planted | found, right layer | found, other layer | also found | in the healthy twin |",
         "| :-- | --: | --: | :-- | :-- |",
@@ -29,7 +29,7 @@ def faults(seeds: int) -> list[str]:
         right = wrong = 0
         also: Counter[str] = Counter()
         twin: Counter[str] = Counter()
-        for seed in range(seeds):
+        for seed in seeds:
             patient = make(seed, True)
             for finding in examine(patient).findings:
                 if finding.code != code:
@@ -39,18 +39,18 @@ def faults(seeds: int) -> list[str]:
                 else:
                     wrong += 1
             twin.update(finding.code for finding in examine(make(seed, False)).findings)
-        lines.append(f"| `{code}` | {right}/{seeds} | {wrong} | {_said(also)} | {_said(twin)} |")
+        lines.append(f"| `{code}` | {right}/{len(seeds)} | {wrong} | {_said(also)} | {_said(twin)} |")
         print(lines[-1], file=sys.stderr)
     return lines
 
 
-def silent(seeds: int) -> list[str]:
+def silent(seeds: range) -> list[str]:
     lines = ["| healthy model | silent | found |", "| :-- | --: | :-- |"]
     for make in SILENT:
-        found = [Counter(f.code for f in examine(make(seed)).findings) for seed in range(seeds)]
+        found = [Counter(f.code for f in examine(make(seed)).findings) for seed in seeds]
         quiet = sum(not codes for codes in found)
         said = _said(sum(found, Counter()))
-        lines.append(f"| {make.__name__.replace('_', ' ')} | {quiet}/{seeds} | {said} |")
+        lines.append(f"| {make.__name__.replace('_', ' ')} | {quiet}/{len(seeds)} | {said} |")
         print(lines[-1], file=sys.stderr)
     return lines
 
@@ -62,6 +62,8 @@ def _said(codes: Counter[str]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
-    wanted = parser.parse_args().seeds
+    parser.add_argument("--first", type=int, default=100)
+    asked = parser.parse_args()
+    wanted = range(asked.first, asked.first + asked.seeds)
     torch.set_num_threads(1)
     print("\n".join([*faults(wanted), "", *silent(wanted)]))
