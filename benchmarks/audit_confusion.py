@@ -39,7 +39,9 @@ def faults(seeds: range) -> list[str]:
                 else:
                     wrong += 1
             twin.update(finding.code for finding in examine(make(seed, False)).findings)
-        lines.append(f"| `{code}` | {right}/{len(seeds)} | {wrong} | {_said(also)} | {_said(twin)} |")
+        lines.append(
+            f"| `{code}` | {right}/{len(seeds)} | {wrong} | {_said(also)} | {_said(twin)} |"
+        )
         print(lines[-1], file=sys.stderr)
     return lines
 
@@ -62,7 +64,7 @@ def _said(codes: Counter[str]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first", type=int, default=100)
+    parser.add_argument("--first", type=int, default=200)
     asked = parser.parse_args()
     wanted = range(asked.first, asked.first + asked.seeds)
     torch.set_num_threads(1)

@@ -163,7 +163,7 @@ def tiny_batches(seed: int, broken: bool) -> Patient:
         nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.BatchNorm1d(16), nn.Linear(16, 4),
     )  # fmt: skip
-    return Patient(fit(model, batches, epochs=8, rate=0.02), batches, ("4",))
+    return Patient(fit(model, batches, epochs=16, rate=0.02), batches, ("4",))
 
 
 def batches_not_random(seed: int, broken: bool) -> Patient:

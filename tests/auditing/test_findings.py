@@ -3,6 +3,8 @@
 Five seeds of each are in docs/audit.md (`python -m benchmarks.audit_confusion`).
 """
 
+from pathlib import Path
+
 import pytest
 
 from examples.broken_models import FAULTS, examine
@@ -29,3 +31,9 @@ def test_healthy_models_are_left_in_peace(healthy):
 def test_every_code_has_words_and_a_planted_fault():
     assert set(FAULTS) == set(WORDS)
     assert len(CAUSES) >= 15
+
+
+def test_the_documentation_has_every_code():
+    text = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
+    for code, words in WORDS.items():
+        assert f"| `{code}` | {words.title} | {words.causes} |" in text

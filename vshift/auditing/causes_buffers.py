@@ -187,7 +187,7 @@ def batches_not_random(case: Case) -> Iterator[Draft]:
         n
         for n in case.open()
         if n in given
-        and apart(case.kept[n], given[n].average(), case.layers[n].eps) < 0.7 * case.distance[n]
+        and apart(case.kept[n], _in_order(case, n), case.layers[n].eps) < 0.7 * case.distance[n]
     ]
     if not layers and not case.has_train_loader:
         case.subject.notes.append(
@@ -196,6 +196,12 @@ def batches_not_random(case: Case) -> Iterator[Draft]:
         )
         return
     yield _not_random(case, layers)
+
+
+def _in_order(case: Case, name: str) -> Moments:
+    """What the running statistics would be if training had taken the loader's own order."""
+    assert case.as_given is not None
+    return case.as_given.stats[name].moving(case.layers[name].momentum)
 
 
 def _not_random(case: Case, layers: list[str]) -> Draft:

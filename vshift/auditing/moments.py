@@ -56,6 +56,16 @@ class LayerStats:
         means, variances, _ = self._stacked(call)
         return Moments(means.mean(0), variances.mean(0))
 
+    def moving(self, momentum: float | None) -> Moments:
+        """What a moving average holds after these batches in this order, over and over."""
+        if momentum is None:
+            return self.average()
+        means, variances, _ = self._stacked()
+        age = torch.arange(len(means) - 1, -1, -1, dtype=torch.float64)
+        weights = torch.pow(torch.as_tensor(1.0 - momentum, dtype=torch.float64), age)
+        weights = (weights / weights.sum())[:, None]
+        return Moments((weights * means).sum(0), (weights * variances).sum(0))
+
     def pooled(self, call: int | None = None) -> Moments:
         """Of all values together, the spread between batch means included; unbiased."""
         means, variances, n = self._stacked(call)

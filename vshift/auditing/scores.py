@@ -95,6 +95,7 @@ class Gain:
 
     Attributes:
         loss_error: standard error of the mean change of the samples' losses.
+        accuracy_error: of the change of accuracy, points.
         output_change: RMS change of the outputs over the RMS of the old ones about their mean.
         repair: in words, what was done.
     """
@@ -105,6 +106,7 @@ class Gain:
     loss_error: float | None
     accuracy_before: float | None
     accuracy_after: float | None
+    accuracy_error: float | None
     output_change: float
     finite_before: bool
     finite_after: bool
@@ -113,17 +115,17 @@ class Gain:
     def severity(self) -> str:
         """By how much the repaired model is better; without labels, by how much its output moved.
 
-        A loss that falls by less than two standard errors, or rises, is `info`: a deviation that
-        does no measurable harm.
+        A loss that falls by less than two standard errors, or rises, and an accuracy that does not
+        rise by as much, are `info`: a deviation that does no measurable harm.
         """
         if not self.finite_before and self.finite_after:
             return "high"
         if self.loss_before is None or self.loss_after is None:
             return _word(self.output_change, 0.01, 0.1, 0.5)
         fall = self.loss_before - self.loss_after
-        if not fall > 2 * (self.loss_error or 0.0):
-            return "info"
         points = (self.accuracy_after or 0.0) - (self.accuracy_before or 0.0)
+        fall = fall if fall > 2 * (self.loss_error or 0.0) else 0.0
+        points = points if points > 2 * (self.accuracy_error or 0.0) else 0.0
         # Half of next to nothing is next to nothing: a cross-entropy counts from 0.1 nats on.
         least = 1e-9 if self.accuracy_before is None else 0.1
         by_loss = _word(fall / max(abs(self.loss_before), least), 0.01, 0.1, 0.5)
@@ -157,21 +159,26 @@ def _word(value: float, low: float, medium: float, high: float) -> str:
 
 def gain(before: Scores, after: Scores, repair: str) -> Gain:
     """Compare two passes over the same samples."""
-    error = None
-    if before.losses is not None and after.losses is not None and len(before.losses) > 1:
-        change = before.losses - after.losses
-        error = float(change.std(correction=1)) / math.sqrt(len(change))
+    hits = _error(before.hits, after.hits)
     return Gain(
         repair,
         before.loss,
         after.loss,
-        error,
+        _error(before.losses, after.losses),
         before.accuracy,
         after.accuracy,
+        None if hits is None else 100 * hits,
         output_change(before.outputs, after.outputs),
         before.finite,
         after.finite,
     )
+
+
+def _error(before: Tensor | None, after: Tensor | None) -> float | None:
+    """Standard error of the mean change of paired values."""
+    if before is None or after is None or len(before) < 2:
+        return None
+    return float((before - after).std(correction=1)) / math.sqrt(len(before))
 
 
 def output_change(before: Tensor, after: Tensor) -> float:
