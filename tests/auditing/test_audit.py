@@ -275,3 +275,13 @@ def test_a_reference_tells_buffers_that_were_never_copied():
     (finding,) = result.findings
     assert finding.code == "stale"
     assert "still hold the reference's buffers" in finding.message
+
+
+def test_the_passes_are_the_three_probes_and_little_more():
+    """Forwards without findings: 3 over all batches, and 8 of single batches."""
+    model, batches = trained(0)
+    calls = []
+    handle = model.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    assert audit(model, batches).findings == []
+    handle.remove()
+    assert len(calls) <= 3 * len(batches) + 8

@@ -65,10 +65,10 @@ def check(model, batches, *, wrapped=None, tolerance=1e-4, **how):
     seen = batches_seen(model, inner)
     with VarianceProbe(model if wrapped is None else wrapped) as probe:
         train(model if wrapped is None else wrapped, batches, **how)
+        expected = {name: torch.stack(variances).mean() for name, variances in seen.items()}
         frame = probe.end_epoch([x for x, _ in batches])
     for _, row in frame.iterrows():
-        expected = torch.stack(seen[row["layer"]]).mean()
-        assert row["train_variance"] == pytest.approx(float(expected), rel=tolerance)
+        assert row["train_variance"] == pytest.approx(float(expected[row["layer"]]), rel=tolerance)
         assert row["eval_variance"] > 0
         layer = inner[row["layer"]]
         assert row["running_variance"] == pytest.approx(float(layer.running_var.mean()), rel=1e-6)
@@ -216,6 +216,7 @@ def test_the_eval_variance_is_what_an_audit_finds():
         [row["eval_variance"] for row in rows], rel=1e-3
     )
     assert frame["shift_ratio"].max() > 1.3
+    assert frame["noise_before"].tolist() == [False, True, False]
 
 
 def test_the_run_folder_is_one_that_compare_reads(tmp_path):

@@ -131,7 +131,7 @@ def _measured(
         awake = frozenset(n for n, m in subject.model.named_modules() if m.training)
         seed_everything(subject.seed)
         evaluated = trace(subject.model, first.head(TRACED), subject.watch)
-    trained = _trace_training(subject, few)
+    trained = trace_training(subject, few)
     tests = _tests(subject, samples)
     probes = run_probes(subject, probed)
     separate = probed is not samples
@@ -167,7 +167,8 @@ def _freeze_on_purpose(subject: Subject) -> None:
             subject.frozen |= {name}
 
 
-def _trace_training(subject: Subject, few: Batch) -> Traced:
+def trace_training(subject: Subject, few: Batch) -> Traced:
+    """Noise in training mode; where the model's own train() cannot run, in leaf modules."""
     seed_everything(subject.seed)
     try:
         with subject.mode("as_trained"):
@@ -180,7 +181,7 @@ def _trace_training(subject: Subject, few: Batch) -> Traced:
         "the model does not run on these inputs after its own train(); noise and batch norm were "
         "switched to training one by one instead, everything else stayed in eval mode"
     )
-    return _trace_training(subject, few)
+    return trace_training(subject, few)
 
 
 def _tests(subject: Subject, samples: Samples) -> Tests:

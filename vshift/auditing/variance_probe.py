@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from vshift.auditing.audit import TRACED, trace_training
 from vshift.auditing.guard import random_state_kept, unwrapped
 from vshift.auditing.moments import LayerStats
 from vshift.auditing.probes import make_subject, run_pass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, Any]
+_Met = tuple[dict[str, LayerStats], set[str]]  # statistics in eval mode; layers that noise reaches
 
 
 class VarianceProbe:
@@ -139,8 +141,8 @@ class VarianceProbe:
 
         self.step()
         epoch = len(self.metrics) + 1
-        met = {} if loader is None else self._met(loader, unpack, batches)
-        rows = [self._row(epoch, i, n, met.get(n)) for i, n in enumerate(self.layers)]
+        met = None if loader is None else self._met(loader, unpack, batches)
+        rows = [self._row(epoch, i, n, met) for i, n in enumerate(self.layers)]
         self.rows += rows
         seconds = perf_counter() - self._began
         self.metrics.append({"epoch": epoch, "seconds": round(seconds, 3), **metrics})
@@ -148,22 +150,22 @@ class VarianceProbe:
         self._began = perf_counter()
         return pd.DataFrame(rows)
 
-    def _met(
-        self, loader: Iterable[Any], split: Unpack, batches: int | None
-    ) -> dict[str, LayerStats]:
+    def _met(self, loader: Iterable[Any], split: Unpack, batches: int | None) -> _Met:
         device = next(iter(self.layers.values())).running_mean.device  # type: ignore[union-attr]
         with random_state_kept([loader]), _eager():
             samples = collect(loader, device, batches, split)
             subject = make_subject(self.model, 0, None)
+            arriving = trace_training(subject, samples.given[0].head(TRACED)).arriving
             with subject.mode("evaluated"):
-                return run_pass(subject, lambda: iter(samples.given)).stats
+                stats = run_pass(subject, lambda: iter(samples.given)).stats
+        return stats, {name for name, sources in arriving.items() if sources}
 
-    def _row(self, epoch: int, index: int, name: str, met: LayerStats | None) -> Row:
+    def _row(self, epoch: int, index: int, name: str, met: _Met | None) -> Row:
         layer, (means, variances, count) = self.layers[name], self._sums[name]
         seen = float(count) > 0 and layer.momentum != 0
         train = (variances / count).cpu() if seen else None
         running = self._old[name][1].cpu()
-        evaluated = met.average() if met is not None else None
+        evaluated = met[0][name].average() if met is not None and name in met[0] else None
         vectors = {"running_mean": self._old[name][0], "running_variance": running}
         if train is not None:
             vectors |= {"train_mean": means / count, "train_variance": train}
@@ -175,7 +177,7 @@ class VarianceProbe:
             "index": index,
             "layer": name,
             "channels": layer.num_features,
-            "noise_before": None,
+            "noise_before": None if met is None else name in met[1],
             "train_variance": None if train is None else float(train.mean()),
             "running_variance": float(running.mean()),
             "eval_variance": None if evaluated is None else float(evaluated.variance.mean()),
