@@ -1,3 +1,30 @@
-"""Variance-shift studies in PyTorch."""
+"""Variance-shift studies in PyTorch.
+
+`audit`, `recalibrate` and `VarianceProbe` work on any PyTorch model. They are imported when first
+asked for, so that the command line starts without PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vshift.auditing.audit import audit
+    from vshift.auditing.recalibrating import recalibrate
+    from vshift.auditing.variance_probe import VarianceProbe
 
 __version__ = "0.1.0"
+__all__ = ["VarianceProbe", "__version__", "audit", "recalibrate"]
+
+_LAZY = {
+    "VarianceProbe": "vshift.auditing.variance_probe",
+    "audit": "vshift.auditing.audit",
+    "recalibrate": "vshift.auditing.recalibrating",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

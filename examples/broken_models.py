@@ -1,0 +1,329 @@
+"""A broken model for each finding of `vshift.audit`, beside its healthy twin.
+
+    python -m examples.broken_models              every fault
+    python -m examples.broken_models stale        one of them, with the whole report
+
+Each function takes a seed and whether to plant the fault, and returns a small trained model, what
+`audit` gets, and the layer that a finding has to name. About 20 seconds on one CPU core.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vshift import audit
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Patient:
+    """What an audit is made of; `layers` are the culprits that a finding may name."""
+
+    model: nn.Module
+    loader: Iterable[Any]
+    layers: tuple[str | None, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def data(seed: int, count: int = 512, size: int = 32, scale: float = 1.0) -> Batches:
+    """Images [N, 3, 8, 8] of 4 classes, each a faint pattern under noise, in random order."""
+    patterns = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1234))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (count,), generator=generator)
+    noise = torch.randn(count, 3, 8, 8, generator=generator)
+    images = scale * (0.6 * patterns[labels] + noise + 0.5)
+    return [(images[i : i + size], labels[i : i + size]) for i in range(0, count, size)]
+
+
+class Net(nn.Module):
+    """Three times convolution, BN, ReLU; `noise` may sit before the second BN or after the last."""
+
+    def __init__(self, momentum: float | None = 0.1, **noise: nn.Module) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8, momentum=momentum)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8, momentum=momentum)
+        self.conv3, self.bn3 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8, momentum=momentum)
+        self.before_bn2 = noise.get("before_bn2", nn.Identity())
+        self.after_bn = noise.get("after_bn", nn.Identity())
+        self.fc = nn.Linear(8 * 16, 4)
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(x)).relu()
+        x = self.bn2(self.before_bn2(self.conv2(x))).relu()
+        return self.bn3(self.conv3(x)).relu()
+
+    def head(self, x: Tensor) -> Tensor:
+        return self.fc(self.after_bn(F.avg_pool2d(x, 2).flatten(1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+def fit(model: nn.Module, batches: Batches, epochs: int = 3, rate: float = 0.1) -> nn.Module:
+    """Train with SGD, the learning rate falling to zero; leaves the model in train mode."""
+    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, epochs * len(batches))
+    model.train()
+    for _ in range(epochs):
+        for images, labels in batches:
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            schedule.step()
+    return model
+
+
+def trained(seed: int, model: nn.Module | None = None, **how: Any) -> tuple[nn.Module, Batches]:
+    torch.manual_seed(seed)
+    batches = data(seed)
+    return fit(Net() if model is None else model, batches, **how), batches
+
+
+def norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+
+
+ALL = ("bn1", "bn2", "bn3")
+
+
+def nonfinite(seed: int, broken: bool) -> Patient:
+    """One bad batch: its loss was skipped, the buffers kept the infinity."""
+    model, batches = trained(seed)
+    if broken:
+        model.bn2.running_var[3] = float("inf")
+        model.bn3.running_mean[1] = float("nan")
+    return Patient(model, batches, ("bn2",))
+
+
+def never_updated(seed: int, broken: bool) -> Patient:
+    """The averaged weights of training were saved without buffers."""
+    model, batches = trained(seed)
+    saved = dict(model.named_parameters()) if broken else model.state_dict()
+    fresh = Net()
+    fresh.load_state_dict(saved, strict=False)
+    return Patient(fresh, batches, ALL)
+
+
+def initial_bias(seed: int, broken: bool) -> Patient:
+    """Statistics were reset a few steps before the end."""
+    model, batches = trained(seed)
+    if broken:
+        for layer in norms(model).values():
+            layer.reset_running_stats()
+        with torch.no_grad():
+            for images, _ in batches[:6]:
+                model(images)
+    return Patient(model, batches, ALL)
+
+
+def momentum_low(seed: int, broken: bool) -> Patient:
+    """0.999 was the other framework's decay; PyTorch's 0.001 needs thousands of steps."""
+    return Patient(*trained(seed, Net(momentum=0.001 if broken else 0.1)), ALL)
+
+
+def momentum_high(seed: int, broken: bool) -> Patient:
+    """The other framework's decay of 0.99 copied into PyTorch."""
+    return Patient(*trained(seed, Net(momentum=0.99 if broken else 0.1)), ALL)
+
+
+def polluted(seed: int, broken: bool) -> Patient:
+    """A model summary ran dummy images through the model in train mode."""
+    model, batches = trained(seed)
+    if broken:
+        with torch.no_grad():
+            for _ in range(10):
+                model(torch.zeros(2, 3, 8, 8))
+    return Patient(model, batches, ALL)
+
+
+def stale(seed: int, broken: bool) -> Patient:
+    """One layer's weights were changed after training, and its statistics not."""
+    model, batches = trained(seed)
+    if broken:
+        with torch.no_grad():
+            model.conv2.weight *= torch.linspace(0.3, 3, 8)[:, None, None, None]
+    return Patient(model, batches, ("bn2",))
+
+
+def tiny_batches(seed: int, broken: bool) -> Patient:
+    """Batches of four behind global pooling."""
+    torch.manual_seed(seed)
+    size = 4 if broken else 64
+    batches = data(seed, 512, size)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.BatchNorm1d(16), nn.Linear(16, 4),
+    )  # fmt: skip
+    return Patient(fit(model, batches, epochs=16, rate=0.02), batches, ("4",))
+
+
+def batches_not_random(seed: int, broken: bool) -> Patient:
+    """The training loader goes class by class."""
+    torch.manual_seed(seed)
+    images, labels = (torch.cat(parts) for parts in zip(*data(seed), strict=True))
+    images = images + 1.5 * labels[:, None, None, None]  # classes differ in brightness
+    order = labels.argsort() if broken else torch.randperm(len(labels))
+    batches = list(zip(images[order].split(32), labels[order].split(32), strict=True))
+    model = fit(Net(), batches, rate=0.01)
+    return Patient(model, batches, (*ALL, None))
+
+
+class Siamese(Net):
+    """Two branches through the same layers; the second one's inputs have another range."""
+
+    def forward(self, pair: Tensor) -> Tensor:
+        a, b = pair.chunk(2, 1)
+        return self.head(self.features(a) + self.features(b))
+
+
+def several_distributions(seed: int, broken: bool) -> Patient:
+    """A siamese network whose branches get images of different ranges."""
+    torch.manual_seed(seed)
+    second = 4.0 if broken else 1.0
+    batches = [(torch.cat([x, second * x.flip(0)], 1), y) for x, y in data(seed)]
+    return Patient(fit(Siamese(), batches, rate=0.02), batches, ALL)
+
+
+class Stubborn(nn.BatchNorm2d):
+    """A train() of its own that forgets to pass the mode on."""
+
+    def train(self, mode: bool = True) -> Stubborn:
+        return super().train(True)
+
+
+def bn_wrong_mode(seed: int, broken: bool) -> Patient:
+    model = Net()
+    if broken:
+        model.bn2 = Stubborn(8)
+    return Patient(*trained(seed, model), ("bn2",))
+
+
+class StubbornDropout(nn.Dropout):
+    def train(self, mode: bool = True) -> StubbornDropout:
+        return super().train(True)
+
+
+def noise_wrong_mode(seed: int, broken: bool) -> Patient:
+    noise = StubbornDropout(0.3) if broken else nn.Dropout(0.3)
+    return Patient(*trained(seed, Net(after_bn=noise)), ("after_bn",))
+
+
+class Hidden(Net):
+    """Keeps a layer in a plain list, where nothing that walks over modules finds it."""
+
+    def __init__(self, layer: nn.Module, broken: bool) -> None:
+        super().__init__()
+        self.extra = [layer] if broken else nn.ModuleList([layer])
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.extra[0](super().features(x))
+
+
+def bn_out_of_reach(seed: int, broken: bool) -> Patient:
+    return Patient(*trained(seed, Hidden(nn.BatchNorm2d(8), broken)), ("extra[0]",))
+
+
+def noise_out_of_reach(seed: int, broken: bool) -> Patient:
+    return Patient(*trained(seed, Hidden(nn.Dropout(0.3), broken)), ("extra[0]",))
+
+
+class Functional(nn.Module):
+    """F.dropout, with or without asking for the mode."""
+
+    def __init__(self, asks: bool) -> None:
+        super().__init__()
+        self.asks = asks
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.3, training=self.training if self.asks else True)
+
+
+def noise_live(seed: int, broken: bool) -> Patient:
+    return Patient(*trained(seed, Net(after_bn=Functional(not broken))), ("after_bn",))
+
+
+def batch_dependent(seed: int, broken: bool) -> Patient:
+    """track_running_stats=False: batch statistics for ever."""
+    model = Net()
+    if broken:
+        model.bn2 = nn.BatchNorm2d(8, track_running_stats=False)
+    return Patient(*trained(seed, model), ("bn2",))
+
+
+def variance_below_eps(seed: int, broken: bool) -> Patient:
+    """Trained with another framework's eps of 1e-3 on tiny activations, loaded with 1e-5."""
+    model = Net()
+    model.conv2.weight.requires_grad_(False).mul_(3e-4)
+    model.conv2.bias.requires_grad_(False).mul_(3e-4)
+    model.bn2.eps = 1e-3 if broken else 1e-12
+    model.bn2.momentum = 0.3
+    model, batches = trained(seed, model, epochs=6)
+    if broken:
+        model.bn2.eps = 1e-5
+    return Patient(model, batches, ("bn2",))
+
+
+def input_differs(seed: int, broken: bool) -> Patient:
+    """Evaluation forgot to normalise."""
+    model, batches = trained(seed)
+    ours = [(3 * x + 1 if broken else x, y) for x, y in data(seed + 100)]
+    return Patient(model, ours, (None,), {"train_loader": batches})
+
+
+def drift(seed: int, broken: bool) -> Patient:
+    """A backbone with requires_grad=False, on new data, still in train mode."""
+    model, _ = trained(seed)
+    reference = copy.deepcopy(model.state_dict())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("fc"))
+    new = [(2 * x - 1, y) for x, y in data(seed + 1)]
+    if not broken:
+        model.eval()
+        model.train = lambda mode=True: model  # type: ignore[method-assign, assignment]
+    return Patient(fit(model, new), new, ALL, {"reference": reference})
+
+
+def variance_shift(seed: int, broken: bool) -> Patient:
+    """Dropout right before the second of three batch norms, or behind the last one."""
+    noise = {"before_bn2" if broken else "after_bn": nn.Dropout(0.5)}
+    return Patient(*trained(seed, Net(**noise)), ("bn2",))
+
+
+FAULTS: dict[str, Callable[[int, bool], Patient]] = {
+    function.__name__: function
+    for function in (
+        nonfinite, never_updated, initial_bias, momentum_low, momentum_high, polluted, stale,
+        tiny_batches, batches_not_random, several_distributions, bn_wrong_mode, noise_wrong_mode,
+        bn_out_of_reach, noise_out_of_reach, noise_live, batch_dependent, variance_below_eps,
+        input_differs, drift, variance_shift,
+    )
+}  # fmt: skip
+
+
+def examine(patient: Patient) -> Any:
+    return audit(patient.model, patient.loader, **patient.options)
+
+
+def main(wanted: list[str]) -> None:
+    for name in wanted or FAULTS:
+        found, twin = (examine(FAULTS[name](0, broken)) for broken in (True, False))
+        if wanted:
+            print(found)
+        else:
+            said = ", ".join(f"{f.code} at {f.layer or 'no layer'}" for f in found.findings)
+            healthy = ", ".join(f.code for f in twin.findings) or "nothing"
+            print(f"{name:22} found: {said or 'nothing'}; healthy twin: {healthy}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1:])

@@ -1,0 +1,50 @@
+"""The scripts of examples/ run and say what they promise."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples import broken_models, lightning_style, plain_loop
+from vshift.runs import find_runs
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_plain_loop(tmp_path, capsys):
+    path = plain_loop.main(tmp_path)
+    (run,) = find_runs([tmp_path])
+    assert run.path == path
+    assert run.summary["shift_ratio_max_layer"] == "bn2"
+    assert "train_variance" in capsys.readouterr().out
+
+
+def test_lightning_style():
+    before, after = lightning_style.main()
+    assert [finding.code for finding in before.findings] == ["never_updated"]
+    assert before.findings[0].layer.startswith("net.bn")
+    assert after.findings == []
+
+
+def test_timm_drop_path():
+    pytest.importorskip("timm", reason="the extra timm is not installed")
+    from examples import timm_drop_path
+
+    found = timm_drop_path.main()
+    assert all("drop_path" in source.layer for source in found.noise.training)
+    (finding,) = [f for f in found.findings if f.code == "variance_shift"]
+    assert "drop_path" in finding.evidence["noise"][0]
+
+
+def test_broken_models_prints_a_line_or_a_report(capsys):
+    broken_models.main(["nonfinite"])
+    assert "1. [high] nonfinite at bn2" in capsys.readouterr().out
+
+
+def test_the_scripts_run_as_scripts():
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.lightning_style"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "never_updated" in done.stdout

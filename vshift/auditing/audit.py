@@ -1,0 +1,252 @@
+"""`vshift.audit`: why a model is fine in train() and bad in eval()."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vshift.auditing import causes_buffers, causes_mixes, causes_modes, causes_other
+from vshift.auditing.case import Case, Tests
+from vshift.auditing.findings import Draft, Finding, by_harm, settled
+from vshift.auditing.guard import random_state_kept, seed_everything, unwrapped
+from vshift.auditing.moments import kept_moments
+from vshift.auditing.noise import Traced, digests, first_difference, trace
+from vshift.auditing.order import order_effect
+from vshift.auditing.probes import Pass, Subject, make_subject, run_pass, run_probes
+from vshift.auditing.repairs import Repair, try_repairs
+from vshift.auditing.result import Audit, Noise, layer_rows, unknowns
+from vshift.auditing.samples import AuditError, Batch, Samples, Unpack, collect, unpack
+from vshift.auditing.scores import Loss, Scores, gain, output_change
+from vshift.shift.probe import Moments
+
+# The specific causes before the general ones; their repairs are tried in this order.
+CAUSES: tuple[Callable[[Case], Iterator[Draft]], ...] = (
+    causes_buffers.nonfinite,
+    causes_modes.bn_wrong_mode,
+    causes_modes.bn_out_of_reach,
+    causes_modes.noise_in_eval,
+    causes_modes.batch_dependent,
+    causes_other.input_differs,
+    causes_other.drift,
+    causes_buffers.several_distributions,
+    causes_buffers.batches_not_random,
+    causes_buffers.never_updated,
+    causes_buffers.momentum_high,
+    causes_buffers.tiny_batches,
+    causes_mixes.initial_bias,
+    causes_mixes.polluted,
+    causes_buffers.stale,
+    causes_other.variance_below_eps,
+    causes_other.variance_shift,
+)
+TRACED = 8  # samples that are enough to see where noise goes
+
+
+def audit(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    train_loader: Iterable[Any] | None = None,
+    reference: nn.Module | Mapping[str, Tensor] | None = None,
+    loss: Loss | None = None,
+    unpack: Unpack = unpack,
+    allow_noise: Sequence[str] = (),
+    batches: int | None = 32,
+    seed: int = 0,
+) -> Audit:
+    """Find out why a model behaves differently in train() and in eval(), and what repairs it.
+
+    Parameters, buffers, modes, hooks and random states are afterwards bit for bit as before, errors
+    included. Costs about three forward passes over the samples, and one for each finding. The
+    parameters are copied once, and the samples of `batches` batches are kept in memory.
+
+    Args:
+        model: any module; compiled and DDP-wrapped ones are looked into.
+        loader: batches [N, …], (inputs, labels) or mappings; two at least, of the size used in
+            training. Labels [N] of whole numbers with outputs [N, classes] give loss (mean
+            cross-entropy, nats) and accuracy (percent); without labels severity is by the output.
+        train_loader: training inputs; statistics are then taken from these and scores from
+            `loader`, which tells inputs that differ from statistics that are wrong.
+        reference: an earlier state of the same network, as a module or a state dict.
+        loss: (output, labels) → a number or [N], instead of cross-entropy.
+        unpack: from one batch to (inputs, labels or None); inputs that are a mapping are given to
+            the model as keyword arguments, a tuple or list as positional ones.
+        allow_noise: names of modules, or patterns, whose noise in eval mode is wanted.
+        batches: use the first so many of each loader; None is all.
+        seed: of the noise and of the order of the samples.
+
+    Returns:
+        Findings by harm, one row for each BN layer, the noise found, and what cannot be known.
+
+    Raises:
+        AuditError: fewer than two batches, no input or output tensor.
+        Exception: whatever the model or a loader raises in eval mode.
+
+    Source: Li, Chen, Hu and Yang, CVPR 2019 (variance shift); Wu & Johnson 2021 (arXiv 2105.07576,
+    re-estimated statistics).
+    """
+    model = unwrapped(model)
+    loaders = [loader] if train_loader is None else [loader, train_loader]
+    with random_state_kept(loaders), torch.no_grad(), _eager(model):
+        device = next((t.device for t in [*model.parameters(), *model.buffers()]), None)
+        device = device or torch.device("cpu")
+        samples = collect(loader, device, batches, unpack, seed)
+        probed = samples
+        if train_loader is not None:
+            probed = collect(train_loader, device, batches, unpack, seed, "train_loader")
+        subject = make_subject(model, seed, loss)
+        try:
+            case = _measured(subject, samples, probed, reference, tuple(allow_noise))
+            return _concluded(case)
+        finally:
+            subject.guard.restore()
+
+
+@contextmanager
+def _eager(model: nn.Module) -> Iterator[None]:
+    """Compiled parts run as they are written: what is compiled has no hooks."""
+    compiled = any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
+    if not compiled and not any(hasattr(m, "_orig_mod") for m in model.modules()):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _measured(
+    subject: Subject,
+    samples: Samples,
+    probed: Samples,
+    reference: nn.Module | Mapping[str, Tensor] | None,
+    allowed: tuple[str, ...],
+) -> Case:
+    first = next(iter(samples.probed()))
+    few = next(iter(probed.probed())).head(TRACED)
+    _freeze_on_purpose(subject)
+    with subject.mode("evaluated"):
+        awake = frozenset(n for n, m in subject.model.named_modules() if m.training)
+        seed_everything(subject.seed)
+        evaluated = trace(subject.model, first.head(TRACED), subject.watch)
+    trained = trace_training(subject, few)
+    tests = _tests(subject, samples)
+    probes = run_probes(subject, probed)
+    separate = probed is not samples
+    case = Case(
+        subject,
+        samples,
+        probed,
+        probes,
+        trained,
+        evaluated,
+        _plain_scores(subject, samples) if separate else probes.plain.scores,
+        tests,
+        separate,
+        allowed=allowed,
+        awake=awake,
+        reference=reference.state_dict() if isinstance(reference, nn.Module) else reference,
+    )
+    case.order_effect, found = order_effect(probed, subject.seed)
+    if found:
+        case.as_given = _as_given(subject, probed)
+    return case
+
+
+def _freeze_on_purpose(subject: Subject) -> None:
+    """Batch norms at identity whose parameters do not train, in a model that does, are meant so."""
+    if not any(p.requires_grad for p in subject.model.parameters()):
+        return
+    for name, layer in subject.norms.items():
+        kept, own = kept_moments(layer), list(layer.parameters(recurse=False))
+        if kept is None or not own or any(p.requires_grad for p in own):
+            continue
+        if bool((kept.mean == 0).all() and (kept.variance == 1).all()):
+            subject.frozen |= {name}
+
+
+def trace_training(subject: Subject, few: Batch) -> Traced:
+    """Noise in training mode; where the model's own train() cannot run, in leaf modules."""
+    seed_everything(subject.seed)
+    try:
+        with subject.mode("as_trained"):
+            return trace(subject.model, few, subject.watch)
+    except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError):
+        if subject.leaves_only:
+            raise
+    subject.leaves_only = True
+    subject.notes.append(
+        "the model does not run on these inputs after its own train(); noise and batch norm were "
+        "switched to training one by one instead, everything else stayed in eval mode"
+    )
+    return trace_training(subject, few)
+
+
+def _tests(subject: Subject, samples: Samples) -> Tests:
+    """The same batch twice; and the same samples with other batch mates."""
+    batch = next(iter(samples.probed()))
+    with subject.mode("evaluated"):
+        seed_everything(subject.seed)
+        one, first = digests(subject.model, batch, subject.watch, batch.count)
+        two, second = digests(subject.model, batch, subject.watch, batch.count)
+    tests = Tests(first_difference(one, two), output_change(first, second))
+    mates = samples.other_mates()
+    if mates is not None:
+        a, b, rows = mates
+        found = []
+        for part in (a, b):
+            with subject.mode("evaluated"):
+                seed_everything(subject.seed)
+                found.append(digests(subject.model, part, subject.watch, rows))
+        tests.mates_at = first_difference(found[0][0], found[1][0])
+        tests.mates_change = output_change(found[0][1], found[1][1])
+    return tests
+
+
+def _plain_scores(subject: Subject, samples: Samples) -> Scores:
+    with subject.mode("evaluated"):
+        return run_pass(subject, samples.probed, measure=False).scores
+
+
+def _as_given(subject: Subject, samples: Samples) -> Pass:
+    with subject.mode("as_trained"):
+        return run_pass(subject, lambda: iter(samples.given))
+
+
+def _concluded(case: Case) -> Audit:
+    drafts = [draft for cause in CAUSES for draft in cause(case)]
+    findings: list[Finding] = []
+    chain: list[Repair] = []
+    scores = case.scores
+    fixed: dict[str, Moments] = {}
+    for draft in drafts:
+        measured = None
+        if draft.repair is not None:
+            after = try_repairs(case.subject, case.samples, [*chain, draft.repair]).scores
+            measured = gain(scores, after, draft.repair.words)
+            if measured.severity != "info":
+                chain.append(draft.repair)
+                scores = after
+                fixed.update(draft.repair.statistics)
+        if draft.minor and (measured is None or measured.severity == "info"):
+            continue
+        findings.append(settled(draft, measured))
+    return Audit(
+        findings=by_harm(findings),
+        layers=layer_rows(case),
+        noise=Noise(case.trained.sources, case.evaluated.sources, case.trained.at_output),
+        tests=case.tests,
+        scores={
+            "train mode": case.probes.trained.scores.to_dict(),
+            "batch statistics, noise off": case.probes.quiet.scores.to_dict(),
+            "eval mode": case.scores.to_dict(),
+            "eval mode, repaired": scores.to_dict(),
+        },
+        notes=[*case.subject.notes, *unknowns(case)],
+        fixed=fixed,
+    )
+
+
+__all__ = ["AuditError", "audit"]

@@ -1,0 +1,253 @@
+"""Findings about running statistics: why they are not what the layers are trained with.
+
+Pass A names the layers: with batch statistics everywhere, a layer's input does not depend on the
+buffers of those before it. Each function explains some of the layers that are off and marks them as
+blamed, the specific causes before the general ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from vshift.auditing.case import Case
+from vshift.auditing.findings import Draft, listed
+from vshift.auditing.moments import apart, worth
+from vshift.auditing.repairs import Repair
+from vshift.shift.probe import Moments
+
+SMALL_WORTH = 100  # n_eff below which the noise floor is above 0.1
+HIGH_MOMENTUM = 0.5
+
+
+def restore(case: Case, layers: Sequence[str]) -> Repair:
+    """Re-estimated as they are trained: from batches in training mode."""
+    return Repair(
+        f"re-estimating {'it' if len(layers) == 1 else f'these {len(layers)}'}",
+        statistics={name: case.seen(name) for name in layers},
+    )
+
+
+def draft(
+    case: Case, code: str, layers: Sequence[str], what: str, minor: bool = False, **evidence: Any
+) -> Draft:
+    """A finding about the buffers of these layers, which are blamed; the furthest off is named."""
+    for name in layers:
+        case.blamed.setdefault(name, code)
+    worst = max(layers, key=lambda n: case.distance.get(n, 0.0))
+    numbers = {"distance": case.distance.get(worst), "limit": case.limit.get(worst), **evidence}
+    return Draft(code, worst, what, layers, numbers, restore(case, layers), minor)
+
+
+def where(case: Case, layers: Sequence[str]) -> str:
+    """For sentences: which of how many layers."""
+    if len(layers) == 1:
+        return f"{layers[0] or 'the batch norm'}"
+    return f"{len(layers)} of {len(case.layers)} batch norms ({listed(layers)})"
+
+
+def _far(case: Case, layers: Sequence[str]) -> str:
+    worst = max(layers, key=lambda n: case.distance[n])
+    return (
+        f"{case.distance[worst]:.2g} standard deviations from what training batches show at "
+        f"{worst or 'it'} (expected noise {case.floor[worst]:.2g})"
+    )
+
+
+def nonfinite(case: Case) -> Iterator[Draft]:
+    """Buffers with inf or NaN; the first layer in forward order is named."""
+    bad = [
+        n
+        for n, k in case.kept.items()
+        if not (k.mean.isfinite().all() and k.variance.isfinite().all())
+    ]
+    if bad:
+        found = draft(
+            case,
+            "nonfinite",
+            bad,
+            f"The running statistics of {where(case, bad)} hold inf or NaN; the first layer in "
+            f"forward order is {bad[0] or 'the model'}.",
+            first=bad[0],
+        )
+        found.layer = bad[0]
+        yield found
+
+
+def never_updated(case: Case) -> Iterator[Draft]:
+    """Buffers at exactly mean 0 and variance 1 that pass A does not agree with."""
+    layers = [n for n in case.open() if _initial(case.kept[n])]
+    if layers:
+        momenta = sorted({str(case.layers[n].momentum) for n in layers})
+        yield draft(
+            case,
+            "never_updated",
+            layers,
+            f"The running statistics of {where(case, layers)} are still exactly mean 0 and "
+            f"variance 1, {_far(case, layers)}.",
+            momentum=momenta,
+            batches_tracked=[tracked(case, n) for n in layers],
+        )
+
+
+def _initial(kept: Moments) -> bool:
+    return bool((kept.mean == 0).all() and (kept.variance == 1).all())
+
+
+def tracked(case: Case, name: str) -> int | None:
+    tracked = case.layers[name].num_batches_tracked
+    return None if tracked is None else int(tracked)
+
+
+def momentum_high(case: Case) -> Iterator[Draft]:
+    """Momentum so high that the running statistics are the last batches'."""
+    layers = [
+        n
+        for n in case.judged
+        if (case.layers[n].momentum or 0) >= HIGH_MOMENTUM and n not in case.blamed
+    ]
+    if layers:
+        momentum = max(float(case.layers[n].momentum or 0) for n in layers)
+        values = min(worth(case.layers[n], case.stats(n).count) for n in layers)
+        yield draft(
+            case,
+            "momentum_high",
+            layers,
+            f"Momentum is {momentum:g} at {where(case, layers)}: the running statistics are an "
+            f"average over {(2 - momentum) / momentum:.2g} batches ({values:.0f} values a "
+            "channel).",
+            momentum=momentum,
+            values=values,
+        )
+
+
+def tiny_batches(case: Case) -> Iterator[Draft]:
+    """So few values a batch that the running statistics are noise."""
+    size = case.probed.size
+    if size < 2 and not case.has_train_loader:
+        return  # batches of one are how many people evaluate, not how they train
+    counts = {
+        n: max(1, round(case.stats(n).count * size / case.probed.probe_size)) for n in case.judged
+    }
+    layers = [
+        n
+        for n, count in counts.items()
+        if case.layers[n].momentum and worth(case.layers[n], count) < SMALL_WORTH
+    ]
+    if layers:
+        worst = min(layers, key=lambda n: worth(case.layers[n], counts[n]))
+        floor = 1 / math.sqrt(worth(case.layers[worst], counts[worst]))
+        yield draft(
+            case,
+            "tiny_batches",
+            layers,
+            f"With {size} samples a batch {where(case, layers)} normalise by {counts[worst]} "
+            f"values a channel: running statistics are off by {floor:.2g} standard deviations from "
+            "this noise alone.",
+            batch_size=size,
+            values=counts[worst],
+            expected_noise=floor,
+        )
+
+
+def several_distributions(case: Case) -> Iterator[Draft]:
+    """A layer that runs several times in a forward, with statistics that differ by call."""
+    for name in case.judged:
+        stats = case.stats(name)
+        if stats.calls < 2:
+            continue
+        eps = case.layers[name].eps
+        calls = [stats.average(i) for i in range(stats.calls)]
+        far = max(apart(a, b, eps) for i, a in enumerate(calls) for b in calls[:i])
+        if far > max(0.25, 4 * case.floor[name] * math.sqrt(2)):
+            found = draft(
+                case,
+                "several_distributions",
+                [name],
+                f"{name or 'The batch norm'} runs {stats.calls} times in a forward, on inputs "
+                f"whose statistics differ by {far:.2g} standard deviations between calls.",
+                calls=stats.calls,
+                between_calls=far,
+            )
+            quiet = case.probes.quiet.stats.get(name, stats)
+            by_call = [quiet.average(i) for i in range(quiet.calls)]
+            found.repair = Repair("giving each call its own statistics", by_call={name: by_call})
+            yield found
+
+
+def batches_not_random(case: Case) -> Iterator[Draft]:
+    """The running statistics fit the loader's own order, and not the same samples shuffled."""
+    if case.as_given is None:
+        return
+    given = case.as_given.stats
+    layers = [
+        n
+        for n in case.open()
+        if n in given
+        and apart(case.kept[n], _in_order(case, n), case.layers[n].eps) < 0.7 * case.distance[n]
+    ]
+    if not layers and not case.has_train_loader:
+        case.subject.notes.append(
+            f"the loader's batches are no random samples (its batches differ "
+            f"{case.order_effect:.1f} times as much as random ones would); the audit shuffled them"
+        )
+        return
+    yield _not_random(case, layers)
+
+
+def _in_order(case: Case, name: str) -> Moments:
+    """What the running statistics would be if training had taken the loader's own order."""
+    assert case.as_given is not None
+    return case.as_given.stats[name].moving(case.layers[name].momentum)
+
+
+def _not_random(case: Case, layers: list[str]) -> Draft:
+    named = layers or case.judged
+    within = {
+        n: float(case.as_given.stats[n].average().variance.mean() / case.seen(n).variance.mean())
+        for n in named
+        if case.as_given is not None and n in case.as_given.stats
+    }
+    worst = min(within, key=lambda n: within[n], default=None)
+    low = within[worst] if worst is not None else math.nan
+    what = (
+        f"Batches differ {case.order_effect:.1f} times as much as random ones would; within a "
+        f"batch the variance at {worst or 'the first layer'} is {100 * low:.0f} % of the whole."
+    )
+    if not layers:
+        return Draft("batches_not_random", None, what, (), {"order_effect": case.order_effect})
+    return draft(
+        case,
+        "batches_not_random",
+        layers,
+        what,
+        order_effect=case.order_effect,
+        within_over_pooled=low,
+    )
+
+
+def stale(case: Case) -> Iterator[Draft]:
+    """What is left: the statistics are of other weights or of other inputs."""
+    layers = case.open()
+    if not layers:
+        return
+    kept = [n for n in layers if is_references(case, n)]
+    told = f" {len(kept)} of them still hold the reference's buffers." if kept else ""
+    far = max(case.distance[n] for n in layers)
+    yield draft(
+        case,
+        "stale",
+        layers,
+        f"The running statistics of {where(case, layers)} are {_far(case, layers)}.{told}",
+        minor=far < 0.5,
+        as_reference=kept,
+        distances={n: case.distance[n] for n in layers},
+    )
+
+
+def is_references(case: Case, name: str) -> bool:
+    old = None if case.reference is None else case.reference.get(f"{name}.running_mean")
+    return old is not None and torch.equal(old.double().cpu(), case.kept[name].mean)

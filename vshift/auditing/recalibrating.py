@@ -1,0 +1,98 @@
+"""`vshift.recalibrate`: re-estimate any model's BN statistics."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vshift.auditing.guard import random_state_kept, unwrapped
+from vshift.auditing.samples import AuditError, Unpack, call, collect, main_output, unpack
+from vshift.shift.probe import batch_norms
+from vshift.shift.recalibration import Estimator, Method, NotFiniteError
+from vshift.shift.recalibration import recalibrate as re_estimate
+
+
+def recalibrate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    method: Method = "precise",
+    *,
+    inplace: bool = True,
+    estimator: Estimator = "pooled",
+    unpack: Unpack = unpack,
+    batches: int | None = None,
+) -> nn.Module:
+    """Re-estimate every BN layer's running mean and variance from a loader; nothing else changes.
+
+    Parameters, modes, hooks and random states stay as they are. A layer that runs several times in
+    a forward, or that several parents share, gets the statistics of all its inputs.
+
+    Args:
+        model: any module; compiled and DDP-wrapped ones are looked into.
+        loader: training inputs [N, …], two batches at least, shuffled; labels are ignored. The
+            batches used are kept in memory.
+        method: `precise` (noise off, batch statistics), `swap`, `layerwise` (one pass for each
+            layer; leaves every layer with exactly what it meets), or `dropout_on` (the trap); see
+            `vshift.shift.recalibration`.
+        inplace: False changes a copy.
+        estimator: `pooled`, the population's moments, or `average` over batches.
+        batches: use the first so many.
+
+    Returns:
+        The model given, or its copy (without wrappers).
+
+    Raises:
+        AuditError: no BN layer with running statistics, too few batches, statistics that are not
+            finite, or `layerwise` on a layer that runs several times. The model is as it was.
+
+    Source: Wu & Johnson 2021 (arXiv 2105.07576); Li et al. 2019, section 5.1.
+    """
+    inner = unwrapped(model)
+    if not inplace:
+        inner = safe_copy(inner)
+    if not batch_norms(inner):
+        raise AuditError("the model has no batch norm that keeps running statistics")
+    with random_state_kept([loader]):
+        device = next(iter(inner.parameters()), torch.zeros(())).device
+        samples = collect(loader, device, batches, unpack)
+
+        def inputs() -> Iterator[Any]:
+            return (batch.inputs for batch in islice(samples.given, batches))
+
+        try:
+            re_estimate(_Called(inner), inputs, method, estimator=estimator)
+        except NotFiniteError as error:
+            raise AuditError(f"recalibrate: {error}; the model is as it was") from error
+        except ValueError as error:
+            raise AuditError(f"recalibrate: {error}") from error
+    return model if inplace else inner
+
+
+class _Called(nn.Module):
+    """Gives the model its inputs the way it takes them: as one, as several, or by keyword."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+    def forward(self, inputs: Any) -> Tensor:
+        return main_output(call(self.model, inputs))
+
+
+def safe_copy(model: nn.Module) -> nn.Module:
+    """`copy.deepcopy` that also copies tensors left over from a forward with gradients.
+
+    Spectral norm and weight norm keep such a tensor, and deepcopy refuses it after training.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and value.requires_grad and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)

@@ -1,0 +1,199 @@
+"""What `audit` returns."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vshift.auditing.case import Case, Tests, finite
+from vshift.auditing.causes_other import inheriting, shifted_by_noise
+from vshift.auditing.findings import Finding, reaches
+from vshift.auditing.moments import apart
+from vshift.auditing.noise import Source
+from vshift.shift.probe import Moments, shift_ratio
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor, nn
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Random operations that ran: after train(), after eval(), and those that reach the output
+    through no batch norm."""
+
+    training: list[Source]
+    eval: list[Source]
+    at_output: list[Source]
+
+    def to_dict(self) -> Row:
+        kinds = {"training": self.training, "eval": self.eval, "at_output": self.at_output}
+        return {
+            kind: [{"layer": s.layer, "function": s.function} for s in sources]
+            for kind, sources in kinds.items()
+        }
+
+
+@dataclass
+class Audit:
+    """Findings, the most harmful first, and the numbers they rest on.
+
+    Attributes:
+        findings: see `Finding`.
+        layers: one row for each BN layer in forward order; the columns are in docs/audit.md.
+        noise: where the model is random.
+        tests: the repeat test and the batch-mates test.
+        scores: loss and accuracy by what was switched.
+        notes: what was done differently, and what cannot be known from model and loader.
+        fixed: the running statistics that gave something back, by layer.
+    """
+
+    findings: list[Finding]
+    layers: list[Row]
+    noise: Noise
+    tests: Tests
+    scores: dict[str, Row]
+    notes: list[str]
+    fixed: Mapping[str, Moments] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        from vshift.auditing.text import as_text
+
+        return as_text(self)
+
+    def frame(self) -> pd.DataFrame:
+        """`layers` as a DataFrame."""
+        import pandas as pd
+
+        return pd.DataFrame(self.layers)
+
+    def fails(self, at: str) -> bool:
+        """Whether a finding is of this severity (info, low, medium, high) or worse."""
+        return any(reaches(finding.severity, at) for finding in self.findings)
+
+    def to_dict(self) -> Row:
+        """Everything, in what JSON can hold; numbers that are not finite are None."""
+        found: Row = plain(
+            {
+                "findings": [finding.to_dict() for finding in self.findings],
+                "layers": self.layers,
+                "noise": self.noise.to_dict(),
+                "tests": vars(self.tests),
+                "scores": self.scores,
+                "notes": self.notes,
+            }
+        )
+        return found
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    def fixed_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """The model's state dict with the running statistics that gave something back."""
+        state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        for layer, moments in self.fixed.items():
+            for kind, value in (("mean", moments.mean), ("var", moments.variance)):
+                name = f"{layer}.running_{kind}".removeprefix(".")
+                if name in state:
+                    state[name] = value.to(state[name])
+        return state
+
+
+def plain(value: Any) -> Any:
+    """Nested containers with NaN and infinities replaced by None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def layer_rows(case: Case) -> list[Row]:
+    """One row for each batch norm that ran."""
+    roles = dict.fromkeys(inheriting(case), "inherits")
+    roles |= dict.fromkeys(shifted_by_noise(case), "variance_shift")
+    return [
+        _row(case, index, name, case.blamed.get(name) or roles.get(name) or _role(case, name))
+        for index, name in enumerate(case.layers)
+    ]
+
+
+def _role(case: Case, name: str) -> str:
+    if name not in case.kept:
+        return "keeps no statistics"
+    if name in case.subject.frozen:
+        return "frozen"
+    return "ok"
+
+
+def _row(case: Case, index: int, name: str, role: str) -> Row:
+    layer, kept, seen = case.layers[name], case.kept.get(name), case.seen(name)
+    plain_stats = case.probes.plain.stats.get(name)
+    quiet = case.probes.quiet.stats.get(name)
+    met = plain_stats.average() if plain_stats else None
+    local, inherited = case.local(name), case.inherited(name)
+    return {
+        "index": index,
+        "layer": name,
+        "type": type(layer).__name__,
+        "channels": layer.num_features,
+        "role": role,
+        "momentum": layer.momentum,
+        "eps": layer.eps,
+        "batches_tracked": None
+        if layer.num_batches_tracked is None
+        else int(layer.num_batches_tracked),
+        "calls": case.stats(name).calls,
+        "values": case.stats(name).count,
+        "noise": [str(source) for source in case.noise_of(name)],
+        "train_variance": _level(seen),
+        "noise_off_variance": _level(quiet.average() if quiet else None),
+        "running_variance": _level(kept),
+        "eval_variance": _level(met),
+        "shift_ratio": shift_ratio(kept.variance, met.variance) if kept and met else None,
+        "local_ratio": local.value,
+        "local_ratio_se": local.error,
+        "inherited_ratio": inherited.value,
+        "inherited_ratio_se": inherited.error,
+        "distance": case.distance.get(name),
+        "limit": case.limit.get(name),
+        "eval_distance": apart(kept, met, layer.eps) if kept and met and finite(kept) else None,
+    }
+
+
+def _level(moments: Moments | None) -> float | None:
+    return None if moments is None else float(moments.variance.mean())
+
+
+def unknowns(case: Case) -> list[str]:
+    """What model and loader cannot tell, and what would be needed."""
+    notes = []
+    if not case.layers:
+        notes.append("no batch norm ran: there are no running statistics to judge")
+    elif not case.has_train_loader:
+        notes.append(
+            "whether eval inputs differ from training inputs cannot be known from one loader: pass "
+            "train_loader (--train-data)"
+        )
+    if case.layers and case.reference is None:
+        notes.append(
+            "whether frozen layers drifted cannot be known without an earlier checkpoint: pass "
+            "reference (--reference)"
+        )
+    if case.scores.loss is None:
+        notes.append(
+            "without labels, severity is how much the output moves, not how much is gained"
+        )
+    if frozen := sorted(case.subject.frozen):
+        notes.append(
+            f"{len(frozen)} batch norms are in eval mode in training too and were not judged: "
+            f"{', '.join(frozen[:4])}"
+        )
+    return notes
