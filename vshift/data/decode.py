@@ -74,11 +74,12 @@ def decode_all(paths: Sequence[Path], size: int | None, channels: int) -> Pixels
         try:
             problems = list(chain.from_iterable(pool.map(decode, range(0, len(paths), BUNCH))))
         except _OtherSizeError as other:
-            pool.shutdown(cancel_futures=True)
             raise DataError(
                 f"data.root: images differ in size: {paths[0]} is {side}×{side} pixels and "
                 f"{other}; set data.size, for instance to 32, to resize all of them"
             ) from None
+        finally:  # a signal may come while paths are handed in: what waits is not decoded
+            pool.shutdown(wait=False, cancel_futures=True)
     if problems:
         raise _unreadable(problems)
     return images

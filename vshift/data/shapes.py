@@ -116,7 +116,10 @@ def draw(seed: int, part: str, count: int) -> Bytes:
         kept[:] = _draw_chunk(seed, PARTS[part], chunk)[: len(kept)]
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(fill, range(-(-count // CHUNK))))
+        try:
+            list(pool.map(fill, range(-(-count // CHUNK))))
+        finally:  # a signal may come while chunks are handed in: what waits is not drawn
+            pool.shutdown(wait=False, cancel_futures=True)
     return images
 
 
