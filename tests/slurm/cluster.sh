@@ -7,7 +7,11 @@
 #   tests/slurm/cluster.sh stop    ends exactly the processes that `start` started
 set -euo pipefail
 
-base=${VSHIFT_SLURM_DIR:-/tmp/vshift-slurm-$(id -u)}
+# A folder and two ports for each checkout, so that two of them do not meet.
+here=$(cd "$(dirname "$0")" && pwd)
+number=$(printf '%s' "$here" | cksum | cut -d' ' -f1)
+base=${TMPDIR:-/tmp}/vshift-slurm-$(id -u)-$number
+port=$((20000 + number % 5000 * 2))
 conf=$base/slurm.conf
 
 fail() { echo "tests/slurm/cluster.sh: $*" >&2; exit 1; }
@@ -25,8 +29,8 @@ write_conf() {
   cat >"$conf" <<END
 ClusterName=vshift-test
 SlurmctldHost=$(hostname -s)(127.0.0.1)
-SlurmctldPort=16817
-SlurmdPort=16818
+SlurmctldPort=$port
+SlurmdPort=$((port + 1))
 AuthType=auth/munge
 CredType=cred/munge
 # A requeued job waits until its old credential has expired: 120 s unless said otherwise, 5 at least.
@@ -99,8 +103,18 @@ alive() {  # alive NAME PIDFILE: whether the pid is still that program, and not 
   pid=$(cat "$2" 2>/dev/null) && [ -n "$pid" ] && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$1" ]
 }
 
+end_jobs() {  # and wait for them: slurmd would leave their processes behind
+  alive slurmctld "$base/slurmctld.pid" || return 0
+  export SLURM_CONF=$conf
+  timeout 10 scancel --quiet --user=root || true
+  for _ in $(seq 100); do
+    [ -n "$(timeout 10 squeue --noheader)" ] || return 0
+    sleep 0.3
+  done
+}
+
 stop() {
-  [ -f "$conf" ] && SLURM_CONF=$conf timeout 10 scancel --user=root --quiet 2>/dev/null || true
+  end_jobs
   local name file pid
   for name in slurmd slurmctld munged; do
     file=$base/$name.pid
