@@ -1,11 +1,13 @@
 """What several test modules need, and the one place that decides about tests of the GPU."""
 
 import os
+import sys
 
 import pytest
 import torch
 
 from tests.soak.harness import Trainer, fork_server
+from vshift import cli
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +23,27 @@ def trainer(server):
     started = Trainer(server)
     yield started
     started.end()
+
+
+@pytest.fixture
+def vshift(capfd, monkeypatch, tmp_path):
+    """Runs the command line in an empty folder; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["vshift", *map(str, words)])
+        capfd.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    threads = torch.get_num_threads()
+    yield run
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from vshift import cli
-
 CONFIG = """
 data: {name: shapes, train: 200, test: 100, batch_size: 50}
 network:
@@ -29,27 +27,6 @@ def config(tmp_path, monkeypatch):
     path = tmp_path / "small.yaml"
     path.write_text(CONFIG)
     return path
-
-
-@pytest.fixture
-def vshift(capfd, monkeypatch, tmp_path):
-    """Runs the command line in an empty folder; returns exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["vshift", *map(str, words)])
-        capfd.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    threads = torch.get_num_threads()
-    yield run
-    torch.set_num_threads(threads)
 
 
 def refused(vshift, *words, runs=Path("runs")):

@@ -1,13 +1,10 @@
 """`vshift audit` as a person uses it: models, sources, formats, exit codes, bad input."""
 
 import json
-import sys
 
 import pytest
 import torch
 from PIL import Image
-
-from vshift import cli
 
 FILE = """
 import torch
@@ -47,22 +44,10 @@ images = [x for x, _ in loader]
 
 
 @pytest.fixture
-def vshift(capfd, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def vshift(vshift, tmp_path):
+    """The command line in a folder with a file of models and loaders."""
     (tmp_path / "mine.py").write_text(FILE)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["vshift", *map(str, words)])
-        capfd.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
+    return vshift
 
 
 def test_a_factory_and_a_loader_of_ones_own(vshift):

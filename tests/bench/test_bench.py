@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from vshift import cli
 from vshift.bench import bench
 from vshift.bench.bench import Plan
 from vshift.bench.cases import Case
@@ -23,24 +22,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def vshift(capfd, monkeypatch, tmp_path):
-    """Runs the command line in an empty folder; returns exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
+def vshift(vshift, monkeypatch):
+    """`vshift bench`, with a quick look at what the machine can do."""
     peaks = bench.measure_peaks
     monkeypatch.setattr(bench, "measure_peaks", lambda device, scale: peaks(device, 0.05))
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["vshift", "bench", *map(str, words)])
-        capfd.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
+    return partial(vshift, "bench")
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch._dynamo  # every optimizer imports it, which takes longer than the runs here
 import torch.fx
 
 import vshift.runner  # noqa: F401 - so that children find everything imported

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vshift.data import Stream
-from vshift.step.compiled import CannotCompile, CompiledStep, _first_line
+from vshift.step.compiled import CannotCompile, CompiledStep, first_line
 
 STEPS = 8  # in one graph: enough that the host never keeps the device waiting
 
@@ -141,7 +141,7 @@ class CapturedStep(CompiledStep):
                 for _ in range(steps):
                     self.advance(size)
         except Exception as error:  # whatever CUDA raises, there is a step without it
-            raise CannotCompile(_first_line(error)) from error
+            raise CannotCompile(first_line(error)) from error
         finally:
             self._restore(before)
         return graph

@@ -50,7 +50,7 @@ class CompiledStep(EagerStep):
                     output = self.forward(images).float()
                 self.objective(output, images, labels)[0].backward()  # type: ignore[no-untyped-call]
         except Exception as error:  # whatever a compiler raises, there is a step without it
-            raise CannotCompile(_first_line(error)) from error
+            raise CannotCompile(first_line(error)) from error
         finally:
             self.optimizer.zero_grad()
 
@@ -60,6 +60,7 @@ def compile_network(model: nn.Module) -> Any:
     return torch.compile(model, dynamic=False)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """An error in a line: its kind and the first words of its message."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -1,0 +1,99 @@
+"""The command line: thin, and quick to start. What needs torch is imported where it is used.
+
+One file for each command; `options.py` has the options that several share.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from vshift.children import end_with_parent
+from vshift.cli import data
+from vshift.cli.audit import audit
+from vshift.cli.bench import bench
+from vshift.cli.compare import compare
+from vshift.cli.configs import check, inspect, schema
+from vshift.cli.recalibrate import recalibrate
+from vshift.cli.report import report, watch
+from vshift.cli.sweep import sweep
+from vshift.cli.train import train
+from vshift.errors import Stopped, VShiftError, printable
+from vshift.signals import stopping_at_once
+
+app = typer.Typer(
+    help="Train networks with dropout and batch norm, and measure the variance shift between them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from vshift import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of vshift itself."""
+
+
+app.command(short_help="Train a config, once for each of its seeds.")(train)
+app.command(short_help="Line runs up in a table.")(compare)
+app.command(short_help="Show the network that a config builds.")(inspect)
+app.command(short_help="Validate configs without running them.")(check)
+app.command(short_help="Train many configs, grids and seeds.")(sweep)
+app.command(short_help="Re-estimate BN statistics of finished runs.")(recalibrate)
+app.command(short_help="Measure how fast training is here.")(bench)
+app.command(short_help="Write one HTML file that answers what a study shows.")(report)
+app.command(short_help="Watch runs while they train.")(watch)
+app.command(short_help="Say why a model is fine in train() and bad in eval().")(audit)
+app.command(short_help="Print the config's JSON Schema, for editors.")(schema)
+app.add_typer(data.app, name="data")
+
+
+def main() -> None:
+    """Run the command line; errors for people become one message and an exit code."""
+    try:
+        with stopping_at_once():
+            end_with_parent()
+            app()
+    except VShiftError as error:
+        _complain(f"error: {error}")
+        sys.exit(error.exit_code)
+    except Stopped as stopped:
+        _complain("interrupted")
+        sys.exit(stopped.exit_code)
+    except BrokenPipeError:  # the reader has left, as `| head` does
+        _silence(sys.stdout)
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(f"error: {where}{error.strerror or error}")
+        _silence(sys.stdout)
+        sys.exit(1)
+
+
+def _complain(text: str) -> None:
+    """On stderr, without the escape codes that names may hold; where that is full, in silence."""
+    try:
+        typer.echo(printable(text), err=True)
+    except OSError:
+        _silence(sys.stderr)
+
+
+def _silence(stream: Any) -> None:
+    """Python must not complain while it flushes what cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,0 +1,95 @@
+"""`vshift audit`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vshift.cli.options import Device
+
+
+class AuditFormat(StrEnum):
+    table = "table"
+    md = "md"
+    json = "json"
+
+
+def audit(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="torchvision:NAME, timm:NAME, FILE.py:FACTORY, FILE.pt2 or a run folder.",
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            metavar="SOURCE",
+            help="An image folder, torchvision:NAME@FOLDER, random, FILE.py:LOADER; "
+            "test or train for a run.",
+        ),
+    ],
+    train_data: Annotated[
+        str | None,
+        typer.Option("--train-data", metavar="SOURCE", help="Training data, if it differs."),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="A state dict: .safetensors, .pt or .pth.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", help="An earlier state dict to compare with.")
+    ] = None,
+    form: Annotated[AuditFormat, typer.Option("--format", help="How it is written.")] = (
+        AuditFormat.table
+    ),
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.html", help="Also write a page.")
+    ] = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option("--fix", metavar="OUT.safetensors", help="Write repaired weights."),
+    ] = None,
+    fail_on: Annotated[
+        str | None,
+        typer.Option("--fail-on", help="Exit code 3 from here on: info, low, medium, high."),
+    ] = None,
+    allow_noise: Annotated[
+        list[str] | None,
+        typer.Option("--allow-noise", help="A module whose noise in eval is meant; repeatable."),
+    ] = None,
+    batches: Annotated[int, typer.Option("--batches", min=2, help="Batches to look at.")] = 16,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="As in training.")] = 32,
+    size: Annotated[int, typer.Option("--size", min=1, help="Images' height and width.")] = 224,
+    normalise: Annotated[
+        str, typer.Option("--normalise", help="Of images: imagenet, half or none.")
+    ] = "imagenet",
+    classes: Annotated[
+        int | None, typer.Option("--classes", min=1, help="Of a library's classifier.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the noise and the images' order.")] = 0,
+    device: Annotated[Device, typer.Option("--device")] = Device.auto,
+) -> None:
+    """Say why a model is fine in train() and bad in eval(), which layer it is, and what helps."""
+    from vshift.auditing import command
+    from vshift.auditing.sources import Reading
+    from vshift.device import choose_device
+
+    command.check_severity(fail_on)
+    request = command.Request(
+        model, data, train_data, weights, reference, classes, batches,
+        Reading(batch_size, size, normalise, seed), tuple(allow_noise or ()),
+        str(choose_device(device.value)),
+    )  # fmt: skip
+    found, loaded = command.run_audit(request)
+    typer.echo(command.rendered(found, form.value))
+    if report is not None:
+        command.write_page(found, model, report)
+    if fix is not None:
+        typer.echo(command.write_fixed(found, loaded, fix), err=True)
+    if fail_on is not None and found.fails(fail_on):
+        raise typer.Exit(3)

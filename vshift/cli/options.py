@@ -1,0 +1,40 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a value, e.g. network.depth=32; repeatable."
+    ),
+]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where run folders go.")]
+DeviceOption = Annotated[Device | None, typer.Option("--device", help="Instead of the config's.")]
+Seeds = Annotated[
+    list[int] | None, typer.Option("--seed", help="Instead of the config's seeds; repeatable.")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Replace runs that are there already.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+
+
+def changes_of(
+    sets: list[str] | None, device: Device | None, seeds: list[int] | None = None
+) -> list[str]:
+    """What the command line changes of a config, as `--set` would say it."""
+    changes = [*(sets or [])]
+    changes += [f"hardware.device={device.value}"] if device else []
+    return [*changes, *([f"seeds={seeds}"] if seeds else [])]
