@@ -6,9 +6,11 @@ python -m benchmarks.render --check    exits with 1 if it is not what it would b
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
+from benchmarks import together
 from vshift.bench.results import read_results
 from vshift.bench.table import render_all
 
@@ -21,8 +23,12 @@ def rendered(readme: str, results: Path) -> str:
     """The README's text with the tables of all `results/**/*.json` between its two marks."""
     before, rest = readme.split(BEGIN)
     _, after = rest.split(END)
-    tables = render_all(read_results(path) for path in sorted(results.rglob("*.json")))
-    return f"{before}{BEGIN}\n\n{tables}\n{END}{after}"
+    raced = sorted((results / "together").glob("*.json"))
+    tables = render_all(read_results(p) for p in sorted(set(results.rglob("*.json")) - set(raced)))
+    seeds = "\n".join(together.render(json.loads(path.read_text())) for path in raced)
+    if not any(json.loads(path.read_text())["device"]["kind"] == "cuda" for path in raced):
+        seeds += "\nOn a GPU: not measured.\n"
+    return f"{before}{BEGIN}\n\n{tables}\n### Several seeds at once\n\n{seeds}\n{END}{after}"
 
 
 def main() -> int:

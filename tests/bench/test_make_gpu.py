@@ -7,7 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import gpu
+from benchmarks import gpu, together
+from vshift.bench.cases import make_cases
 
 ROOT = Path(__file__).parents[2]
 WITHOUT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
@@ -69,6 +70,16 @@ def test_the_bench_gets_the_rest_of_the_time():
     assert gpu.bench("", Path("out"), 1.0).words[-3] == "0"
 
 
+def test_several_seeds_are_raced_with_words_that_the_race_knows(tmp_path):
+    part = gpu.together(tmp_path)
+    module, *words = part.words
+    assert module == "benchmarks.together"
+    given = together.parser().parse_args(words)
+    assert given.json == tmp_path
+    assert given.seconds < part.seconds
+    assert make_cases(given.network.split(","), [int(given.batch)], [given.noise])
+
+
 def test_what_a_command_prints_is_shown_and_kept(tmp_path, capsys):
     program = "import os; print('hello', os.environ['VSHIFT_REQUIRE_GPU'])"
     assert gpu.shown([sys.executable, "-c", program], tmp_path / "a.txt", 60) == 0
@@ -89,6 +100,7 @@ def test_a_part_that_fails_does_not_keep_the_others_from_running(tmp_path, monke
     monkeypatch.setattr(gpu, "what_is_missing", lambda: None)
     monkeypatch.setattr(gpu, "tests", lambda out: gpu.Part("tests", ["no_such_module"], 60))
     monkeypatch.setattr(gpu, "study", lambda given: gpu.Part("study", ["platform", "runs"], 60))
+    monkeypatch.setattr(gpu, "together", lambda out: gpu.Part("together", ["platform"], 60))
     monkeypatch.setattr(gpu, "compare", lambda runs, table: table.write_text("t") - 1)
     monkeypatch.setattr(gpu, "bench", lambda words, out, left: gpu.Part("bench", ["this"], left))
     monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path / "out")])
@@ -98,7 +110,7 @@ def test_a_part_that_fails_does_not_keep_the_others_from_running(tmp_path, monke
     assert "make gpu: study done after" in said
     assert f"make gpu: tests failed; see {tmp_path / 'out'}" in said
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"tests.txt", "study.txt", "study.md", "bench.txt"}
+    assert names == {"tests.txt", "study.txt", "study.md", "together.txt", "bench.txt"}
 
 
 def test_the_study_trains_ones_own_images_where_they_are_given(tmp_path):

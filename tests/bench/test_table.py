@@ -1,5 +1,6 @@
 """Tables from results, and benchmarks/README.md from the files that are committed."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,23 @@ def test_a_new_result_changes_the_readme(tmp_path):
     assert new.endswith("behind\n")
     assert "old" not in new
     assert "### NVIDIA H100" in new
+
+
+def test_the_readme_says_which_way_to_train_several_seeds_was_raced_where(tmp_path):
+    series = {"values": [90.0, 110.0], "median": 100.0, "low": 90.0, "high": 110.0}
+    rows = [{"name": "stacked", "step": "eager", "loss": 1.0, "images_per_second": series,
+             "gain": {"values": [0.5], "median": 0.5, "low": 0.4, "high": 0.6}}]  # fmt: skip
+    case = {"network": "n", "batch": 8, "noise": "none", "seeds": 2, "contenders": rows,
+            "left_out": {"streams": "no"}}  # fmt: skip
+    found = {"created": "2026-01-02T03", "git": None, "steps": 3, "versions": {"torch": "9"},
+             "device": {"kind": "cpu", "name": "A", "threads": 1, "load": 0.1}}  # fmt: skip
+    (tmp_path / "together").mkdir()
+    (tmp_path / "together" / "a.json").write_text(json.dumps({**found, "cases": [case]}))
+    new = rendered(f"{BEGIN}\n{END}", tmp_path)
+    assert "| n | none | 8 | 2 | stacked (eager) | 100 | 2 | 0.50× (0.40–0.60) |" in new
+    assert "| n | none | 8 | 2 | streams | – | 0 | no |" in new
+    assert "A, 1 thread, load 0.1 before; torch 9; 2026-01-02" in new
+    assert "On a GPU: not measured." in new
 
 
 @pytest.mark.parametrize("word", ["make bench", "make gpu", "plain_network.py", "bounds.py"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -38,6 +38,7 @@ class Training:
     """Training a case with vshift, epoch by epoch.
 
     Args:
+        seed: of weights, batches and noise.
         say: told if the step of a kind cannot be had and a slower one runs.
 
     Attributes:
@@ -52,12 +53,13 @@ class Training:
         log: bool,
         kind: str,
         threads: int | None = None,
+        seed: int = 0,
         say: Callable[[str], None] = print,
     ) -> None:
         device = images.train.images.device
         hardware = {"device": device.type, "threads": threads}
         config = make_config(case, log=log, kind=kind, hardware=hardware)
-        subject = make_subject(config, 0, images)
+        subject = make_subject(config, seed, images)
         self.stream, self.model = subject.stream, subject.model.train()
         self.rates = learning_rates(
             config.schedule, config.optimizer.learning_rate, 1, self.stream.steps
@@ -76,17 +78,22 @@ class Training:
             say,
         )
         self.step = self._step.name
-        self._epochs = itertools.count(1)
+        self._seed, self._epochs = seed, itertools.count(1)
 
     def epoch(self) -> float:
-        """Train once over all images as `vshift.train.train` does; returns the mean loss.
-
-        The once-an-epoch copies of scores and of the log to the host are part of it.
-        """
-        number = next(self._epochs)
-        torch.manual_seed(derive(0, number, "noise"))
-        for _ in self._step.epoch(self.stream, derive(0, number, "data"), self.rates):
+        """Train once over all images as `vshift.train.train` does; returns the mean loss."""
+        for _ in self.steps():
             pass
+        return self.end()
+
+    def steps(self) -> Iterator[int]:
+        """An epoch's steps, as they are taken: how many since the last time."""
+        number = next(self._epochs)
+        torch.manual_seed(derive(self._seed, number, "noise"))
+        return self._step.epoch(self.stream, derive(self._seed, number, "data"), self.rates)
+
+    def end(self) -> float:
+        """The once-an-epoch copies of scores and of the log to the host; the mean loss."""
         score = self.tally.take()
         if self.log is not None:
             self.log.take()

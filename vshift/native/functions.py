@@ -27,8 +27,8 @@ def multiply(x: Tensor, kind: int, scale: float, kept: int = 0) -> Tensor:
     """x times independent random multipliers, one for each value; the gradient uses the same.
 
     They are a function of a 64-bit key, drawn from PyTorch's default generator, and of the value's
-    place in memory, by the counter-based generator Philox4x32-10 (Salmon et al. 2011). Nothing but
-    the key is kept for the gradient.
+    place in memory, by the counter-based generator Threefry4x32-20 (Salmon et al. 2011). Nothing
+    but the key is kept for the gradient.
 
     Args:
         x: dense, bf16 or float32, on the CPU.

@@ -120,7 +120,7 @@ class EagerStep:
         loss, hits = self.objective(output, images, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        self.tally.add(loss, hits, len(labels))
+        self.tally.add(loss, hits, labels.numel())
         if self.log is not None:
             self.log.add()
 

@@ -1,0 +1,180 @@
+"""Several seeds of one config at once: which way trains the most images a second?
+
+    python -m benchmarks.together --network resnet-20 --seeds 1,2,4,8 --json benchmarks/results
+
+One after the other is what `vshift train` does with a config's seeds. Against it race, each with
+every layer's variance logged:
+
+| contender | is |
+|---|---|
+| processes | a process for each seed: `vshift sweep --jobs-per-gpu N`, on a CPU `--jobs N` |
+| streams | one process, a captured step for each seed, on CUDA streams of their own |
+| stacked | one process, one step for all: `stack.py` |
+
+`ways.py` has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ways import CONTENDERS, IN_TURN, Processes, Work, say
+from vshift.bench import environment
+from vshift.bench.cases import make_cases, numbers, words
+from vshift.bench.peaks import measure_peaks
+from vshift.bench.race import Budget, Ready, prepare, race
+from vshift.bench.results import Series, paired, slug
+from vshift.config.schema import Hardware
+from vshift.device import choose_device, configure
+from vshift.errors import VShiftError
+from vshift.runs.folder import now
+from vshift.runs.state import git_commit
+
+
+def race_together(work: Work, repeats: int, budget: Budget) -> dict[str, Any]:
+    """Race all contenders; one that cannot be had here is left out with its reason."""
+    ready: list[Ready] = []
+    left_out: dict[str, str] = {}
+    for name, make in CONTENDERS.items():
+        if name == "streams" and work.device.type != "cuda":
+            left_out[name] = "streams are CUDA's"
+            continue
+        try:
+            ready.append(prepare(name, lambda make=make: make(work), work.device))  # type: ignore[misc]
+        except Exception as error:  # a contender that fails must not end the race; it is reported
+            left_out[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
+    try:
+        race(ready, repeats, work.device, budget)
+    finally:
+        for one in ready:
+            if isinstance(one.runner, Processes):
+                one.runner.close()
+    return _found(work, ready, left_out)
+
+
+def _found(work: Work, ready: Sequence[Ready], left_out: dict[str, str]) -> dict[str, Any]:
+    images = work.count * len(work.images().train)
+    alone = next(one for one in ready if one.name == IN_TURN)
+    rows = []
+    for one in ready:
+        speed = Series.of([images / seconds for seconds in one.seconds])
+        gain = paired(Series.of(alone.seconds), Series.of(one.seconds))
+        rows.append(
+            {
+                "name": one.name,
+                "step": getattr(one.runner, "step", None),
+                "loss": one.loss,
+                "images_per_second": speed.model_dump(),
+                "gain": gain.model_dump(),
+            }
+        )
+    case = work.case
+    return {
+        "network": case.network,
+        "batch": case.batch,
+        "noise": case.noise,
+        "seeds": work.count,
+        "contenders": rows,
+        "left_out": left_out,
+    }
+
+
+def render(found: dict[str, Any]) -> str:
+    """A Markdown table with its caption."""
+    heads = ("network", "noise", "batch", "seeds", "contender", "images/s", "n", "gain")
+    lines = [f"| {' | '.join(heads)} |", "|---|---|--:|--:|---|--:|--:|--:|"]
+    for case in found["cases"]:
+        for row in case["contenders"]:
+            speed, gain = row["images_per_second"], row["gain"]
+            cells = [case["network"], case["noise"], case["batch"], case["seeds"]]
+            cells += [f"{row['name']} ({row['step']})", f"{speed['median']:,.0f}"]
+            cells += [len(speed["values"]), f"{gain['median']:.2f}×"]
+            cells[-1] += (
+                f" ({gain['low']:.2f}–{gain['high']:.2f})" if row["name"] != IN_TURN else ""
+            )
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+        for name, reason in case["left_out"].items():
+            lines.append(
+                f"| {case['network']} | {case['noise']} | {case['batch']} | {case['seeds']} "
+                f"| {name} | – | 0 | {reason} |"
+            )
+    device = found["device"]
+    said = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
+    commit = f", commit {found['git'][:10]}" if found["git"] else ""
+    lines += [
+        "",
+        f"{device['name']}, {device['threads']} thread{'' if device['threads'] == 1 else 's'}, "
+        f"load {device['load'] or 0:.1f} before; {said}; {found['created'][:10]}"
+        f"{commit}. Each timing is one epoch of "
+        f"{found['steps']} steps of every seed, contenders in turn; median over n. The gain is "
+        "over one seed after the other in the same repeat.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    options.add_argument("--network", default="resnet-20", help="one or more, comma-separated")
+    options.add_argument("--seeds", default="2,4", help="how many at once, comma-separated")
+    options.add_argument("--noise", default="none", help="none, dropout, gaussian, uniform")
+    options.add_argument("--batch", default="128")
+    options.add_argument("--steps", type=int, default=60, help="of an epoch")
+    options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    options.add_argument("--threads", type=int, help="CPU threads of all together")
+    options.add_argument("--seconds", type=float, help="after which nothing new is begun")
+    options.add_argument("--json", type=Path, help="folder for together/<device>.json")
+    return options
+
+
+def main() -> int:
+    try:
+        found = measured(parser().parse_args())
+    except VShiftError as error:
+        print(f"together: {error}", file=sys.stderr)
+        return error.exit_code
+    print(render(found), end="")
+    return 0
+
+
+def measured(given: argparse.Namespace) -> dict[str, Any]:
+    """Race every case that the command line asks for; with `--json` each is kept at once."""
+    device = choose_device(given.device)
+    configure(Hardware(threads=given.threads), device)
+    budget = Budget(given.seconds)
+    load = environment.load_average()
+    info = environment.describe_device(device, measure_peaks(device, 0.1), load)
+    cases = make_cases(words(given.network), numbers("--batch", given.batch), words(given.noise))
+    found: dict[str, Any] = {
+        "created": now(),
+        "device": info.model_dump(exclude={"flops", "bytes_per_second"}),
+        "versions": environment.all_versions(),
+        "git": git_commit(),
+        "steps": given.steps,
+        "cases": [],
+    }
+    for case in cases:
+        for count in numbers("--seeds", given.seeds):
+            if budget.left() <= 0:
+                say(f"{case}, {count} seeds: left out, no time is left")
+                continue
+            say(f"{case}, {count} seeds")
+            work = Work(case, count, given.steps, device, info.threads)
+            found["cases"].append(race_together(work, given.repeats, budget))
+            if given.json:
+                _keep(found, given.json / "together" / f"{slug(info)}.json")
+    return found
+
+
+def _keep(found: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

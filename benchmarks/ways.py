@@ -1,0 +1,198 @@
+"""Ways to train several seeds of one case, ready to race; `together.py` says what they are."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from benchmarks.stack import Stack, StackedLog, StackedStream, stacked
+from vshift.bench.cases import Case, make_config
+from vshift.bench.race import Runner
+from vshift.bench.training import Training, random_images
+from vshift.config.schema import Hardware
+from vshift.data import ImageSet, train_stream
+from vshift.device import configure
+from vshift.errors import VShiftError
+from vshift.objective import classification
+from vshift.schedule import learning_rates
+from vshift.step import EagerStep, Tally, make_optimizer
+from vshift.step.captured import CapturedStep
+from vshift.step.compiled import CannotCompile
+from vshift.train import build_for
+
+IN_TURN = "one after the other"
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Work:
+    """`count` seeds of a case, each over all images once an epoch."""
+
+    case: Case
+    count: int
+    steps: int
+    device: torch.device
+    threads: int
+
+    def images(self) -> ImageSet:
+        return random_images(self.case.batch, self.steps, self.device)
+
+    def training(self, images: ImageSet, seed: int, kind: str = "auto") -> Training:
+        return Training(self.case, images, log=True, kind=kind, seed=seed, say=say)
+
+
+class InTurn:
+    """Every seed's epoch, one after the other."""
+
+    def __init__(self, work: Work) -> None:
+        images = work.images()
+        self.trainings = [work.training(images, seed) for seed in range(work.count)]
+        self.step = self.trainings[0].step
+
+    def epoch(self) -> float:
+        return _mean([training.epoch() for training in self.trainings])
+
+
+class Streams:
+    """Every seed's captured step on a CUDA stream of its own, some steps of each in turn.
+
+    A graph's random numbers come from the process's one generator, whose place in its sequence all
+    replays share on the device: good enough for a timing, and with noise not for a result.
+    """
+
+    step = "captured"
+
+    def __init__(self, work: Work) -> None:
+        images = work.images()
+        self.trainings, self.streams = [], []
+        for seed in range(work.count):
+            training = work.training(images, seed, "captured")
+            if training.step != "captured":
+                raise VShiftError(f"needs a captured step, and {training.step} is what works")
+            self.trainings.append(training)
+            self.streams.append(torch.cuda.Stream(work.device))  # type: ignore[no-untyped-call]
+
+    def epoch(self) -> float:
+        main = torch.cuda.current_stream()
+        running = []
+        for training, stream in zip(self.trainings, self.streams, strict=True):
+            stream.wait_stream(main)
+            with torch.cuda.stream(stream):
+                running.append((training.steps(), stream))
+        while running:
+            running = [one for one in running if _went_on(*one)]
+        for stream in self.streams:
+            main.wait_stream(stream)
+        return _mean([training.end() for training in self.trainings])
+
+
+def _went_on(steps: Iterator[int], stream: torch.cuda.Stream) -> bool:
+    with torch.cuda.stream(stream):
+        return next(steps, None) is not None
+
+
+class Stacked:
+    """One step for all seeds: captured on CUDA, eager elsewhere."""
+
+    def __init__(self, work: Work) -> None:
+        images, case = work.images(), work.case
+        config = make_config(case, hardware={"device": work.device.type})
+        models = [build_for(config, images, seed).to(work.device) for seed in range(work.count)]
+        models = [model.to(memory_format=torch.channels_last) for model in models]
+        augment = config.data.augment
+        stream = train_stream(images, case.batch, augment.crop, augment.flip)
+        self.stack = Stack(models).train()
+        self.log = StackedLog(self.stack, build_for(config, images, 0))
+        self.stream: Any = StackedStream(stream, work.count)
+        rate = config.optimizer.learning_rate
+        self.rates = learning_rates(config.schedule, rate, 1, stream.steps)
+        self.tally = Tally(work.device)
+        parts: dict[str, Any] = {
+            "model": self.stack,
+            "optimizer": make_optimizer(self.stack, config.optimizer),
+            "precision": config.hardware.precision,
+            "tally": self.tally,
+            "log": self.log,
+            "objective": stacked(classification),
+        }
+        captured = _captured(parts, self.stream) if work.device.type == "cuda" else None
+        self._step = captured or EagerStep(**parts)
+        self.step, self._epochs = self._step.name, 0
+
+    def epoch(self) -> float:
+        self._epochs += 1
+        for _ in self._step.epoch(self.stream, self._epochs, self.rates):
+            pass
+        score = self.tally.take()
+        self.log.take()
+        return score.loss / self.stack.count
+
+
+def _captured(parts: dict[str, Any], stream: Any) -> CapturedStep | None:
+    """A captured step, compiled if the compiler takes a stack."""
+    for compile in (True, False):
+        try:
+            step = CapturedStep(**parts, compile=compile)
+            step.prepare_graphs(stream)
+            return step
+        except CannotCompile as reason:
+            say(f"stacked, {'' if compile else 'not '}compiled: {reason}")
+    return None
+
+
+class Processes:
+    """A process for each seed; an epoch ends when the last of them has done its own."""
+
+    def __init__(self, work: Work) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipes: list[Connection] = []
+        self._children = []
+        for seed in range(work.count):
+            ours, theirs = context.Pipe()
+            child = context.Process(target=_train, args=(work, seed, theirs), daemon=True)
+            child.start()
+            self._pipes.append(ours)
+            self._children.append(child)
+        self.step = {pipe.recv() for pipe in self._pipes}.pop()
+
+    def epoch(self) -> float:
+        for pipe in self._pipes:
+            pipe.send(True)
+        return _mean([pipe.recv() for pipe in self._pipes])
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.send(False)
+        for child in self._children:
+            child.join()
+
+
+def _train(work: Work, seed: int, pipe: Connection) -> None:
+    """A child: an epoch for each word that comes. Its share of the threads is its own."""
+    configure(Hardware(threads=max(1, work.threads // work.count)), work.device)
+    training = work.training(work.images(), seed)
+    pipe.send(training.step)
+    while pipe.recv():
+        pipe.send(training.epoch())
+
+
+def _mean(losses: Sequence[float]) -> float:
+    return math.fsum(losses) / len(losses)
+
+
+CONTENDERS: dict[str, Callable[[Work], Runner]] = {
+    IN_TURN: InTurn,
+    "processes": Processes,
+    "streams": Streams,
+    "stacked": Stacked,
+}

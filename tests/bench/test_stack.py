@@ -1,0 +1,144 @@
+"""A stack of seeds against the same seeds one by one."""
+
+import copy
+
+import pytest
+import torch
+
+from benchmarks.stack import Stack, StackedLog, StackedStream, seed_of, stacked
+from vshift.bench.cases import Case, make_config
+from vshift.bench.training import random_images
+from vshift.data import Stream, train_stream
+from vshift.networks import BatchNorm
+from vshift.objective import classification
+from vshift.shift.probe import TrainingLog
+from vshift.step import EagerStep, Tally, make_optimizer
+from vshift.step.captured import CapturedStep
+from vshift.train import build_for
+
+CPU = torch.device("cpu")
+SEEDS, STEPS = 2, 3
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # vmap has no rule of its own for some operations, and says so.
+    pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
+]
+
+
+def parts(noise="none", network="preresnet-8"):
+    config = make_config(
+        Case(network, 8, noise), hardware={"device": "cpu", "precision": "float32"}
+    )
+    images = random_images(8, STEPS, CPU)
+    models = [build_for(config, images, seed).train() for seed in range(SEEDS)]
+    return config, images, models
+
+
+def train(step, stream, epochs=2):
+    """The mean loss of each epoch."""
+    losses = []
+    for epoch in range(epochs):
+        for _ in step.epoch(stream, epoch, [0.01] * STEPS):
+            pass
+        losses.append(step.tally.take().loss)
+    return losses
+
+
+class Double(Stream):
+    """Images in float64: in float32 rounding alone makes gradients differ by some percent soon, as
+    it turns ReLUs over."""
+
+    def normalise(self, pixels):
+        return super().normalise(pixels).double()
+
+
+def doubles(images):
+    return Double(images.train, images.mean, images.std, 8, 4, True)
+
+
+class SeedOf:
+    """A stream whose epochs are those of one copy of a stack."""
+
+    def __init__(self, stream, place):
+        self.stream, self.place = stream, place
+
+    def epoch(self, seed, skip=0):
+        return self.stream.epoch(seed_of(seed, self.place), skip)
+
+
+@pytest.mark.parametrize(
+    ("kind", "network"),
+    [
+        (EagerStep, "preresnet-8"),
+        (EagerStep, "resnext-11-2-4"),
+        (EagerStep, "densenet-10-4"),
+        (CapturedStep, "preresnet-8"),
+    ],
+)
+def test_a_stack_trains_each_seed_as_it_is_trained_alone(kind, network):
+    config, images, models = parts(network=network)
+    models = [model.double() for model in models]
+    stream = doubles(images)
+    alone = copy.deepcopy(models)
+    stack, network = Stack(copy.deepcopy(models)).train(), models[0]
+    log = StackedLog(stack, network)
+    options = {"compile": False} if kind is CapturedStep else {}
+    optimizer = make_optimizer(stack, config.optimizer)
+    objective = stacked(classification)
+    step = kind(stack, optimizer, "float32", Tally(CPU), log, objective, **options)
+    sums = train(step, StackedStream(stream, SEEDS))
+    seen = log.take()
+    losses = []
+    for place, model in enumerate(alone):
+        own = TrainingLog(model)
+        single = EagerStep(
+            model, make_optimizer(model, config.optimizer), "float32", Tally(CPU), own
+        )
+        losses.append(train(single, SeedOf(stream, place)))
+        for name, moments in own.take().items():
+            close(seen[place][name].variance, moments.variance)
+            close(seen[place][name].mean, moments.mean)
+    assert torch.tensor(losses).sum(0).tolist() == pytest.approx(sums, rel=1e-6)
+    stack.copy_into(models)
+    for ours, theirs in zip(models, alone, strict=True):
+        for (name, a), b in zip(
+            ours.state_dict().items(), theirs.state_dict().values(), strict=True
+        ):
+            close(a, b, name)
+
+
+def close(a, b, message=None):
+    # Losses are taken in float32, which now and then rounds their gradients differently.
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=message)
+
+
+def test_each_seed_has_noise_of_its_own():
+    _, _, models = parts("gaussian")
+    stack = Stack([copy.deepcopy(models[0]) for _ in range(SEEDS)]).train()
+    x = torch.randn(1, 8, 3, 32, 32).expand(SEEDS, -1, -1, -1, -1)
+    quiet = stack.eval()(x)
+    torch.testing.assert_close(quiet[0], quiet[1])
+    noisy = stack.train()(x)
+    assert not torch.allclose(noisy[0], noisy[1], rtol=0.1)
+
+
+def test_batches_are_those_of_the_seeds_and_differ():
+    _, images, _ = parts()
+    stream = train_stream(images, 8, 4, True)
+    many = StackedStream(stream, SEEDS).epoch(7, skip=1)
+    ones = [stream.epoch(seed_of(7, place), skip=1) for place in range(SEEDS)]
+    count = 0
+    for x, labels in many:
+        for place, one in enumerate(ones):
+            own, own_labels = next(one)
+            assert torch.equal(x[place], own)
+            assert torch.equal(labels[place], own_labels)
+        assert not torch.equal(x[0], x[1])
+        count += 1
+    assert count == STEPS - 1
+
+
+def test_an_average_without_a_momentum_is_refused():
+    model = torch.nn.Sequential(BatchNorm(3, momentum=None))
+    with pytest.raises(ValueError, match="0: a stack has batch norm with a momentum only"):
+        Stack([model])
