@@ -13,12 +13,14 @@ from vshift.networks import build
 from vshift.progress import Reporter
 from vshift.runs import prepare
 from vshift.shift.explain import explain
-from vshift.shift.probe import TrainingLog
+from vshift.shift.graph import noise_in_front
+from vshift.shift.probe import TrainingLog, running_moments
 from vshift.shift.recalibration import recalibrate
-from vshift.step import EagerStep, Tally, make_optimizer
-from vshift.train import train
+from vshift.step import Tally, make_optimizer, make_step
+from vshift.train import make_subject, train
 
 pytestmark = pytest.mark.gpu
+DATA = {"name": "shapes", "train": 620, "test": 50, "batch_size": 64}
 NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
 
 
@@ -41,14 +43,15 @@ def test_the_gpu_trains_the_run_that_the_cpu_trains(tmp_path):
         assert gpu["train_loss"] == pytest.approx(cpu["train_loss"], rel=2e-3)
 
 
-def test_going_on_inside_an_epoch_gives_the_same_bits(tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", ["eager", "captured"])
+def test_going_on_inside_an_epoch_gives_the_same_bits(step, tmp_path, monkeypatch):
     """In PyTorch's deterministic mode: the generator of the device is put back too."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     torch.use_deterministic_algorithms(True)
     try:
         config = make_config(
-            hardware={"device": "cuda", "precision": "float32"},
+            hardware={"device": "cuda", "precision": "float32", "step": step},
             network={"name": "preresnet", "depth": 8, "noise": NOISE},
         )
         whole, status, _ = attempt(tmp_path / "whole", config, device="cuda")
@@ -73,27 +76,85 @@ def test_a_noisy_run_is_measured_to_the_end(tmp_path):
     assert summary["monte_carlo_spread"] > 0
 
 
-@pytest.mark.parametrize("kind", ["dropout", "gaussian", "uniform"])
-def test_no_synchronisation_inside_an_epoch(kind):
-    network = {"name": "preresnet", "depth": 8, "noise": {**NOISE, "kind": kind}}
-    config = make_config(network=network)
-    images = load(config.data, torch.device("cuda"))
-    model = build(config, classes=10, channels=3, size=32, seed=0).cuda().train()
-    from vshift.data import train_stream
+def step_of(kind, noise=None, precision="float32", train=620):
+    """A step of this kind on the GPU, 9 full batches of 64 and a last one of 44."""
+    network = {"name": "preresnet", "depth": 8, "noise": noise and {**NOISE, "kind": noise}}
+    config = make_config(network=network, data={**DATA, "train": train})
+    subject = make_subject(config, 0, load(config.data, torch.device("cuda")))
+    model, device, said = subject.model.train(), torch.device("cuda"), []
+    step = make_step(
+        kind, subject.stream, model, make_optimizer(model, config.optimizer), precision,
+        Tally(device), TrainingLog(model), say=said.append,
+    )  # fmt: skip
+    assert (step.name, said) == (kind, [])
+    return step, subject.stream
 
-    stream = train_stream(images, 64, 4, True)
-    log, tally = TrainingLog(model), Tally(torch.device("cuda"))
-    step = EagerStep(model, make_optimizer(model, config.optimizer), "bf16", tally, log)
-    for pixels, labels in stream.epoch(0):  # warm-up: cuDNN's search may wait
-        step(pixels, labels, 0.01)
+
+def epoch(step, stream, number, rate):
+    torch.manual_seed(number)
+    for _ in step.epoch(stream, number, [rate] * stream.steps):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["compiled", "captured"])
+def test_every_step_trains_what_the_eager_one_trains(kind):
+    """Without noise: losses, what BN saw, and what it remembers, within rounding."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    found = []
+    for name in ("eager", kind):
+        step, stream = step_of(name)
+        scores = []
+        for number in range(2):
+            epoch(step, stream, number, 0.005)
+            scores.append(step.tally.take())
+        found.append((scores, step.log.take(), running_moments(step.model)))
+    (eager, eager_log, eager_running), (scores, log, running) = found
+    assert [score.count for score in scores] == [620, 620]
+    for ours, theirs in zip(scores, eager, strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, rel=2e-3)
+    for name in eager_log:
+        for a, b in ((log, eager_log), (running, eager_running)):
+            torch.testing.assert_close(a[name].variance, b[name].variance, rtol=2e-2, atol=1e-3)
+
+
+NOISES = ["dropout", "gaussian", "uniform"]
+# Every kind of noise, and no more compilations than that takes.
+WITH_NOISE = [("compiled", "dropout"), *(("captured", noise) for noise in NOISES)]
+
+
+@pytest.mark.parametrize(("kind", "noise"), WITH_NOISE)
+def test_every_step_has_the_noise_that_it_should(kind, noise):
+    """At learning rate 0 what a BN behind the noise sees varies by the noise alone: with s² = 1 its
+    mean over epochs is the eager step's within 4 standard errors, and no epoch is like another."""
+    found = []
+    for name in ("eager", kind):
+        step, stream = step_of(name, noise)
+        layer = next(n for n, behind in noise_in_front(step.model).items() if behind)
+        seen = []
+        for number in range(12):
+            epoch(step, stream, number, 0.0)
+            seen.append(float(step.log.take()[layer].variance.mean()))
+        assert len(set(seen)) == len(seen)
+        found.append(torch.tensor(seen, dtype=torch.float64))
+    a, b = found
+    error = float((a.var() / len(a) + b.var() / len(b)).sqrt())
+    assert abs(float(a.mean() - b.mean())) < 4 * error
+
+
+@pytest.mark.parametrize(
+    ("kind", "noise"), [*(("eager", noise) for noise in NOISES), *WITH_NOISE[:2]]
+)
+def test_no_synchronisation_inside_an_epoch(kind, noise):
+    step, stream = step_of(kind, noise, "bf16")
+    epoch(step, stream, 0, 0.01)  # warm-up: cuDNN's search may wait
+    step.tally.take()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for pixels, labels in stream.epoch(1):
-            step(pixels, labels, 0.01)
+        epoch(step, stream, 1, 0.01)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert tally.take().count == 600
+    assert step.tally.take().count == 620
 
 
 def test_prediction_and_repair_on_the_device():

@@ -175,6 +175,33 @@ def test_a_failing_compiler_is_one_line_and_the_eager_step(monkeypatch):
     assert "lowering failed" in said[0]
 
 
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_captured_step_does_without_the_compiler_if_it_fails(monkeypatch, failing):
+    """The first way that works: compiled and captured, captured, compiled."""
+    tried = []
+
+    def capture(self, stream):
+        tried.append(self.forward is not self.model)
+        if len(tried) <= failing:
+            raise CannotCompile(f"reason {len(tried)}")
+
+    monkeypatch.setattr(CapturedStep, "prepare_graphs", capture)
+    monkeypatch.setattr(CompiledStep, "prepare", lambda *batch: None)
+    monkeypatch.setitem(choose.AUTO, "cpu", choose.AUTO["cuda"])
+    config, subject = subject_of()
+    said = []
+    step = make_step("auto", subject.stream, **parts_of(config, subject), say=said.append)
+    assert tried == [True, False]
+    assert step.name == {1: "captured", 2: "compiled"}[failing]
+    assert (
+        said
+        == [
+            "captured step without the compiler: reason 1",
+            "no captured step: reason 2; going on with a slower one",
+        ][:failing]
+    )
+
+
 def test_a_step_for_another_device_is_refused():
     config, subject = subject_of()
     with pytest.raises(ConfigError, match=r"hardware\.step: captured works on cuda only"):

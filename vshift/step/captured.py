@@ -106,7 +106,9 @@ class CapturedStep(CompiledStep):
             (plan.order, plan.offsets, plan.flips, torch.tensor(rates)),
             strict=True,
         ):
-            own.copy_(sent)
+            if own.is_cuda:  # from pinned memory nothing waits for the copy
+                sent = sent.pin_memory()
+            own.copy_(sent, non_blocking=True)
         self._first.fill_(skip * stream.batch_size)
         self._now.fill_(skip)
         for group in self.optimizer.param_groups:  # a restored state brings its own

@@ -70,18 +70,32 @@ def make_step(
     *first, last = AUTO[device] if kind == "auto" else dict.fromkeys([kind, "eager"])
     for name in first:
         try:
-            return _made(name, stream, parts)
+            return _made(name, stream, parts, say)
         except (KernelsMissing, CannotCompile) as reason:
             say(f"no {name} step: {reason}; going on with a slower one")
     return STEPS[last](**parts)
 
 
-def _made(name: str, stream: Stream, parts: dict[str, Any]) -> EagerStep:
+def _made(
+    name: str, stream: Stream, parts: dict[str, Any], say: Callable[[str], None]
+) -> EagerStep:
+    if name == "captured":
+        return _captured(stream, parts, say)
     if name == "fused":
         fuse(parts["model"])
     step = STEPS[name](**parts)
-    if isinstance(step, CapturedStep):
-        step.prepare_graphs(stream)
-    elif isinstance(step, CompiledStep):
+    if isinstance(step, CompiledStep):
         step.prepare(*next(stream.epoch(0)))
+    return step
+
+
+def _captured(stream: Stream, parts: dict[str, Any], say: Callable[[str], None]) -> CapturedStep:
+    """With compiled passes in its graphs; where the compiler fails, with the eager ones."""
+    try:
+        step = CapturedStep(**parts)
+        step.prepare_graphs(stream)
+    except CannotCompile as reason:
+        say(f"captured step without the compiler: {reason}")
+        step = CapturedStep(**parts, compile=False)
+        step.prepare_graphs(stream)
     return step
