@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ class Seen:
     explained: dict[str, Explanation]
     average: float
 
-    def rows(self, epoch: int, noisy: set[str]) -> list[Row]:
+    def rows(self, epoch: int, noisy: Set[str]) -> list[Row]:
         """One row of `layers.jsonl` for each BN layer: channel means of its variances.
 
         Args:

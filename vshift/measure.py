@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -16,6 +17,7 @@ from vshift.device import autocast
 from vshift.objective import objective_of
 from vshift.seeding import derive
 from vshift.shift.explain import Explanation, explain
+from vshift.shift.graph import noise_in_front
 from vshift.shift.matrix import mode_matrix, monte_carlo, split
 from vshift.shift.modes import BNState, batch_statistics, load_bn_state
 from vshift.shift.moments import Pooled, pooled_moments
@@ -46,6 +48,11 @@ class Subject:
     images: ImageSet
     stream: Stream
     between: Callable[[], None] = _nothing
+
+    @cached_property
+    def noisy(self) -> frozenset[str]:
+        """The BN layers with noise in front of them; tracing the network finds them, once."""
+        return frozenset(name for name, noise in noise_in_front(self.model).items() if noise)
 
     def autocast(self) -> Any:
         return autocast(self.images.train.images.device, self.config.hardware.precision)

@@ -36,7 +36,6 @@ from vshift.progress import Reporter
 from vshift.runs import RunFolder
 from vshift.schedule import learning_rates
 from vshift.seeding import derive
-from vshift.shift.graph import noise_in_front
 from vshift.shift.probe import TrainingLog, running_moments
 from vshift.signals import NEVER, Request
 from vshift.step import STEPS, Tally, make_optimizer, make_step
@@ -160,8 +159,7 @@ def see_layers(subject: Subject, log: TrainingLog, epoch: int, folder: RunFolder
     )
     if epoch == config.epochs:
         folder.write_channels(found.vectors())
-    noisy = {name for name, noise in noise_in_front(model).items() if noise}
-    return found.rows(epoch, noisy)
+    return found.rows(epoch, subject.noisy)
 
 
 def batches_remembered(norm: Any, steps: int) -> float:
