@@ -253,6 +253,16 @@ def test_inspect_text_shows_the_block_order(vshift, config):
     assert "77,850 parameters" in out
 
 
+def test_check_remarks_on_a_data_root_that_is_not_here(vshift, config, tmp_path):
+    config.write_text(CONFIG.replace("{name: shapes, train: 200, test: 100, batch_size: 50}",
+                                     "{name: imagefolder, root: elsewhere}"))  # fmt: skip
+    code, out, err = vshift("check", config.name)
+    assert (code, out) == (0, "small.yaml: ok, 1 run\n")
+    assert err == f"small.yaml: data.root: there is no folder {tmp_path / 'elsewhere'} here\n"
+    (tmp_path / "elsewhere").mkdir()
+    assert vshift("check", config.name) == (0, "small.yaml: ok, 1 run\n", "")
+
+
 def test_check_shows_the_problems_of_every_file(vshift, config, tmp_path):
     (tmp_path / "bad.yaml").write_text(CONFIG.replace("epochs", "epoch"))
     (tmp_path / "worse.yaml").write_text(CONFIG.replace("rate: 0.5", "rate: 2"))

@@ -197,7 +197,9 @@ class Keeper:
                 self.tally.load_state_dict(inside["tally"])
                 if self.log is not None:
                     self.log.load_state_dict(inside["log"])
-                with torch.random.fork_rng():
+                device = next(self.model.parameters()).device
+                # Named, as PyTorch warns where it has to fork the generators of several GPUs.
+                with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                     set_random_state(inside["random"])
         except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             reason = str(error).strip().split("\n")[0]

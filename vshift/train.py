@@ -38,7 +38,7 @@ from vshift.schedule import learning_rates
 from vshift.seeding import derive
 from vshift.shift.probe import TrainingLog, running_moments
 from vshift.signals import NEVER, Request
-from vshift.step import STEPS, Tally, make_optimizer, make_step
+from vshift.step import STEPS, Tally, make_optimizer, make_step, works_on
 
 Row = dict[str, Any]
 MOST_STEPS = 10**8  # of a run; each has its learning rate in a list
@@ -75,7 +75,7 @@ def train(
     subject = replace(subject, between=keeper.between)
     finished = keeper.restore()
     step = make_step(
-        kind_of_step(folder, config, began_before=keeper.has_begun),
+        kind_of_step(folder, subject, began_before=keeper.has_begun),
         stream,
         model,
         optimizer,
@@ -126,11 +126,13 @@ def train(
     return "done"
 
 
-def kind_of_step(folder: RunFolder, config: Config, began_before: bool) -> str:
-    """The step that a run goes on with: the one that it began with, if it is known here."""
+def kind_of_step(folder: RunFolder, subject: Subject, began_before: bool) -> str:
+    """The step that a run goes on with: the one that it began with, if there is such a one on this
+    device."""
     began_with = folder.run.get("step")
-    known = began_before and began_with in STEPS
-    return str(began_with) if known else config.hardware.step
+    device = subject.images.train.images.device.type
+    known = began_before and began_with in STEPS and works_on(str(began_with), device)
+    return str(began_with) if known else subject.config.hardware.step
 
 
 def make_subject(config: Config, seed: int, images: ImageSet) -> Subject:

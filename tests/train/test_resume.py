@@ -83,6 +83,18 @@ def whole(one_thread, tmp_path_factory):
     return folder
 
 
+def test_a_step_of_another_device_is_not_gone_on_with(tmp_path, whole):
+    """A run may begin on a GPU and go on where there is none."""
+    folder, status, _ = attempt(tmp_path, steps=7)
+    assert status == "interrupted"
+    assert folder.run["step"] == whole.run["step"] == "fused"
+    words = json.loads((folder.path / "run.json").read_text())
+    (folder.path / "run.json").write_text(json.dumps({**words, "step": "captured"}))
+    folder, status, _ = attempt(tmp_path)
+    assert status == "done"
+    assert folder.run["step"] == "fused"
+
+
 @pytest.mark.parametrize("times", range(0, 115, 6))
 def test_stopping_where_it_is_asked(tmp_path, whole, times):
     """It is asked behind every step, before every batch of measuring, at the ends of epochs."""

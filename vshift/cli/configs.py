@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vshift.cli.options import ConfigPath, Sets
-from vshift.errors import ConfigError, visible
+from vshift.errors import ConfigError, printable, visible
 
 
 def inspect(
@@ -35,7 +35,10 @@ def check(
     configs: Annotated[list[Path], typer.Argument(metavar="CONFIG", help="Files or folders.")],
     sets: Sets = None,
 ) -> None:
-    """Validate configs without running them; every problem of every file is shown."""
+    """Validate configs without running them; every problem of every file is shown.
+
+    A data.root that is not here is remarked on.
+    """
     from vshift.sweep import config_files, expand_all
 
     problems: list[str] = []
@@ -47,6 +50,12 @@ def check(
             continue
         runs = sum(len(point.config.seeds) for point in points)
         typer.echo(f"{visible(str(path))}: ok, {runs} run{'s' if runs != 1 else ''}")
+        roots = dict.fromkeys(getattr(point.config.data, "root", None) for point in points)
+        for root in roots:
+            # Not an error: the runs may be meant for another machine.
+            if root and not Path(root).expanduser().is_dir():
+                note = f"{path}: data.root: there is no folder {root} here"
+                typer.echo(printable(note), err=True)
     if problems:
         raise ConfigError(*problems)
 

@@ -99,7 +99,9 @@ def _unknown(here: Spot, item: ErrorDetails) -> str:
     hint = did_you_mean(key, allowed)
     siblings = [tag for tag, kind in _siblings(item["loc"]).items() if key in kind.model_fields]
     elsewhere = sorted(homes(Config, key))
-    if key == "base":
+    if _glued([key]):
+        hint = _glued([key])
+    elif key == "base":
         hint = "`base` stands at the top of a file;"
     elif siblings:
         hint = f"it is a key of {', '.join(siblings)};"
@@ -108,7 +110,18 @@ def _unknown(here: Spot, item: ErrorDetails) -> str:
     elif not hint and elsewhere:
         hint = f"did you mean {' or '.join(f'`{home}`' for home in elsewhere[:3])}?"
     of = f" of {section.branch}" if section.branch not in ("", "one", "list") else ""
-    return f"unknown key{of}; {hint + ' ' if hint else ''}allowed here: {', '.join(allowed)}"
+    return (
+        f"unknown key{of}; {hint.strip() + ' ' if hint else ''}allowed here: {', '.join(allowed)}"
+    )
+
+
+def _glued(keys: Iterable[Any]) -> str:
+    """A hint if YAML took `name:shapes`, without a space, for a key."""
+    found = next((key for key in keys if isinstance(key, str) and ":" in key.strip(":")), None)
+    if found is None:
+        return ""
+    key, value = found.split(":", 1)
+    return f"a space goes behind the colon, {clean(key, 40)}: {clean(value, 40)}; "
 
 
 def _siblings(location: Path) -> dict[str, Any]:
@@ -129,7 +142,7 @@ def _missing(here: Spot, item: ErrorDetails) -> str:
 def _no_such_branch(here: Spot, item: ErrorDetails) -> str:
     allowed = list(branches(here.kind))
     if item["type"] == "union_tag_not_found":
-        return f"missing; allowed: {', '.join(allowed)}"
+        return f"missing; {_glued(item['input'])}allowed: {', '.join(allowed)}"
     tag = item["input"][_tag(here)]
     thing = _THINGS.get(str(here.path[-1]))
     return _not_among(tag, f"not {thing}" if thing else "not allowed", allowed)

@@ -1,6 +1,6 @@
 """Training steps behind one interface: `make_step` gives the fastest that works on a device."""
 
-from vshift.step.choose import STEPS, make_step
+from vshift.step.choose import STEPS, make_step, works_on
 from vshift.step.eager import EagerStep, FusedStep, Score, Tally, make_optimizer
 from vshift.step.sgd import SGD
 
@@ -13,4 +13,5 @@ __all__ = [
     "Tally",
     "make_optimizer",
     "make_step",
+    "works_on",
 ]

@@ -26,6 +26,12 @@ STEPS: dict[str, type[EagerStep]] = {
     "compiled": CompiledStep,
     "captured": CapturedStep,
 }
+ONLY_ON = {"fused": "cpu", "captured": "cuda"}
+
+
+def works_on(kind: str, device: str) -> bool:
+    """Whether a kind of step goes with a type of device, `cpu` or `cuda`."""
+    return ONLY_ON.get(kind, device) == device
 
 
 def make_step(
@@ -53,10 +59,9 @@ def make_step(
         ConfigError: the kind does not go with the device.
     """
     device = stream.part.images.device.type
-    needs = {"fused": "cpu", "captured": "cuda"}.get(kind, device)
-    if needs != device:
+    if not works_on(kind, device):
         raise ConfigError(
-            f"hardware.step: {kind} works on {needs} only, and this run is on {device}; "
+            f"hardware.step: {kind} works on {ONLY_ON[kind]} only, and this run is on {device}; "
             "auto takes the fastest that works"
         )
     parts: dict[str, Any] = {
