@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -94,6 +95,60 @@ def test_capturing_restores_all_that_a_step_changes():
     assert parts["tally"].take().count == 0
     assert int(step._first) == 0
     assert int(step._now) == 0
+
+
+class Graph:
+    """Stands in for a CUDA graph: keeps the sizes of the steps captured, and replays them."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def replay(self):
+        for size in self.sizes:
+            self.step.advance(size)
+
+
+def capture_on_the_cpu(monkeypatch, step):
+    advance = step.advance
+
+    @contextmanager
+    def capture(graph, pool, stream):
+        graph.step = step
+        step.advance = graph.sizes.append
+        yield
+        step.advance = advance
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+
+
+def test_preparing_captures_an_epochs_graphs_and_leaves_no_trace(monkeypatch):
+    config, subject = subject_of(data=LEFT_OVER)
+    parts = parts_of(config, subject)
+    step = CapturedStep(compile=False, **parts)
+    kept = copy.deepcopy(subject.model.state_dict())
+    capture_on_the_cpu(monkeypatch, step)
+    step.prepare_graphs(subject.stream)
+    sizes = {key: graph.sizes for key, graph in step._graphs.items()}
+    assert sizes == {(1, 64): [64], (1, 44): [44], (STEPS, 64): [64] * STEPS}
+    equal(kept, subject.model.state_dict())
+    assert parts["tally"].take().count == 0
+    assert not any(moments.variance.any() for moments in parts["log"].take().values())
+
+
+def test_a_graph_with_another_loss_is_not_used(monkeypatch):
+    config, subject = subject_of(data=LEFT_OVER)
+    step = CapturedStep(compile=False, **parts_of(config, subject))
+    advance = step.advance
+    capture_on_the_cpu(monkeypatch, step)
+
+    def replay(graph):
+        advance(graph.sizes[0])
+        step.tally._sums[0].mul_(2)
+
+    monkeypatch.setattr(Graph, "replay", replay)
+    with pytest.raises(CannotCompile, match=r"a captured step's loss is 4\.\d+, not 2\.\d+"):
+        step.prepare_graphs(subject.stream)
 
 
 def test_the_compiled_step_agrees_within_rounding():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,7 +32,11 @@ class CapturedStep(CompiledStep):
             self.forward = self.model
         self._graphs: dict[tuple[int, int], Any] = {}
         self._stream: Stream | None = None
-        self._pool: Any = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
+        on_cuda = next(self.model.parameters()).is_cuda
+        self._pool: Any = torch.cuda.graph_pool_handle() if on_cuda else None
+        # Whatever runs before a capture runs on the stream of the capture: autograd and cuBLAS
+        # keep a stream where they first met a weight, and a graph must not wait for another one.
+        self._side: Any = torch.cuda.Stream() if on_cuda else None  # type: ignore[no-untyped-call]
 
     def epoch(
         self, stream: Stream, seed: int, rates: Sequence[float], skip: int = 0
@@ -63,9 +68,10 @@ class CapturedStep(CompiledStep):
         Raises:
             CannotCompile: the compiler's or CUDA's reason, or a loss far from the eager step's.
         """
-        images, labels = next(stream.epoch(0))
-        if self.forward != self.model:
-            self.prepare(images, labels)
+        with self._aside():
+            images, labels = next(stream.epoch(0))
+            if self.forward != self.model:
+                self.prepare(images, labels)
         self._place(stream, 0, [0.0] * stream.steps, 0)
         sizes = {min(stream.batch_size, len(stream.part)), len(stream.part) % stream.batch_size}
         for size in sorted(sizes - {0}, reverse=True):
@@ -80,7 +86,8 @@ class CapturedStep(CompiledStep):
         losses = []
         for work in (self._graphs[1, size].replay, lambda: self.advance(size)):
             self.tally.take()
-            work()
+            with self._aside():
+                work()
             losses.append(self.tally.take().loss)
             self._restore(before)
         if not abs(losses[0] - losses[1]) <= 0.25 * abs(losses[1]):
@@ -132,14 +139,11 @@ class CapturedStep(CompiledStep):
         """
         before = self._state()
         try:
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):  # one ordinary step fills caches and chooses kernels
+            with self._aside():  # one ordinary step fills caches and chooses kernels
                 self.advance(size)
-            torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             self.optimizer.zero_grad()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._side):
                 for _ in range(steps):
                     self.advance(size)
         except Exception as error:  # whatever CUDA raises, there is a step without it
@@ -147,6 +151,19 @@ class CapturedStep(CompiledStep):
         finally:
             self._restore(before)
         return graph
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """On the stream of the captures, behind and before what the present stream does."""
+        if self._side is None:
+            yield
+            return
+        self._side.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(self._side):
+                yield
+        finally:
+            torch.cuda.current_stream().wait_stream(self._side)
 
     def _state(self) -> list[tuple[Tensor, Tensor]]:
         """Every tensor that a step changes, with a copy."""
