@@ -159,7 +159,7 @@ def test_a_run_goes_on_with_the_threads_it_began_with(vshift, config, monkeypatc
     torch.set_num_threads(2)
     code, _, err = vshift(*words)
     assert code == 0
-    assert "with 1 threads, as it began" in err
+    assert "with 1 thread, as it began" in err
     assert "threads: 1" in Path("runs/small/seed-0/config.yaml").read_text()
 
 
