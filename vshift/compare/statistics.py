@@ -182,10 +182,10 @@ def seeds_needed(
     Takes the standard deviations for known. From three seeds they are known to a factor of two or
     three, so the number is a plan, not a promise.
     """
-    return _fewest(lambda n: power_of(difference, n, sd, other_sd, level) >= power)
+    return fewest(lambda n: power_of(difference, n, sd, other_sd, level) >= power)
 
 
-def _fewest(enough: Callable[[int], bool]) -> int | None:
+def fewest(enough: Callable[[int], bool]) -> int | None:
     """The smallest n from 2 on that is enough, if MOST_SEEDS are; more are never worse."""
     too_few, n = 1, 2
     while not enough(n):

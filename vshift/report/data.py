@@ -83,14 +83,12 @@ def collect(records: Sequence[RunRecord], baseline: str | None = None) -> Study:
         VShiftError: no config, or more than one, is called as the baseline says.
     """
     comparison = compare(records, baseline)
-    groups = make_groups(records, comparison)
-    used = [group for group in groups if group.runs]
     has_error = any(row["test_error_mean"] is not None for row in comparison.rows)
     score = "test_error" if has_error else "test_loss"
     if not has_error and any(row["test_loss_mean"] is not None for row in comparison.rows):
         comparison = compare(records, baseline, difference="test_loss")
-        groups = make_groups(records, comparison)
-        used = [group for group in groups if group.runs]
+    groups = make_groups(comparison)
+    used = [group for group in groups if group.runs]
     problems: list[str] = []
     rows = all_rows(used, problems)
     last = last_measured(rows)
