@@ -83,7 +83,7 @@ def test_one_seed_cannot_tell(tmp_path: Path) -> None:
 def test_where_the_shift_begins(study: Study) -> None:
     card, text = told(study)["begin"]
     assert card.answer == f"{LAYERS[1]} (layer 2 of 4) in arm-bn-0.5"
-    assert "ratio of 2.50: × 2.50 from the noise in front of it, × 1.00 inherited" in text
+    assert "ratio of 2.50: ×\xa02.50 from the noise in front of it, ×\xa01.00 inherited" in text
     assert f"<b>before_last_conv</b>: from {LAYERS[2]} on." in text
     assert "<b>no noise</b>: at no layer." in text
 
@@ -303,7 +303,7 @@ def test_without_a_baseline_it_says_why(tmp_path: Path) -> None:
     for name in ("a", "b"):
         make_run(tmp_path, name, config=config_of() | {"epochs": 3 + (name == "b")})
     text = told(collect(find_runs([tmp_path])))["loss"][1]
-    assert "Several configs have no noise: a and b. Name a baseline with --baseline." in text
+    assert "Several configs have no noise: a and b. Name a baseline with <code>--baseline" in text
     unfinished = tmp_path / "unfinished"
     make_run(unfinished, "clean", status="running", config=config_of())
     make_run(unfinished, "noisy", config=config_of(noise=dropout(0.5)))

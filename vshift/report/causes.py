@@ -11,7 +11,7 @@ from markupsafe import Markup
 from vshift.compare.text import fixed, visible
 from vshift.report.data import Study
 from vshift.report.effects import Effect, most_affected
-from vshift.report.groups import Group
+from vshift.report.groups import NO_NOISE, Group
 from vshift.report.prose import Card, bold, joined, listed, say
 from vshift.runs.reading import number
 from vshift.wording import counted
@@ -63,9 +63,10 @@ def _course(study: Study, group: Group, where: str) -> Markup:
     ratio, local, inherited = (number(rows[c][where]) for c in ("ratio", "local", "inherited"))
     text = say("In {}, the shift begins at {} with a ratio of {}", bold(group.label),
         bold(where), fixed(ratio, 2))  # fmt: skip
-    if local is not None and inherited is not None:
+    if group.noise.layout != NO_NOISE and local is not None and inherited is not None:
         text += say(
-            ": × {} from the noise in front of it, × {} inherited from the layers before",
+            ": ×\N{NO-BREAK SPACE}{} from the noise in front of it, "
+            "×\N{NO-BREAK SPACE}{} inherited from the layers before",
             fixed(local, 2),
             fixed(inherited, 2),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -156,7 +156,9 @@ def _strength(entry: Row) -> tuple[str, float | None]:
 
 
 def _drawn(groups: list[Group]) -> list[Group]:
-    """The groups with colours and shapes; what has no noise is grey."""
+    """The groups with colours and shapes; what has no noise is grey, if anything has noise."""
+    if all(group.noise.layout == NO_NOISE for group in groups):
+        return _apart(groups)
     layouts = [name for name, _ in Counter(g.noise.layout for g in groups if g.runs).most_common()]
     noisy = sorted((name for name in layouts if name != NO_NOISE), key=natural)
     hues = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(noisy)}
@@ -174,8 +176,20 @@ def _drawn(groups: list[Group]) -> list[Group]:
             colour = _shade(hues.get(layout, GREY), family.index(group), len(family))
         else:
             colour = GREY
-        fields = {**vars(group), "colour": colour, "shape": shapes.get(layout, "circle")}
-        result.append(Group(**fields))
+        result.append(replace(group, colour=colour, shape=shapes.get(layout, "circle")))
+    return result
+
+
+def _apart(groups: list[Group]) -> list[Group]:
+    """Every group with a hue and a shape; beyond as many as there are hues, in other pairs."""
+    places = iter(range(len(groups)))
+    result = []
+    for group in groups:
+        if group.runs and not group.is_baseline:
+            i = next(places)
+            shape = SHAPES[(i + i // len(PALETTE)) % len(SHAPES)]
+            group = replace(group, colour=PALETTE[i % len(PALETTE)], shape=shape)
+        result.append(group)
     return result
 
 

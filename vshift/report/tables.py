@@ -66,16 +66,17 @@ def configs_table(study: Study) -> Table:
     about = in_words(study)
     keys, configs = differing(study.groups)
     error = study.score == "test_error"
+    corrected = "p corrected for all rows by Holm; ~ is about how many seeds a config would tell"
     heads = [
         ("config", "name, without what all names begin with; point at one for its layout"),
         ("n", "seeds that are done"),
         ("test error %" if error else "test loss", "last epoch, mean ± sd over seeds"),
         ("difference", "to the baseline"),
         ("95 % CI", "of the difference, Welch"),
-        ("more than chance?", "Welch’s test at 5 %, p corrected for all rows by Holm"),
+        ("more than chance?", f"Welch’s test at 5 %, {corrected}"),
         ("given back", "by recalibration, the first method of the config; mean over seeds"),
         ("95 % CI", "of what was given back: paired t over seeds, each run before and after"),
-        ("more than chance?", "paired t test at 5 %, p corrected for all rows by Holm"),
+        ("more than chance?", f"paired t test at 5 %, {corrected}"),
         ("train acc % (eval)", "accuracy on training images in eval mode"),
         ("train acc % (train)", "the same images in train mode: noise on, batch statistics"),
         ("shift mean", "mean over BN layers of the shift ratio"),
@@ -139,8 +140,8 @@ def _chance(effect: Effect | Gain | None) -> Cell:
     if effect.real:
         return Cell(f"yes ({p_text(effect.p)})", effect.p)
     needed = effect.seeds_needed
-    seeds = "" if needed is None else f": about {needed:,} seeds"
-    return Cell(f"no ({p_text(effect.p)}){seeds}", effect.p)
+    seeds = "" if needed is None else f", ~{needed:,} seeds"
+    return Cell(f"no ({p_text(effect.p)}{seeds})", effect.p)
 
 
 def _without_empty(table: Table) -> Table:

@@ -28,8 +28,13 @@ def caption(study: Study) -> str:
         text += f" Differences to {base}, with Welch’s 95 % interval and test."
     if not study.recalibration.empty:
         text += " Given back by recalibration, with the paired t interval and test over seeds."
+    if base is not None or not study.recalibration.empty:
+        text += (
+            " Each p is corrected for all rows of its column (Holm); “~9 seeds”: about so many a "
+            "config would tell."
+        )
     return (
-        f"{text} Each p is corrected for all rows of its column (Holm). Shift max is the mean over "
+        f"{text} Shift max is the mean over "
         "seeds of each run’s largest ratio, at the layer where that is most often."
     )
 
