@@ -69,9 +69,9 @@ class Gain:
 
 def gains(study: Study) -> list[Gain]:
     """Each group's gain with the method that its config lists first (not the best one by test)."""
-    result = []
+    result, every = [], _scores(study)
     for group in study.used:
-        of = _scores(study, group)
+        of = every.get(group.label, {})
         methods = list(dict.fromkeys(method for _, method in of if method != "none"))
         first = next((run.summary.get("recalibration") for run in group.runs), None)
         first = visible(first) if isinstance(first, str) else None
@@ -89,17 +89,19 @@ def _test(gain: Gain) -> tuple[object, ...]:
 
 def every_method(study: Study, group: Group) -> list[Gain]:
     """A group's gain with each of the methods that were tried, in their order; no tests."""
-    of = _scores(study, group)
+    of = _scores(study).get(group.label, {})
     methods = dict.fromkeys(method for _, method in of if method != "none")
     found = (_gain(group, of, method) for method in methods)
     return [gain for gain in found if gain is not None]
 
 
-def _scores(study: Study, group: Group) -> dict[tuple[int, str], float]:
-    """(seed, method) → score; `none` is as trained."""
-    rows = study.recalibration[study.recalibration["group"] == group.label]
-    columns = rows[["seed", "method", "value"]].itertuples(index=False, name=None)
-    return {(seed, method): value for seed, method, value in columns}
+def _scores(study: Study) -> dict[str, dict[tuple[int, str], float]]:
+    """Group label → (seed, method) → score; `none` is as trained."""
+    columns = study.recalibration[["group", "seed", "method", "value"]]
+    found: dict[str, dict[tuple[int, str], float]] = {}
+    for label, seed, method, value in columns.itertuples(index=False, name=None):
+        found.setdefault(label, {})[seed, method] = value
+    return found
 
 
 def _gain(group: Group, of: dict[tuple[int, str], float], method: str) -> Gain | None:
