@@ -34,6 +34,7 @@ from vshift.device import choose_device, configure
 from vshift.errors import VShiftError
 from vshift.runs.folder import now
 from vshift.runs.state import git_commit
+from vshift.wording import counted
 
 
 def race_together(work: Work, repeats: int, budget: Budget) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def render(found: dict[str, Any]) -> str:
     commit = f", commit {found['git'][:10]}" if found["git"] else ""
     lines += [
         "",
-        f"{device['name']}, {device['threads']} thread{'' if device['threads'] == 1 else 's'}, "
+        f"{device['name']}, {counted(device['threads'], 'thread')}, "
         f"load {device['load'] or 0:.1f} before; {said}; {found['created'][:10]}"
         f"{commit}. Each timing is one epoch of "
         f"{found['steps']} steps of every seed, contenders in turn; median over n. The gain is "

@@ -91,7 +91,7 @@ def _run(chosen: Config, own_hash: str, seed: int) -> dict[str, Any]:
         "finished": "2026-01-01T00:01:00+00:00",
         "seconds": 60.0,
         "images_per_second": 1000.0 + seed,
-        "device": "cpu: x86_64, 1 threads",
+        "device": "cpu: x86_64, 1 thread",
         "data": chosen.data.name,
         "torch": "2.11.0",
         "vshift": "0.1.0",

@@ -136,7 +136,7 @@ def test_a_run_goes_on_with_the_threads_it_began_with(vshift, config, monkeypatc
     torch.set_num_threads(2)
     code, _, err = vshift(*words)
     assert code == 0
-    assert "with 1 threads, as it began" in err
+    assert "with 1 thread, as it began" in err
     assert "threads: 1" in Path("runs/small/seed-0/config.yaml").read_text()
 
 
@@ -159,7 +159,7 @@ def test_quiet_says_nothing(vshift, config):
 def test_dry_run_writes_nothing(vshift, config):
     code, out, _ = vshift("train", config, "--dry-run")
     assert code == 0
-    assert "small/seed-0: new, 1 epochs of shapes" in out
+    assert "small/seed-0: new, 1 epoch of shapes" in out
     assert not Path("runs").exists()
 
 

@@ -9,6 +9,7 @@ import torch
 
 from vshift.config.schema import Hardware
 from vshift.errors import ConfigError
+from vshift.wording import counted
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -37,7 +38,8 @@ def device_name(device: torch.device) -> str:
     """What run.json says of the device, for instance `cuda: NVIDIA H100 80GB HBM3`."""
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
-    return f"cpu: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    threads = counted(torch.get_num_threads(), "thread")
+    return f"cpu: {platform.processor() or platform.machine()}, {threads}"
 
 
 def configure(hardware: Hardware, device: torch.device) -> None:

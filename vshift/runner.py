@@ -16,6 +16,7 @@ from vshift.errors import Damaged, Interrupted, RunError, RunLost, Stopped, Trai
 from vshift.progress import Reporter
 from vshift.runs import RunFolder, look, number, prepare, run_path
 from vshift.train import build_for, train
+from vshift.wording import counted
 
 _NOTED = "stopping behind this step, with a checkpoint; Ctrl-C again stops at once"
 
@@ -128,7 +129,7 @@ def _same_threads(folder: RunFolder, reporter: Reporter) -> None:
     """Go on with the number of threads that the run began with: others round differently."""
     threads = folder.run.get("threads")
     if isinstance(threads, int) and 0 < threads < 4096 and threads != torch.get_num_threads():
-        reporter.say(f"{folder.path}: with {threads} threads, as it began")
+        reporter.say(f"{folder.path}: with {counted(threads, 'thread')}, as it began")
         torch.set_num_threads(threads)
 
 

@@ -39,6 +39,7 @@ from vshift.seeding import derive
 from vshift.shift.probe import TrainingLog, running_moments
 from vshift.signals import NEVER, Request
 from vshift.step import STEPS, Tally, make_optimizer, make_step, works_on
+from vshift.wording import counted
 
 Row = dict[str, Any]
 MOST_STEPS = 10**8  # of a run; each has its learning rate in a list
@@ -207,7 +208,7 @@ def build_for(config: Config, images: ImageSet, seed: int) -> nn.Module:
     steps = config.epochs * -(-len(images.train) // config.data.batch_size)
     if steps > MOST_STEPS:
         raise ConfigError(
-            f"epochs: {config.epochs:,} epochs are {steps:,} steps; at most {MOST_STEPS:,}"
+            f"epochs: {counted(config.epochs, 'epoch')} are {steps:,} steps; at most {MOST_STEPS:,}"
         )
     if len(images.train) % config.data.batch_size == 1 and isinstance(
         config.network, FullyConnected

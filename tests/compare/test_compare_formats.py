@@ -256,14 +256,14 @@ def test_the_statistics_columns(tmp_path: Path) -> None:
     assert cells["clear"]["95 % interval of difference"] == "+1.77 to +2.23"
     assert cells["clear"]["difference"].endswith(" *")
     assert not cells["close"]["difference"].endswith("*")
-    assert cells["close"]["more than chance"] == "needs 17 seeds (p=0.288)"
+    assert cells["close"]["more than chance"] == "needs 21 seeds (p=0.288)"
     assert cells["single"]["more than chance"] == "one seed"
     assert cells["base"]["more than chance"] == "–"
     assert cells["base"]["difference"] == "baseline"
     assert "with Holm over 2 differences" in comparison.caption
     rows = {row["name"]: row for row in comparison.rows}
-    assert rows["close"]["verdict"] == "cannot tell: needs about 17 seeds to see 0.1 points"
-    assert rows["close"]["seeds_needed"] == 17
+    assert rows["close"]["verdict"] == "cannot tell: needs about 21 seeds to see 0.1 points"
+    assert rows["close"]["seeds_needed"] == 21
     assert rows["single"]["verdict"] == "one seed cannot tell; take 3 or more"
 
 

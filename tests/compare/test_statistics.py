@@ -15,8 +15,10 @@ from vshift.compare.statistics import (
     describe,
     detectable,
     holm,
+    holm_once,
     power_of,
     seeds_needed,
+    seeds_to_tell,
     verdict,
     welch,
 )
@@ -180,3 +182,30 @@ def test_verdicts_in_words() -> None:
     assert seeds_needed(0.6, 0.142, level=0.05 / 20) == 5
     same = welch(Sample(3, 8.5, 0.0), Sample(3, 8.0, 0.0))
     assert verdict(same) == "no spread between seeds to test against"
+
+
+def test_rows_of_one_test_count_once_with_the_larger_p() -> None:
+    assert holm_once([0.01, 0.02, None, 0.04], ["a", "a", "b", "c"]) == (
+        pytest.approx([0.04, 0.04, None, 0.04]), 2,
+    )  # fmt: skip
+    assert holm_once([0.01, 0.04], ["a", "b"])[0] == holm([0.01, 0.04])
+    assert holm_once([], []) == ([], 0)
+
+
+def test_seeds_are_those_that_the_corrected_test_takes() -> None:
+    found = welch(Sample(3, 8.2, 0.142), Sample(3, 8.0, 0.142))
+    assert seeds_to_tell(found) == seeds_needed(0.2, 0.142) == 9
+    assert seeds_to_tell(found, 8) == seeds_needed(0.2, 0.142, level=0.05 / 8)
+    assert seeds_needed(0.2, 0.142, level=0.05 / 8) > 9  # type: ignore[operator]
+
+
+def test_seeds_to_tell_are_more_than_either_arm_has() -> None:
+    """Two seeds did not see it and three would, but the other arm has seven already."""
+    found = welch(Sample(2, 9.0, 0.2), Sample(7, 8.0, 0.2))
+    assert seeds_needed(found.value, 0.2, 0.2) == 3
+    assert seeds_to_tell(found) == 8
+    for n in (2, 3, 4, 6):
+        for size in (0.1, 0.5, 1.0, 2.0):
+            needed = seeds_to_tell(welch(Sample(n, size, 0.4), Sample(3, 0.0, 0.3)), 5)
+            assert needed is not None
+            assert needed > max(n, 3)

@@ -78,6 +78,14 @@ def test_more_configs_than_hues_share_a_hue_by_layout_in_shades(tmp_path: Path) 
     assert reds == sorted(reds, reverse=True)  # stronger is darker
 
 
+def test_where_nothing_has_noise_configs_are_told_apart_too(tmp_path: Path) -> None:
+    for i in range(8):
+        make_run(tmp_path, f"a-{i}", config=config_of() | {"epochs": 3 + i})
+    groups = collect(find_runs([tmp_path]), "a-3").used
+    assert len({(g.colour, g.shape) for g in groups}) == 8
+    assert [g.label for g in groups if g.colour == "#8a8a8a"] == ["a-3"]
+
+
 def test_means_over_seeds_by_depth(tmp_path: Path) -> None:
     for seed, ratio in enumerate((1.5, 1.7)):
         layer = {"epoch": 2, "index": 1, "layer": "l", "noise_before": True, "shift_ratio": ratio,

@@ -8,13 +8,15 @@ import pytest
 from scipy import stats
 
 from tests.factory import config_of, dropout, make_run, summary_of
-from tests.report.study import EVIL
+from tests.report.study import EVIL, LAYERS
+from vshift.compare.statistics import holm
 from vshift.report import words
 from vshift.report.data import Study, collect
 from vshift.report.effects import against_baseline, between_layouts
 from vshift.report.gains import gains
 from vshift.report.prose import Card, joined, listed, say
 from vshift.report.story import cards
+from vshift.report.tables import configs_table, runs_table
 from vshift.runs import find_runs
 
 BASE, LAST_BN = [10.0, 10.6, 9.5], [40.0, 40.6, 39.5]
@@ -39,11 +41,13 @@ def test_differences_are_welchs(study: Study) -> None:
 
 def test_which_layout_loses_and_how_much(study: Study) -> None:
     card, text = told(study)["loss"]
-    assert card.answer == "before_last_bn: +30.00 points"
-    assert "<b>arm-bn-0.5</b> loses most" in text
+    assert card.answer == "before_last_bn: +1.97 to +30.00 points over rates 0.1 to 0.5"
+    assert "<b>arm-bn-0.5</b> (rate 0.5) loses most" in text
     assert "40.03 % against 10.03 %; 95 % CI +28.75 to +31.25" in text
     assert "<b>before_last_bn</b> +1.97 to +30.00" in text
-    assert "<b>before_last_bn</b> costs more than <b>before_last_conv</b>: +26.00 at 0.5*" in text
+    assert (
+        "<b>before_last_bn</b> costs more than <b>before_last_conv</b>: +26.00 at rate 0.5*" in text
+    )
 
 
 def test_layouts_are_compared_at_the_same_variance_only(study: Study) -> None:
@@ -65,7 +69,7 @@ def test_a_difference_that_chance_could_make_names_the_seeds_it_takes(tmp_path: 
             make_run(tmp_path, name, seed, 100 - error, config=config_of(name, noise))
     card, text = told(collect(find_runs([tmp_path])))["chance"]
     assert card.answer == "0 of 1 are"
-    assert "<b>b</b> +0.75 (about 24 seeds a side would tell)" in text
+    assert "<b>b</b> +0.75 (p = 0.504; about 24 seeds a config would tell)" in text
 
 
 def test_one_seed_cannot_tell(tmp_path: Path) -> None:
@@ -78,9 +82,9 @@ def test_one_seed_cannot_tell(tmp_path: Path) -> None:
 
 def test_where_the_shift_begins(study: Study) -> None:
     card, text = told(study)["begin"]
-    assert card.answer == "s1.b1.bn2, layer 2 of 4"
-    assert "ratio 2.50: 2.50 from the noise in front of it, 1.00 inherited" in text
-    assert "<b>before_last_conv</b>: from s2.b1.bn1 on." in text
+    assert card.answer == f"{LAYERS[1]} (layer 2 of 4) in arm-bn-0.5"
+    assert "ratio of 2.50: ×\xa02.50 from the noise in front of it, ×\xa01.00 inherited" in text
+    assert f"<b>before_last_conv</b>: from {LAYERS[2]} on." in text
     assert "<b>no noise</b>: at no layer." in text
 
 
@@ -92,14 +96,16 @@ def test_a_noisy_ratio_is_no_beginning(tmp_path: Path) -> None:
     ]
     make_run(tmp_path, "a", layers=rows, config=config_of("a", dropout(0.5)))
     card, _ = told(collect(find_runs([tmp_path])))["begin"]
-    assert card.answer == "l1, layer 2 of 2"
+    assert card.answer == "l1 (layer 2 of 2) in a"
 
 
 def test_whether_the_prediction_held(study: Study) -> None:
     card, text = told(study)["prediction"]
     assert card.answer == "Yes: 100 % within 3 s.e."
-    assert "<b>10</b> of 10 layers" in text
-    assert "leave 94 % there (errors from 4 batches)" in text  # P(|t| < 3) with 3 degrees
+    assert "checked 10 times: once for each layer that has noise in front of it, in each" in text
+    assert "In <b>10</b> of 10 the measured ratio" in text
+    # P(|t| < 3) with 3 degrees
+    assert "only about 94 % there, as each standard error is itself an estimate, from 4 b" in text
 
 
 def test_a_prediction_that_is_off_is_said_to_be(tmp_path: Path) -> None:
@@ -117,12 +123,19 @@ def test_a_prediction_that_is_off_is_said_to_be(tmp_path: Path) -> None:
 
 def test_what_recalibration_gave_back(study: Study) -> None:
     card, text = told(study)["recalibration"]
-    assert card.answer == "20.02 of 30.00 points"
+    assert card.answer == "20.02 of 30.00 points in arm-bn-0.5"
     assert "There by method: precise +20.02 and swap −1.00." in text
     gained = {gain.group.label: gain for gain in gains(study)}
     paired = stats.ttest_rel(LAST_BN, [error / 2 for error in LAST_BN])
-    assert gained["arm-bn-0.5"].p == pytest.approx(paired.pvalue)
-    assert "More than chance" in text
+    interval = paired.confidence_interval()
+    gain = gained["arm-bn-0.5"]
+    assert gain.found.p_value == pytest.approx(paired.pvalue)
+    assert (gain.found.low, gain.found.high) == pytest.approx((interval.low, interval.high))
+    p_values = [g.found.p_value for g in gained.values()]
+    assert gain.p == dict(zip(gained, holm(p_values), strict=True))["arm-bn-0.5"]
+    assert gain.tests == 4  # the evil arm has one seed
+    assert "(95 % CI +19.33 to +20.70). That is more than chance (p &lt; 0.001)." in text
+    assert "More than chance, the other configs:" in text
 
 
 def test_nothing_measured_says_which_key_would(tmp_path: Path) -> None:
@@ -180,5 +193,130 @@ def test_a_loss_without_classes_is_told_as_one(tmp_path: Path) -> None:
             summary = {**summary_of(), "test_accuracy": None, "test_error": None, "test_loss": loss}
             make_run(tmp_path, name, seed, summary=summary, config=config_of(name, noise))
     card, text = told(collect(find_runs([tmp_path])))["loss"]
-    assert card.answer == "before_last_bn: +0.2100"
+    assert card.answer == "before_last_bn at rate 0.5: +0.2100"
     assert "of test loss more than" in text
+
+
+def twice(folder: Path) -> Study:
+    """A baseline, an arm at two rates, and one of them again under another name."""
+    arms = {
+        "none": (None, (10.0, 10.6, 9.5)),
+        "low": (dropout(0.3), (20.0, 20.5, 19.9)),
+        "high": (dropout(0.5), (40.0, 40.6, 39.5)),
+        "high-again": (dropout(0.5), (40.0, 40.6, 39.5)),
+    }
+    rows = [
+        {"epoch": 3, "index": 0, "layer": "l", "shift_ratio": 1.5, "noise_before": True,
+         "local_ratio": 1.5, "local_ratio_se": 0.01, "predicted_ratio": 1.5,
+         "predicted_ratio_se": 0.01, "predicted_exact": True}
+    ]  # fmt: skip
+    for name, (noise, errors) in arms.items():
+        for seed, error in enumerate(errors):
+            config = config_of(noise=noise)
+            make_run(folder, name, seed, 100 - error, config=config, layers=rows if noise else [])
+    return collect(find_runs([folder]))
+
+
+def test_one_training_under_two_names_counts_once(tmp_path: Path) -> None:
+    study = twice(tmp_path)
+    effects = {e.group.label: e for e in against_baseline(study)}
+    assert effects["high"].tests == 2
+    assert effects["high"].p == effects["high-again"].p
+    found = told(study)
+    assert found["chance"][0].answer == "2 of 2 are"
+    assert "high and high-again are the same trainings and count once." in found["chance"][1]
+    assert "checked 6 times" in found["prediction"][1]  # not 9
+
+
+def test_the_headline_says_which_rate_or_the_range_of_all(tmp_path: Path) -> None:
+    card, text = told(twice(tmp_path))["loss"]
+    assert card.answer == "before_last_bn: +10.10 to +30.00 points over 3 configs"
+    assert "(rate 0.5) loses most" in text
+
+
+def test_the_largest_ratio_is_the_tables(tmp_path: Path) -> None:
+    """Two seeds whose largest ratios lie in different layers: 3 and 4, and 3.5 is their mean."""
+    for seed, ratios in enumerate(((3.0, 1.0), (2.8, 4.0))):
+        rows = [
+            {"epoch": 3, "index": i, "layer": f"l{i}", "shift_ratio": ratio, "shift_ratio_se": 0.01}
+            for i, ratio in enumerate(ratios)
+        ]
+        summary = summary_of(shift_ratio_max=max(ratios), shift_ratio_max_layer=f"l{seed}")
+        config = config_of(noise=dropout(0.5))
+        make_run(tmp_path, "a", seed, config=config, layers=rows, summary=summary)
+    study = collect(find_runs([tmp_path]))
+    card, text = told(study)["begin"]
+    assert card.answer == "l0 (layer 1 of 2) in a"
+    assert (
+        "Its largest ratio is 3.50 (the mean over seeds of each run’s largest), most often at "
+        "<b>l0</b>." in text
+    )
+    table = configs_table(study)
+    cells = {
+        head: cell.text for (head, _), cell in zip(table.heads, table.lines[0].cells, strict=True)
+    }
+    assert (cells["shift max"], cells["at"]) == ("3.500", "l0")
+    assert study.comparison.rows[0]["shift_ratio_max"] == 3.5
+    assert "mean over seeds of each run’s largest ratio" in words.caption(study)
+
+
+def test_runs_of_one_config_with_two_hashes_stand_together_everywhere(tmp_path: Path) -> None:
+    config = config_of(noise=dropout(0.5))
+    for seed in range(3):
+        by = {"config_hash": "of-an-older-one"} if seed == 2 else {}
+        make_run(tmp_path, "a", seed, 80.0 + seed, config=config, run=by)
+    study = collect(find_runs([tmp_path]))
+    (group,) = study.groups
+    assert group.row["n"] == 3
+    assert [run.seed for run in group.runs] == [0, 1, 2]
+    lines = runs_table(study).lines
+    assert [line.cells[2].text for line in lines] == ["done"] * 3
+    assert len(study.runs) == 3
+
+
+def test_no_number_of_seeds_that_are_there_already(tmp_path: Path) -> None:
+    for name, noise, errors in (
+        ("none", None, (10.0, 12.0, 11.0)),
+        ("a", dropout(0.3), (14.0, 17.5)),
+        ("b", dropout(0.5), (11.5, 13.0, 12.5)),
+    ):
+        for seed, error in enumerate(errors):
+            make_run(tmp_path, name, seed, 100 - error, config=config_of(name, noise))
+    study = collect(find_runs([tmp_path]))
+    for effect in against_baseline(study):
+        assert not effect.real
+        assert effect.seeds_needed is not None
+        assert effect.seeds_needed > 3
+
+
+def test_what_recalibration_gave_back_has_a_verdict_in_the_table(study: Study) -> None:
+    table = configs_table(study)
+    heads = [head for head, _ in table.heads]
+    at = heads.index("given back")
+    assert heads[at : at + 3] == ["given back", "95 % CI", "more than chance?"]
+    texts = {line.cells[0].text: [c.text for c in line.cells[at : at + 3]] for line in table.lines}
+    assert texts["arm-bn-0.5"] == ["+20.02", "+19.33 to +20.70", "yes (p < 0.001)"]
+    assert texts[EVIL] == ["+6.00", "–", "one seed"]
+
+
+def test_without_a_baseline_it_says_why(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_run(tmp_path, name, config=config_of() | {"epochs": 3 + (name == "b")})
+    text = told(collect(find_runs([tmp_path])))["loss"][1]
+    assert "Several configs have no noise: a and b. Name a baseline with <code>--baseline" in text
+    unfinished = tmp_path / "unfinished"
+    make_run(unfinished, "clean", status="running", config=config_of())
+    make_run(unfinished, "noisy", config=config_of(noise=dropout(0.5)))
+    text = told(collect(find_runs([unfinished])))["loss"][1]
+    assert "Without noise is clean, and none of its runs is done." in text
+    assert "lowest" not in text
+
+
+def test_layouts_are_tested_against_each_other_where_there_is_no_baseline(tmp_path: Path) -> None:
+    for position, errors in (("bn", (20.0, 20.5, 19.8)), ("conv", (12.0, 12.6, 12.1))):
+        noise = {**dropout(0.5), "position": f"before_last_{position}"}
+        for seed, error in enumerate(errors):
+            make_run(tmp_path, position, seed, 100 - error, config=config_of(noise=noise))
+    card, text = told(collect(find_runs([tmp_path])))["chance"]
+    assert card.answer == "1 of 1 are"
+    assert "<b>bn</b> against conv +7.87 (95 % CI" in text

@@ -6,6 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from vshift.errors import printable
+from vshift.wording import counted
 
 if TYPE_CHECKING:
     from vshift.auditing.result import Audit
@@ -45,7 +46,7 @@ def _count(audit: Audit) -> str:
     if not audit.findings:
         return "No findings."
     count = len(audit.findings)
-    return f"{count} finding{'s' if count > 1 else ''}, the most harmful first"
+    return f"{counted(count, 'finding')}, the most harmful first"
 
 
 def _scores(audit: Audit) -> list[list[str]]:

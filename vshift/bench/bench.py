@@ -41,6 +41,7 @@ from vshift.networks.summary import trace
 from vshift.progress import Reporter
 from vshift.runs.folder import now
 from vshift.runs.state import git_commit
+from vshift.wording import counted
 
 STEPS = {"cpu": 15, "cuda": 200}
 CHANNELS = 3
@@ -120,7 +121,8 @@ def bench(plan: Plan, reporter: Reporter, save: Callable[[Results], None]) -> Re
     info = environment.describe_device(device, measure_peaks(device, plan.scale), load)
     steps = plan.steps or STEPS[device.type]
     setting = _Setting(plan, device, info, steps, Forecast(), reporter)
-    reporter.say(f"{info.name}, {info.threads} threads: {len(plan.cases)} cases")
+    threads, cases = counted(info.threads, "thread"), counted(len(plan.cases), "case")
+    reporter.say(f"{info.name}, {threads}: {cases}")
     if info.load is not None and info.load > BUSY:
         reporter.say(
             f"other programs kept {info.load:.1f} cores busy in the last minute: timings on a busy "

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from vshift.bench.results import CaseResult, Contender, Results
+from vshift.wording import counted
 
 NONE = "–"
 Cell = Callable[[CaseResult, Contender], str]
@@ -125,7 +126,7 @@ def _device(results: Results) -> str:
     device = results.device
     if device.kind == "cuda":
         return device.name
-    return f"{device.name}, {device.threads} thread{'' if device.threads == 1 else 's'}"
+    return f"{device.name}, {counted(device.threads, 'thread')}"
 
 
 def _caption(results: Results) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from vshift.cli.options import ConfigPath, Sets
 from vshift.errors import ConfigError, printable, visible
+from vshift.wording import counted
 
 
 def inspect(
@@ -49,7 +50,7 @@ def check(
             problems += error.problems
             continue
         runs = sum(len(point.config.seeds) for point in points)
-        typer.echo(f"{visible(str(path))}: ok, {runs} run{'s' if runs != 1 else ''}")
+        typer.echo(f"{visible(str(path))}: ok, {counted(runs, 'run')}")
         roots = dict.fromkeys(getattr(point.config.data, "root", None) for point in points)
         for root in roots:
             # Not an error: the runs may be meant for another machine.

@@ -17,6 +17,7 @@ from vshift.cli.options import (
     Sets,
     changes_of,
 )
+from vshift.wording import counted
 
 
 def train(
@@ -50,4 +51,4 @@ def _say_plan(config: Any, runs_dir: Path, fresh: bool) -> None:
     for seed in config.seeds:
         path = run_path(runs_dir, config.name, seed)
         action = "new" if fresh else look(RunFolder(path), config)
-        typer.echo(f"{path}: {action}, {config.epochs} epochs of {config.data.name}")
+        typer.echo(f"{path}: {action}, {counted(config.epochs, 'epoch')} of {config.data.name}")

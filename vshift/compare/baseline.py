@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from itertools import compress
 from typing import Any
 
-from vshift.compare.fields import Row, shown
+from vshift.compare.fields import Row, heard, shown
 from vshift.compare.groups import Group, differing, unstudied
-from vshift.compare.statistics import Difference, describe, holm, seeds_to_tell, verdict, welch
-from vshift.compare.text import visible
+from vshift.compare.statistics import (
+    Difference,
+    describe,
+    holm_once,
+    seeds_to_tell,
+    verdict,
+    welch,
+)
+from vshift.compare.text import joined, visible
 from vshift.errors import VShiftError, did_you_mean
-from vshift.runs.reading import RunRecord, number
+from vshift.runs.reading import RunRecord
 
 _LISTED = 4  # keys in a note
+SAME = "the baseline's own training, under another name"  # a verdict
 
 
 def choose(groups: Sequence[Group], name: str | None, notes: list[str]) -> tuple[Group | None, str]:
@@ -25,8 +34,9 @@ def choose(groups: Sequence[Group], name: str | None, notes: list[str]) -> tuple
     if name is not None:
         return _named(groups, name), ""
     clean = [group for group in groups if group.used and _no_noise(group.config)]
-    if len(groups) > 1 and len(clean) == 1:
-        return clean[0], ", the only config without noise"
+    trainings = {frozenset(training for training, _ in group.observed) for group in clean}
+    if len(groups) > 1 and len(trainings) == 1:  # of one training under several names, the most
+        return max(clean, key=lambda group: len(group.used)), ", the only config without noise"
     if len(clean) > 1:
         labels = ", ".join(group.label for group in clean)
         notes.append(
@@ -61,23 +71,20 @@ def _no_noise(config: Row) -> bool:
     network = config.get("network")
     if not isinstance(network, dict):
         return False
-    noise = network.get("noise") or []
-    entries = noise if isinstance(noise, list) else [noise]
-    return all(isinstance(entry, dict) and is_silent(entry) for entry in entries)
-
-
-def is_silent(noise: Row) -> bool:
-    """Whether an entry of `network.noise` has strength 0."""
-    strengths = [noise[key] for key in ("rate", "sigma", "beta") if noise.get(key) is not None]
-    return bool(strengths) and all(number(value) == 0 for value in strengths)
+    noise = network.get("noise")
+    return isinstance(noise, dict | list | None) and not heard(noise)
 
 
 def subtract(
     rows: list[Row], groups: Sequence[Group], baseline: Group, key: str, notes: list[str]
-) -> None:
+) -> int:
     """Fill in every row's difference to the baseline of a metric, with interval, p and verdict.
 
-    A row on other images or of another length gets none, and a note that says why.
+    A row on other images or of another length gets none, and a note that says why. Rows of the
+    same trainings are one test, and a row of the baseline's own trainings is none.
+
+    Returns:
+        How many tests Holm's correction is over.
     """
     budget = _budget(baseline)
     found: list[Difference | None] = []
@@ -90,10 +97,12 @@ def subtract(
             notes.append(f"no difference for {group.label}: not the baseline's {what}")
         is_other = group is not baseline and not others
         found.append(_difference(group, baseline, key) if is_other else None)
-    adjusted = holm([each.p_value if each else None for each in found])
-    tests = sum(p_value is not None for p_value in adjusted)
-    for row, difference, p_value in zip(rows, found, adjusted, strict=True):
+    same = [observed_of(group, key) for group in groups]
+    p_values = [each.p_value if each else None for each in found]
+    adjusted, tests = holm_once(p_values, same)
+    for row, group, difference, p_value in zip(rows, groups, found, adjusted, strict=True):
         if difference is not None:
+            is_same = _overlap(group, baseline, key)
             row |= {
                 "difference": difference.value,
                 "difference_se": difference.standard_error,
@@ -102,13 +111,51 @@ def subtract(
                 "p_value": difference.p_value,
                 "p_adjusted": p_value,
                 "seeds_needed": seeds_to_tell(difference, tests),
-                "verdict": verdict(difference, p_value, tests, unit_of(key)),
+                "verdict": SAME if is_same else verdict(difference, p_value, tests, unit_of(key)),
             }
+    compared = [row["difference"] is not None for row in rows]
+    notes += _the_same(list(compress(groups, compared)), list(compress(same, compared)))
+    return tests
+
+
+# Metrics that only the training decides; others depend on what was measured after it, too.
+_OF_TRAINING = {
+    f"{part}_{what}"
+    for part in ("test", "validation", "train")
+    for what in ("error", "accuracy", "loss")
+}
+
+
+def observed_of(group: Group, key: str) -> Hashable:
+    """What two groups share if a metric of theirs is of the same trainings, else its own."""
+    return group.observed if group.observed and key in _OF_TRAINING else id(group)
+
+
+def _overlap(group: Group, baseline: Group, key: str) -> bool:
+    """Whether some of the one's trainings are the other's: no two samples, so nothing to test."""
+    return key in _OF_TRAINING and bool(group.observed & baseline.observed)
+
+
+def _the_same(groups: Sequence[Group], same: Sequence[Hashable]) -> list[str]:
+    """A note for each training that has several rows."""
+    labels: dict[Hashable, list[str]] = {}
+    for group, test in zip(groups, same, strict=True):
+        labels.setdefault(test, []).append(group.label)
+    return [
+        f"{joined(names)} are the same training with the same seeds under {len(names)} names; "
+        "they count once"
+        for names in labels.values()
+        if len(names) > 1
+    ]
 
 
 def _difference(group: Group, baseline: Group, key: str) -> Difference | None:
     one, other = describe(group.numbers(key)), describe(baseline.numbers(key))
-    return welch(one, other) if one and other else None
+    if one is None or other is None:
+        return None
+    if _overlap(group, baseline, key):
+        return Difference(one.mean - other.mean, None, None, None, None, None, (one, other))
+    return welch(one, other)
 
 
 def unit_of(key: str) -> str:

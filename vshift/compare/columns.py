@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from vshift.compare.baseline import SAME
 from vshift.compare.fields import Row, shown
 from vshift.compare.groups import short_heads
 from vshift.compare.sheet import Column, Sheet
@@ -135,6 +136,8 @@ def is_clear(row: Row) -> bool:
 def _chance(row: Row) -> str:
     """The verdict in three words; p is adjusted for the table."""
     p_value = row["p_adjusted"]
+    if row["verdict"] == SAME:
+        return "same training"
     if p_value is None:
         return ONE_SEED if row["verdict"] and row["difference_se"] is None else NONE
     p_text = "p<0.001" if p_value < 0.001 else f"p={p_value:.3f}"

@@ -64,7 +64,10 @@ class Fields:
         return self._configs[key]
 
     def training(self, run: RunRecord) -> str:
-        """A text that two runs share if they trained the same, whatever was measured afterwards."""
+        """A text that two runs share if they trained the same, whatever was measured afterwards.
+
+        Noise of strength 0 at a position is no noise, at whichever position.
+        """
         key = run.config_hash or str(run.path)
         if key not in self._trainings:
             self._trainings[key] = _training(self.config(run)) or key
@@ -172,10 +175,24 @@ def _training(config: Row) -> str:
     if not config:
         return ""
     values = {key: value for key, value in config.items() if key not in _AFTERWARDS}
+    network = values.get("network")
+    if isinstance(network, Mapping) and not network.get("block"):
+        values["network"] = {**network, "noise": heard(network.get("noise")) or None}
     hardware = values.get("hardware")
     if isinstance(hardware, Mapping):
         values["hardware"] = {k: v for k, v in hardware.items() if k not in ONE_RESULT}
     return json.dumps(values, sort_keys=True)
+
+
+def heard(noise: Any) -> list[Row]:
+    """The entries of `network.noise` whose strength is not 0."""
+    entries = noise if isinstance(noise, list) else [noise]
+    return [entry for entry in entries if isinstance(entry, dict) and not _is_silent(entry)]
+
+
+def _is_silent(noise: Row) -> bool:
+    strengths = [noise[key] for key in ("rate", "sigma", "beta") if noise.get(key) is not None]
+    return bool(strengths) and all(number(value) == 0 for value in strengths)
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

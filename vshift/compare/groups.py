@@ -24,8 +24,9 @@ class Group:
         config_hash: None where the runs have several, or none that can be read.
         label: the name, with the hash where several configs have it.
         key: the values of `--by`; () where a row is a config.
-        used: whose numbers count; left_out: how many others there are.
+        used: whose numbers count; others: the rest.
         config: the first run's, complete; {} where none can be read.
+        observed: (training, seed) of the used runs. Rows that share it rest on the same trainings.
     """
 
     name: str
@@ -33,8 +34,9 @@ class Group:
     label: str
     key: tuple[Any, ...]
     used: list[RunRecord]
-    left_out: int
+    others: list[RunRecord]
     config: Row
+    observed: frozenset[tuple[str, int]] = frozenset()
 
     def numbers(self, key: str) -> list[float]:
         """The runs' values of a metric, without those that are none."""
@@ -71,8 +73,8 @@ def by_config(fields: Fields, notes: list[str]) -> list[Group]:
     for name, own in keys:
         label = f"{name} ({(own or 'no hash')[:8]})" if names[name] > 1 else name
         runs = members[name, own]
-        used, left_out = _sort_out(fields, runs, name, notes)
-        groups.append(Group(name, own, label, (), used, left_out, _config(fields, used or runs)))
+        used, others = _sort_out(fields, runs, name, notes)
+        groups.append(_made(fields, name, own, label, (), used, others))
     for name in (name for name, count in names.items() if count > 1):
         labels = ", ".join(group.label for group in groups if group.name == name)
         notes.append(f"{name} is the name of different configs, each with its own row: {labels}")
@@ -136,7 +138,7 @@ def by_values(fields: Fields, keys: Sequence[str], notes: list[str]) -> list[Gro
         why = f"its config.yaml does not say {of_config[0]}"
         notes += [_left_out(run, run.name, _why_not(run) or why) for run in unreadable]
         nothing = ("unknown",) * len(keys)
-        groups.append(Group("unknown", None, "unknown", nothing, [], len(unreadable), {}))
+        groups.append(Group("unknown", None, "unknown", nothing, [], unreadable, {}))
     return groups
 
 
@@ -157,13 +159,27 @@ def _group_of(
     keys: Sequence[str],
     notes: list[str],
 ) -> Group:
-    used, left_out = _sort_out(fields, runs, None, notes)
+    used, others = _sort_out(fields, runs, None, notes)
     hashes = {run.config_hash for run in runs}
     mixed = _mixed(fields, used, keys)
     if mixed:
         notes.append(f"{name} puts runs together that differ in {_with_values(mixed)}")
     (own,) = hashes if len(hashes) == 1 else (None,)
-    return Group(name, own, name, values, used, left_out, _config(fields, used or runs))
+    return _made(fields, name, own, name, values, used, others)
+
+
+def _made(
+    fields: Fields,
+    name: str,
+    config_hash: str | None,
+    label: str,
+    key: tuple[Any, ...],
+    used: list[RunRecord],
+    others: list[RunRecord],
+) -> Group:
+    config = next(filter(None, map(fields.config, used or others)), {})
+    observed = frozenset((fields.training(run), run.seed) for run in used)
+    return Group(name, config_hash, label, key, used, others, config, observed)
 
 
 def _mixed(fields: Fields, runs: list[RunRecord], keys: Sequence[str]) -> dict[str, list[Any]]:
@@ -206,31 +222,30 @@ def unstudied(found: Iterable[str], studied: Sequence[str]) -> list[str]:
     ]
 
 
-def _config(fields: Fields, runs: Sequence[RunRecord]) -> Row:
-    return next(filter(None, map(fields.config, runs)), {})
-
-
 def _sort_out(
     fields: Fields, runs: Sequence[RunRecord], name: str | None, notes: list[str]
-) -> tuple[list[RunRecord], int]:
-    """The runs that count, and how many do not; a note for each of those.
+) -> tuple[list[RunRecord], list[RunRecord]]:
+    """The runs that count, and those that do not; a note for each of the latter.
 
     The same training with the same seed is one observation, however often it was done: counted
     twice, it would make chance look like a finding. The runs of one name are one config anyway.
     """
     used: dict[tuple[str, int], RunRecord] = {}
     twice: list[tuple[RunRecord, RunRecord]] = []
+    others: list[RunRecord] = []
     for run in runs:
         why = _why_not(run)
         own = ("" if name else fields.training(run), run.seed)
+        if why is None and own not in used:
+            used[own] = run
+            continue
+        others.append(run)
         if why is not None:
             notes.append(_left_out(run, name or run.name, why))
-        elif own in used:
-            twice.append((run, used[own]))
         else:
-            used[own] = run
+            twice.append((run, used[own]))
     notes += same_twice(twice)
-    return list(used.values()), len(runs) - len(used)
+    return list(used.values()), others
 
 
 def same_twice(pairs: Iterable[tuple[RunRecord, RunRecord]]) -> list[str]:

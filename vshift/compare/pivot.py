@@ -12,6 +12,7 @@ from vshift.compare.sheet import Column, Sheet
 from vshift.compare.table import Comparison, compare
 from vshift.compare.text import NONE, visible, with_spread
 from vshift.errors import VShiftError
+from vshift.wording import counted
 
 DIFFERENCE = "difference"
 
@@ -117,12 +118,11 @@ def _record(row: Row, by: Sequence[str], value: str) -> Row:
 def _caption(table: Comparison, value: str, columns: Sequence[str], counts: set[int]) -> str:
     across = ", ".join(columns)
     if value == DIFFERENCE:
-        tests = sum(row["p_value"] is not None for row in table.rows)
         return (
             f"Difference of the test error to {table.baseline} across {across}, in points ± "
-            f"standard error; *: more than chance (Welch's test at 5 %, Holm over {tests})."
+            f"standard error; *: more than chance (Welch's test at 5 %, Holm over {table.tests})."
         )
     n = f"n = {counts.copy().pop()} runs" if len(counts) == 1 else "n runs"
     text = f"{value} across {across}: mean ± sample standard deviation over {n}."
     left_out = sum(row["left_out"] for row in table.rows)
-    return text + (f" Left out: {left_out} run{'s' * (left_out != 1)}." if left_out else "")
+    return text + (f" Left out: {counted(left_out, 'run')}." if left_out else "")

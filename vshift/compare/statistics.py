@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95  # of intervals
@@ -124,6 +124,23 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
+def holm_once(
+    p_values: Sequence[float | None], tests: Sequence[Hashable]
+) -> tuple[list[float | None], int]:
+    """`holm` where some rows are one test, by their keys in `tests`; and how many tests there are.
+
+    Such rows rest on the same observations. They count once, with the largest of their p values
+    (they differ at most by rounding), and share the adjusted one.
+    """
+    largest: dict[Hashable, float] = {}
+    for p, test in zip(p_values, tests, strict=True):
+        if p is not None:
+            largest[test] = max(p, largest.get(test, 0.0))
+    adjusted = dict(zip(largest, holm(list(largest.values())), strict=True))
+    found = [None if p is None else adjusted[t] for p, t in zip(p_values, tests, strict=True)]
+    return found, len(largest)
+
+
 def power_of(
     difference: float, n: int, sd: float, other_sd: float | None = None, level: float = LEVEL
 ) -> float:
@@ -165,10 +182,10 @@ def seeds_needed(
     Takes the standard deviations for known. From three seeds they are known to a factor of two or
     three, so the number is a plan, not a promise.
     """
-    return _fewest(lambda n: power_of(difference, n, sd, other_sd, level) >= power)
+    return fewest(lambda n: power_of(difference, n, sd, other_sd, level) >= power)
 
 
-def _fewest(enough: Callable[[int], bool]) -> int | None:
+def fewest(enough: Callable[[int], bool]) -> int | None:
     """The smallest n from 2 on that is enough, if MOST_SEEDS are; more are never worse."""
     too_few, n = 1, 2
     while not enough(n):
@@ -203,19 +220,17 @@ def detectable(
 
 
 def seeds_to_tell(difference: Difference, tests: int = 1) -> int | None:
-    """Seeds an arm that would see a true difference of the size that was found.
+    """Seeds an arm that would see a true difference of the size that was found, in this table.
 
-    At the level of 5 %; where the seeds that there are would be enough for that, and it is only
-    beside the table's other tests that they are not, at 5 % / tests (Bonferroni, so that Holm's
-    test sees it too). None where an arm has one seed or nothing spreads, and over MOST_SEEDS.
+    At the level of 5 % / tests: by Bonferroni's correction, which Holm's never falls behind. Always
+    more seeds than either arm has, as these did not see it. None where an arm has one seed or
+    nothing spreads, and over MOST_SEEDS.
     """
     one, other = difference.arms
     if one.sd is None or other.sd is None or difference.p_value is None:
         return None
-    alone = seeds_needed(difference.value, one.sd, other.sd)
-    if alone is None or alone > min(one.n, other.n):
-        return alone
-    return seeds_needed(difference.value, one.sd, other.sd, level=LEVEL / max(1, tests))
+    needed = seeds_needed(difference.value, one.sd, other.sd, level=LEVEL / max(1, tests))
+    return None if needed is None else max(needed, one.n + 1, other.n + 1)
 
 
 def verdict(

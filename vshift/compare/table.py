@@ -6,6 +6,7 @@ the best one, for that would choose an epoch on the test set.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from vshift.compare.statistics import describe
 from vshift.compare.text import visible
 from vshift.errors import VShiftError, did_you_mean
 from vshift.runs.reading import RunRecord, number
+from vshift.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,6 +78,8 @@ class Comparison:
         baseline: the label of the row that differences are taken to.
         metric: what the differences are of.
         reference: the label of the row that `differs_in` of the others speaks of.
+        groups: the runs of each row, in the rows' order.
+        tests: how many tests the adjusted p values are over.
     """
 
     rows: list[Row]
@@ -86,6 +90,8 @@ class Comparison:
     metrics: tuple[str, ...] = ()
     metric: str = "test_error"
     reference: str | None = None
+    groups: tuple[Group, ...] = ()
+    tests: int = 0
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -112,7 +118,7 @@ def compare(
 
     Args:
         baseline: the row that differences are taken to; by default the only one without noise, if
-            there is exactly one.
+            there is exactly one (one training, under however many names).
         by: fields (see `Fields`) whose values make a row: config keys, name, seed, status.
         metrics: further keys of summary.json.
         difference: the metric whose difference to the baseline is tested.
@@ -131,15 +137,16 @@ def compare(
     groups = by_values(fields, by, notes) if by else by_config(fields, notes)
     rows = [_row(group, by, metrics) for group in groups]
     chosen, reason = choose(groups, baseline, notes)
-    if chosen is not None:
-        subtract(rows, groups, chosen, difference, notes)
+    tests = subtract(rows, groups, chosen, difference, notes) if chosen else 0
     reference = chosen or next((group for group in groups if group.used), None)
     if reference is not None:
         flag_others(rows, groups, reference, by, notes)
     for run in (run for group in groups for run in group.used):
         notes += [f"{run.name} seed {run.seed}: {problem}" for problem in run.problems]
-    caption = _caption(rows, chosen, reason, difference)
-    rows = _sorted(rows, _sort_values(rows, groups, fields, sort), sort, notes) if sort else rows
+    caption = _caption(rows, chosen, reason, difference, tests)
+    if sort:
+        places = _sorted(rows, _sort_values(rows, groups, fields, sort), sort, notes)
+        rows, groups = [rows[place] for place in places], [groups[place] for place in places]
     return Comparison(
         rows,
         chosen.label if chosen else None,
@@ -149,6 +156,8 @@ def compare(
         tuple(metrics),
         difference,
         reference.label if reference else None,
+        tuple(groups),
+        tests,
     )
 
 
@@ -159,7 +168,7 @@ def _row(group: Group, by: Sequence[str], metrics: Sequence[str]) -> Row:
         "label": group.label,
         "n": len(group.used),
         "seeds": [run.seed for run in group.used],
-        "left_out": group.left_out,
+        "left_out": len(group.others),
         "differs_in": [],
         "shift_ratio_mean": _mean(group, "shift_ratio_mean"),
         "shift_ratio_max": _mean(group, "shift_ratio_max"),
@@ -198,9 +207,7 @@ def _circumstances(group: Group) -> Row:
     epochs = group.config.get("epochs")
     parameters = number(first.summary.get("parameters"))
     speeds = known(number(run.run.get("images_per_second")) for run in group.used)
-    devices = dict.fromkeys(
-        run.run["device"] for run in group.used if isinstance(run.run.get("device"), str)
-    )
+    devices = dict.fromkeys(filter(None, map(device_of, group.used)))
     return {
         "data": " + ".join(dict.fromkeys(filter(None, map(data_name, group.used)))) or None,
         "epochs": epochs if isinstance(epochs, int) and not isinstance(epochs, bool) else None,
@@ -208,6 +215,12 @@ def _circumstances(group: Group) -> Row:
         "images_per_second": sum(speeds) / len(speeds) if speeds else None,
         "parameters": None if parameters is None else round(parameters),
     }
+
+
+def device_of(run: RunRecord) -> str | None:
+    """Where a run ran; runs of earlier versions say "1 threads"."""
+    device = run.run.get("device")
+    return re.sub(r"\b1 threads\b", "1 thread", device) if isinstance(device, str) else None
 
 
 def _sort_values(
@@ -236,21 +249,20 @@ def _sort_values(
 
 def _sorted(
     rows: list[Row], column: tuple[str, list[Any]], sort: str, notes: list[str]
-) -> list[Row]:
-    """Rows without a value last; ties stay in their order."""
+) -> list[int]:
+    """The rows' places in order; rows without a value last, ties as they were."""
     key, values = column
     if key.startswith("test_") and any(row["validation_error_mean"] is not None for row in rows):
         notes.append(
             f"sorted by {key}; to choose a setting, sort by validation_error: the test images are "
             "for the one that was chosen"
         )
-    pairs = list(zip(values, rows, strict=True))
-    some = [(value, row) for value, row in pairs if value is not None]
-    some.sort(key=lambda pair: order(pair[0]), reverse=sort.startswith("-"))
-    return [row for _, row in some] + [row for value, row in pairs if value is None]
+    some = [place for place, value in enumerate(values) if value is not None]
+    some.sort(key=lambda place: order(values[place]), reverse=sort.startswith("-"))
+    return some + [place for place, value in enumerate(values) if value is None]
 
 
-def _caption(rows: list[Row], baseline: Group | None, reason: str, metric: str) -> str:
+def _caption(rows: list[Row], baseline: Group | None, reason: str, metric: str, tests: int) -> str:
     text = "Mean ± sample standard deviation over n seeds."
     if baseline is not None:
         unit = f", in {unit_of(metric)}" if unit_of(metric) else ""
@@ -258,15 +270,14 @@ def _caption(rows: list[Row], baseline: Group | None, reason: str, metric: str) 
             f" Difference: {metric.replace('_', ' ')} minus that of {baseline.label}{reason}{unit} "
             "± standard error."
         )
-    tests = sum(row["p_value"] is not None for row in rows)
     if tests:
         text += (
             " Interval: Welch, 95 %. *, yes: more than chance, by Welch's test at 5 % with Holm "
-            f"over {tests} difference{'s' * (tests != 1)}."
+            f"over {counted(tests, 'difference')}."
         )
     elif any(row["verdict"] for row in rows):
         text += " One seed cannot tell a difference from chance."
     left_out = sum(row["left_out"] for row in rows)
     if left_out:
-        text += f" Left out: {left_out} run{'s' * (left_out != 1)}."
+        text += f" Left out: {counted(left_out, 'run')}."
     return text

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vshift.errors import visible
 
-__all__ = ["NONE", "fixed", "integer", "text", "visible", "with_spread"]
+__all__ = ["NONE", "fixed", "integer", "joined", "text", "visible", "with_spread"]
 
 NONE = "–"
 
@@ -15,6 +17,11 @@ def text(value: str | None) -> str:
 
 def integer(value: float | None) -> str:
     return NONE if value is None else f"{round(value):,}"
+
+
+def joined(parts: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
 def fixed(value: float | None, digits: int, sign: str = "") -> str:

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from vshift.config.base import OneOrList, Section
 from vshift.config.networks import Autoencoder, Network
 from vshift.config.norm import BatchNorm, Norm
+from vshift.wording import counted
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Epochs = Annotated[list[Count], Field(max_length=100_000)]
@@ -357,9 +358,11 @@ class Config(Section):
         if epochs is None:
             return schedule
         if isinstance(schedule, MultiStep) and schedule.milestones[-1:] > [epochs - 1]:
-            raise ValueError(f"the last milestone must come before the last of {epochs} epochs")
+            raise ValueError(
+                f"the last milestone must come before the last of {counted(epochs, 'epoch')}"
+            )
         if isinstance(schedule, _Warmup) and schedule.warmup > epochs:
-            raise ValueError(f"warmup is longer than the {epochs} epochs")
+            raise ValueError(f"warmup is longer than the run: {counted(epochs, 'epoch')}")
         return schedule
 
     @field_validator("measure")

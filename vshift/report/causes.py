@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import pandas as pd
 from markupsafe import Markup
 
-from vshift.compare.text import fixed
+from vshift.compare.text import fixed, visible
 from vshift.report.data import Study
 from vshift.report.effects import Effect, most_affected
-from vshift.report.groups import Group
+from vshift.report.groups import NO_NOISE, Group
 from vshift.report.prose import Card, bold, joined, listed, say
 from vshift.runs.reading import number
+from vshift.wording import counted
 
 # From this ratio on a layer counts as shifted. A network without noise has 1.02 or so, as its
 # weights move while BN takes its average.
@@ -45,25 +47,37 @@ def beginning(study: Study, effects: Sequence[Effect]) -> Card:
     for layout in dict.fromkeys(g.noise.layout for g in study.used):
         text.append(_of_layout(study, layout, first))
     fine = say(
-        "A layer counts as shifted from a ratio of {} on, three standard errors above 1.", SHIFTED
+        "Ratios are the last epoch’s, means over seeds. A layer counts as shifted from a ratio of "
+        "{} on, if that is three standard errors above 1.",
+        SHIFTED,
     )
     if where is None:
         return Card("begin", question, "At none", text, fine)
-    answer = f"{study.layers[where]}, layer {names.index(where) + 1} of {len(names)}"
+    place = names.index(where) + 1
+    answer = f"{visible(where)} (layer {place} of {len(names)}) in {worst.label}"
     return Card("begin", question, answer, text, fine)
 
 
 def _course(study: Study, group: Group, where: str) -> Markup:
     rows = study.depth[study.depth["group"] == group.label].set_index("layer")
-    highest = str(rows["ratio"].idxmax())
-    return say(
-        "In {}, the shift begins at {} (ratio {}: {} from the noise in front of it, {} inherited) "
-        "and is largest at {} ({}).",
-        bold(group.label),
-        bold(where),
-        *(fixed(number(rows[c][where]), 2) for c in ("ratio", "local", "inherited")),
-        bold(highest),
-        fixed(float(rows["ratio"][highest]), 2),
+    ratio, local, inherited = (number(rows[c][where]) for c in ("ratio", "local", "inherited"))
+    text = say("In {}, the shift begins at {} with a ratio of {}", bold(group.label),
+        bold(where), fixed(ratio, 2))  # fmt: skip
+    if group.noise.layout != NO_NOISE and local is not None and inherited is not None:
+        text += say(
+            ": ×\N{NO-BREAK SPACE}{} from the noise in front of it, "
+            "×\N{NO-BREAK SPACE}{} inherited from the layers before",
+            fixed(local, 2),
+            fixed(inherited, 2),
+        )
+    largest, at = group.row["shift_ratio_max"], group.row["shift_ratio_max_layer"]
+    if largest is None or at is None:
+        return text + Markup(".")
+    # As in the table, and as `vshift compare` has it: runs need not agree on the layer.
+    mean = " (the mean over seeds of each run’s largest)" if len(group.runs) > 1 else ""
+    often = "most often " if len(group.runs) > 1 else ""
+    return text + say(
+        ". Its largest ratio is {}{}, {}at {}.", fixed(largest, 2), mean, often, bold(visible(at))
     )
 
 
@@ -72,15 +86,18 @@ def _of_layout(study: Study, layout: str, first: dict[str, str | None]) -> Marku
     places = Counter(first[g.label] for g in groups)
     parts = []
     for place, count in places.items():
-        which = listed(g.noise.strength or g.label for g in groups if first[g.label] == place)
-        where = "at no layer" if place is None else say("from {} on", study.layers[place])
+        which = listed(
+            g.noise.strength_in_words or g.label for g in groups if first[g.label] == place
+        )
+        where = "at no layer" if place is None else say("from {} on", visible(place))
         parts.append(where if count == len(groups) else say("{} ({})", where, which))
     return say("{}: {}.", bold(layout), joined(map(Markup.escape, parts)))
 
 
 def prediction(study: Study) -> Card:
     question = "Did the prediction hold?"
-    exact = study.predictions[study.predictions["exact"].astype(bool)]
+    checks = _once(study)
+    exact = checks[checks["exact"].astype(bool)]
     if exact.empty:
         why = (
             "No layer has noise in front of it that the formula covers exactly; or the runs do not "
@@ -95,28 +112,47 @@ def prediction(study: Study) -> Card:
     farthest = int(off.to_numpy().argmax())
     text = [
         say(
-            "In {} of {} layers of all runs that noise reaches, the measured local ratio lies "
-            "within three standard errors of what s² and the weights predict; chance alone would "
-            "leave {} % there (errors from {} batches).",
+            "The prediction is how much the noise in front of a layer shifts it, from the noise "
+            "variance s² and the trained weights alone. It can be checked {}: once for each layer "
+            "that has noise in front of it, in each run, over all configs.",
+            counted(count, "time"),
+        ),
+        say(
+            "In {} of {} the measured ratio lies within three standard errors (s.e.) of it. If the "
+            "prediction were exactly right, errors of measurement alone would still put only about "
+            "{} % there, as each standard error is itself an estimate, from {} of images.",
             bold(f"{int(inside.sum())}"),
             count,
             fixed(100 * expected, 0),
-            batches,
+            counted(batches, "batch", "batches"),
         ),
         say(
             "Half of them are within {} % of the prediction, the farthest is {} % off ({}, {}).",
             fixed(100 * float(off.median()), 2),
             fixed(100 * float(off.max()), 2),
             exact["group"].iloc[farthest],
-            study.layers[exact["layer"].iloc[farthest]],
+            visible(str(exact["layer"].iloc[farthest])),
         ),
     ]
+    rest = len(checks) - count
+    if rest:
+        text.append(
+            say("Not counted: {} where the formula is approximate.", counted(rest, "check"))
+        )
     return Card(
         "prediction",
         question,
         f"{'Yes' if held else 'Not everywhere'}: {fixed(100 * share, 0)} % within 3 s.e.",
         text,
     )
+
+
+def _once(study: Study) -> pd.DataFrame:
+    """The predictions without those of a training that stands there under another name already."""
+    first: dict[object, str] = {}
+    for group in study.used:
+        first.setdefault(group.observed or group.label, group.label)
+    return study.predictions[study.predictions["group"].isin(first.values())]
 
 
 def _expected_share(study: Study) -> tuple[float, int]:

@@ -6,108 +6,30 @@ share the parameter `hidden`, the labels that the page's legends have switched o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import altair as alt
-import pandas as pd
 
 from vshift.report.data import Study
-
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif"
-INK, GRID, MIDDLE = "#333333", "#dddddd", "#888888"
-# Perceptually even and readable with every kind of colour blindness.
-SCHEME: Literal["viridis"] = "viridis"
-
-CONFIG: dict[str, Any] = {
-    "font": FONT,
-    "background": "white",
-    "view": {"stroke": None},
-    "axis": {
-        "labelFontSize": 11,
-        "titleFontSize": 12,
-        "titleFontWeight": "normal",
-        "labelColor": INK,
-        "titleColor": INK,
-        "gridColor": GRID,
-        "domainColor": MIDDLE,
-        "tickColor": MIDDLE,
-        "labelLimit": 160,
-        "labelSeparation": 8,
-    },
-    "legend": {"labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal",
-        "labelColor": INK, "titleColor": INK, "symbolLimit": 0, "symbolOpacity": 1,
-        "labelLimit": 220},
-    "range": {"category": ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]},
-}  # fmt: skip
-
-_VISIBLE = "indexof(hidden, datum.group) < 0"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart and the words around it.
-
-    Attributes:
-        missing: what to say instead of the chart where there is no data for it.
-        grouped: colours are the groups', so that the page's legend belongs to it.
-        wide: takes the page's full width.
-    """
-
-    id: str
-    title: str
-    caption: str
-    missing: str
-    data: str
-    draw: Callable[[Study], Any]
-    grouped: bool = False
-    wide: bool = False
-
-
-def source(name: str) -> alt.Chart:
-    return alt.Chart(alt.NamedData(name=name))
-
-
-def hidden() -> Any:
-    return alt.param(name="hidden", value=[])
-
-
-def group_colour(study: Study) -> alt.Color:
-    groups = study.used
-    scale = alt.Scale(domain=[g.label for g in groups], range=[g.colour for g in groups])
-    return alt.Color("group:N", scale=scale, title=None)
-
-
-def group_shape(study: Study) -> alt.Shape:
-    groups = study.used
-    scale = alt.Scale(domain=[g.label for g in groups], range=[g.shape for g in groups])
-    return alt.Shape("group:N", scale=scale, title=None)
-
-
-def select(
-    name: str, label: str, options: list[str], value: str, labels: list[str] | None = None
-) -> Any:
-    """A drop-down above the chart."""
-    bind = alt.binding_select(options=options, labels=labels or options, name=label)
-    return alt.param(name=name, value=value, bind=bind)
-
-
-def number(field: str, title: str, form: str = ".3f") -> alt.Tooltip:
-    return alt.Tooltip(f"{field}:Q", title=title, format=form)
-
-
-def epoch_axis(frame: pd.DataFrame) -> alt.X:
-    """Ticks at whole epochs: at each one where there are few."""
-    epochs = sorted(int(epoch) for epoch in frame["epoch"].dropna().unique())
-    if len(epochs) <= 12:
-        return alt.X("epoch:Q", axis=alt.Axis(grid=False, format="d", values=epochs))
-    return alt.X("epoch:Q", axis=alt.Axis(grid=False, format="d"))
-
-
-def score_title(study: Study) -> str:
-    return "test error (%)" if study.score == "test_error" else "test loss"
-
+from vshift.report.groups import PALETTE, SHAPES
+from vshift.report.parts import (
+    EPOCH,
+    GROUP,
+    LAYER,
+    MIDDLE,
+    SEED,
+    SEEDS,
+    VISIBLE,
+    epoch_axis,
+    group_colour,
+    group_shape,
+    hidden,
+    no_shift,
+    number,
+    score_title,
+    select,
+    source,
+)  # fmt: skip
 
 # ---- by depth ----------------------------------------------------------------------------------
 
@@ -116,11 +38,10 @@ def depth(study: Study) -> Any:
     """Shift ratio over the BN layers in forward order, a line a group, ± sd over seeds."""
     if study.depth.empty:
         return None
-    base = source("depth").transform_filter(_VISIBLE)
+    base = source("depth").transform_filter(VISIBLE)
     ends = {"low": "datum.ratio - datum.sd", "high": "datum.ratio + datum.sd"}
     y = alt.Y("ratio:Q", title="shift ratio", scale=alt.Scale(zero=False))
     colour, x = group_colour(study), _layer_axis(study)
-    one = alt.Chart(alt.InlineData(values=[{"y": 1}])).mark_rule(color=MIDDLE, strokeDash=[4, 3])
     lines = base.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour)
     spread = (
         base.transform_calculate(**ends)
@@ -133,18 +54,18 @@ def depth(study: Study) -> Any:
         color=colour,
         shape=group_shape(study),
         tooltip=[
-            alt.Tooltip("layer:N", title="layer"),
-            alt.Tooltip("group:N", title="config"),
+            LAYER,
+            GROUP,
             number("ratio", "shift ratio"),
             number("sd", "sd over seeds"),
             number("predicted", "predicted (local)"),
             number("local", "local"),
             number("inherited", "inherited"),
             alt.Tooltip("noise:N", title="noise in front"),
-            alt.Tooltip("n:Q", title="n (seeds)"),
+            SEEDS,
         ],
     )
-    drawn = alt.layer(one.encode(y="y:Q"), spread, lines, points)
+    drawn = alt.layer(no_shift(y="y:Q"), spread, lines, points)
     return drawn.add_params(hidden()).properties(height=340)
 
 
@@ -166,16 +87,16 @@ def prediction(study: Study) -> Any:
     high = float(study.predictions[["local", "predicted"]].max().max())
     ends = alt.InlineData(values=[{"x": low, "y": low}, {"x": high, "y": high}])
     line = alt.Chart(ends).mark_line(color=MIDDLE, strokeDash=[4, 3]).encode(x="x:Q", y="y:Q")
-    points = base.transform_filter(_VISIBLE).mark_point(filled=True, size=55, opacity=0.85).encode(
+    points = base.transform_filter(VISIBLE).mark_point(filled=True, size=55, opacity=0.85).encode(
         x=alt.X("predicted:Q", title="predicted from s² and the weights",
             scale=alt.Scale(zero=False)),
         y=alt.Y("local:Q", title="measured local ratio", scale=alt.Scale(zero=False)),
         color=group_colour(study),
         shape=group_shape(study),
         tooltip=[
-            alt.Tooltip("layer:N", title="layer"),
-            alt.Tooltip("group:N", title="config"),
-            alt.Tooltip("seed:Q", title="seed"),
+            LAYER,
+            GROUP,
+            SEED,
             number("local", "measured", ".4f"),
             number("predicted", "predicted", ".4f"),
             number("se", "standard error", ".4f"),
@@ -194,7 +115,7 @@ def scatter(study: Study) -> Any:
         return None
     return (
         source("runs")
-        .transform_filter(_VISIBLE)
+        .transform_filter(VISIBLE)
         .mark_point(filled=True, size=80, opacity=0.85)
         .encode(
             x=alt.X("shift_mean:Q", title="mean shift ratio", scale=alt.Scale(zero=False)),
@@ -202,8 +123,8 @@ def scatter(study: Study) -> Any:
             color=group_colour(study),
             shape=group_shape(study),
             tooltip=[
-                alt.Tooltip("group:N", title="config"),
-                alt.Tooltip("seed:Q", title="seed"),
+                GROUP,
+                SEED,
                 number("score", score_title(study), ".2f"),
                 number("shift_mean", "mean shift ratio"),
                 number("shift_max", "largest shift ratio"),
@@ -232,7 +153,7 @@ def curves(study: Study) -> Any:
     choice = select("score", "Show", shown, shown[0], [CURVES[s] for s in shown])
     base = (
         source("curves")
-        .transform_filter(_VISIBLE)
+        .transform_filter(VISIBLE)
         .transform_calculate(
             value="datum[score]", low="datum[score + '_low']", high="datum[score + '_high']"
         )
@@ -251,12 +172,12 @@ def curves(study: Study) -> Any:
         color=colour,
         shape=group_shape(study),
         tooltip=[
-            alt.Tooltip("group:N", title="config"),
-            alt.Tooltip("epoch:Q", title="epoch"),
+            GROUP,
+            EPOCH,
             number("value", "mean"),
             number("low", "mean − sd"),
             number("high", "mean + sd"),
-            alt.Tooltip("n:Q", title="n (seeds)"),
+            SEEDS,
         ],
     )
     return alt.layer(band, line, points).add_params(hidden(), choice).properties(height=300)
@@ -270,12 +191,12 @@ def recalibration(study: Study) -> Any:
     methods = list(dict.fromkeys(["none", *study.recalibration["method"]]))
     y = alt.Y("group:N", sort=groups, title=None, axis=alt.Axis(labelLimit=140))
     title = score_title(study)
-    base = source("recalibration").transform_filter(_VISIBLE)
+    base = source("recalibration").transform_filter(VISIBLE)
     # One place for each method, in the order in which people read: as trained first.
-    scale = alt.Scale(domain=methods, range=["#777777", "#D55E00", "#0072B2", "#009E73", "#CC79A7",
-        "#E69F00", "#56B4E9", "#B8860B"][: len(methods)])  # fmt: skip
-    shapes = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
-    marks = alt.Scale(domain=methods, range=[shapes[i % 6] for i in range(len(methods))])
+    colours = ["#777777", *PALETTE, "#B8860B"][: len(methods)]
+    scale = alt.Scale(domain=methods, range=colours)
+    shapes = [SHAPES[i % len(SHAPES)] for i in range(len(methods))]
+    marks = alt.Scale(domain=methods, range=shapes)
     x = alt.X("value:Q", title=title, scale=alt.Scale(zero=False))
     span = base.mark_line(color=MIDDLE, strokeWidth=1.5, opacity=0.6).encode(
         x=x, y=y, detail="group:N"
@@ -286,11 +207,11 @@ def recalibration(study: Study) -> Any:
         color=alt.Color("method:N", scale=scale, title="statistics"),
         shape=alt.Shape("method:N", scale=marks, title="statistics"),
         tooltip=[
-            alt.Tooltip("group:N", title="config"),
+            GROUP,
             alt.Tooltip("method:N", title="statistics"),
             number("value", title, ".2f"),
             number("sd", "sd over seeds", ".2f"),
-            alt.Tooltip("n:Q", title="n (seeds)"),
+            SEEDS,
         ],
     )
     height = max(120, 26 * len(groups))

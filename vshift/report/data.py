@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from vshift.compare import Comparison, compare
+from vshift.compare.fields import Fields
 from vshift.compare.text import visible
 from vshift.report.groups import Group, make_groups
 from vshift.report.layers import (
@@ -82,15 +83,14 @@ def collect(records: Sequence[RunRecord], baseline: str | None = None) -> Study:
     Raises:
         VShiftError: no config, or more than one, is called as the baseline says.
     """
-    comparison = compare(records, baseline)
-    groups = make_groups(records, comparison)
-    used = [group for group in groups if group.runs]
+    fields = Fields(records)  # reads each config once
+    comparison = compare(fields, baseline)
     has_error = any(row["test_error_mean"] is not None for row in comparison.rows)
     score = "test_error" if has_error else "test_loss"
     if not has_error and any(row["test_loss_mean"] is not None for row in comparison.rows):
-        comparison = compare(records, baseline, difference="test_loss")
-        groups = make_groups(records, comparison)
-        used = [group for group in groups if group.runs]
+        comparison = compare(fields, baseline, difference="test_loss")
+    groups = make_groups(comparison)
+    used = [group for group in groups if group.runs]
     problems: list[str] = []
     rows = all_rows(used, problems)
     last = last_measured(rows)

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vshift.compare.statistics import LEVEL, Difference, describe, holm, seeds_to_tell, welch
+from vshift.compare.baseline import SAME
+from vshift.compare.statistics import (
+    LEVEL,
+    Difference,
+    describe,
+    holm_once,
+    seeds_to_tell,
+    welch,
+)
 from vshift.report.data import Study, score_of
 from vshift.report.groups import NO_NOISE, Group
 from vshift.runs.reading import natural
@@ -20,6 +28,7 @@ class Effect:
         found: with Welch's interval and test, where both sides have two runs or more.
         p: corrected for all effects of the same table (Holm); None where there was no test.
         tests: how many tests the table holds.
+        is_same: the two sides are the same trainings, so that there is nothing to test.
     """
 
     group: Group
@@ -27,6 +36,7 @@ class Effect:
     found: Difference
     p: float | None = None
     tests: int = 0
+    is_same: bool = False
 
     @property
     def value(self) -> float:
@@ -40,6 +50,11 @@ class Effect:
     @property
     def testable(self) -> bool:
         return self.p is not None
+
+    @property
+    def found_n(self) -> int:
+        """The seeds of the side that has fewer."""
+        return min(arm.n for arm in self.found.arms)
 
     @property
     def seeds_needed(self) -> int | None:
@@ -57,9 +72,16 @@ def against_baseline(study: Study) -> list[Effect]:
     base = next((group for group in study.used if group.is_baseline), None)
     if base is None:
         return []
-    # Which configs may be compared, `vshift compare` decides: same images, same epochs.
+    # What may be compared and which rows are one test, `vshift compare` has decided: same images,
+    # same epochs, each training once.
     others = [g for g in study.used if g is not base and g.row["difference"] is not None]
-    return _table([(group, base) for group in others], study.score)
+    found = [(group, _difference(group, base, study.score)) for group in others]
+    tests = study.comparison.tests
+    return [
+        Effect(g, base, d, g.row["p_adjusted"], tests, is_same=g.row["verdict"] == SAME)
+        for g, d in found
+        if d is not None
+    ]
 
 
 def between_layouts(study: Study) -> list[Effect]:
@@ -98,14 +120,19 @@ def _table(pairs: Sequence[tuple[Group, Group]], score: str) -> list[Effect]:
     """The pairs' differences, with p values corrected over all of them."""
     found = [(a, b, _difference(a, b, score)) for a, b in pairs]
     known = [(a, b, difference) for a, b, difference in found if difference is not None]
-    adjusted = holm([difference.p_value for _, _, difference in known])
-    tests = sum(p is not None for p in adjusted)
+    same = [(a.observed or a.label, b.observed or b.label) for a, b, _ in known]
+    adjusted, tests = holm_once([difference.p_value for _, _, difference in known], same)
     return [Effect(a, b, d, p, tests) for (a, b, d), p in zip(known, adjusted, strict=True)]
 
 
 def _difference(group: Group, other: Group, score: str) -> Difference | None:
     one, two = describe(scores(group, score)), describe(scores(other, score))
     return None if one is None or two is None else welch(one, two)
+
+
+def distinct(effects: Sequence[Effect]) -> int:
+    """How many different trainings these are: one under two names counts once."""
+    return len({(e.group.observed or e.group.label, e.other.observed) for e in effects})
 
 
 def worst_of(effects: Sequence[Effect]) -> Effect:

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from vshift.report import charts, maps
-from vshift.report.charts import CONFIG, Figure
 from vshift.report.data import Study, mean_of
+from vshift.report.parts import CONFIG, Figure
 from vshift.runs import files
 
 FIGURES = (
@@ -19,8 +19,8 @@ FIGURES = (
         "No shift was measured: measure.every must be 1 or more, and the network needs BN.",
         "depth", charts.depth, grouped=True, wide=True),
     Figure("prediction", "Prediction against measurement",
-        "Each point is a layer that noise reaches, in one run. On the dashed line the measured "
-        "local ratio is what s² and the weights predict.",
+        "Each point is a layer with noise in front of it, in one run. On the dashed line the "
+        "measured local ratio is what the noise variance s² and the weights predict.",
         "Nothing to compare: measure.explain_batches must be 2 or more, and noise must reach a BN "
         "layer through at most one linear layer.",
         "predictions", charts.prediction, grouped=True),

@@ -3,74 +3,111 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from vshift.compare.statistics import LEVEL, Sample, describe, holm
+from vshift.compare.paired import Change, paired, seeds_to_tell_change
+from vshift.compare.statistics import LEVEL, holm_once
 from vshift.compare.text import visible
 from vshift.report.data import Study
 from vshift.report.effects import Effect, most_affected
 from vshift.report.groups import Group
-from vshift.report.prose import Card, amount, bold, joined, listed, points, say, unit
+from vshift.report.prose import (
+    Card,
+    amount,
+    bold,
+    interval,
+    joined,
+    listed,
+    p_text,
+    points,
+    say,
+    seeds_text,
+    unit,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Gain:
-    """What a method gave back to a group: score as trained less score with it, seed by seed."""
+    """What a method gave back to a group: score as trained less score with it, seed by seed.
+
+    Attributes:
+        found: the mean over seeds, with the paired t test's interval.
+        p: corrected for all gains of the same table (Holm); None where there was no test.
+        tests: how many tests the table holds.
+    """
 
     group: Group
     method: str
-    value: float
-    n: int
-    p: float | None
+    found: Change
+    p: float | None = None
+    tests: int = 0
+
+    @property
+    def value(self) -> float:
+        return self.found.sample.mean
+
+    @property
+    def real(self) -> bool:
+        """More than chance explains, at 5 % over the whole table."""
+        return self.p is not None and self.p < LEVEL
+
+    @property
+    def testable(self) -> bool:
+        return self.p is not None
+
+    @property
+    def found_n(self) -> int:
+        return self.found.sample.n
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """About how many seeds would tell it among this table's tests; None if no number would."""
+        return seeds_to_tell_change(self.found, self.tests)
 
 
 def gains(study: Study) -> list[Gain]:
     """Each group's gain with the method that its config lists first (not the best one by test)."""
-    result = []
+    result, every = [], _scores(study)
     for group in study.used:
-        of = _scores(study, group)
+        of = every.get(group.label, {})
         methods = list(dict.fromkeys(method for _, method in of if method != "none"))
         first = next((run.summary.get("recalibration") for run in group.runs), None)
         first = visible(first) if isinstance(first, str) else None
         gain = _gain(group, of, first if first in methods else next(iter(methods), ""))
         if gain is not None:
             result.append(gain)
-    return result
+    adjusted, tests = holm_once([gain.found.p_value for gain in result], list(map(_test, result)))
+    return [replace(g, p=p, tests=tests) for g, p in zip(result, adjusted, strict=True)]
+
+
+def _test(gain: Gain) -> tuple[object, ...]:
+    """What two gains share if they are one test: the trainings, and how they are re-estimated."""
+    return gain.group.observed or gain.group.label, str(gain.group.config.get("recalibration"))
 
 
 def every_method(study: Study, group: Group) -> list[Gain]:
-    """A group's gain with each of the methods that were tried, in their order."""
-    of = _scores(study, group)
+    """A group's gain with each of the methods that were tried, in their order; no tests."""
+    of = _scores(study).get(group.label, {})
     methods = dict.fromkeys(method for _, method in of if method != "none")
     found = (_gain(group, of, method) for method in methods)
     return [gain for gain in found if gain is not None]
 
 
-def _scores(study: Study, group: Group) -> dict[tuple[int, str], float]:
-    """(seed, method) → score; `none` is as trained."""
-    rows = study.recalibration[study.recalibration["group"] == group.label]
-    columns = rows[["seed", "method", "value"]].itertuples(index=False, name=None)
-    return {(seed, method): value for seed, method, value in columns}
+def _scores(study: Study) -> dict[str, dict[tuple[int, str], float]]:
+    """Group label → (seed, method) → score; `none` is as trained."""
+    columns = study.recalibration[["group", "seed", "method", "value"]]
+    found: dict[str, dict[tuple[int, str], float]] = {}
+    for label, seed, method, value in columns.itertuples(index=False, name=None):
+        found.setdefault(label, {})[seed, method] = value
+    return found
 
 
 def _gain(group: Group, of: dict[tuple[int, str], float], method: str) -> Gain | None:
     seeds = [seed for seed, name in of if name == "none" and (seed, method) in of]
-    gained = describe(of[seed, "none"] - of[seed, method] for seed in seeds)
-    if gained is None:
-        return None
-    return Gain(group, method, gained.mean, gained.n, _paired(gained))
-
-
-def _paired(gained: Sample) -> float | None:
-    """p of no gain: Student's t test of the seeds' own differences."""
-    from scipy import special
-
-    if not gained.sd:
-        return None
-    t = gained.mean / (gained.sd / gained.n**0.5)
-    return 2 * float(special.stdtr(gained.n - 1, -abs(t)))
+    found = paired(of[seed, "none"] - of[seed, method] for seed in seeds)
+    return None if found is None else Gain(group, method, found)
 
 
 def recalibration(study: Study, effects: Sequence[Effect]) -> Card:
@@ -82,48 +119,57 @@ def recalibration(study: Study, effects: Sequence[Effect]) -> Card:
             "No run has recalibration.json; recalibration.methods: [precise] makes train write it."
         )
         return Card("recalibration", question, "Not measured", [Markup(why)])
-    adjusted = holm([gain.p for gain in found])
-    real = [g for g, p in zip(found, adjusted, strict=True) if p is not None and p < LEVEL]
     worst = most_affected(study, effects)
     chosen = next((g for g in found if g.group is worst), None) or max(found, key=lambda g: g.value)
     lost = next((e.value for e in effects if e.group is chosen.group and e.value > 0), None)
-    text = [_sentence(study, chosen, lost)]
-    if chosen not in real:
-        text[0] += Markup(" Chance could make that.")
-    text += _lists(study, chosen, found, real)
+    text = [_sentence(study, chosen, lost), *_lists(study, chosen, found)]
     names = joined(dict.fromkeys(gain.method for gain in found))
-    fine = say("By the method that a config lists first ({}), which need not be the best.", names)
+    fine = say(
+        "Recalibration re-estimates BN’s statistics after training, with noise off; the weights "
+        "stay. Each run is its own before and after, so intervals and p are those of the paired t "
+        "test over seeds, p corrected for all configs (Holm). By the method that a config lists "
+        "first ({}), which need not be the best.",
+        names,
+    )
     of = "" if lost is None else f" of {amount(study, lost)}"
-    answer = f"{amount(study, chosen.value)}{of}{points(study)}"
+    answer = f"{amount(study, chosen.value)}{of}{points(study)} in {chosen.group.label}"
     return Card("recalibration", question, answer, text, fine)
 
 
 def _sentence(study: Study, gain: Gain, lost: float | None) -> Markup:
     method, group = bold(gain.method), bold(gain.group.label)
     if lost is None or gain.value <= 0:
-        change = bold(amount(study, -gain.value, "+"))
-        return say("{} changes {} by {} {}.", method, group, change, unit(study))
-    back = bold(amount(study, gain.value))
-    text = "{} gives {} back {} {} of the {} it lost."
-    return say(text, method, group, back, unit(study), amount(study, lost))
+        change = bold(amount(study, abs(gain.value)))
+        verb = "lowers" if gain.value > 0 else "raises"
+        what = "the test error" if study.score == "test_error" else "the test loss"
+        text = say("{} {} {} of {} by {}{}", method, verb, what, group, change, points(study))
+    else:
+        back = bold(amount(study, gain.value))
+        text = say("{} gives {} back {} {} of the {} it lost", method, group, back, unit(study),
+            amount(study, lost))  # fmt: skip
+    return text + say(" ({}). {}", interval(study, gain.found), _verdict(gain))
 
 
-def _lists(study: Study, chosen: Gain, found: list[Gain], real: list[Gain]) -> list[Markup]:
+def _verdict(gain: Gain) -> str:
+    if gain.real:
+        return f"That is more than chance ({p_text(gain.p)})."
+    if not gain.testable:
+        return "From one seed nobody can tell that from chance."
+    needed = seeds_text(gain.seeds_needed)
+    return f"Chance could make that ({p_text(gain.p)}{'; ' if needed else ''}{needed})."
+
+
+def _lists(study: Study, chosen: Gain, found: list[Gain]) -> list[Markup]:
     """The other methods, and the other configs by whether chance could make their gain."""
     text = []
     methods = every_method(study, chosen.group)
     if len(methods) > 1:
         parts = [say("{} {}", gain.method, amount(study, gain.value, "+")) for gain in methods]
         text.append(say("There by method: {}.", joined(parts)))
-    if real:
-        text.append(
-            say("More than chance (paired t test over seeds, Holm): {}.", _shown(study, real))
-        )
-    rest = [gain for gain in found if gain not in real]
-    if rest:
-        text.append(say("Not told from chance: {}.", _shown(study, rest)))
+    others = [gain for gain in found if gain is not chosen]
+    for real, what in ((True, "More than chance"), (False, "Not told from chance")):
+        some = [gain for gain in others if gain.real is real]
+        if some:
+            parts = [say("{} {}", g.group.label, amount(study, g.value, "+")) for g in some]
+            text.append(say("{}, the other configs: {}.", what, listed(parts)))
     return text
-
-
-def _shown(study: Study, some: Sequence[Gain]) -> Markup:
-    return listed(say("{} {}", g.group.label, amount(study, g.value, "+")) for g in some)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import colorsys
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
 from vshift.compare import Comparison
+from vshift.compare.fields import heard
 from vshift.compare.text import visible
 from vshift.runs.reading import RunRecord, natural, number
 
@@ -39,6 +40,18 @@ class Noise:
     strength: str
     variance: float | None
 
+    @property
+    def strength_in_words(self) -> str:
+        """`rate 0.5`, `β 0.3`; empty without noise."""
+        return f"rate {self.strength}" if self.strength[:1].isdigit() else self.strength
+
+
+def strengths_in_words(noises: Sequence[Noise]) -> str:
+    """`rates 0.1 to 0.7`, `β 0.1 to β 0.5`, from weak to strong."""
+    ends = sorted(noises, key=lambda noise: (noise.variance or 0.0, natural(noise.strength)))
+    low, high = ends[0].strength, ends[-1].strength
+    return f"{'rates ' if low[:1].isdigit() else ''}{low} to {high}"
+
 
 @dataclass(frozen=True)
 class Group:
@@ -46,8 +59,10 @@ class Group:
 
     Attributes:
         row: its row of `vshift compare`.
+        config: complete, as `vshift compare` reads it; {} where it cannot be read.
         runs: those whose numbers count, one a seed; others: the rest.
         label: its name without what all names begin with.
+        observed: (training, seed) of its runs; groups that share it are the same trainings.
     """
 
     row: Row
@@ -57,6 +72,7 @@ class Group:
     others: list[RunRecord]
     noise: Noise
     is_baseline: bool
+    observed: frozenset[tuple[str, int]] = frozenset()
     colour: str = GREY
     shape: str = "circle"
 
@@ -65,39 +81,24 @@ class Group:
         return str(self.row["label"])
 
 
-def make_groups(runs: Sequence[RunRecord], comparison: Comparison) -> list[Group]:
-    """A group for each row of the comparison, in its order; only those with a run that counts are
-    drawn and get a colour."""
-    members = [_members(row, comparison.rows, runs) for row in comparison.rows]
+def make_groups(comparison: Comparison) -> list[Group]:
+    """A group for each row of the comparison, in its order and of its runs; only those with a run
+    that counts are drawn and get a colour."""
     labels = short_labels([str(row["label"]) for row in comparison.rows])
-    groups = []
-    for row, label, (used, others) in zip(comparison.rows, labels, members, strict=True):
-        config = next((run.config for run in [*used, *others] if run.config), {})
-        baseline = row["label"] == comparison.baseline
-        groups.append(Group(row, label, config, used, others, noise_of(config), baseline))
-    return _drawn(groups)
-
-
-def _members(
-    row: Row, rows: list[Row], runs: Iterable[RunRecord]
-) -> tuple[list[RunRecord], list[RunRecord]]:
-    """The runs of a row: those in its means, and the others."""
-    alone = sum(other["name"] == row["name"] for other in rows) == 1
-    own = [
-        run
-        for run in runs
-        if run.name == row["name"]
-        and (run.config_hash == row["config_hash"] or (alone and run.config_hash is None))
+    groups = [
+        Group(
+            row=row,
+            label=label,
+            config=found.config,
+            runs=found.used,
+            others=found.others,
+            noise=noise_of(found.config),
+            is_baseline=found.label == comparison.baseline,
+            observed=found.observed,
+        )
+        for row, label, found in zip(comparison.rows, labels, comparison.groups, strict=True)
     ]
-    used: dict[int, RunRecord] = {}
-    for run in own:
-        if run.seed in row["seeds"] and run.status == "done" and _has_score(run):
-            used.setdefault(run.seed, run)
-    return list(used.values()), [run for run in own if used.get(run.seed) is not run]
-
-
-def _has_score(run: RunRecord) -> bool:
-    return any(number(run.summary.get(f"test_{key}")) is not None for key in ("accuracy", "loss"))
+    return _drawn(groups)
 
 
 def short_labels(names: Sequence[str]) -> list[str]:
@@ -110,16 +111,15 @@ def short_labels(names: Sequence[str]) -> list[str]:
     return rests if all(rest[:1].isalpha() for rest in rests) else shown
 
 
-def _entries(config: Row) -> list[Row]:
+def entries_of(config: Row) -> list[Row]:
+    """The entries of a config's noise that do something."""
     network = config.get("network")
-    noise = network.get("noise") if isinstance(network, dict) else None
-    entries = noise if isinstance(noise, list) else [noise]
-    return [entry for entry in entries if isinstance(entry, dict) and _strength(entry)[1] != 0]
+    return heard(network.get("noise")) if isinstance(network, dict) else []
 
 
 def noise_of(config: Row) -> Noise:
     """Where a config's noise sits and how strong it is, from whatever its file says."""
-    entries = _entries(config)
+    entries = entries_of(config)
     if not entries:
         return Noise(NO_NOISE, "", 0.0)
     block = config["network"].get("block")
@@ -156,7 +156,9 @@ def _strength(entry: Row) -> tuple[str, float | None]:
 
 
 def _drawn(groups: list[Group]) -> list[Group]:
-    """The groups with colours and shapes; what has no noise is grey."""
+    """The groups with colours and shapes; what has no noise is grey, if anything has noise."""
+    if all(group.noise.layout == NO_NOISE for group in groups):
+        return _apart(groups)
     layouts = [name for name, _ in Counter(g.noise.layout for g in groups if g.runs).most_common()]
     noisy = sorted((name for name in layouts if name != NO_NOISE), key=natural)
     hues = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(noisy)}
@@ -174,8 +176,20 @@ def _drawn(groups: list[Group]) -> list[Group]:
             colour = _shade(hues.get(layout, GREY), family.index(group), len(family))
         else:
             colour = GREY
-        fields = {**vars(group), "colour": colour, "shape": shapes.get(layout, "circle")}
-        result.append(Group(**fields))
+        result.append(replace(group, colour=colour, shape=shapes.get(layout, "circle")))
+    return result
+
+
+def _apart(groups: list[Group]) -> list[Group]:
+    """Every group with a hue and a shape; beyond as many as there are hues, in other pairs."""
+    places = iter(range(len(groups)))
+    result = []
+    for group in groups:
+        if group.runs and not group.is_baseline:
+            i = next(places)
+            shape = SHAPES[(i + i // len(PALETTE)) % len(SHAPES)]
+            group = replace(group, colour=PALETTE[i % len(PALETTE)], shape=shape)
+        result.append(group)
     return result
 
 

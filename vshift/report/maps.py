@@ -5,20 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import altair as alt
+import pandas as pd
 
 from vshift.compare.text import visible
-from vshift.report.charts import (
-    MIDDLE,
+from vshift.report.data import Study
+from vshift.report.groups import NO_NOISE, SHAPES
+from vshift.report.parts import (
+    EPOCH,
+    GROUP,
+    LAYER,
     SCHEME,
+    SEEDS,
+    VISIBLE,
     epoch_axis,
     group_colour,
     hidden,
+    no_shift,
     number,
     select,
     source,
 )  # fmt: skip
-from vshift.report.data import Study
-from vshift.report.groups import NO_NOISE
 from vshift.runs.reading import natural
 
 
@@ -53,7 +59,7 @@ def over_epochs(study: Study) -> Any:
     if not values:
         return None
     y, height = _layer_rows(study)
-    groups = [g.label for g in study.used if (frame["group"] == g.label).any()]
+    groups = _labels(study, frame)
     return (
         source("epochs")
         .transform_filter("datum.group == config")
@@ -65,7 +71,7 @@ def over_epochs(study: Study) -> Any:
             y=y,
             color=_heat("value", "ratio"),
             tooltip=[
-                alt.Tooltip("layer:N", title="layer"),
+                LAYER,
                 alt.Tooltip("epoch:O", title="epoch"),
                 number("value", "ratio"),
                 number("train", "training variance", ".4g"),
@@ -79,6 +85,11 @@ def over_epochs(study: Study) -> Any:
         )
         .properties(height=height)
     )
+
+
+def _labels(study: Study, frame: pd.DataFrame) -> list[str]:
+    """The groups that a frame has rows of, in the page's order."""
+    return [g.label for g in study.used if (frame["group"] == g.label).any()]
 
 
 def _first(wanted: str, options: list[str]) -> str:
@@ -121,13 +132,13 @@ def over_strengths(study: Study) -> Any:
             y=y,
             color=_heat("ratio", "ratio"),
             tooltip=[
-                alt.Tooltip("layer:N", title="layer"),
-                alt.Tooltip("group:N", title="config"),
+                LAYER,
+                GROUP,
                 alt.Tooltip("strength:N", title="rate, β or σ"),
                 number("ratio", "shift ratio"),
                 number("local", "local"),
                 number("inherited", "inherited"),
-                alt.Tooltip("n:Q", title="n (seeds)"),
+                SEEDS,
             ],
         )
         .add_params(select("layout", "Layout", layouts, layouts[0]))
@@ -147,18 +158,13 @@ def variances(study: Study) -> Any:
     frame = study.epochs
     if frame.empty:
         return None
-    groups = [g.label for g in study.used if (frame["group"] == g.label).any()]
+    groups = _labels(study, frame)
     layers = list(study.layers)
-    colour = alt.Color(
-        "kind:N",
-        scale=alt.Scale(domain=list(_KINDS.values()), range=["#0072B2", "#E69F00", "#D55E00"]),
-        legend=alt.Legend(title=None, orient="top", columns=1),
-    )
-    shape = alt.Shape(
-        "kind:N",
-        scale=alt.Scale(domain=list(_KINDS.values()), range=["circle", "square", "triangle-up"]),
-        legend=alt.Legend(title=None, orient="top", columns=1),
-    )
+    names, legend = list(_KINDS.values()), alt.Legend(title=None, orient="top", columns=1)
+    colours = alt.Scale(domain=names, range=["#0072B2", "#E69F00", "#D55E00"])
+    colour = alt.Color("kind:N", scale=colours, legend=legend)
+    shapes = alt.Scale(domain=names, range=list(SHAPES[:3]))
+    shape = alt.Shape("kind:N", scale=shapes, legend=legend)
     base = (
         source("epochs")
         .transform_filter("datum.group == config && datum.layer == layer")
@@ -175,9 +181,9 @@ def variances(study: Study) -> Any:
         color=colour,
         shape=shape,
         tooltip=[
-            alt.Tooltip("layer:N", title="layer"),
+            LAYER,
             alt.Tooltip("kind:N", title="variance"),
-            alt.Tooltip("epoch:Q", title="epoch"),
+            EPOCH,
             number("variance", "value", ".4g"),
         ],
     )
@@ -213,9 +219,7 @@ def channels(study: Study) -> Any:
         return None
     layers = [layer for layer in study.layers if (frame["layer"] == layer).any()]
     colour = group_colour(study)
-    base = source("channels").transform_filter(
-        "indexof(hidden, datum.group) < 0 && datum.layer == layer"
-    )
+    base = source("channels").transform_filter(f"{VISIBLE} && datum.layer == layer")
     x = alt.X(
         "from:Q",
         title="eval variance / running variance of a channel",
@@ -237,16 +241,15 @@ def channels(study: Study) -> Any:
         y2=alt.Y2Datum(0),
         color=colour,
         tooltip=[
-            alt.Tooltip("layer:N", title="layer"),
-            alt.Tooltip("group:N", title="config"),
+            LAYER,
+            GROUP,
             number("from", "ratio from"),
             number("to", "to"),
             number("share", "share", ".1%"),
         ],
     )
-    one = alt.Chart(alt.InlineData(values=[{"x": 1}])).mark_rule(color=MIDDLE, strokeDash=[4, 3])
     return (
-        alt.layer(one.encode(x="x:Q"), steps, outline, bars)
+        alt.layer(no_shift(x="x:Q"), steps, outline, bars)
         .add_params(
             hidden(), select("layer", "Layer", layers, _first(_layer_or_first(study), layers))
         )
@@ -259,7 +262,7 @@ def modes(study: Study) -> Any:
     frame = study.modes
     if frame.empty:
         return None
-    groups = [g.label for g in study.used if (frame["group"] == g.label).any()]
+    groups = _labels(study, frame)
     parts = sorted({visible(part) for part in frame["data"]})  # test first
     names = list(dict.fromkeys(visible(name) for name in frame["statistics"]))
     base = source("modes").transform_filter("datum.group == config && datum.data == part")
@@ -274,12 +277,12 @@ def modes(study: Study) -> Any:
         y=y,
         color=alt.Color("value:Q", scale=scale, title="accuracy %"),
         tooltip=[
-            alt.Tooltip("group:N", title="config"),
+            GROUP,
             alt.Tooltip("noise:N", title="noise"),
             alt.Tooltip("statistics:N", title="BN statistics"),
             number("value", "accuracy (%)", ".2f"),
             number("sd", "sd over seeds", ".2f"),
-            alt.Tooltip("n:Q", title="n (seeds)"),
+            SEEDS,
         ],
     )
     text = base.mark_text(fontSize=13).encode(

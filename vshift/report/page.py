@@ -20,12 +20,13 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from vshift import __version__
-from vshift.report import tables, words
+from vshift.report import layouts, tables, words
 from vshift.report.data import Study
 from vshift.report.figures import FIGURES, frames, specs
 from vshift.report.groups import Group
 from vshift.report.story import cards
 from vshift.runs import files
+from vshift.wording import counted
 
 _DIGITS = 4  # significant: more than any figure shows
 
@@ -47,7 +48,7 @@ def render(study: Study, title: str) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True)  # fmt: skip
     template = environment.from_string(_asset("page.html"))
-    template.globals["mark"] = mark
+    template.globals.update(mark=mark, counted=counted)
     return template.render(
         title=title,
         version=__version__,
@@ -71,6 +72,10 @@ def render(study: Study, title: str) -> str:
         figures=[figure for figure in FIGURES if figure.id in drawn],
         missing=[figure for figure in FIGURES if figure.id not in drawn],
         caption=words.caption(study),
+        layouts=layouts.layouts(study),
+        shared=layouts.shared(study),
+        terms=layouts.terms(study),
+        layer_note=words.layer_note(study),
         prefix_note=_prefix_note(study),
         crowd=len(at_first_hidden(study)),
     )
@@ -155,8 +160,7 @@ def _facts(study: Study) -> str:
     used = sum(len(group.runs) for group in study.groups)
     others = sum(len(group.others) for group in study.groups)
     configs = len(study.groups)
-    text = f"{used} {'run' if used == 1 else 'runs'} of {configs} "
-    text += "config" if configs == 1 else "configs"
+    text = f"{counted(used, 'run')} of {counted(configs, 'config')}"
     return text + (f", {others} more not counted" if others else "")
 
 

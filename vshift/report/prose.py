@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from vshift.compare.paired import Change
+from vshift.compare.statistics import Difference
 from vshift.compare.text import fixed
 from vshift.report.data import Study
-from vshift.report.effects import Effect
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,17 @@ def amount(study: Study, value: float | None, sign: str = "") -> str:
     return fixed(value, 2 if study.score == "test_error" else 4, sign)
 
 
-def interval(study: Study, effect: Effect) -> str:
-    """`95 % CI 1.0 to 2.0`, or what is missing for one."""
-    low, high = effect.found.low, effect.found.high
-    if low is None or high is None:
-        return "no confidence interval from one seed"
-    return f"95 % CI {amount(study, low, '+')} to {amount(study, high, '+')}"
+def interval(study: Study, found: Difference | Change) -> str:
+    """`95 % CI +1.0 to +2.0`, or what is missing for one."""
+    between = span(study, found)
+    return f"95 % CI {between}" if between else "no confidence interval from one seed"
+
+
+def span(study: Study, found: Difference | Change) -> str:
+    """`+1.0 to +2.0`; empty where there is no interval."""
+    if found.low is None or found.high is None:
+        return ""
+    return f"{amount(study, found.low, '+')} to {amount(study, found.high, '+')}"
 
 
 def points(study: Study) -> str:
@@ -70,7 +76,12 @@ def unit(study: Study) -> str:
     return "points of test error" if study.score == "test_error" else "of test loss"
 
 
-def p_text(effect: Effect) -> str:
-    if effect.p is None:
-        return "–"
-    return "< 0.001" if effect.p < 0.001 else fixed(effect.p, 3)
+def p_text(p: float | None) -> str:
+    """`p = 0.025`, `p < 0.001`; empty where there was no test."""
+    if p is None:
+        return ""
+    return "p < 0.001" if p < 0.001 else f"p = {fixed(p, 3)}"
+
+
+def seeds_text(needed: int | None) -> str:
+    return "" if needed is None else f"about {needed:,} seeds a config would tell"

@@ -8,10 +8,17 @@ import numpy as np
 from markupsafe import Markup
 
 from vshift.report.causes import beginning, prediction
+from vshift.report.chance import OPTION, chance
 from vshift.report.data import Study
-from vshift.report.effects import Effect, against_baseline, between_layouts, scores, worst_of
+from vshift.report.effects import (
+    Effect,
+    against_baseline,
+    between_layouts,
+    scores,
+    worst_of,
+)
 from vshift.report.gains import recalibration
-from vshift.report.groups import NO_NOISE, Group
+from vshift.report.groups import NO_NOISE, Group, entries_of, strengths_in_words
 from vshift.report.prose import (
     Card,
     amount,
@@ -19,7 +26,6 @@ from vshift.report.prose import (
     interval,
     joined,
     listed,
-    p_text,
     points,
     say,
     unit,
@@ -31,7 +37,7 @@ def cards(study: Study) -> list[Card]:
     effects, pairs = against_baseline(study), between_layouts(study)
     return [
         _loss(study, effects, pairs),
-        _chance(study, effects, pairs),
+        chance(study, effects, pairs),
         beginning(study, effects),
         prediction(study),
         recalibration(study, effects),
@@ -51,37 +57,64 @@ def _loss(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> C
         text = say("No config has a higher test error than {}.", bold(worst.other.label))
         return Card("loss", question, "None", [text, *_duel(study, pairs)])
     base = worst.other
+    strength = worst.group.noise.strength_in_words
     text = say(
-        "{} loses most: {} {} more than {} ({} against {}; {}).",
+        "{}{} loses most: {} {} more than {} ({} against {}; {}).",
         bold(worst.group.label),
+        f" ({strength})" if strength else "",
         bold(amount(study, worst.value)),
         unit(study),
         base.label,
         _mean(study, worst.group),
         _mean(study, base),
-        interval(study, worst),
+        interval(study, worst.found),
     )
-    layout = worst.group.noise.layout
-    answer = layout if layout != NO_NOISE else worst.group.label
     if worst.testable and not worst.real:
         text += Markup(" Chance could make that: see the next answer.")
     return Card(
         "loss",
         question,
-        f"{answer}: {amount(study, worst.value, '+')}{points(study)}",
+        _headline(study, effects, worst),
         [text, *_layouts(study, effects), *_duel(study, pairs)],
         STAR if any(e.real for e in pairs) else Markup(""),
     )
 
 
+def _headline(study: Study, effects: Sequence[Effect], worst: Effect) -> str:
+    """What the layout costs, with the rate that it costs that at, or the range over all rates."""
+    noise = worst.group.noise
+    if noise.layout == NO_NOISE:
+        return f"{worst.group.label}: {amount(study, worst.value, '+')}{points(study)}"
+    family = [e for e in effects if e.group.noise.layout == noise.layout]
+    strengths = {e.group.noise.strength for e in family}
+    low, high = (amount(study, end(e.value for e in family), "+") for end in (min, max))
+    if len(strengths) == 1 and low == high:
+        at = f" at {noise.strength_in_words}" if noise.strength else ""
+        return f"{noise.layout}{at}: {high}{points(study)}"
+    if len(strengths) < len(family):
+        over = f"{len(family)} configs"
+    else:
+        over = strengths_in_words([e.group.noise for e in family])
+    return f"{noise.layout}: {low} to {high}{points(study)} over {over}"
+
+
 def _without_baseline(study: Study) -> Markup:
+    text = say("{} Name a baseline with {}.", why_no_baseline(study), OPTION)
+    if len(study.used) < 2:
+        return text
     best = min(study.used, key=lambda g: np.mean(scores(g, study.score) or [np.inf]))
-    return say(
-        "There is no single config without noise to compare with; name one with --baseline. "
-        "The lowest mean, {}, is that of {}.",
-        _mean(study, best),
-        bold(best.label),
-    )
+    return text + say(" The lowest mean, {}, is that of {}.", _mean(study, best), bold(best.label))
+
+
+def why_no_baseline(study: Study) -> Markup:
+    """Why no config is the one to compare with."""
+    clean = [group for group in study.groups if group.config and not entries_of(group.config)]
+    if not clean:
+        return Markup("No config is without noise.")
+    labels = listed(group.label for group in clean)
+    if not any(group.runs for group in clean):
+        return say("Without noise is {}, and none of its runs is done.", labels)
+    return say("Several configs have no noise: {}.", labels)
 
 
 def _mean(study: Study, group: Group) -> str:
@@ -109,11 +142,16 @@ def _duel(study: Study, pairs: Sequence[Effect]) -> list[Markup]:
     for a, b in dict.fromkeys((e.group.noise.layout, e.other.noise.layout) for e in pairs):
         own = [e for e in pairs if (e.group.noise.layout, e.other.noise.layout) == (a, b)]
         parts = [
-            say("{} at {}{}", amount(study, e.value, "+"), e.group.noise.strength, _mark(e))
+            say(
+                "{} at {}{}",
+                amount(study, e.value, "+"),
+                e.group.noise.strength_in_words,
+                _mark(e),
+            )
             for e in own
         ]
         sentences.append(
-            say("With the same noise, {} costs more than {}: {}.", bold(a), bold(b), joined(parts))
+            say("At the same strength, {} costs more than {}: {}.", bold(a), bold(b), joined(parts))
         )
     return sentences
 
@@ -123,56 +161,3 @@ STAR = Markup("* more than chance at 5 %, corrected for all pairs of layouts (Ho
 
 def _mark(effect: Effect) -> str:
     return "*" if effect.real else ""
-
-
-def _chance(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> Card:
-    question = "Is each difference more than chance?"
-    tested = [e for e in effects if e.testable]
-    if not effects:
-        return Card("chance", question, "Nothing to compare", [])
-    if not tested:
-        why = Markup(
-            "A difference can be told from chance from two seeds a side on, and well from three on."
-        )
-        return Card("chance", question, "One seed cannot tell", [why])
-    real = [e for e in tested if e.real]
-    text: list[Markup] = []
-    if real:
-        parts = [_with_p(study, e) for e in real]
-        text.append(say("More than chance against {}: {}.", real[0].other.label, listed(parts)))
-    text += _unclear(study, [e for e in tested if not e.real], len(tested))
-    untested = [e.group.label for e in effects if not e.testable]
-    if untested:
-        text.append(say("With one seed only, so not tested: {}.", listed(untested)))
-    fine = Markup(
-        "Last epoch’s scores over seeds. Intervals and p are Welch’s; p is corrected for all "
-        "comparisons (Holm), an interval is for one alone."
-    )
-    return Card("chance", question, f"{len(real)} of {len(tested)} are", text, fine)
-
-
-def _unclear(study: Study, unclear: Sequence[Effect], count: int) -> list[Markup]:
-    """Those that chance could make, and about how many seeds would tell."""
-    if not unclear:
-        return []
-    parts = [
-        say("{} {}{}", bold(e.group.label), amount(study, e.value, "+"), _seeds(e)) for e in unclear
-    ]
-    return [say("Not told from chance, as one of {}: {}.", count, listed(parts))]
-
-
-def _seeds(effect: Effect) -> str:
-    needed = effect.seeds_needed
-    return "" if needed is None else f" (about {needed:,} seeds a side would tell)"
-
-
-def _with_p(study: Study, effect: Effect) -> Markup:
-    sign = "" if p_text(effect).startswith("<") else "= "
-    return say(
-        "{} {} ({}, p {}{})",
-        bold(effect.group.label),
-        amount(study, effect.value, "+"),
-        interval(study, effect),
-        sign,
-        p_text(effect),
-    )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from vshift.compare.text import NONE, fixed, visible, with_spread
+from vshift.compare.table import device_of
+from vshift.compare.text import NONE, fixed, text, with_spread
 from vshift.report.data import Study
 from vshift.report.effects import Effect, against_baseline
-from vshift.report.gains import gains
+from vshift.report.gains import Gain, gains
 from vshift.report.groups import Group
-from vshift.report.prose import interval, p_text
+from vshift.report.keys import differing, short_key, shown
+from vshift.report.layouts import in_words
+from vshift.report.prose import amount, p_text, span
 from vshift.runs.reading import RunRecord, number
 
 Row = dict[str, Any]
@@ -28,10 +29,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row; `group` is the label whose colour stands before it, None for none."""
+    """A row; `group` is the label whose colour stands before it, None for none; `about` explains
+    the first cell."""
 
     cells: list[Cell]
     group: Group | None = None
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,39 +45,6 @@ class Table:
     heads: list[tuple[str, str]]
     numeric: list[bool]
     lines: list[Line]
-
-
-def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """A config as dotted keys; lists of sections by index."""
-    if isinstance(value, dict) and value:
-        pairs = [(f"{path}.{key}" if path else str(key), item) for key, item in value.items()]
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        pairs = [(f"{path}.{i}", item) for i, item in enumerate(value)]
-    else:
-        return {path: value}
-    return {key: item for start, inner in pairs for key, item in flat(inner, start).items()}
-
-
-def differing(groups: Sequence[Group]) -> tuple[list[str], dict[str, Row]]:
-    """The dotted keys in which configs differ, and every config as dotted keys."""
-    configs = {
-        g.name: flat({k: v for k, v in g.config.items() if k not in ("name", "seeds")})
-        for g in groups
-        if g.config
-    }
-    keys = dict.fromkeys(key for config in configs.values() for key in config)
-    unlike = [key for key in keys if len({shown(c.get(key)) for c in configs.values()}) > 1]
-    # `noise: null` beside `noise: {kind: …}` is one difference, not one a key.
-    parents = {key for key in unlike if any(other.startswith(f"{key}.") for other in unlike)}
-    return [key for key in unlike if key not in parents], configs
-
-
-def shown(value: Any) -> str:
-    if value is None:
-        return NONE
-    if isinstance(value, str):
-        return visible(value)
-    return visible(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def _value(value: Any) -> Cell:
@@ -92,26 +62,29 @@ def _spread(mean: float | None, sd: float | None, digits: int) -> Cell:
 def configs_table(study: Study) -> Table:
     """One row a config: scores, difference to the baseline, shift, and its own config keys."""
     effects = {effect.group.label: effect for effect in against_baseline(study)}
-    back = {gain.group.label: gain.value for gain in gains(study)}
+    back = {gain.group.label: gain for gain in gains(study)}
+    about = in_words(study)
     keys, configs = differing(study.groups)
     error = study.score == "test_error"
+    corrected = "p corrected for all rows by Holm; ~ is about how many seeds a config would tell"
     heads = [
-        ("config", "name, without what all names begin with"),
+        ("config", "name, without what all names begin with; point at one for its layout"),
         ("n", "seeds that are done"),
         ("test error %" if error else "test loss", "last epoch, mean ± sd over seeds"),
         ("difference", "to the baseline"),
         ("95 % CI", "of the difference, Welch"),
-        ("p (Holm)", "of no difference, Welch, corrected for all rows by Holm"),
-        ("more than chance?", "at 5 % over the whole table; or about how many seeds would tell"),
-        ("given back", "by recalibration, the first method of the config"),
+        ("more than chance?", f"Welch’s test at 5 %, {corrected}"),
+        ("given back", "by recalibration, the first method of the config; mean over seeds"),
+        ("95 % CI", "of what was given back: paired t over seeds, each run before and after"),
+        ("more than chance?", f"paired t test at 5 %, {corrected}"),
         ("train acc % (eval)", "accuracy on training images in eval mode"),
         ("train acc % (train)", "the same images in train mode: noise on, batch statistics"),
         ("shift mean", "mean over BN layers of the shift ratio"),
-        ("shift max", "largest over BN layers"),
-        ("at", "the layer of the largest"),
+        ("shift max", "mean over seeds of each run’s largest over BN layers"),
+        ("at", "the layer where a run’s largest is most often"),
         *((short_key(key, keys), key) for key in keys),
     ]
-    numeric = [False, *[True] * 5, False, *[True] * 5, False]
+    numeric = [False, *[True] * 4, False, True, True, False, *[True] * 4, False]
     numeric += [
         all(number(c.get(key)) is not None or c.get(key) is None for c in configs.values())
         for key in keys
@@ -121,60 +94,54 @@ def configs_table(study: Study) -> Table:
             _config_cells(study, group, effects.get(group.label), back.get(group.label))
             + [_value(configs.get(group.name, {}).get(key)) for key in keys],
             group,
+            about.get(group.label, ""),
         )
         for group in study.groups
     ]
     return _without_empty(Table("configs", heads, numeric, lines))
 
 
-def short_key(key: str, keys: Iterable[str]) -> str:
-    """`noise.rate` for `network.noise.rate`, as far as that stays unique."""
-    parts = key.split(".")
-    ends = [other.split(".") for other in keys]
-    for length in range(min(2, len(parts)), len(parts)):
-        if sum(other[-length:] == parts[-length:] for other in ends) == 1:
-            return ".".join(parts[-length:])
-    return key
-
-
 def _config_cells(
-    study: Study, group: Group, effect: Effect | None, back: float | None
+    study: Study, group: Group, effect: Effect | None, back: Gain | None
 ) -> list[Cell]:
     row, digits = group.row, 2 if study.score == "test_error" else 4
-    interval_ = interval(study, effect).removeprefix("95 % CI ") if effect else NONE
-    has = effect is not None and effect.found.low is not None
-    word = "baseline" if group.is_baseline else brief(effect) if effect else NONE
     return [
         Cell(group.label, group.label),
         Cell(str(row["n"]), row["n"]),
         _spread(row[f"{study.score}_mean"], row[f"{study.score}_sd"], digits),
-        Cell(
-            fixed(effect.value if effect else None, digits, "+"), effect.value if effect else None
-        ),
-        Cell(interval_ if has else NONE, effect.found.low if effect else None),
-        Cell(p_text(effect) if effect else NONE, effect.p if effect else None),
-        Cell(word, word),
-        Cell(fixed(back, digits, "+"), back),
+        *_tested(study, effect),
+        Cell("baseline") if group.is_baseline else _chance(effect),
+        *_tested(study, back),
+        _chance(back),
         _number(row["train_accuracy_eval_mode_mean"], 1),
         _number(row["train_accuracy_train_mode_mean"], 1),
         _number(row["shift_ratio_mean"], 3),
         _number(row["shift_ratio_max"], 3),
-        Cell(_layer(study, row["shift_ratio_max_layer"])),
+        Cell(text(row["shift_ratio_max_layer"])),
     ]
 
 
-def brief(effect: Effect) -> str:
-    """Whether it is more than chance, in a table's few words."""
-    if effect.real:
-        return "yes"
+def _tested(study: Study, effect: Effect | Gain | None) -> list[Cell]:
+    """A difference and its interval."""
+    if effect is None:
+        return [Cell(NONE), Cell(NONE)]
+    value = Cell(amount(study, effect.value, "+"), effect.value)
+    return [value, Cell(span(study, effect.found) or NONE, effect.found.low)]
+
+
+def _chance(effect: Effect | Gain | None) -> Cell:
+    """Whether it is more than chance, in a table's few words; sorted by p."""
+    if effect is None:
+        return Cell(NONE)
+    if isinstance(effect, Effect) and effect.is_same:
+        return Cell("same training")
     if not effect.testable:
-        return "one seed"
+        return Cell("one seed" if effect.found_n < 2 else "no spread")
+    if effect.real:
+        return Cell(f"yes ({p_text(effect.p)})", effect.p)
     needed = effect.seeds_needed
-    return "no" if needed is None else f"no: about {needed:,} seeds"
-
-
-def _layer(study: Study, name: str | None) -> str:
-    return NONE if name is None else study.layers.get(name, visible(name))
+    seeds = "" if needed is None else f", ~{needed:,} seeds"
+    return Cell(f"no ({p_text(effect.p)}{seeds})", effect.p)
 
 
 def _without_empty(table: Table) -> Table:
@@ -184,7 +151,7 @@ def _without_empty(table: Table) -> Table:
         for i in range(len(table.heads))
         if any(line.cells[i].text not in (NONE, "baseline") for line in table.lines)
     ]
-    lines = [Line([line.cells[i] for i in kept], line.group) for line in table.lines]
+    lines = [replace(line, cells=[line.cells[i] for i in kept]) for line in table.lines]
     heads, numeric = [table.heads[i] for i in kept], [table.numeric[i] for i in kept]
     return Table(table.id, heads, numeric, lines)
 
@@ -227,7 +194,7 @@ def _run_cells(group: Group, run: RunRecord, counts: bool) -> list[Cell]:
         _number(number(run.summary.get("shift_ratio_max")), 3),
         _number(None if seconds is None else seconds / 60, 1),
         _number(number(run.run.get("images_per_second")), 0),
-        Cell(shown(run.run.get("device"))),
+        Cell(shown(device_of(run))),
         Cell(shown(run.run.get("started")).replace("T", " ").removesuffix("+00:00")),
     ]
 

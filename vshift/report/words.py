@@ -23,11 +23,28 @@ def caption(study: Study) -> str:
     text = "Scores of the last epoch: mean ± sample standard deviation over n seeds."
     base = next((group.label for group in study.used if group.is_baseline), None)
     if base is None:
-        return text + " No differences: there is no single config without noise; see --baseline."
+        text += " No differences, as there is no baseline."
+    else:
+        text += f" Differences to {base}, with Welch’s 95 % interval and test."
+    if not study.recalibration.empty:
+        text += " Given back by recalibration, with the paired t interval and test over seeds."
+    if base is not None or not study.recalibration.empty:
+        text += (
+            " Each p is corrected for all rows of its column (Holm); “~9 seeds”: about so many a "
+            "config would tell."
+        )
     return (
-        f"{text} Differences to {base}, with Welch’s 95 % interval; "
-        "p and the verdict are corrected for all rows (Holm)."
+        f"{text} Shift max is the mean over "
+        "seeds of each run’s largest ratio, at the layer where that is most often."
     )
+
+
+def layer_note(study: Study) -> str:
+    """How axes shorten layers' names, by an example; empty where they do not."""
+    for name, short in study.layers.items():
+        if short != visible(name):
+            return f"On axes, layers have short names: {short} is {visible(name)}."
+    return ""
 
 
 def data_names(study: Study) -> list[str]:

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vshift.wording import counted
+
 CGROUPS = Path("/sys/fs/cgroup")
 DEVICES = Path("/dev")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -58,23 +60,19 @@ def places(
     count = jobs or len(slots) or 1
     if slots and count > len(slots):
         said.append(
-            f"{_count(len(gpus), 'GPU')} for {count} runs at a time: "
-            f"{_count(len(slots), 'run')} at a time; "
+            f"{counted(len(gpus), 'GPU')} for {count} runs at a time: "
+            f"{counted(len(slots), 'run')} at a time; "
             f"--jobs-per-gpu {math.ceil(count / len(gpus))} lets them share"
         )
         count = len(slots)
     if count > available:
         said.append(
-            f"{count} runs at a time on {_count(available, 'processor core')} disturb each other; "
+            f"{count} runs at a time on {counted(available, 'processor core')} disturb each other; "
             f"--jobs {available} is likely to be faster"
         )
     alone = count == 1 and available >= (os.cpu_count() or 1)
     threads = None if alone else max(1, available // count)
     return [Place(slots[n] if slots else None, threads) for n in range(count)]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def cores() -> int:

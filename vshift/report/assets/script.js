@@ -77,7 +77,8 @@
         row.hidden = !wanted.every((word) => text.includes(word));
       });
       const left = found.filter((row) => !row.hidden).length;
-      count.textContent = wanted.length ? `${left} of ${found.length} rows` : `${found.length} rows`;
+      const rows = `${found.length} ${found.length === 1 ? "row" : "rows"}`;
+      count.textContent = wanted.length ? `${left} of ${rows}` : rows;
     });
   });
 

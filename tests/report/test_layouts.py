@@ -1,0 +1,122 @@
+"""Configs in words, from the config alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.factory import config_of, dropout, make_run
+from vshift.report import words
+from vshift.report.data import Study, collect
+from vshift.report.layouts import in_words, layouts, noise_in_words, norm_in_words, shared, terms
+from vshift.report.page import render
+from vshift.runs import find_runs
+
+LAST_BN = "right before each block’s last batch norm"
+
+
+def of(noise: Any, name: str = "preresnet", **network: Any) -> str:
+    return str(noise_in_words({"network": {"name": name, "noise": noise, **network}}))
+
+
+@pytest.mark.parametrize(
+    ("noise", "text"),
+    [
+        (None, "no noise"),
+        (dropout(0.0), "no noise"),
+        (dropout(0.3), f"dropout at rate 0.3 {LAST_BN} (Dropout-(a) of Li et al. 2019)"),
+        ({**dropout(0.3), "position": "before_bn"},
+         "dropout at rate 0.3 right before every batch norm of each block"),
+        ({**dropout(0.3), "unit": "channel"},
+         f"dropout at rate 0.3 on whole channels, {LAST_BN} (Dropout-(a) of Li et al. 2019)"),
+        ({"kind": "gaussian", "sigma": 1.0, "position": "before_last_bn"},
+         f"Gaussian noise with σ 1 {LAST_BN}"),
+        ({"kind": "uniform", "beta": 0.3, "position": ["before_last_bn", "before_classifier"]},
+         f"uniform noise (Uout) with β 0.3 {LAST_BN} and once, before the classifier, behind all "
+         "batch norms"),
+        ({"kind": "gaussian", "rate": 0.5, "position": "before_last_conv"},
+         "Gaussian noise as strong as dropout at rate 0.5 right before each block’s last "
+         "convolution"),
+        ([dropout(0.5), {**dropout(0.1), "position": "after_bn"}],
+         f"dropout at rate 0.5 {LAST_BN} (Dropout-(a) of Li et al. 2019) and dropout at rate 0.1 "
+         "after every batch norm of each block, behind its activation"),
+    ],
+)  # fmt: skip
+def test_noise(noise: Any, text: str) -> None:
+    assert of(noise) == text
+
+
+def test_noise_in_other_networks_and_orders() -> None:
+    conv = {**dropout(0.5), "position": "before_last_conv"}
+    assert of(conv, "mlp") == "dropout at rate 0.5 right before each block’s last layer of weights"
+    noise = {"kind": "dropout", "rate": 0.5}
+    assert of(noise, block="bn noise conv3x3") == (
+        "dropout at rate 0.5 where the block order says noise: bn noise conv3x3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("norm", "text"),
+    [
+        ({"kind": "batch", "momentum": 0.1}, "batch norm, momentum 0.1"),
+        ({"kind": "batch", "cumulative": True, "momentum": 0.1},
+         "batch norm, running statistics as the simple average of all batches"),
+        ({"kind": "batch", "ghost": 16, "momentum": 0.1, "scale_init": 0.5, "shift_init": -1.0},
+         "batch norm in groups of 16 images, momentum 0.1, γ starts at 0.5, β starts at −1"),
+        ({"kind": "batch", "update": False}, "batch norm, running statistics never updated"),
+        ({"kind": "batch", "momentum": 0.1, "evaluate": "batch"},
+         "batch norm, momentum 0.1, tested with each test batch’s own statistics"),
+        ({"kind": "group", "groups": 8}, "group norm of 8 groups"),
+        ({"kind": "none"}, "no normalisation"),
+        (3, ""),
+    ],
+)  # fmt: skip
+def test_norm(norm: Any, text: str) -> None:
+    assert norm_in_words(norm) == text
+
+
+@pytest.fixture
+def arms(tmp_path: Path) -> Study:
+    make_run(tmp_path, "group", config=config_of(noise=dropout(0.3)) | {"norm": {"kind": "group"}})
+    for rate in (0.5, 0.3):
+        make_run(tmp_path, f"rate-{rate}", config=config_of(noise=dropout(rate)))
+    make_run(tmp_path, "bias", config=config_of() | {"network": {"name": "mlp", "bias": True}})
+    make_run(tmp_path, "plain")
+    return collect(find_runs([tmp_path]), "plain")
+
+
+def test_configs_that_differ_in_strength_only_stand_together(arms: Study) -> None:
+    found = {tuple(g.label for g in layout.groups): layout.text for layout in layouts(arms)}
+    assert next(iter(found)) == ("plain",)
+    rates = found["rate-0.3", "rate-0.5"]
+    assert rates.startswith(f"dropout at rate 0.3 and 0.5 {LAST_BN}; batch norm, momentum 0.1")
+    assert found["group",].startswith(f"dropout at rate 0.3 {LAST_BN}; group norm of 8 groups")
+    assert "bias true" in found["bias",]
+    alone = in_words(arms)
+    assert alone["rate-0.5"].startswith(f"dropout at rate 0.5 {LAST_BN}; batch norm")
+    assert set(alone) == {group.label for group in arms.groups}
+
+
+def test_what_all_have_in_common_and_what_words_mean(arms: Study, study: Study) -> None:
+    assert shared(arms) == "mlp, 3 epochs, 1 seed each"
+    assert [term.split(":")[0] for term in terms(study)] == ["Shift ratio", "s²"]
+
+
+def test_the_page_has_every_layout_on_top(study: Study) -> None:
+    page = render(study, "t")
+    top = page[: page.index('id="card-loss"')]
+    for layout in layouts(study):
+        assert layout.text in top
+    assert "arm-none</b> (baseline), " in top
+    assert f'title="{in_words(study)["arm-bn-0.3"]}"' in page
+
+
+def test_short_names_of_layers_are_explained_and_stay_on_axes(study: Study) -> None:
+    note = words.layer_note(study)
+    assert note == "On axes, layers have short names: s1.b1.bn1 is stage1.block1.branch.bn1."
+    page = render(study, "t")
+    before_data = page[: page.index('id="study"')]
+    assert before_data.count("s1.b1") == 1  # in that note
+    assert note in before_data

@@ -1,0 +1,126 @@
+"""Whether each difference is more than chance, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from vshift.report.data import Study
+from vshift.report.effects import Effect, distinct
+from vshift.report.prose import (
+    Card,
+    amount,
+    bold,
+    interval,
+    joined,
+    listed,
+    p_text,
+    say,
+    seeds_text,
+)  # fmt: skip
+
+OPTION = Markup("<code>--baseline</code>")
+
+
+def chance(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> Card:
+    question = "Is each difference more than chance?"
+    if not effects and pairs:
+        return _chance_of_pairs(study, pairs)
+    tested = [e for e in effects if e.testable]
+    if not effects:
+        why = say("Differences are taken to a baseline, and there is none; {} names one.", OPTION)
+        return Card("chance", question, "Nothing to compare", [why] if study.used else [])
+    if not tested:
+        why = Markup(
+            "A difference can be told from chance from two seeds a side on, and well from three on."
+        )
+        return Card("chance", question, "One seed cannot tell", [why])
+    real = [e for e in tested if e.real]
+    text: list[Markup] = []
+    if real:
+        parts = [_with_p(study, e) for e in real]
+        text.append(say("More than chance against {}: {}.", real[0].other.label, listed(parts)))
+    text += _unclear(study, [e for e in tested if not e.real])
+    same = [e.group.label for e in effects if e.is_same]
+    if same:
+        base = effects[0].other.label
+        text.append(say("The baseline {} itself under another name: {}.", base, listed(same)))
+    untested = [e.group.label for e in effects if not e.testable and not e.is_same]
+    if untested:
+        text.append(say("With one seed only, so not tested: {}.", listed(untested)))
+    text += _counted_once(tested)
+    return Card("chance", question, f"{distinct(real)} of {distinct(tested)} are", text, _FINE)
+
+
+_FINE = Markup(
+    "Last epoch’s scores over seeds. Intervals and p are Welch’s; p is corrected for all "
+    "comparisons (Holm), an interval is for one alone. More than chance: p below 0.05."
+)
+
+
+def _counted_once(effects: Sequence[Effect]) -> list[Markup]:
+    names: dict[frozenset[tuple[str, int]], list[str]] = {}
+    for effect in effects:
+        names.setdefault(effect.group.observed, []).append(effect.group.label)
+    return [
+        say("{} are the same trainings and count once.", joined(labels))
+        for observed, labels in names.items()
+        if observed and len(labels) > 1
+    ]
+
+
+def _chance_of_pairs(study: Study, pairs: Sequence[Effect]) -> Card:
+    """Without a baseline: layouts against each other."""
+    question = "Is each difference more than chance?"
+    tested = [e for e in pairs if e.testable]
+    if not tested:
+        return Card("chance", question, "One seed cannot tell", [])
+    parts = [
+        say(
+            "{} against {} {} ({}, {}{})",
+            bold(e.group.label),
+            e.other.label,
+            amount(study, e.value, "+"),
+            interval(study, e.found),
+            p_text(e.p),
+            _seeds(e),
+        )
+        for e in tested
+    ]
+    real = [e for e in tested if e.real]
+    text = [say("Layouts at the same strength: {}.", listed(parts))]
+    return Card("chance", question, f"{distinct(real)} of {distinct(tested)} are", text, _FINE)
+
+
+def _unclear(study: Study, unclear: Sequence[Effect]) -> list[Markup]:
+    """Those that chance could make, and about how many seeds would tell."""
+    if not unclear:
+        return []
+    parts = [
+        say(
+            "{} {} ({}{})",
+            bold(e.group.label),
+            amount(study, e.value, "+"),
+            p_text(e.p),
+            _seeds(e),
+        )
+        for e in unclear
+    ]
+    return [say("Not told from chance: {}.", listed(parts))]
+
+
+def _seeds(effect: Effect) -> str:
+    """Only of what chance could make."""
+    needed = "" if effect.real else seeds_text(effect.seeds_needed)
+    return f"; {needed}" if needed else ""
+
+
+def _with_p(study: Study, effect: Effect) -> Markup:
+    return say(
+        "{} {} ({}, {})",
+        bold(effect.group.label),
+        amount(study, effect.value, "+"),
+        interval(study, effect.found),
+        p_text(effect.p),
+    )
