@@ -12,6 +12,7 @@ from vshift.report import words
 from vshift.report.data import Study, collect
 from vshift.report.layouts import in_words, layouts, noise_in_words, norm_in_words, shared, terms
 from vshift.report.page import render
+from vshift.report.vega import script
 from vshift.runs import find_runs
 
 LAST_BN = "right before each block’s last batch norm"
@@ -105,7 +106,7 @@ def test_what_all_have_in_common_and_what_words_mean(arms: Study, study: Study) 
 
 
 def test_the_page_has_every_layout_on_top(study: Study) -> None:
-    page = render(study, "t")
+    page = render(study, "t", script())
     top = page[: page.index('id="card-loss"')]
     for layout in layouts(study):
         assert layout.text in top
@@ -116,7 +117,7 @@ def test_the_page_has_every_layout_on_top(study: Study) -> None:
 def test_short_names_of_layers_are_explained_and_stay_on_axes(study: Study) -> None:
     note = words.layer_note(study)
     assert note == "On axes, layers have short names: s1.b1.bn1 is stage1.block1.branch.bn1."
-    page = render(study, "t")
+    page = render(study, "t", script())
     before_data = page[: page.index('id="study"')]
     assert before_data.count("s1.b1") == 1  # in that note
     assert note in before_data

@@ -22,12 +22,13 @@ from vshift.report import write_report
 from vshift.report.data import Study, collect
 from vshift.report.figures import FIGURES, frames
 from vshift.report.page import at_first_hidden, pack, render
+from vshift.report.vega import script
 from vshift.runs import find_runs
 
 
 @pytest.fixture(scope="module")
 def page(study: Study) -> str:
-    return render(study, EVIL)
+    return render(study, EVIL, script())
 
 
 class Reader(HTMLParser):
@@ -81,8 +82,8 @@ def test_the_policy_allows_the_pages_own_scripts_and_nothing_else(page: str) -> 
     assert policy.startswith("default-src 'none'; ")
     assert "unsafe-eval" not in policy
     assert "script-src 'unsafe-inline'" not in policy
-    for script in re.findall(r"<script>(.*?)</script>", page, re.S):
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    for code in re.findall(r"<script>(.*?)</script>", page, re.S):
+        digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
         assert f"'sha256-{digest}'" in policy
     directives = dict(part.split(" ", 1) for part in policy.split("; "))
     assert set(directives) == {
@@ -120,7 +121,7 @@ def test_packing_keeps_words_numbers_and_gaps() -> None:
 
 def test_figures_without_data_say_which_key_would_give_it(tmp_path: Path) -> None:
     make_run(tmp_path)
-    page = render(collect(find_runs([tmp_path])), "t")
+    page = render(collect(find_runs([tmp_path])), "t", script())
     text = " ".join(Reader(page).texts)
     for word in ("measure.every", "measure.modes: true", "recalibration.methods", "grid:"):
         assert word in text
@@ -129,7 +130,7 @@ def test_figures_without_data_say_which_key_would_give_it(tmp_path: Path) -> Non
 
 def test_no_run_is_done_and_there_is_a_page(tmp_path: Path) -> None:
     make_run(tmp_path, status="running")
-    text = render(collect(find_runs([tmp_path])), "t")
+    text = render(collect(find_runs([tmp_path])), "t", script())
     assert "No run is done yet" in text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vshift.compare.text import visible
@@ -28,14 +29,18 @@ def write_report(
         raise VShiftError(
             f"the report needs {error.name}; `pip install 'vshift[report]'` brings it"
         ) from error
-    from vshift.report.data import collect
-    from vshift.report.figures import write_figures
-    from vshift.report.page import render
-    from vshift.runs import files, find_runs
+    from vshift.report.vega import script
 
-    study = collect(find_runs(folders), baseline)
-    title = visible(" and ".join(folder.resolve().name for folder in folders))
-    with files.explained(out.parent, "make the folder"):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(out, render(study, title))
+    with ThreadPoolExecutor(1) as pool:
+        vega = pool.submit(script)  # meanwhile, as it takes seconds the first time
+        from vshift.report.data import collect
+        from vshift.report.figures import write_figures
+        from vshift.report.page import render
+        from vshift.runs import files, find_runs
+
+        study = collect(find_runs(folders), baseline)
+        title = visible(" and ".join(folder.resolve().name for folder in folders))
+        with files.explained(out.parent, "make the folder"):
+            out.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(out, render(study, title, vega.result()))
     return [out, *(write_figures(study, figures) if figures else [])]

@@ -31,12 +31,9 @@ from vshift.wording import counted
 _DIGITS = 4  # significant: more than any figure shows
 
 
-def render(study: Study, title: str) -> str:
-    """The whole page as text."""
-    import vl_convert
-
+def render(study: Study, title: str, vega: str) -> str:
+    """The whole page as text, with `vega.script()` in it."""
     style, script = (_asset(name) for name in ("style.css", "script.js"))
-    vega = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]  # all of it
     drawn = specs(study)
     data = {figure.data for figure in FIGURES if figure.id in drawn}
     content = {
