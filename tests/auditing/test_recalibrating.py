@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from examples.broken_models import Net, data, trained
+from examples.patients import Net, data, trained
 from tests.auditing.conftest import everything
 from vshift import recalibrate
 from vshift.auditing import AuditError
