@@ -226,9 +226,9 @@ def test_an_exported_program(vshift):
 
 def test_a_run(vshift, tmp_path):
     (tmp_path / "small.yaml").write_text("""
-data: {name: shapes, train: 400, test: 100, batch_size: 50}
+data: {name: shapes, train: 300, test: 100, batch_size: 50}
 network: {name: preresnet, depth: 8, noise: {kind: dropout, rate: 0.5, position: before_last_bn}}
-epochs: 4
+epochs: 3
 schedule: {name: onecycle, peak: 0.1}
 measure: {every: 0, eval_batches: 1}
 hardware: {device: cpu, precision: float32, threads: 1}

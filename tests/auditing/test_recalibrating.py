@@ -82,6 +82,22 @@ def test_inputs_by_keyword():
     assert torch.equal(model.bn3.running_var, other.bn3.running_var)
 
 
+@pytest.mark.parametrize("kind", ["wrapped", "in place"])
+def test_compiled_models(kind):
+    model, batches = trained(0, Net(before_bn2=nn.Dropout(0.5)))
+    other = copy.deepcopy(model)
+    recalibrate(other, batches)
+    compiled = torch.compile(model, backend="eager")
+    if kind == "in place":
+        compiled = model
+        model.compile(backend="eager")
+    compiled(batches[0][0])
+    recalibrate(compiled, batches)
+    for layer in ("bn1", "bn2", "bn3"):
+        mine, theirs = getattr(model, layer), getattr(other, layer)
+        assert torch.equal(mine.running_var, theirs.running_var), layer
+
+
 @pytest.mark.parametrize("method", ["swap", "layerwise", "dropout_on"])
 def test_every_method_runs_and_layerwise_leaves_no_shift(method):
     from vshift import audit

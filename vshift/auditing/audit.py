@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +12,13 @@ from torch.fx import GraphModule
 from vshift.auditing import causes_buffers, causes_mixes, causes_modes, causes_other, causes_own
 from vshift.auditing.case import Case, Tests
 from vshift.auditing.findings import Draft, Finding, by_harm, settled
-from vshift.auditing.guard import check_usable, random_state_kept, seed_everything, unwrapped
+from vshift.auditing.guard import (
+    check_usable,
+    random_state_kept,
+    run_eagerly,
+    seed_everything,
+    unwrapped,
+)
 from vshift.auditing.moments import kept_moments
 from vshift.auditing.noise import Traced, digests, first_difference, trace
 from vshift.auditing.order import order_effect
@@ -100,7 +105,7 @@ def audit(
     model = unwrapped(model)
     check_usable(model)
     loaders = [loader] if train_loader is None else [loader, train_loader]
-    with random_state_kept(loaders), torch.no_grad(), _eager(model):
+    with random_state_kept(loaders), torch.no_grad(), run_eagerly(model):
         device = next((t.device for t in [*model.parameters(), *model.buffers()]), None)
         device = device or torch.device("cpu")
         samples = collect(loader, device, batches, unpack, seed)
@@ -123,17 +128,6 @@ def _state(
         return None
     state = reference.state_dict() if isinstance(reference, nn.Module) else reference
     return fitted(state, model.state_dict())
-
-
-@contextmanager
-def _eager(model: nn.Module) -> Iterator[None]:
-    """Compiled parts run as they are written: what is compiled has no hooks."""
-    compiled = any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
-    if not compiled and not any(hasattr(m, "_orig_mod") for m in model.modules()):
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 def _measured(

@@ -129,6 +129,17 @@ def seed_everything(seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
 
 
+@contextmanager
+def run_eagerly(model: nn.Module) -> Iterator[None]:
+    """Compiled parts run as they are written: measuring needs hooks, compiled code has none."""
+    compiled = any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
+    if not compiled and not any(hasattr(m, "_orig_mod") for m in model.modules()):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside `torch.compile`, DataParallel and DistributedDataParallel."""
     while True:
