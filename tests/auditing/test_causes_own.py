@@ -133,12 +133,22 @@ def test_augmented_training_data_make_a_note_and_no_finding():
     """Statistics of other inputs that do no harm, without a training loader to tell."""
     model, batches = trained(0)
     with torch.no_grad():
-        model.fc.weight.zero_()
-        model.bn2.running_mean += 0.3 * model.bn2.running_var.sqrt()
+        model.fc.weight.zero_()  # nothing does harm
+        model.bn1.running_mean += model.bn1.running_var.sqrt()
     result = audit(model, batches)
     assert result.findings == []
     assert any("does no measurable harm" in note for note in result.notes)
-    assert codes(audit(model, batches, train_loader=batches)) == []
+    assert codes(audit(model, batches, train_loader=batches)) == ["stale"]
+
+
+def test_inputs_do_not_explain_a_later_layer_alone():
+    """The first layer fits: what the second meets in training is what these inputs show."""
+    model, batches = trained(0)
+    with torch.no_grad():
+        model.fc.weight.zero_()
+        model.bn2.running_mean += model.bn2.running_var.sqrt()
+    (finding,) = audit(model, batches).findings
+    assert (finding.code, finding.layer, finding.severity) == ("stale", "bn2", "info")
 
 
 @pytest.mark.parametrize(

@@ -247,19 +247,18 @@ def slightly_stale(case: Case) -> Iterator[Draft]:
 
 
 def harmless_note(case: Case, layers: Sequence[str]) -> str:
-    """What is said of layers that are off without harm; nothing if the training inputs are known.
+    """What is said of layers that are off without harm where other inputs explain it, or nothing.
 
-    Without them statistics of augmented images are no fault.
+    They do where the training inputs are not known, augmented ones say, and the first batch norm is
+    off as well: in pass A a layer behind one that fits meets what it met in training.
     """
     far = max(case.distance[n] for n in layers)
+    if case.has_train_loader or (far >= FAR and case.judged[0] not in case.off):
+        return ""
     return (
-        ""
-        if case.has_train_loader
-        else (
-            f"the running statistics of {where(case, layers)} are up to {far:.2g} standard "
-            "deviations from what these inputs show, which does no measurable harm; training "
-            "inputs that are augmented or otherwise different explain it"
-        )
+        f"the running statistics of {where(case, layers)} are up to {far:.2g} standard "
+        "deviations from what these inputs show, which does no measurable harm; training "
+        "inputs that are augmented or otherwise different explain it"
     )
 
 
