@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from examples.broken_models import Batches, Net, data
+from examples.patients import Batches, Net, data
 from vshift import audit, recalibrate
 from vshift.auditing import Audit
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from examples.broken_models import Net, data
+from examples.patients import Net, data
 from vshift import VarianceProbe
 
 

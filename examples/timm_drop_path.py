@@ -13,7 +13,7 @@ from __future__ import annotations
 import timm
 import torch
 
-from examples.broken_models import data, fit
+from examples.patients import data, fit
 from vshift import audit
 from vshift.auditing import Audit
 

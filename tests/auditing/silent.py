@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from examples.broken_models import Net, Patient, data, fit, trained
+from examples.patients import Net, Patient, data, fit, trained
 
 
 class WithoutBatchNorm(nn.Module):

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from examples.broken_models import FAULTS, Net, data, examine, fit, trained
+from examples.broken_models import FAULTS, examine
+from examples.patients import Net, data, fit, trained
 from tests.auditing.conftest import everything
 from vshift import audit
 from vshift.auditing import AuditError
@@ -185,6 +186,32 @@ def test_inputs_by_keyword_and_by_position():
     by_name = [{"x": x, "scale": torch.ones(len(x)), "labels": y} for x, y in batches]
     by_place = [((x, torch.ones(len(x))), y) for x, y in batches]
     assert audit(model, by_name).to_dict() == audit(model, by_place).to_dict()
+
+
+def test_what_loaders_give():
+    """Mappings with a name that forward() does not know, and NumPy arrays, are the same inputs."""
+    model, batches = trained(0)
+    plain = audit(model, batches).to_dict()
+    named = [{"image": x, "label": y, "path": ["a"] * len(x)} for x, y in batches]
+    assert audit(model, named).to_dict() == plain
+    assert audit(model, [(x.numpy(), y.numpy()) for x, y in batches]).to_dict() == plain
+    assert audit(model, iter([[x, y, "more"] for x, y in batches])).to_dict() == plain
+
+
+def test_labels_that_cannot_be_used_are_told():
+    model, batches = trained(0)
+    result = audit(model, [(x, y + 10) for x, y in batches])
+    assert result.scores["eval mode"]["loss"] is None
+    assert any("and the model has 4 classes): without labels" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("precision", [torch.float64, torch.bfloat16])
+def test_other_precisions(precision):
+    model, batches = trained(0)
+    model.to(precision)
+    model.bn2.running_mean += 2 * model.bn2.running_var.sqrt()
+    found = audit(model, [(x.to(precision), y) for x, y in batches]).findings
+    assert [(f.code, f.layer) for f in found] == [("stale", "bn2")]
 
 
 def test_json_holds_what_the_contract_names():

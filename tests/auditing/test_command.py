@@ -28,18 +28,30 @@ def trained():
     return model
 
 
+def chatty():
+    print("building")
+    return trained()
+
+
+def nothing():
+    print("no return")
+
+
 def not_a_model():
     return 3
 
 
 def raises():
-    raise ValueError("on purpose")
+    raise ValueError("on purpose\\nand more")
 
 
 loader = [(torch.randn(16, 3, 8, 8), torch.randint(2, (16,))) for _ in range(4)]
 wide = [torch.randn(16, 5, 8, 8) for _ in range(4)]
 one = loader[:1]
 images = [x for x, _ in loader]
+double = [(x.double(), y) for x, y in loader]
+mapped = [{"image": x, "mask": x, "label": y} for x, y in loader]
+dataset = torch.utils.data.TensorDataset(*map(torch.cat, zip(*loader)))
 """
 
 
@@ -120,7 +132,7 @@ def test_fix_writes_weights_that_are_better(vshift, tmp_path):
     words = ["audit", "mine.py:net", "--data", "mine.py:images", "--fail-on", "info"]
     code, _, err = vshift(*words, "--fix", "fixed.safetensors")
     assert code == 3
-    assert "running statistics of 1 batch norms changed" in err
+    assert err == "wrote fixed.safetensors: buffers of 1 layers changed (1)\n"
     assert vshift(*words, "--weights", "fixed.safetensors")[0] == 0
     healthy = ["audit", "mine.py:trained", "--data", "mine.py:images"]
     code, _, err = vshift(*healthy, "--fix", "healthy.safetensors")
@@ -214,9 +226,9 @@ def test_an_exported_program(vshift):
 
 def test_a_run(vshift, tmp_path):
     (tmp_path / "small.yaml").write_text("""
-data: {name: shapes, train: 400, test: 100, batch_size: 50}
+data: {name: shapes, train: 300, test: 100, batch_size: 50}
 network: {name: preresnet, depth: 8, noise: {kind: dropout, rate: 0.5, position: before_last_bn}}
-epochs: 4
+epochs: 3
 schedule: {name: onecycle, peak: 0.1}
 measure: {every: 0, eval_batches: 1}
 hardware: {device: cpu, precision: float32, threads: 1}
@@ -240,7 +252,20 @@ hardware: {device: cpu, precision: float32, threads: 1}
         (["no.py:net", "--data", "random"], "there is no file no.py"),
         (["mine.py:not_a_model", "--data", "random"], "returned a int"),
         (["mine.py:raises", "--data", "random"], "raised ValueError: on purpose"),
-        (["mine.py:net", "--data", "nowhere"], "is neither of an image folder"),
+        (["mine.py:net", "--data", "nowhere"], "is none of an image folder"),
+        (["mine.py:net", "--data", "random", "--train-data", "no"], "--train-data: 'no' is none"),
+        (["mine.py:net", "--data", "mine.py"], "--data: add the loader's name, mine.py:NAME"),
+        (["mine.py", "--data", "random"], "add the factory's name, mine.py:NAME"),
+        (["resnet18", "--data", "random"], "torchvision:resnet18?"),
+        ([".", "--data", "test"], ". is no run; a run is a folder <runs-dir>/<name>/seed-<n>"),
+        (["mine.py:nothing", "--data", "random"], "returned a NoneType, not a torch.nn.Module"),
+        (["mine.py:net", "--data", "mine.py:double"], "one type of numbers: convert"),
+        (["mine.py:net", "--data", "mine.py:mapped"], "a mapping gives its entries by name"),
+        (["mine.py:net", "--data", "mine.py:not_a_model"], "gave a int, not a loader of batches"),
+        (["exits.py:net", "--data", "random"], "ended itself with sys.exit(5)"),
+        (["broken.py:net", "--data", "random"], "broken.py raised SyntaxError"),
+        (["imports.py:net", "--data", "random"], "ModuleNotFoundError: No module named 'nowhere'"),
+        (["mine.py:net", "--data", "random", "--batches", 1], "'--batches'"),
         (["mine.py:net", "--data", "torchvision:CIFAR11"], "did you mean `CIFAR10`"),
         (["mine.py:net", "--data", "torchvision:CIFAR10"], "name its folder after @"),
         (["mine.py:net", "--data", "mine.py:wide"], "does not run on mine.py:wide: RuntimeError"),
@@ -250,9 +275,60 @@ hardware: {device: cpu, precision: float32, threads: 1}
         (["no.pt2", "--data", "random"], "there is no file no.pt2"),
     ],
 )
-def test_what_cannot_be_audited_is_refused_in_a_sentence(vshift, words, says):
-    code, out, err = vshift("audit", *words, "--size", 8, "--batches", 2, "--device", "cpu")
+def test_what_cannot_be_audited_is_refused_in_a_sentence(vshift, tmp_path, words, says):
+    (tmp_path / "exits.py").write_text("import sys\n\nsys.exit(5)\n")
+    (tmp_path / "broken.py").write_text("def net(:\n")
+    (tmp_path / "imports.py").write_text("import nowhere\n")
+    code, out, err = vshift("audit", "--size", 8, "--batches", 2, "--device", "cpu", *words)
     assert code == 2
     assert out == ""
     assert says in err
     assert "Traceback" not in err
+    assert "and more" not in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(vshift):
+    code, _, err = vshift("audit", "mine.py:net", "--data", "random", "--device", "cuda")
+    assert code == 2
+    assert "cuda is not available" in err
+
+
+def test_what_the_users_code_prints_does_not_mix_with_the_data(vshift):
+    words = ["audit", "mine.py:chatty", "--data", "mine.py:loader", "--format", "json"]
+    code, out, err = vshift(*words)
+    assert code == 0
+    assert json.loads(out)["findings"] == []
+    assert err == "building\n"
+
+
+def test_a_data_set_is_put_into_batches(vshift):
+    words = ["audit", "mine.py:trained", "--data", "mine.py:dataset", "--batch-size", 16]
+    code, out, _ = vshift(*words, "--format", "json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["scores"]["eval mode"]["accuracy"] is not None
+    assert found["layers"][0]["values"] == 16 * 6 * 6
+
+
+def test_folders_of_the_outputs_are_made(vshift, tmp_path):
+    words = ["audit", "mine.py:net", "--data", "mine.py:images"]
+    code, _, _ = vshift(*words, "--report", "a/b/page.html", "--fix", "c/d.safetensors")
+    assert code == 0
+    assert (tmp_path / "a/b/page.html").stat().st_size > 1000
+    assert (tmp_path / "c/d.safetensors").is_file()
+    (tmp_path / "file").touch()
+    code, _, err = vshift(*words, "--report", "file/page.html")
+    assert code == 2
+    assert "--report: file/page.html cannot be written" in err
+
+
+def test_a_folder_of_runs_names_a_run(vshift, tmp_path):
+    (tmp_path / "runs/mine/seed-3").mkdir(parents=True)
+    (tmp_path / "runs/mine/seed-3/run.json").write_text('{"status": "interrupted"}')
+    code, _, err = vshift("audit", "runs", "--data", "test")
+    assert code == 2
+    assert "for instance runs/mine/seed-3" in err
+    code, _, err = vshift("audit", "runs/mine/seed-3", "--data", "test")
+    assert code == 2
+    assert "this run is interrupted, not done" in err

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import DropBlock2d, StochasticDepth
 
-from examples.broken_models import data
+from examples.patients import data
 from vshift import audit
 from vshift.config import noise as config
 from vshift.networks.noise import make_noise

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from examples.broken_models import Net, data, trained
+from examples.patients import Net, data, trained
 from tests.auditing.conftest import everything
 from vshift import recalibrate
 from vshift.auditing import AuditError
@@ -80,6 +80,22 @@ def test_inputs_by_keyword():
     recalibrate(model, [{"image": x, "labels": y} for x, y in data(0, 64)])
     recalibrate(other, data(0, 64))
     assert torch.equal(model.bn3.running_var, other.bn3.running_var)
+
+
+@pytest.mark.parametrize("kind", ["wrapped", "in place"])
+def test_compiled_models(kind):
+    model, batches = trained(0, Net(before_bn2=nn.Dropout(0.5)))
+    other = copy.deepcopy(model)
+    recalibrate(other, batches)
+    compiled = torch.compile(model, backend="eager")
+    if kind == "in place":
+        compiled = model
+        model.compile(backend="eager")
+    compiled(batches[0][0])
+    recalibrate(compiled, batches)
+    for layer in ("bn1", "bn2", "bn3"):
+        mine, theirs = getattr(model, layer), getattr(other, layer)
+        assert torch.equal(mine.running_var, theirs.running_var), layer
 
 
 @pytest.mark.parametrize("method", ["swap", "layerwise", "dropout_on"])

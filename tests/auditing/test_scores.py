@@ -70,6 +70,46 @@ def test_labels_that_are_none_are_not_scored():
         assert scorer.take().loss is None
 
 
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        (torch.tensor([0.5, 1.0]), "of float32, not whole numbers"),
+        (torch.tensor([0, 9]), "a label is 9, and the model has 3 classes"),
+        (torch.zeros(2, 2).long(), r"their shape is [2, 2] and the output's [2, 3]"),
+    ],
+)
+def test_why_labels_were_not_used_is_kept(labels, why):
+    scorer = Scorer()
+    scorer.add(torch.zeros(2, 3), labels)
+    assert why in scorer.take().unused
+
+
+def test_one_batch_that_cannot_be_scored_leaves_all_without_a_score():
+    """A mean over the batches that happen to have small labels would be of another set."""
+    scorer = Scorer()
+    scorer.add(torch.zeros(2, 3), torch.tensor([0, 1]))
+    scorer.add(torch.zeros(2, 3), torch.tensor([0, 5]))
+    assert scorer.take().loss is None
+    assert scorer.take().accuracy is None
+
+
+def test_dense_labels_are_averaged_over_the_places_that_count():
+    torch.manual_seed(0)
+    output, labels = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 4, 5))
+    labels[0, 0, 0], labels[1, :, 2] = 255, -100
+    scorer = Scorer()
+    scorer.add(output, labels)
+    found = scorer.take()
+    for i in range(2):
+        counts = (labels[i] != 255) & (labels[i] != -100)
+        logits, target = output[i].movedim(0, -1)[counts], labels[i][counts]
+        expected = torch.nn.functional.cross_entropy(logits, target)
+        assert float(found.losses[i]) == pytest.approx(float(expected), rel=1e-6)
+        assert float(found.hits[i]) == pytest.approx(
+            float((logits.argmax(1) == target).float().mean())
+        )
+
+
 def test_dense_outputs_are_thinned_out():
     scorer = Scorer()
     scorer.add(torch.randn(2, 3, 100, 100), None)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from examples.broken_models import Net, data, norms
+from examples.patients import Net, data, norms
 from tests.auditing.conftest import everything
 from vshift import VarianceProbe, audit
 from vshift.auditing import AuditError
@@ -241,6 +241,24 @@ def test_the_run_folder_is_one_that_compare_reads(tmp_path):
     record = find_runs([tmp_path])[0]
     assert record.metrics[1]["test_accuracy"] == 60.0
     assert not record.problems
+
+
+def test_the_run_folder_is_one_that_report_reads(tmp_path):
+    pytest.importorskip("altair", reason="the extra report is not installed")
+    from vshift.report import write_report
+
+    for name, noise in (("noisy", nn.Dropout(0.5)), ("quiet", nn.Identity())):
+        torch.manual_seed(0)
+        model, batches = Net(before_bn2=noise), data(0, 128)
+        with VarianceProbe(model) as probe:
+            for accuracy in (50.0, 60.0):
+                train(model, batches, 5)
+                probe.end_epoch([x for x, _ in batches], test_accuracy=accuracy)
+            probe.save(tmp_path / name / "seed-0", config={"network": {"name": name}})
+    write_report([tmp_path], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "noisy" in page
+    assert "bn2" in page
 
 
 def test_what_cannot_be_probed_or_saved_is_refused(tmp_path):

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
-from vshift.auditing import causes_buffers, causes_mixes, causes_modes, causes_other
+from vshift.auditing import causes_buffers, causes_mixes, causes_modes, causes_other, causes_own
 from vshift.auditing.case import Case, Tests
 from vshift.auditing.findings import Draft, Finding, by_harm, settled
-from vshift.auditing.guard import random_state_kept, seed_everything, unwrapped
+from vshift.auditing.guard import (
+    check_usable,
+    random_state_kept,
+    run_eagerly,
+    seed_everything,
+    unwrapped,
+)
 from vshift.auditing.moments import kept_moments
 from vshift.auditing.noise import Traced, digests, first_difference, trace
 from vshift.auditing.order import order_effect
-from vshift.auditing.probes import Pass, Subject, make_subject, run_pass, run_probes
+from vshift.auditing.probes import CANNOT_RUN, Pass, Subject, make_subject, run_pass, run_probes
 from vshift.auditing.repairs import Repair, try_repairs
 from vshift.auditing.result import Audit, Noise, layer_rows, unknowns
 from vshift.auditing.samples import AuditError, Batch, Samples, Unpack, collect, unpack
 from vshift.auditing.scores import Loss, Scores, gain, output_change
+from vshift.auditing.weights import fitted
 from vshift.shift.probe import Moments
 
 # The specific causes before the general ones; their repairs are tried in this order.
@@ -41,7 +48,12 @@ CAUSES: tuple[Callable[[Case], Iterator[Draft]], ...] = (
     causes_mixes.polluted,
     causes_buffers.stale,
     causes_other.variance_below_eps,
+    causes_own.instance_norm,
+    causes_own.spectral_norm,
+    causes_own.noise_scale,
+    causes_own.output_nonfinite,
     causes_other.variance_shift,
+    causes_buffers.slightly_stale,
 )
 TRACED = 8  # samples that are enough to see where noise goes
 
@@ -83,15 +95,17 @@ def audit(
         Findings by harm, one row for each BN layer, the noise found, and what cannot be known.
 
     Raises:
-        AuditError: fewer than two batches, no input or output tensor.
+        AuditError: fewer than two batches, no input or output tensor, a TorchScript module, or one
+            without values.
         Exception: whatever the model or a loader raises in eval mode.
 
     Source: Li, Chen, Hu and Yang, CVPR 2019 (variance shift); Wu & Johnson 2021 (arXiv 2105.07576,
     re-estimated statistics).
     """
     model = unwrapped(model)
+    check_usable(model)
     loaders = [loader] if train_loader is None else [loader, train_loader]
-    with random_state_kept(loaders), torch.no_grad(), _eager(model):
+    with random_state_kept(loaders), torch.no_grad(), run_eagerly(model):
         device = next((t.device for t in [*model.parameters(), *model.buffers()]), None)
         device = device or torch.device("cpu")
         samples = collect(loader, device, batches, unpack, seed)
@@ -106,15 +120,14 @@ def audit(
             subject.guard.restore()
 
 
-@contextmanager
-def _eager(model: nn.Module) -> Iterator[None]:
-    """Compiled parts run as they are written: what is compiled has no hooks."""
-    compiled = any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
-    if not compiled and not any(hasattr(m, "_orig_mod") for m in model.modules()):
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+def _state(
+    reference: nn.Module | Mapping[str, Tensor] | None, model: nn.Module
+) -> Mapping[str, Tensor] | None:
+    """The reference's tensors under the model's names."""
+    if reference is None:
+        return None
+    state = reference.state_dict() if isinstance(reference, nn.Module) else reference
+    return fitted(state, model.state_dict())
 
 
 def _measured(
@@ -124,14 +137,15 @@ def _measured(
     reference: nn.Module | Mapping[str, Tensor] | None,
     allowed: tuple[str, ...],
 ) -> Case:
-    first = next(iter(samples.probed()))
-    few = next(iter(probed.probed())).head(TRACED)
+    few, few_trained = (
+        next(iter(part.probed())).head(_traced(subject)) for part in (samples, probed)
+    )
     _freeze_on_purpose(subject)
     with subject.mode("evaluated"):
         awake = frozenset(n for n, m in subject.model.named_modules() if m.training)
         seed_everything(subject.seed)
-        evaluated = trace(subject.model, first.head(TRACED), subject.watch)
-    trained = trace_training(subject, few)
+        evaluated = trace(subject.model, few, subject.watch)
+    trained = trace_training(subject, few_trained)
     tests = _tests(subject, samples)
     probes = run_probes(subject, probed)
     separate = probed is not samples
@@ -147,12 +161,17 @@ def _measured(
         separate,
         allowed=allowed,
         awake=awake,
-        reference=reference.state_dict() if isinstance(reference, nn.Module) else reference,
+        reference=_state(reference, subject.model),
     )
     case.order_effect, found = order_effect(probed, subject.seed)
     if found:
         case.as_given = _as_given(subject, probed)
     return case
+
+
+def _traced(subject: Subject) -> int | None:
+    """Samples that are traced; a program exported for one batch size takes whole batches only."""
+    return None if isinstance(subject.model, GraphModule) else TRACED
 
 
 def _freeze_on_purpose(subject: Subject) -> None:
@@ -173,14 +192,10 @@ def trace_training(subject: Subject, few: Batch) -> Traced:
     try:
         with subject.mode("as_trained"):
             return trace(subject.model, few, subject.watch)
-    except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError):
+    except CANNOT_RUN:
         if subject.leaves_only:
             raise
-    subject.leaves_only = True
-    subject.notes.append(
-        "the model does not run on these inputs after its own train(); noise and batch norm were "
-        "switched to training one by one instead, everything else stayed in eval mode"
-    )
+    subject.switch_leaves()
     return trace_training(subject, few)
 
 
@@ -221,6 +236,7 @@ def _concluded(case: Case) -> Audit:
     chain: list[Repair] = []
     scores = case.scores
     fixed: dict[str, Moments] = {}
+    buffers: dict[str, Tensor] = {}
     for draft in drafts:
         measured = None
         if draft.repair is not None:
@@ -230,7 +246,9 @@ def _concluded(case: Case) -> Audit:
                 chain.append(draft.repair)
                 scores = after
                 fixed.update(draft.repair.statistics)
+                buffers.update(draft.repair.buffers)
         if draft.minor and (measured is None or measured.severity == "info"):
+            case.subject.notes += [draft.minor] if isinstance(draft.minor, str) else []
             continue
         findings.append(settled(draft, measured))
     return Audit(
@@ -246,6 +264,7 @@ def _concluded(case: Case) -> Audit:
         },
         notes=[*case.subject.notes, *unknowns(case)],
         fixed=fixed,
+        buffers=buffers,
     )
 
 

@@ -146,4 +146,6 @@ class Case:
 
 
 def finite(moments: Moments) -> bool:
-    return bool(moments.mean.isfinite().all() and moments.variance.isfinite().all())
+    """Whether a layer can normalise by these: no inf, no NaN, no negative variance."""
+    bad = ~moments.mean.isfinite() | ~moments.variance.isfinite() | (moments.variance < 0)
+    return not bool(bad.any())

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from vshift.auditing.case import Case
-from vshift.auditing.causes_buffers import draft, is_references, tracked, where
+from vshift.auditing.causes_buffers import draft, harmless_note, is_references, tracked, where
 from vshift.auditing.findings import Draft
 from vshift.auditing.moments import deviations, fit, share_of
 from vshift.auditing.probes import run_pass
@@ -23,6 +23,7 @@ from vshift.auditing.samples import Batch, tensors_of
 from vshift.shift.probe import Moments
 
 LOW_MOMENTUM = 0.05
+EXACT = 0.97  # of the deviation explained: a mix that is no accident, harmful or not
 MANY_DUMMIES = 12  # more forwards than these are no accident: the statistics are of other inputs
 
 
@@ -98,6 +99,7 @@ def polluted(case: Case) -> Iterator[Draft]:
             f"{100 * (1 - share):.0f} % training data and {100 * share:.0f} % {best}, as "
             f"{max(1, round(passes))} forwards in train mode would leave ({100 * explained:.0f} % "
             "of the deviation explained).",
+            minor=explained < EXACT and harmless_note(case, layers),
             inputs=best,
             share=share,
             forwards=passes,

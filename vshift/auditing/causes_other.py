@@ -178,7 +178,9 @@ def drift(case: Case) -> Iterator[Draft]:
 
 def _reference(case: Case, name: str) -> Moments | None:
     state = case.reference or {}
-    mean, variance = (state.get(f"{name}.{k}") for k in ("running_mean", "running_var"))
+    mean, variance = (
+        state.get(f"{name}.{k}".removeprefix(".")) for k in ("running_mean", "running_var")
+    )
     if mean is None or variance is None or mean.shape != case.kept[name].mean.shape:
         return None
     return Moments(mean.detach().double().cpu(), variance.detach().double().cpu())

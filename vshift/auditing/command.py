@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from vshift.auditing.audit import audit
-from vshift.auditing.guard import seed_everything
-from vshift.auditing.models import load_model, read_state
+from vshift.auditing.findings import listed
+from vshift.auditing.guard import check_usable, seed_everything, unwrapped
+from vshift.auditing.models import load_model
 from vshift.auditing.result import Audit
 from vshift.auditing.samples import AuditError
 from vshift.auditing.scores import SEVERITIES
 from vshift.auditing.sources import NORMALISATIONS, Reading, load_source
 from vshift.auditing.text import as_markdown, as_text
+from vshift.auditing.weights import read_state
 from vshift.errors import VShiftError
 
 if TYPE_CHECKING:
@@ -37,11 +45,16 @@ class Request:
 
 
 def run_audit(request: Request) -> tuple[Audit, nn.Module]:
-    """Load what is named and audit it.
+    """Load what is named and audit it; what the user's code prints goes to stderr.
 
     Raises:
         AuditError: something named is not there or does not fit.
     """
+    with redirect_stdout(sys.stderr):
+        return _run_audit(request)
+
+
+def _run_audit(request: Request) -> tuple[Audit, nn.Module]:
     if request.reading.normalise not in NORMALISATIONS:
         raise AuditError(
             f"--normalise is one of {', '.join(NORMALISATIONS)}, not {request.reading.normalise!r}"
@@ -50,9 +63,11 @@ def run_audit(request: Request) -> tuple[Audit, nn.Module]:
     loader = load_source(request.data, request.reading, run)
     train = None
     if request.train_data is not None:
-        train = load_source(request.train_data, request.reading, run)
+        train = load_source(request.train_data, request.reading, run, "--train-data")
     seed_everything(request.reading.seed)
-    model = load_model(request.model, request.weights, request.classes).to(request.device)
+    model = load_model(request.model, request.weights, request.classes)
+    check_usable(unwrapped(model))
+    model = model.to(request.device)
     reference = None if request.reference is None else read_state(request.reference)
     try:
         found = audit(
@@ -69,10 +84,29 @@ def run_audit(request: Request) -> tuple[Audit, nn.Module]:
     except Exception as error:  # whatever the model or the loader raises
         reason = (str(error).splitlines() or [""])[0]
         raise AuditError(
-            f"{request.model} does not run on {request.data}: {type(error).__name__}: {reason}; "
-            "--size and --classes change the images' size and the classifier"
+            f"{request.model} does not run on {request.data}: {type(error).__name__}: {reason}"
+            f"{_advice(reason)}"
         ) from error
     return found, model
+
+
+# What PyTorch's words mean for somebody who has a model and a loader.
+_ADVICE = (
+    ("unexpected keyword|missing .* required", "a batch that is a mapping gives its entries by "
+     "name, without `label`, `labels`, `target` and `targets`"),
+    ("should be the same|same dtype|expected scalar type|dtype", "inputs and parameters need one "
+     "type of numbers: convert the one or the other in your file"),
+    ("Guard failed|dynamic_shapes", "export the program with `dynamic_shapes`, or give batches of "
+     "the size it was exported with"),
+    ("identify image|truncated", "remove or replace that image"),
+    ("shape|size|channels|multiplied|dimension", "--size and --classes change the images' size and "
+     "the classifier"),
+)  # fmt: skip
+
+
+def _advice(reason: str) -> str:
+    found = [advice for words, advice in _ADVICE if re.search(words, reason)]
+    return f"; {found[0]}" if found else ""
 
 
 def rendered(found: Audit, form: str) -> str:
@@ -86,18 +120,32 @@ def write_fixed(found: Audit, model: nn.Module, path: Path) -> str:
     """The model's weights with repaired statistics, as .safetensors; what was done, in a sentence.
 
     Raises:
-        AuditError: nothing gave anything back, or the file cannot be written.
+        AuditError: the file cannot be written.
     """
     from safetensors.torch import save_file
 
-    if not found.fixed:
-        return f"{path} was not written: no change of running statistics gave anything back"
-    state = {name: tensor.contiguous() for name, tensor in found.fixed_state(model).items()}
+    before, state = model.state_dict(), found.fixed_state(model)
+    changed = [name for name, tensor in state.items() if not _equal(tensor, before[name])]
+    if not changed:
+        return f"{path} was not written: no change of buffers that it could hold gave anything back"
+    layers = dict.fromkeys(name.rpartition(".")[0] for name in changed)
+    _write(path, "--fix", lambda: save_file({n: t.contiguous() for n, t in state.items()}, path))
+    return f"wrote {path}: buffers of {len(layers)} layers changed ({listed(list(layers))})"
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _write(path: Path, option: str, write: Callable[[], object]) -> None:
+    """Into a folder that is made if it is missing."""
     try:
-        save_file(state, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write()
     except OSError as error:
-        raise AuditError(f"--fix: {path} cannot be written: {error.strerror or error}") from error
-    return f"wrote {path}: running statistics of {len(found.fixed)} batch norms changed"
+        raise AuditError(
+            f"{option}: {path} cannot be written: {error.strerror or error}"
+        ) from error
 
 
 def check_severity(word: str | None) -> None:
@@ -110,7 +158,5 @@ def write_page(found: Audit, title: str, path: Path) -> None:
     """The report as one HTML file."""
     from vshift.auditing.page import as_page
 
-    try:
-        path.write_text(as_page(found, title), encoding="utf-8")
-    except OSError as error:
-        raise AuditError(f"--report: {path} cannot be written: {error.strerror}") from error
+    page = as_page(found, title)
+    _write(path, "--report", lambda: path.write_text(page, encoding="utf-8"))

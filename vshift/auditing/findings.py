@@ -51,7 +51,7 @@ class Draft:
     Attributes:
         what: what was found, with the number, in one or two sentences.
         repair: tried in order, on top of earlier drafts' repairs; None where nothing can be tried.
-        minor: to be left out if its repair gives nothing back.
+        minor: to be left out if its repair gives nothing back; a text then becomes a note.
         severity: instead of the measured one, where there is no repair.
     """
 
@@ -61,7 +61,7 @@ class Draft:
     layers: Sequence[str] = ()
     evidence: dict[str, Any] = field(default_factory=dict)
     repair: Repair | None = None
-    minor: bool = False
+    minor: bool | str = False
     severity: str = "info"
 
 

@@ -10,6 +10,35 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from vshift.auditing.samples import AuditError
+
+
+def check_usable(model: nn.Module) -> None:
+    """Refuse a model that no hook can look into, or whose tensors hold no values.
+
+    Raises:
+        AuditError: TorchScript, a lazy module that has not run yet, tensors on the meta device.
+    """
+    for name, module in model.named_modules():
+        where = f" at {name}" if name else ""
+        if isinstance(module, torch.jit.ScriptModule):
+            raise AuditError(
+                f"a TorchScript module{where} cannot be looked into; give the module that it was "
+                "made from, or an exported program (.pt2)"
+            )
+        for tensor in [*module._parameters.values(), *module._buffers.values()]:
+            if tensor is not None and is_lazy(tensor):
+                raise AuditError(
+                    f"the {type(module).__name__}{where} has no parameters yet; run a batch "
+                    "through the model first"
+                )
+            if tensor is not None and tensor.is_meta:
+                raise AuditError(
+                    f"the model{where} is on the meta device, without values; build it on the CPU "
+                    "and load its weights"
+                )
 
 
 class Guard:
@@ -98,6 +127,17 @@ def seed_everything(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(seed)
+
+
+@contextmanager
+def run_eagerly(model: nn.Module) -> Iterator[None]:
+    """Compiled parts run as they are written: measuring needs hooks, compiled code has none."""
+    compiled = any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
+    if not compiled and not any(hasattr(m, "_orig_mod") for m in model.modules()):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vshift.auditing.samples import AuditError
+from vshift.auditing.weights import load_weights, read_state
 from vshift.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from vshift.measure import Subject
 
 ALLOWED = (
     "torchvision:NAME, timm:NAME, FILE.py:FACTORY, FILE.pt2 (an exported program), or a run folder"
@@ -25,7 +30,7 @@ def load_model(spec: str, weights: Path | None = None, classes: int | None = Non
 
     Args:
         weights: a state dict as .safetensors, or as what torch.save wrote, read without executing
-            code. Keys `state_dict`, `model` or `model_state_dict` around it are looked into.
+            code; see `vshift.auditing.weights`.
         classes: of a library's classifier.
 
     Raises:
@@ -51,10 +56,33 @@ def _build(spec: str, classes: int | None) -> nn.Module:
             raise AuditError(f"{spec} returned a {type(made).__name__}, not a torch.nn.Module")
         return made
     if Path(spec).is_dir():
-        from vshift.repair import open_run
+        return opened_run(Path(spec)).model
+    raise AuditError(f"{spec!r} names no model{_meant(spec)}; allowed are {ALLOWED}")
 
-        return open_run(Path(spec)).model
-    raise AuditError(f"{spec!r} names no model; allowed are {ALLOWED}")
+
+def _meant(spec: str) -> str:
+    """What a word without a colon was probably meant to be."""
+    if spec.endswith(".py"):
+        return f": add the factory's name, {spec}:NAME"
+    from torchvision import models
+
+    return f": torchvision:{spec}?" if spec in models.list_models() else ""
+
+
+def opened_run(path: Path) -> Subject:
+    """The network of a finished run, with its data.
+
+    Raises:
+        AuditError: no run folder.
+        RunError: not finished, or damaged.
+    """
+    from vshift.repair import open_run
+
+    if not (path / "run.json").is_file():
+        inside = sorted(found.parent for found in path.glob("**/seed-*/run.json"))
+        hint = f", for instance {inside[0]}" if inside else ""
+        raise AuditError(f"{path} is no run; a run is a folder <runs-dir>/<name>/seed-<n>{hint}")
+    return open_run(path)
 
 
 def _from_library(library: str, name: str, options: dict[str, Any]) -> nn.Module:
@@ -74,6 +102,8 @@ def _torchvision() -> tuple[list[str], Callable[..., nn.Module]]:
     def make(name: str, **options: Any) -> nn.Module:
         if name in ("googlenet", "inception_v3"):
             options["init_weights"] = False  # minutes of truncated normal numbers
+        if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+            options["weights_backbone"] = None  # nothing is downloaded
         made: nn.Module = models.get_model(name, weights=None, **options)
         return made
 
@@ -113,10 +143,26 @@ def call_in_file(spec: str) -> Any:
     value = getattr(module, name)
     if not callable(value) or isinstance(value, nn.Module):
         return value
-    try:
+    with _blamed_on(spec):
         return value()
+
+
+@contextmanager
+def _blamed_on(what: str) -> Iterator[None]:
+    """The user's code runs here: what it raises, an exit included, is told in one line."""
+    arguments, sys.argv = sys.argv, [what.rpartition(":")[0] or what]
+    try:
+        yield
+    except SystemExit as error:
+        raise AuditError(
+            f"{what} ended itself with sys.exit({error.code!r}); put what the file does as a "
+            'script under `if __name__ == "__main__":`'
+        ) from error
     except Exception as error:
-        raise AuditError(f"{spec} raised {type(error).__name__}: {error}") from error
+        reason = (str(error).splitlines() or [""])[0]
+        raise AuditError(f"{what} raised {type(error).__name__}: {reason}") from error
+    finally:
+        sys.argv = arguments
 
 
 _EXECUTED: dict[Path, ModuleType] = {}
@@ -134,68 +180,12 @@ def _executed(path: Path) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look themselves up there
     sys.path.insert(0, str(path.parent))
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        with _blamed_on(str(path)):
+            spec.loader.exec_module(module)
+    except AuditError:
         del sys.modules[spec.name]
-        raise AuditError(f"{path} raised {type(error).__name__}: {error}") from error
+        raise
     finally:
         sys.path.remove(str(path.parent))
     _EXECUTED[path] = module
     return module
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict from a file, on the CPU, without executing code.
-
-    Raises:
-        AuditError: missing, damaged, or holding more than tensors and plain containers.
-    """
-    if not path.is_file():
-        raise AuditError(f"there is no file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return dict(load_file(path))
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling damaged bytes raises many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise AuditError(
-            f"{path} cannot be read without executing code: {reason}; save a state dict, "
-            "`torch.save(model.state_dict(), …)`, or .safetensors"
-        ) from error
-    return _state_in(found, path)
-
-
-def _state_in(found: Any, path: Path) -> dict[str, Tensor]:
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            return _state_in(found[key], path)
-    tensors = {k: v for k, v in found.items() if isinstance(v, Tensor)} if _maps(found) else {}
-    if not tensors:
-        raise AuditError(f"{path} holds no state dict, but a {type(found).__name__}")
-    return tensors
-
-
-def _maps(found: Any) -> bool:
-    return isinstance(found, Mapping)
-
-
-def load_weights(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Load a state dict whose parameters are complete; missing buffers are what an audit is for.
-
-    Raises:
-        AuditError: parameters that are missing, unknown names, or other shapes.
-    """
-    state = {
-        name.removeprefix("module.").removeprefix("_orig_mod."): t for name, t in state.items()
-    }
-    try:
-        missing, unknown = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise AuditError(f"{path} does not fit the model: {str(error).splitlines()[-1]}") from error
-    parameters = {name for name, _ in model.named_parameters()}
-    problems = [f"lacks {name}" for name in missing if name in parameters]
-    problems += [f"has an unknown {name}" for name in unknown]
-    if problems:
-        raise AuditError(f"{path} does not fit the model: it {', '.join(problems[:3])}")

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -46,6 +47,7 @@ class Traced:
         at_output: the noise that reaches the model's output likewise.
         order: the batch norms in the order in which they first ran.
         calls: how often each ran.
+        unjudged: modules that normalise by the batch with no BatchNorm module of PyTorch's.
     """
 
     sources: list[Source] = field(default_factory=list)
@@ -53,6 +55,7 @@ class Traced:
     at_output: list[Source] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
+    unjudged: list[str] = field(default_factory=list)
 
 
 class _FunctionNames(TorchFunctionMode):
@@ -78,6 +81,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.watch, self.names = watch, names
         self.traced = Traced()
+        self._instance_norms: set[str] = set()
         # Storages are kept alive with their marks: an address must not be given out again.
         self._marks: dict[int, tuple[Any, tuple[Source, ...]]] = {}
 
@@ -88,6 +92,8 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before = _random_state(device) if random else None
         output = func(*args, **kwargs)
         marks = self.marks_of((args, kwargs))
+        if "batch_norm" in func._opname:
+            self._judge(self.watch.current)
         if before is not None and (
             kwargs.get("generator") is not None or not torch.equal(before, _random_state(device))
         ):
@@ -115,7 +121,15 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 old = self._marks[key][1] if key in self._marks else ()
                 self._marks[key] = (tensor.untyped_storage(), _union(old, marks))
 
+    def _judge(self, layer: str) -> None:
+        """Note a batch norm that none of PyTorch's modules runs; instance norm has its kernel."""
+        known = layer in self.traced.calls or "instance_norm" in self.names.current
+        if not known and layer not in self._instance_norms and layer not in self.traced.unjudged:
+            self.traced.unjudged.append(layer)
+
     def enter(self, name: str, module: nn.Module, inputs: Any) -> None:
+        if isinstance(module, _InstanceNorm):
+            self._instance_norms.add(name)
         if not isinstance(module, _BatchNorm):
             return
         traced = self.traced

@@ -22,11 +22,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vshift.auditing.guard import Guard, seed_everything
 from vshift.auditing.moments import LayerStats
-from vshift.auditing.samples import Batch, Samples, call, main_output
+from vshift.auditing.samples import AuditError, Batch, Samples, call, main_output
 from vshift.auditing.scores import Loss, Scorer, Scores
 from vshift.auditing.watch import Names, Watch
 from vshift.shift.moments import batch_moments
 
+# What a model raises that cannot be run in training mode on inputs alone.
+CANNOT_RUN = (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, AuditError)
 Mode = Literal["as_trained", "noise_off", "evaluated"]
 
 
@@ -50,6 +52,15 @@ class Subject:
         found = {n: m for n, m in self.model.named_modules() if isinstance(m, _BatchNorm)}
         hidden = self.names.hidden.items()
         return found | {n: m for n, m in hidden if isinstance(m, _BatchNorm)}
+
+    def switch_leaves(self) -> None:
+        """From now on "as trained" switches leaf modules one by one; for a model whose own train()
+        does not run: auxiliary heads that want larger images, losses that want targets."""
+        self.leaves_only = True
+        self.notes.append(
+            "the model does not run on these inputs after its own train(); noise and batch norm "
+            "were switched to training one by one instead, everything else stayed in eval mode"
+        )
 
     @contextmanager
     def mode(self, mode: Mode) -> Iterator[None]:
@@ -215,12 +226,7 @@ def _in(subject: Subject, samples: Samples, mode: Mode) -> Pass:
 
 def _as_trained(subject: Subject, samples: Samples) -> Pass:
     if not subject.leaves_only:
-        with suppress(RuntimeError, ValueError, TypeError, AssertionError, AttributeError):
+        with suppress(*CANNOT_RUN):
             return _in(subject, samples, "as_trained")
-        # For instance auxiliary heads that want larger images, or losses that want targets.
-        subject.leaves_only = True
-        subject.notes.append(
-            "the model does not run on these inputs after its own train(); noise and batch norm "
-            "were switched to training one by one instead, everything else stayed in eval mode"
-        )
+        subject.switch_leaves()
     return _in(subject, samples, "as_trained")

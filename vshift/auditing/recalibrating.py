@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vshift.auditing.guard import random_state_kept, unwrapped
+from vshift.auditing.guard import random_state_kept, run_eagerly, unwrapped
 from vshift.auditing.samples import AuditError, Unpack, call, collect, main_output, unpack
 from vshift.shift.probe import batch_norms
 from vshift.shift.recalibration import Estimator, Method, NotFiniteError
@@ -57,7 +57,7 @@ def recalibrate(
         inner = safe_copy(inner)
     if not batch_norms(inner):
         raise AuditError("the model has no batch norm that keeps running statistics")
-    with random_state_kept([loader]):
+    with random_state_kept([loader]), run_eagerly(inner):
         device = next(iter(inner.parameters()), torch.zeros(())).device
         samples = collect(loader, device, batches, unpack)
 

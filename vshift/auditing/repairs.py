@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vshift.auditing.noise import silenced
@@ -27,6 +27,9 @@ class Repair:
         statistics: running statistics by layer.
         by_call: statistics for each call of a layer that runs several times in a forward.
         eps: by layer.
+        buffers: other buffers, by their whole name.
+        awake: modules to put into training mode, by name.
+        scale: factors on modules' outputs, by name.
         quiet: modules to put into eval mode, by name; `hidden` those that nobody knows beforehand.
         silence: functional dropout and attention dropout do nothing.
         change: applied to the inputs.
@@ -36,6 +39,9 @@ class Repair:
     statistics: Mapping[str, Moments] = field(default_factory=dict)
     by_call: Mapping[str, Sequence[Moments]] = field(default_factory=dict)
     eps: Mapping[str, float] = field(default_factory=dict)
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    awake: Sequence[str] = ()
+    scale: Mapping[str, float] = field(default_factory=dict)
     quiet: Sequence[str] = ()
     hidden: bool = False
     silence: bool = False
@@ -51,6 +57,10 @@ def repaired(subject: Subject, repairs: Sequence[Repair]) -> Iterator[None]:
         for repair in repairs:
             for name in repair.quiet:
                 modules[name].training = False
+            for name in repair.awake:
+                modules[name].training = True
+            for name, value in repair.buffers.items():
+                subject.model.get_buffer(name).copy_(value)
             for name, moments in repair.statistics.items():
                 set_statistics(subject.norms[name], moments)
             for name, eps in repair.eps.items():
@@ -58,6 +68,8 @@ def repaired(subject: Subject, repairs: Sequence[Repair]) -> Iterator[None]:
         subject.watch.quiet_hidden = any(repair.hidden for repair in repairs)
         stack.callback(setattr, subject.watch, "quiet_hidden", False)
         stack.enter_context(silenced(any(repair.silence for repair in repairs)))
+        factors = {name: f for repair in repairs for name, f in repair.scale.items()}
+        stack.enter_context(_scaled(modules, factors))
         by_call = {name: m for repair in repairs for name, m in repair.by_call.items()}
         stack.enter_context(_switching(subject.norms, by_call))
         yield
@@ -98,6 +110,21 @@ def _switching(
     handles = [
         norms[name].register_forward_pre_hook(_Switch(moments)) for name, moments in by_call.items()
     ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _scaled(modules: Mapping[str, nn.Module], factors: Mapping[str, float]) -> Iterator[None]:
+    """The outputs of these modules, multiplied."""
+
+    def times(factor: float) -> Callable[[nn.Module, Any, Any], Any]:
+        return lambda module, inputs, output: output * factor
+
+    handles = [modules[n].register_forward_hook(times(f)) for n, f in factors.items()]
     try:
         yield
     finally:

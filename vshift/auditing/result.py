@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from vshift.auditing.case import Case, Tests, finite
 from vshift.auditing.causes_other import inheriting, shifted_by_noise
-from vshift.auditing.findings import Finding, reaches
+from vshift.auditing.findings import Finding, listed, reaches
 from vshift.auditing.moments import apart
 from vshift.auditing.noise import Source
+from vshift.auditing.samples import tensors_of
 from vshift.shift.probe import Moments, shift_ratio
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Audit:
         scores: loss and accuracy by what was switched.
         notes: what was done differently, and what cannot be known from model and loader.
         fixed: the running statistics that gave something back, by layer.
+        buffers: other buffers that did, by name.
     """
 
     findings: list[Finding]
@@ -60,6 +62,7 @@ class Audit:
     scores: dict[str, Row]
     notes: list[str]
     fixed: Mapping[str, Moments] = field(default_factory=dict)
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __str__(self) -> str:
         from vshift.auditing.text import as_text
@@ -94,8 +97,9 @@ class Audit:
         return json.dumps(self.to_dict(), allow_nan=False)
 
     def fixed_state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The model's state dict with the running statistics that gave something back."""
+        """The model's state dict with the buffers that gave something back."""
         state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        state |= {name: value.to(state[name]) for name, value in self.buffers.items()}
         for layer, moments in self.fixed.items():
             for kind, value in (("mean", moments.mean), ("var", moments.variance)):
                 name = f"{layer}.running_{kind}".removeprefix(".")
@@ -172,11 +176,32 @@ def _level(moments: Moments | None) -> float | None:
     return None if moments is None else float(moments.variance.mean())
 
 
+def _odd_inputs(case: Case) -> list[str]:
+    """What is said about inputs that no training would have."""
+    notes, samples = [], case.probed
+    if samples.size < 2:
+        notes.append(
+            f"the loader gives single samples; {samples.probe_size} of them were put together, and "
+            "whether training's batches are large enough was not judged"
+        )
+    rows = [t for b in case.samples.given for t in tensors_of(b.inputs) if t.is_floating_point()]
+    if not all(bool(t.isfinite().all()) for t in rows):
+        notes.append("inputs hold inf or NaN: whatever is said here is said of these")
+    elif not (case.scores.finite or case.probes.trained.scores.finite):
+        notes.append("outputs hold inf or NaN in training mode too, as some weights probably do")
+    return notes
+
+
 def unknowns(case: Case) -> list[str]:
     """What model and loader cannot tell, and what would be needed."""
-    notes = []
+    notes = _odd_inputs(case)
+    if case.trained.unjudged:
+        notes.append(
+            f"batch norm runs as a function, outside of PyTorch's modules, in "
+            f"{listed(case.trained.unjudged)}: its statistics cannot be told and were not judged"
+        )
     if not case.layers:
-        notes.append("no batch norm ran: there are no running statistics to judge")
+        notes.append("no batch norm module ran: there are no running statistics to judge")
     elif not case.has_train_loader:
         notes.append(
             "whether eval inputs differ from training inputs cannot be known from one loader: pass "
@@ -187,9 +212,16 @@ def unknowns(case: Case) -> list[str]:
             "whether frozen layers drifted cannot be known without an earlier checkpoint: pass "
             "reference (--reference)"
         )
-    if case.scores.loss is None:
+    if case.reference is not None and not any(
+        f"{name}.running_mean".removeprefix(".") in case.reference for name in case.kept
+    ):
         notes.append(
-            "without labels, severity is how much the output moves, not how much is gained"
+            "the reference has none of this model's batch norms: is it of the same network?"
+        )
+    if case.scores.loss is None:
+        why = f"the labels were not used ({case.scores.unused}): " if case.scores.unused else ""
+        notes.append(
+            f"{why}without labels, severity is how much the output moves, not how much is gained"
         )
     if frozen := sorted(case.subject.frozen):
         notes.append(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -33,8 +35,8 @@ class Batch:
         """Samples: the length of the first tensor."""
         return len(tensors_of(self.inputs)[0])
 
-    def head(self, count: int) -> Batch:
-        """The first samples."""
+    def head(self, count: int | None) -> Batch:
+        """The first samples; None is all."""
         labels = None if self.labels is None else self.labels[:count]
         return Batch(pytree.tree_map_only(Tensor, lambda t: t[:count], self.inputs), labels)
 
@@ -59,25 +61,42 @@ def unpack(batch: Any) -> tuple[Any, Any]:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """The model's output: a mapping gives keyword arguments, a tuple or list positional ones."""
+    """The model's output: a mapping gives keyword arguments, a tuple or list positional ones.
+
+    A mapping with one tensor, whose name forward() does not know, gives that tensor.
+    """
     if isinstance(inputs, Mapping):
+        tensors = tensors_of(inputs)
+        if len(tensors) == 1 and not _takes(model, inputs):
+            return model(tensors[0])
         return model(**inputs)
     if isinstance(inputs, tuple | list):
         return model(*inputs)
     return model(inputs)
 
 
+def _takes(model: nn.Module, names: Iterable[str]) -> bool:
+    parameters = inspect.signature(model.forward).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return anything or set(names) <= set(parameters)
+
+
 def main_output(output: Any) -> Tensor:
     """The output that is scored: the entry `logits` or `out`, or else the first float tensor.
 
     Raises:
-        AuditError: there is none.
+        AuditError: there is none, or only a number for the whole batch.
     """
     if isinstance(output, Tensor):
+        if not output.ndim:
+            raise AuditError(
+                "the model's output is one number for the whole batch, a loss probably; an audit "
+                "needs an output for each sample, [N, …]"
+            )
         return output
     for key in ("logits", "out"):
         value = output.get(key) if isinstance(output, Mapping) else getattr(output, key, None)
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and value.ndim:
             return value
     for leaf in tensors_of(output):
         if leaf.is_floating_point() and leaf.ndim:
@@ -182,6 +201,7 @@ def collect(
 
 
 def _batch(inputs: Any, labels: Any, device: torch.device) -> Batch:
+    inputs, labels = pytree.tree_map_only(np.ndarray, torch.as_tensor, (inputs, labels))
     inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().to(device), inputs)
     if not tensors_of(inputs) or not tensors_of(inputs)[0].ndim:
         raise AuditError(

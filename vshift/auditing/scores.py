@@ -24,13 +24,16 @@ class Scores:
 
     Attributes:
         losses: float64 [n], or [batches] where the loss gives one number a batch; None unlabelled.
-        hits: float64 [n] of 0 and 1; None where nothing is classified.
+        hits: float64 [n] of 0 and 1, of dense labels the share of right ones; None where nothing
+            is classified.
         outputs: float32 [n, D], thinned out to at most 4,096 values a sample.
+        unused: why labels that were given could not be used; None where they were.
     """
 
     losses: Tensor | None
     hits: Tensor | None
     outputs: Tensor
+    unused: str | None = None
 
     @property
     def loss(self) -> float | None:
@@ -50,32 +53,63 @@ class Scores:
 
 
 class Scorer:
-    """Takes in batches of outputs and labels."""
+    """Takes in batches of outputs and labels; one batch without a score leaves all without."""
 
     def __init__(self, loss: Loss | None = None) -> None:
         self._loss = loss
         self._rows: list[tuple[Tensor | None, Tensor | None, Tensor]] = []
+        self._unused: str | None = None
 
     def add(self, output: Tensor, labels: Tensor | None) -> None:
         losses = hits = None
-        if labels is not None and self._loss is not None:
-            losses = self._loss(output, labels).double().flatten()
-        elif labels is not None and _classified(output, labels):
-            losses = F.cross_entropy(output.float(), labels.long(), reduction="none").double()
-        if labels is not None and _classified(output, labels):
-            hits = (output.argmax(1) == labels).double()
+        if labels is not None:
+            problem = _no_classes(output, labels)
+            if problem is None:
+                losses, hits = _classified(output, labels)
+            if self._loss is not None:
+                losses = self._loss(output, labels).double().flatten()
+            else:
+                self._unused = self._unused or problem
         self._rows.append((losses, hits, _thinned(output)))
 
     def take(self) -> Scores:
         losses, hits, outputs = zip(*self._rows, strict=True)
-        return Scores(_joined(losses), _joined(hits), torch.cat([o.cpu() for o in outputs]))
+        found = torch.cat([o.cpu() for o in outputs])
+        return Scores(_joined(losses), _joined(hits), found, self._unused)
 
 
-def _classified(output: Tensor, labels: Tensor) -> bool:
-    whole = not labels.is_floating_point() and not labels.is_complex()
-    if output.ndim != 2 or labels.ndim != 1 or not whole or labels.dtype == torch.bool:
-        return False
-    return bool(((labels >= 0) & (labels < output.shape[1])).all())
+def _no_classes(output: Tensor, labels: Tensor) -> str | None:
+    """Why labels [N, …] are no classes of outputs [N, classes, …]; None if they are."""
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        return f"they are of {str(labels.dtype).removeprefix('torch.')}, not whole numbers"
+    if output.ndim < 2 or labels.shape != output.shape[:1] + output.shape[2:]:
+        return f"their shape is {list(labels.shape)} and the output's {list(output.shape)}"
+    classes = output.shape[1]
+    wrong = labels[_counted(labels, classes) & ((labels < 0) | (labels >= classes))]
+    if wrong.numel():
+        return f"a label is {int(wrong[0])}, and the model has {classes} classes"
+    return None
+
+
+def _counted(labels: Tensor, classes: int) -> Tensor:
+    """Where labels are meant to count: -100 is ignored everywhere, 255 in dense labels."""
+    ignored = labels == -100
+    if labels.ndim > 1 and classes <= 255:
+        ignored |= labels == 255
+    return ~ignored
+
+
+def _classified(output: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy (nats) and hits of each sample, float64 [N], averaged over its own places."""
+    counted = _counted(labels, output.shape[1])
+    target = torch.where(counted, labels, torch.full_like(labels, -100)).long()
+    losses = F.cross_entropy(output.float(), target, reduction="none").double()
+    hits = ((output.argmax(1) == labels) & counted).double()
+    places = counted.flatten(1).sum(1) if labels.ndim > 1 else counted.long()
+    return (
+        losses.reshape(len(labels), -1).sum(1) / places.clamp(min=1),
+        hits.reshape(len(labels), -1).sum(1) / places.clamp(min=1),
+    )
 
 
 def _thinned(output: Tensor) -> Tensor:
@@ -85,8 +119,9 @@ def _thinned(output: Tensor) -> Tensor:
 
 
 def _joined(parts: Iterable[Tensor | None]) -> Tensor | None:
+    parts = list(parts)
     found = [part.cpu() for part in parts if part is not None]
-    return torch.cat(found) if found else None
+    return torch.cat(found) if found and len(found) == len(parts) else None
 
 
 @dataclass(frozen=True)

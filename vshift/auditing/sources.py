@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, default_collate
 
-from vshift.auditing.models import call_in_file
+from vshift.auditing.models import call_in_file, opened_run
 from vshift.auditing.samples import AuditError
 from vshift.errors import did_you_mean
 
@@ -45,11 +46,14 @@ class Repeatable:
         return self._make()
 
 
-def load_source(spec: str, reading: Reading, run: Path | None = None) -> Iterable[Any]:
+def load_source(
+    spec: str, reading: Reading, run: Path | None = None, option: str = "--data"
+) -> Iterable[Any]:
     """The loader that a specification names.
 
     Args:
         run: the run folder under audit, for `train` (augmented) and `test`.
+        option: that named it, for messages.
 
     Raises:
         AuditError: an unknown name, a folder without images, an exception in the user's file.
@@ -59,16 +63,25 @@ def load_source(spec: str, reading: Reading, run: Path | None = None) -> Iterabl
     if run is not None and spec in ("train", "test"):
         return _of_run(run, spec)
     if spec.startswith("torchvision:"):
-        return _batches(_torchvision(spec.removeprefix("torchvision:"), reading), reading)
+        return _batches(_torchvision(spec.removeprefix("torchvision:"), reading, option), reading)
     if ".py:" in spec:
-        found = call_in_file(spec)
-        if not hasattr(found, "__iter__"):
-            raise AuditError(f"{spec} gave a {type(found).__name__}, not a loader of batches")
-        loader: Iterable[Any] = found
-        return loader
+        return _of_file(spec, reading)
     if Path(spec).expanduser().is_dir():
         return _batches(_folder(Path(spec).expanduser(), reading), reading)
-    raise AuditError(f"--data: {spec!r} is neither of {ALLOWED}")
+    if spec.endswith(".py"):
+        raise AuditError(f"{option}: add the loader's name, {spec}:NAME")
+    raise AuditError(f"{option}: {spec!r} is none of {ALLOWED}")
+
+
+def _of_file(spec: str, reading: Reading) -> Iterable[Any]:
+    """A loader of the user's own; a data set with a length is put into batches."""
+    found = call_in_file(spec)
+    if isinstance(found, Dataset) and not isinstance(found, IterableDataset):
+        return _batches(found, reading)
+    if isinstance(found, Mapping) or not hasattr(found, "__iter__"):
+        raise AuditError(f"{spec} gave a {type(found).__name__}, not a loader of batches")
+    loader: Iterable[Any] = found
+    return loader
 
 
 def _random(reading: Reading) -> Repeatable:
@@ -109,7 +122,7 @@ def _folder(path: Path, reading: Reading) -> Any:
         ) from error
 
 
-def _torchvision(spec: str, reading: Reading) -> Any:
+def _torchvision(spec: str, reading: Reading, option: str) -> Any:
     from torchvision import datasets
 
     name, _, root = spec.partition("@")
@@ -125,29 +138,26 @@ def _torchvision(spec: str, reading: Reading) -> Any:
         return make(root or ".", transform=_transform(reading))
     except (TypeError, RuntimeError, OSError, ValueError) as error:
         raise AuditError(
-            f"--data torchvision:{name}@{root or '.'}: {error}; name its folder after @"
+            f"{option} torchvision:{name}@{root or '.'}: {error}; name its folder after @"
         ) from error
 
 
 def _batches(dataset: Any, reading: Reading) -> Repeatable:
     """Batches in a random order that the seed decides; a smaller rest is left out."""
 
-    def make() -> Iterator[tuple[Tensor, Tensor]]:
+    def make() -> Iterator[Any]:
         generator = torch.Generator().manual_seed(reading.seed)
         order = torch.randperm(len(dataset), generator=generator).tolist()
         size = min(reading.batch_size, max(1, len(order) // 2))
         for start in range(0, len(order) - size + 1, size):
-            images, labels = zip(*(dataset[i] for i in order[start : start + size]), strict=True)
-            yield torch.stack(images), torch.tensor(labels)
+            yield default_collate([dataset[i] for i in order[start : start + size]])
 
     return Repeatable(make)
 
 
 def _of_run(path: Path, part: str) -> Repeatable:
     """A run's own images as its network takes them: augmented training images, or the test's."""
-    from vshift.repair import open_run
-
-    subject = open_run(path)
+    subject = opened_run(path)
     if part == "train":
         return Repeatable(lambda: iter(subject.augmented(subject.config.epochs, None)()))
     return Repeatable(lambda: iter(subject.plain(subject.images.test)()))

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from vshift.auditing.audit import TRACED, trace_training
-from vshift.auditing.guard import random_state_kept, unwrapped
+from vshift.auditing.guard import random_state_kept, run_eagerly, unwrapped
 from vshift.auditing.moments import LayerStats
 from vshift.auditing.probes import make_subject, run_pass
 from vshift.auditing.result import plain
@@ -152,7 +152,7 @@ class VarianceProbe:
 
     def _met(self, loader: Iterable[Any], split: Unpack, batches: int | None) -> _Met:
         device = next(iter(self.layers.values())).running_mean.device  # type: ignore[union-attr]
-        with random_state_kept([loader]), _eager():
+        with random_state_kept([loader]), run_eagerly(self.model):
             samples = collect(loader, device, batches, split)
             subject = make_subject(self.model, 0, None)
             arriving = trace_training(subject, samples.given[0].head(TRACED)).arriving
@@ -243,8 +243,3 @@ def _kept(layer: _BatchNorm, old: Tensor, forwards: Tensor) -> Tensor:
     if layer.momentum is None:  # a simple average over all batches
         return old / (old + forwards).clamp(min=1)
     return torch.pow(torch.as_tensor(1.0 - layer.momentum, dtype=torch.float64), forwards)
-
-
-def _eager() -> Any:
-    """Measuring needs hooks, which compiled code has none of."""
-    return torch.compiler.set_stance("force_eager")

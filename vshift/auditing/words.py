@@ -15,9 +15,9 @@ _RECALIBRATE = "re-estimate with `vshift.recalibrate(model, loader)` or `vshift 
 
 WORDS: dict[str, Words] = {
     "nonfinite": Words(
-        "running statistics hold inf or NaN",
-        "one bad batch or an overflow in low precision; training mode never reads these buffers, "
-        "so the loss stayed fine",
+        "running statistics hold inf, NaN or a negative variance",
+        "one bad batch or an overflow in low precision, or weights averaged with negative factors; "
+        "training mode never reads these buffers, so the loss stayed fine",
         f"{_RECALIBRATE}, and skip batches whose loss is not finite",
     ),
     "never_updated": Words(
@@ -111,6 +111,31 @@ WORDS: dict[str, Words] = {
         "an eps of another framework lost when the weights were loaded, or activations of a very "
         "small scale",
         "set eps to the value of training; 1e-3 and 1e-5 are both usual",
+    ),
+    "instance_norm": Words(
+        "instance norm uses running statistics in eval mode",
+        "track_running_stats=True: training normalises each sample by itself, eval mode by "
+        "averages over all",
+        "set track_running_stats=False; the weights stay as they are",
+    ),
+    "spectral_norm": Words(
+        "spectral norm divides by a wrong norm in eval mode",
+        "buffers of spectral norm lost in a checkpoint or an average, or weights changed after "
+        "them; in training mode every forward mends them a little",
+        "run some batches in train mode before saving, or load the buffers as well; `vshift audit "
+        "--fix` writes right ones",
+    ),
+    "noise_scale": Words(
+        "noise changes the mean",
+        "a dropout of one's own that neither divides by the keep rate in training nor multiplies "
+        "by it in eval mode",
+        "divide by 1 − rate in training, or use nn.Dropout",
+    ),
+    "output_nonfinite": Words(
+        "outputs are inf or NaN in eval mode only",
+        "a running scale of one's own that was never updated or is zero, or an overflow in low "
+        "precision behind statistics that differ from training",
+        "look at what the named module does differently in eval mode",
     ),
     "input_differs": Words(
         "inputs in eval differ from those in training",
