@@ -204,7 +204,7 @@ def test_equal_configs_with_two_hashes_share_a_row(tmp_path: Path) -> None:
     make_run(tmp_path, "a", 1, 92.0, run={"config_hash": "0" * 16})
     comparison = compare(find_runs([tmp_path]))
     assert [(row["label"], row["n"]) for row in comparison.rows] == [("a", 2)]
-    assert "and the configs are equal; they share a row" in comparison.notes[0]
+    assert "the configs are equal and share a row" in comparison.notes[0]
 
 
 def test_configs_say_in_which_keys_they_differ_from_the_baseline(tmp_path: Path) -> None:

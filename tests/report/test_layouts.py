@@ -15,7 +15,8 @@ from vshift.report.page import render
 from vshift.report.vega import script
 from vshift.runs import find_runs
 
-LAST_BN = "right before each block’s last batch norm"
+LAST_BN = "right before each block’s last batch norm (before_last_bn"
+DROPOUT_A = f"{LAST_BN}; Dropout-(a) of Li et al. 2019)"
 
 
 def of(noise: Any, name: str = "preresnet", **network: Any) -> str:
@@ -27,22 +28,22 @@ def of(noise: Any, name: str = "preresnet", **network: Any) -> str:
     [
         (None, "no noise"),
         (dropout(0.0), "no noise"),
-        (dropout(0.3), f"dropout at rate 0.3 {LAST_BN} (Dropout-(a) of Li et al. 2019)"),
+        (dropout(0.3), f"dropout at rate 0.3 {DROPOUT_A}"),
         ({**dropout(0.3), "position": "before_bn"},
-         "dropout at rate 0.3 right before every batch norm of each block"),
+         "dropout at rate 0.3 right before every batch norm of each block (before_bn)"),
         ({**dropout(0.3), "unit": "channel"},
-         f"dropout at rate 0.3 on whole channels, {LAST_BN} (Dropout-(a) of Li et al. 2019)"),
+         f"dropout at rate 0.3 on whole channels, {DROPOUT_A}"),
         ({"kind": "gaussian", "sigma": 1.0, "position": "before_last_bn"},
-         f"Gaussian noise with σ 1 {LAST_BN}"),
+         f"Gaussian noise with σ 1 {LAST_BN})"),
         ({"kind": "uniform", "beta": 0.3, "position": ["before_last_bn", "before_classifier"]},
-         f"uniform noise (Uout) with β 0.3 {LAST_BN} and once, before the classifier, behind all "
-         "batch norms"),
+         f"uniform noise (Uout) with β 0.3 {LAST_BN}) and once, before the classifier, behind all "
+         "batch norms (before_classifier)"),
         ({"kind": "gaussian", "rate": 0.5, "position": "before_last_conv"},
          "Gaussian noise as strong as dropout at rate 0.5 right before each block’s last "
-         "convolution"),
+         "convolution (before_last_conv)"),
         ([dropout(0.5), {**dropout(0.1), "position": "after_bn"}],
-         f"dropout at rate 0.5 {LAST_BN} (Dropout-(a) of Li et al. 2019) and dropout at rate 0.1 "
-         "after every batch norm of each block, behind its activation"),
+         f"dropout at rate 0.5 {DROPOUT_A} and dropout at rate 0.1 "
+         "after every batch norm of each block, behind its activation (after_bn)"),
     ],
 )  # fmt: skip
 def test_noise(noise: Any, text: str) -> None:
@@ -51,7 +52,9 @@ def test_noise(noise: Any, text: str) -> None:
 
 def test_noise_in_other_networks_and_orders() -> None:
     conv = {**dropout(0.5), "position": "before_last_conv"}
-    assert of(conv, "mlp") == "dropout at rate 0.5 right before each block’s last layer of weights"
+    assert of(conv, "mlp") == (
+        "dropout at rate 0.5 right before each block’s last layer of weights (before_last_conv)"
+    )
     noise = {"kind": "dropout", "rate": 0.5}
     assert of(noise, block="bn noise conv3x3") == (
         "dropout at rate 0.5 where the block order says noise: bn noise conv3x3"
@@ -92,11 +95,11 @@ def test_configs_that_differ_in_strength_only_stand_together(arms: Study) -> Non
     found = {tuple(g.label for g in layout.groups): layout.text for layout in layouts(arms)}
     assert next(iter(found)) == ("plain",)
     rates = found["rate-0.3", "rate-0.5"]
-    assert rates.startswith(f"dropout at rate 0.3 and 0.5 {LAST_BN}; batch norm, momentum 0.1")
-    assert found["group",].startswith(f"dropout at rate 0.3 {LAST_BN}; group norm of 8 groups")
+    assert rates.startswith(f"dropout at rate 0.3 and 0.5 {LAST_BN}); batch norm, momentum 0.1")
+    assert found["group",].startswith(f"dropout at rate 0.3 {LAST_BN}); group norm of 8 groups")
     assert "bias true" in found["bias",]
     alone = in_words(arms)
-    assert alone["rate-0.5"].startswith(f"dropout at rate 0.5 {LAST_BN}; batch norm")
+    assert alone["rate-0.5"].startswith(f"dropout at rate 0.5 {LAST_BN}); batch norm")
     assert set(alone) == {group.label for group in arms.groups}
 
 

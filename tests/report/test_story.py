@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -83,8 +84,10 @@ def test_one_seed_cannot_tell(tmp_path: Path) -> None:
 def test_where_the_shift_begins(study: Study) -> None:
     card, text = told(study)["begin"]
     assert card.answer == f"{LAYERS[1]} (layer 2 of 4) in arm-bn-0.5"
-    assert "ratio of 2.50: ×\xa02.50 from the noise in front of it, ×\xa01.00 inherited" in text
-    assert f"<b>before_last_conv</b>: from {LAYERS[2]} on." in text
+    assert (
+        "ratio of 2.50: ×\xa02.50 from the noise in front of it, ×\xa01.00 from elsewhere" in text
+    )
+    assert f"<b>before_last_conv</b>: first at {LAYERS[2]}." in text
     assert "<b>no noise</b>: at no layer." in text
 
 
@@ -102,10 +105,26 @@ def test_a_noisy_ratio_is_no_beginning(tmp_path: Path) -> None:
 def test_whether_the_prediction_held(study: Study) -> None:
     card, text = told(study)["prediction"]
     assert card.answer == "Yes: 100 % within 3 s.e."
-    assert "checked 10 times: once for each layer that has noise in front of it, in each" in text
+    assert "checked 10 times: in each run at each layer that the noise reaches through at" in text
     assert "In <b>10</b> of 10 the measured ratio" in text
     # P(|t| < 3) with 3 degrees
-    assert "only about 94 % there, as each standard error is itself an estimate, from 4 b" in text
+    assert (
+        "exact prediction about 94 % would: measuring errs, and a standard error from 4 b" in text
+    )
+    assert "no prediction" not in text
+
+
+def test_layers_without_a_prediction_are_counted(tmp_path: Path) -> None:
+    row = {"epoch": 3, "shift_ratio": 2.0, "noise_before": True, "local_ratio": 2.0}
+    told_of = {"local_ratio_se": 0.01, "predicted_ratio": 2.0, "predicted_ratio_se": 0.01,
+               "predicted_exact": True}  # fmt: skip
+    rows = [{**row, "index": 0, "layer": "l0", **told_of}]
+    rows += [{**row, "index": i, "layer": f"l{i}"} for i in (1, 2)]
+    rows += [{**row, "index": 3, "layer": "l3", "noise_before": False}]
+    make_run(tmp_path, "a", layers=rows, config=config_of("a", dropout(0.5)))
+    _, text = told(collect(find_runs([tmp_path])))["prediction"]
+    assert "checked 1 time:" in text
+    assert "For 2 more layers behind noise there is no prediction." in text
 
 
 def test_a_prediction_that_is_off_is_said_to_be(tmp_path: Path) -> None:
@@ -136,6 +155,8 @@ def test_what_recalibration_gave_back(study: Study) -> None:
     assert gain.tests == 4  # the evil arm has one seed
     assert "(95 % CI +19.33 to +20.70). That is more than chance (p &lt; 0.001)." in text
     assert "More than chance, the other configs:" in text
+    assert "Methods: precise, averages over training batches with noise off" in card.fine
+    assert "; swap, what each layer met in eval mode" in card.fine
 
 
 def test_nothing_measured_says_which_key_would(tmp_path: Path) -> None:
@@ -225,6 +246,8 @@ def test_one_training_under_two_names_counts_once(tmp_path: Path) -> None:
     found = told(study)
     assert found["chance"][0].answer == "2 of 2 are"
     assert "high and high-again are the same trainings and count once." in found["chance"][1]
+    note = "high and high-again are the same trainings: their marks lie on each other."
+    assert words.same_note(study) == note
     assert "checked 6 times" in found["prediction"][1]  # not 9
 
 
@@ -283,6 +306,7 @@ def test_no_number_of_seeds_that_are_there_already(tmp_path: Path) -> None:
         for seed, error in enumerate(errors):
             make_run(tmp_path, name, seed, 100 - error, config=config_of(name, noise))
     study = collect(find_runs([tmp_path]))
+    assert "None of these differences is more than chance (next answer)." in told(study)["loss"][1]
     for effect in against_baseline(study):
         assert not effect.real
         assert effect.seeds_needed is not None
@@ -320,3 +344,39 @@ def test_layouts_are_tested_against_each_other_where_there_is_no_baseline(tmp_pa
     card, text = told(collect(find_runs([tmp_path])))["chance"]
     assert card.answer == "1 of 1 are"
     assert "<b>bn</b> against conv +7.87 (95 % CI" in text
+
+
+def test_p_is_said_with_and_without_the_correction(tmp_path: Path) -> None:
+    """The weaker of two: with Holm's correction not more than chance, alone it would be."""
+    for name, noise, errors in (
+        ("none", None, (10.0, 10.6, 9.5)),
+        ("a", dropout(0.3), (11.4, 12.2, 11.3)),
+        ("b", dropout(0.5), (12.0, 13.9, 9.9)),
+    ):
+        for seed, error in enumerate(errors):
+            make_run(tmp_path, name, seed, 100 - error, config=config_of(name, noise))
+    study = collect(find_runs([tmp_path]))
+    raw = {
+        name: stats.ttest_ind(errors, (10.0, 10.6, 9.5), equal_var=False).pvalue
+        for name, errors in (("a", (11.4, 12.2, 11.3)), ("b", (12.0, 13.9, 9.9)))
+    }
+    found = told(study)
+    card, text = found["chance"]
+    assert f"p = {2 * raw['a']:.3f}, alone {raw['a']:.3f}" in text
+    assert "corrected for the 2 comparisons of this page (Holm)" in card.fine
+    assert "More than chance: only <b>a</b> (next answer)." in found["loss"][1]
+
+
+def test_a_gain_that_chance_could_make_is_no_headline_without_that(tmp_path: Path) -> None:
+    for name, noise, after in (("none", None, 10.0), ("a", dropout(0.5), None)):
+        for seed, error in enumerate((10.0, 10.6, 9.5) if noise is None else (40.0, 46.0, 41.0)):
+            rows = [
+                {"method": "none", "test_accuracy": 100 - error},
+                {"method": "precise", "test_accuracy": 100 - (after or (39.0, 30.0, 40.5)[seed])},
+            ]
+            config = config_of(name, noise)
+            path = make_run(tmp_path, name, seed, 100 - error, config=config)
+            (path / "recalibration.json").write_text(json.dumps({"methods": rows}))
+    card, text = told(collect(find_runs([tmp_path])))["recalibration"]
+    assert card.answer == "5.83 of 32.30 points in a, which chance could make"
+    assert "Chance could make that (p = " in text

@@ -96,7 +96,7 @@ def _hashes(fields: Fields, notes: list[str]) -> dict[str, dict[str, str]]:
             if same[own] != own:
                 notes.append(
                     f"{name}: the config_hash is {same[own]} in some runs and {own} in others, "
-                    "and the configs are equal; they share a row"
+                    "as another version of vshift wrote them; the configs are equal and share a row"
                 )
     return found
 

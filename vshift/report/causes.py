@@ -48,7 +48,9 @@ def beginning(study: Study, effects: Sequence[Effect]) -> Card:
         text.append(_of_layout(study, layout, first))
     fine = say(
         "Ratios are the last epoch’s, means over seeds. A layer counts as shifted from a ratio of "
-        "{} on, if that is three standard errors above 1.",
+        "{} on, if that is three standard errors above 1; behind the first one a ratio may fall "
+        "below it again. Elsewhere: the layers before, and the lag of BN’s average; a factor below "
+        "1 works against the others.",
         SHIFTED,
     )
     if where is None:
@@ -66,7 +68,7 @@ def _course(study: Study, group: Group, where: str) -> Markup:
     if group.noise.layout != NO_NOISE and local is not None and inherited is not None:
         text += say(
             ": ×\N{NO-BREAK SPACE}{} from the noise in front of it, "
-            "×\N{NO-BREAK SPACE}{} inherited from the layers before",
+            "×\N{NO-BREAK SPACE}{} from elsewhere",
             fixed(local, 2),
             fixed(inherited, 2),
         )
@@ -89,14 +91,14 @@ def _of_layout(study: Study, layout: str, first: dict[str, str | None]) -> Marku
         which = listed(
             g.noise.strength_in_words or g.label for g in groups if first[g.label] == place
         )
-        where = "at no layer" if place is None else say("from {} on", visible(place))
+        where = "at no layer" if place is None else say("first at {}", visible(place))
         parts.append(where if count == len(groups) else say("{} ({})", where, which))
     return say("{}: {}.", bold(layout), joined(map(Markup.escape, parts)))
 
 
 def prediction(study: Study) -> Card:
     question = "Did the prediction hold?"
-    checks = _once(study)
+    checks, behind = _once(study, study.predictions), _once(study, study.behind)
     exact = checks[checks["exact"].astype(bool)]
     if exact.empty:
         why = (
@@ -104,7 +106,8 @@ def prediction(study: Study) -> Card:
             "say (measure.explain_batches: 0, or an earlier version)."
         )
         return Card("prediction", question, "Nothing to predict", [Markup(why)])
-    inside = (exact["local"] - exact["predicted"]).abs() <= _ERRORS * exact["se"]
+    apart = (exact["local"] - exact["predicted"]).abs()
+    inside = apart <= _ERRORS * exact["se"]
     expected, batches = _expected_share(study)
     count, share = len(exact), float(inside.mean())
     held = share >= expected - 3 * (expected * (1 - expected) / count) ** 0.5
@@ -113,14 +116,15 @@ def prediction(study: Study) -> Card:
     text = [
         say(
             "The prediction is how much the noise in front of a layer shifts it, from the noise "
-            "variance s² and the trained weights alone. It can be checked {}: once for each layer "
-            "that has noise in front of it, in each run, over all configs.",
+            "variance s² and the trained weights alone. It is checked {}: in each run at each "
+            "layer that the noise reaches through at most one convolution or layer of weights.{}",
             counted(count, "time"),
+            _unchecked(len(behind) - len(checks)),
         ),
         say(
-            "In {} of {} the measured ratio lies within three standard errors (s.e.) of it. If the "
-            "prediction were exactly right, errors of measurement alone would still put only about "
-            "{} % there, as each standard error is itself an estimate, from {} of images.",
+            "In {} of {} the measured ratio lies within three standard errors (s.e.) of it. Of an "
+            "exact prediction about {} % would: measuring errs, and a standard error from {} of "
+            "images is a rough one.",
             bold(f"{int(inside.sum())}"),
             count,
             fixed(100 * expected, 0),
@@ -147,12 +151,18 @@ def prediction(study: Study) -> Card:
     )
 
 
-def _once(study: Study) -> pd.DataFrame:
-    """The predictions without those of a training that stands there under another name already."""
+def _unchecked(count: int) -> str:
+    if count <= 0:
+        return ""
+    return f" For {counted(count, 'more layer')} behind noise there is no prediction."
+
+
+def _once(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame without the rows of a training that stands there under another name already."""
     first: dict[object, str] = {}
     for group in study.used:
         first.setdefault(group.observed or group.label, group.label)
-    return study.predictions[study.predictions["group"].isin(first.values())]
+    return frame[frame["group"].isin(first.values())]
 
 
 def _expected_share(study: Study) -> tuple[float, int]:

@@ -50,13 +50,29 @@ def chance(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> 
     if untested:
         text.append(say("With one seed only, so not tested: {}.", listed(untested)))
     text += _counted_once(tested)
-    return Card("chance", question, f"{distinct(real)} of {distinct(tested)} are", text, _FINE)
+    return Card(
+        "chance", question, f"{distinct(real)} of {distinct(tested)} are", text, _fine(tested)
+    )
 
 
-_FINE = Markup(
-    "Last epoch’s scores over seeds. Intervals and p are Welch’s; p is corrected for all "
-    "comparisons (Holm), an interval is for one alone. More than chance: p below 0.05."
-)
+def _fine(tested: Sequence[Effect]) -> Markup:
+    text = "Last epoch’s scores over seeds. Intervals and p are Welch’s. "
+    count = max(effect.tests for effect in tested)
+    if count > 1:
+        text += (
+            f"p is corrected for the {count} comparisons of this page (Holm), so that a page with "
+            "fewer can have a smaller p for the same runs; “alone” is p without that, and so are "
+            "intervals. "
+        )
+    return Markup(text + "More than chance: p below 0.05.")
+
+
+def _p(effect: Effect) -> str:
+    """`p = 0.089, alone 0.022`."""
+    raw = effect.found.p_value
+    if effect.tests < 2 or raw is None or effect.p == raw:
+        return p_text(effect.p)
+    return f"{p_text(effect.p)}, alone {p_text(raw).removeprefix('p = ').removeprefix('p ')}"
 
 
 def _counted_once(effects: Sequence[Effect]) -> list[Markup]:
@@ -83,14 +99,16 @@ def _chance_of_pairs(study: Study, pairs: Sequence[Effect]) -> Card:
             e.other.label,
             amount(study, e.value, "+"),
             interval(study, e.found),
-            p_text(e.p),
+            _p(e),
             _seeds(e),
         )
         for e in tested
     ]
     real = [e for e in tested if e.real]
     text = [say("Layouts at the same strength: {}.", listed(parts))]
-    return Card("chance", question, f"{distinct(real)} of {distinct(tested)} are", text, _FINE)
+    return Card(
+        "chance", question, f"{distinct(real)} of {distinct(tested)} are", text, _fine(tested)
+    )
 
 
 def _unclear(study: Study, unclear: Sequence[Effect]) -> list[Markup]:
@@ -102,7 +120,7 @@ def _unclear(study: Study, unclear: Sequence[Effect]) -> list[Markup]:
             "{} {} ({}{})",
             bold(e.group.label),
             amount(study, e.value, "+"),
-            p_text(e.p),
+            _p(e),
             _seeds(e),
         )
         for e in unclear
@@ -122,5 +140,5 @@ def _with_p(study: Study, effect: Effect) -> Markup:
         bold(effect.group.label),
         amount(study, effect.value, "+"),
         interval(study, effect.found),
-        p_text(effect.p),
+        _p(effect),
     )

@@ -13,6 +13,7 @@ import altair as alt
 from vshift.report.data import Study
 from vshift.report.groups import PALETTE, SHAPES
 from vshift.report.parts import (
+    AS_TRAINED,
     EPOCH,
     GROUP,
     LAYER,
@@ -99,7 +100,8 @@ def prediction(study: Study) -> Any:
             SEED,
             number("local", "measured", ".4f"),
             number("predicted", "predicted", ".4f"),
-            number("se", "standard error", ".4f"),
+            number("se", "standard error (s.e.)", ".5f"),
+            number("apart", "apart, in s.e.", "+.1f"),
             alt.Tooltip("exact:N", title="formula exact"),
         ],
     )  # fmt: skip
@@ -188,7 +190,8 @@ def recalibration(study: Study) -> Any:
     if study.recalibration.empty:
         return None
     groups = [g.label for g in study.used]
-    methods = list(dict.fromkeys(["none", *study.recalibration["method"]]))
+    tried = [method for method in study.recalibration["method"] if method != "none"]
+    methods = list(dict.fromkeys([AS_TRAINED, *tried]))
     y = alt.Y("group:N", sort=groups, title=None, axis=alt.Axis(labelLimit=140))
     title = score_title(study)
     base = source("recalibration").transform_filter(VISIBLE)

@@ -15,6 +15,7 @@ from vshift.report.groups import Group, make_groups
 from vshift.report.layers import (
     all_rows,
     attempt,
+    behind_noise,
     channels_of,
     depth_of,
     epochs_of,
@@ -47,7 +48,8 @@ class Study:
         score: `test_error`, percent; or `test_loss` where nothing is classified.
         runs: group, layout, seed, score, shift_mean, shift_max; one row a run that counts.
         depth: one row a group and BN layer, of the last epoch, means over seeds.
-        predictions: one row a run and layer that noise reaches: local and predicted ratio.
+        behind: group, seed, layer: the layers with noise in front of them, in each run.
+        predictions: those that have a prediction: local and predicted ratio.
         epochs: group, epoch, layer and the channel means of its variances, means over seeds.
         channels: histograms of eval/running variance over a layer's channels.
         curves: group, epoch and the scores' means and standard deviations over seeds.
@@ -62,6 +64,7 @@ class Study:
     score: str
     runs: pd.DataFrame
     depth: pd.DataFrame
+    behind: pd.DataFrame
     predictions: pd.DataFrame
     epochs: pd.DataFrame
     channels: pd.DataFrame
@@ -102,6 +105,7 @@ def collect(records: Sequence[RunRecord], baseline: str | None = None) -> Study:
         score=score,
         runs=frame_of(_run_rows(used, score)),
         depth=depth,
+        behind=behind_noise(last),
         predictions=predictions_of(last),
         epochs=epochs_of(rows),
         channels=channels_of(used, list(layers), problems),

@@ -9,7 +9,7 @@ import pandas as pd
 
 from vshift.report import charts, maps
 from vshift.report.data import Study, mean_of
-from vshift.report.parts import CONFIG, Figure
+from vshift.report.parts import AS_TRAINED, CONFIG, Figure
 from vshift.runs import files
 
 FIGURES = (
@@ -34,7 +34,8 @@ FIGURES = (
         "depth", maps.over_strengths),
     Figure("epochs", "Layer × epoch",
         "How a ratio grows in training, mean over seeds. The shift ratio needs the eval variance, "
-        "which is measured in the last epoch and in those that measure.eval_epochs names.",
+        "which is measured in the last epoch and in those that measure.eval_epochs names. Training "
+        "against running variance has noise on both sides: near 1 once BN’s average keeps up.",
         "Only one epoch was measured: measure.every: 1 writes each, measure.eval_epochs: all also "
         "the shift ratio.",
         "epochs", maps.over_epochs),
@@ -53,8 +54,8 @@ FIGURES = (
         "No run has epochs in metrics.jsonl.",
         "curves", charts.curves, grouped=True),
     Figure("recalibration", "Before and after recalibration",
-        "Score with the BN statistics as trained (none) and re-estimated by each method; a method "
-        "left of none gives something back.",
+        "Score with the BN statistics as trained and re-estimated by each method; a method left of "
+        "“as trained” gives something back.",
         "No run has recalibration.json: recalibration.methods: [precise, layerwise] or "
         "`vshift recalibrate` writes it.",
         "recalibration", charts.recalibration),
@@ -88,7 +89,9 @@ def frames(study: Study) -> dict[str, pd.DataFrame]:
         "epochs": named(study.epochs).drop(columns="index", errors="ignore"),
         "channels": study.channels,
         "curves": study.curves,
-        "recalibration": mean_of(study.recalibration, ["group", "method"]),
+        "recalibration": mean_of(study.recalibration, ["group", "method"]).replace(
+            {"method": {"none": AS_TRAINED}}
+        ),
         "modes": study.modes,
     }
 

@@ -128,12 +128,33 @@ def recalibration(study: Study, effects: Sequence[Effect]) -> Card:
         "Recalibration re-estimates BN’s statistics after training, with noise off; the weights "
         "stay. Each run is its own before and after, so intervals and p are those of the paired t "
         "test over seeds, p corrected for all configs (Holm). By the method that a config lists "
-        "first ({}), which need not be the best.",
+        "first ({}), which need not be the best.{}",
         names,
+        _methods_in_words(study),
     )
     of = "" if lost is None else f" of {amount(study, lost)}"
-    answer = f"{amount(study, chosen.value)}{of}{points(study)} in {chosen.group.label}"
+    doubt = ", which chance could make" if chosen.testable and not chosen.real else ""
+    answer = f"{amount(study, chosen.value)}{of}{points(study)} in {chosen.group.label}{doubt}"
     return Card("recalibration", question, answer, text, fine)
+
+
+# docs/science.md defines them.
+_METHODS = {
+    "precise": "averages over training batches with noise off, BN on each batch’s own statistics",
+    "layerwise": "layer by layer, each behind those already re-estimated",
+    "swap": "what each layer met in eval mode, all at once, so that later ones are corrected twice",
+    "dropout_on": "with noise on, a trap: testing does not meet that variance",
+    "batch": "no re-estimation, each test batch’s own statistics",
+    "mix": "a mixture of the test batch’s and the running statistics",
+}
+
+
+def _methods_in_words(study: Study) -> Markup:
+    """What the methods are, where there are several."""
+    tried = [m for m in dict.fromkeys(study.recalibration["method"]) if m in _METHODS]
+    if len(tried) < 2:
+        return Markup("")
+    return say(" Methods: {}.", Markup("; ").join(f"{m}, {_METHODS[m]}" for m in tried))
 
 
 def _sentence(study: Study, gain: Gain, lost: float | None) -> Markup:

@@ -142,14 +142,22 @@ def depth_of(last: pd.DataFrame) -> pd.DataFrame:
     return frame.rename(columns=names).reset_index()
 
 
+def behind_noise(last: pd.DataFrame) -> pd.DataFrame:
+    """group, seed, layer: the layers with noise in front of them, in each run."""
+    keys = ["group", "seed", "layer"]
+    return last.loc[last["noise_before"].astype(bool), keys] if len(last) else frame_of([], keys)
+
+
 def predictions_of(last: pd.DataFrame) -> pd.DataFrame:
-    columns = ["group", "seed", "layer", "index", "local", "predicted", "se", "exact"]
+    """Where there is a prediction; `apart` is measured less predicted in standard errors."""
+    columns = ["group", "seed", "layer", "index", "local", "predicted", "se", "apart", "exact"]
     rows = last[last["noise_before"].astype(bool) & last["predicted_ratio"].notna()]
     rows = rows[rows["local_ratio"].notna()]
     frame = rows[["group", "seed", "layer", "index"]].copy()
     frame["local"], frame["predicted"] = rows["local_ratio"], rows["predicted_ratio"]
     errors = rows[["local_ratio_se", "predicted_ratio_se"]].fillna(0.0)
     frame["se"] = np.hypot(errors["local_ratio_se"], errors["predicted_ratio_se"])
+    frame["apart"] = (frame["local"] - frame["predicted"]) / frame["se"]
     frame["exact"] = rows["predicted_exact"].astype(bool)
     return frame[columns].reset_index(drop=True)
 

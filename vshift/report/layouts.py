@@ -24,8 +24,8 @@ _PLACES = {
     "before_classifier": "once, before the classifier, behind all batch norms",
 }
 _PAPERS = {
-    "before_last_bn": " (Dropout-(a) of Li et al. 2019)",
-    "before_last_conv": " (Dropout-(b) of Li et al. 2019)",
+    "before_last_bn": "; Dropout-(a) of Li et al. 2019",
+    "before_last_conv": "; Dropout-(b) of Li et al. 2019",
 }
 _KINDS = {
     "dropout": "dropout",
@@ -111,7 +111,7 @@ def _place(entry: Row, network: Row) -> str:
     linear = "layer of weights" if network.get("name") in _FULLY_CONNECTED else "convolution"
     named = _PAPERS if entry.get("kind") == "dropout" and linear == "convolution" else {}
     places = [
-        _PLACES[one].format(linear) + named.get(one, "")
+        f"{_PLACES[one].format(linear)} ({one}{named.get(one, '')})"
         if isinstance(one, str) and one in _PLACES
         else f"at {visible(str(one))}"
         for one in positions

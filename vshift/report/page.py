@@ -73,6 +73,7 @@ def render(study: Study, title: str, vega: str) -> str:
         shared=layouts.shared(study),
         terms=layouts.terms(study),
         layer_note=words.layer_note(study),
+        same_note=words.same_note(study),
         prefix_note=_prefix_note(study),
         crowd=len(at_first_hidden(study)),
     )

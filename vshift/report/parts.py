@@ -32,6 +32,7 @@ CONFIG: dict[str, Any] = {
         "tickColor": MIDDLE,
         "labelLimit": 160,
         "labelSeparation": 8,
+        "labelFlush": False,
     },
     "legend": {"labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal",
         "labelColor": INK, "titleColor": INK, "symbolLimit": 0, "symbolOpacity": 1,
@@ -39,6 +40,7 @@ CONFIG: dict[str, Any] = {
     "range": {"category": list(PALETTE)},
 }  # fmt: skip
 
+AS_TRAINED = "as trained"  # what recalibration.json calls `none`
 VISIBLE = "indexof(hidden, datum.group) < 0"
 LAYER = alt.Tooltip("layer:N", title="layer")
 GROUP = alt.Tooltip("group:N", title="config")

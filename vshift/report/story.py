@@ -69,13 +69,11 @@ def _loss(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> C
         _mean(study, base),
         interval(study, worst.found),
     )
-    if worst.testable and not worst.real:
-        text += Markup(" Chance could make that: see the next answer.")
     return Card(
         "loss",
         question,
         _headline(study, effects, worst),
-        [text, *_layouts(study, effects), *_duel(study, pairs)],
+        [text, *_layouts(study, effects), *_sure(effects), *_duel(study, pairs)],
         STAR if any(e.real for e in pairs) else Markup(""),
     )
 
@@ -134,6 +132,17 @@ def _layouts(study: Study, effects: Sequence[Effect]) -> list[Markup]:
         low, high = (amount(study, v, "+") for v in (min(values), max(values)))
         parts.append(say("{} {}", bold(name), low if len(values) == 1 else f"{low} to {high}"))
     return [say("By layout, {}: {}.", unit(study), joined(parts))]
+
+
+def _sure(effects: Sequence[Effect]) -> list[Markup]:
+    """Which of the losses are no accident, where some may be."""
+    tested = [e for e in effects if e.testable]
+    real = [bold(e.group.label) for e in tested if e.real]
+    if not tested or len(real) == len(tested):
+        return []
+    if not real:
+        return [Markup("None of these differences is more than chance (next answer).")]
+    return [say("More than chance: only {} (next answer).", listed(real))]
 
 
 def _duel(study: Study, pairs: Sequence[Effect]) -> list[Markup]:

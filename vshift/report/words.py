@@ -47,6 +47,18 @@ def layer_note(study: Study) -> str:
     return ""
 
 
+def same_note(study: Study) -> str:
+    """Which configs' marks lie on each other, as they are the same trainings."""
+    labels: dict[frozenset[tuple[str, int]], list[str]] = {}
+    for group in study.used:
+        labels.setdefault(group.observed, []).append(group.label)
+    return " ".join(
+        f"{joined(names)} are the same trainings: their marks lie on each other."
+        for observed, names in labels.items()
+        if observed and len(names) > 1
+    )
+
+
 def data_names(study: Study) -> list[str]:
     """The data sets of all configs, as they may be called in a paper."""
     found = (data_name(group) for group in study.groups if group.config)
