@@ -20,27 +20,17 @@ from vshift.report.groups import NO_NOISE, Group
 from vshift.runs.reading import natural
 
 
-@dataclass(frozen=True)
-class Effect:
-    """A group's mean score minus another's.
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """What a table's test of one of its numbers said.
 
     Attributes:
-        found: with Welch's interval and test, where both sides have two runs or more.
-        p: corrected for all effects of the same table (Holm); None where there was no test.
+        p: corrected for all tests of the same table (Holm); None where there was no test.
         tests: how many tests the table holds.
-        is_same: the two sides are the same trainings, so that there is nothing to test.
     """
 
-    group: Group
-    other: Group
-    found: Difference
     p: float | None = None
     tests: int = 0
-    is_same: bool = False
-
-    @property
-    def value(self) -> float:
-        return self.found.value
 
     @property
     def real(self) -> bool:
@@ -50,6 +40,25 @@ class Effect:
     @property
     def testable(self) -> bool:
         return self.p is not None
+
+
+@dataclass(frozen=True)
+class Effect(Tested):
+    """A group's mean score minus another's.
+
+    Attributes:
+        found: with Welch's interval and test, where both sides have two runs or more.
+        is_same: the two sides are the same trainings, so that there is nothing to test.
+    """
+
+    group: Group
+    other: Group
+    found: Difference
+    is_same: bool = False
+
+    @property
+    def value(self) -> float:
+        return self.found.value
 
     @property
     def found_n(self) -> int:
@@ -78,7 +87,7 @@ def against_baseline(study: Study) -> list[Effect]:
     found = [(group, _difference(group, base, study.score)) for group in others]
     tests = study.comparison.tests
     return [
-        Effect(g, base, d, g.row["p_adjusted"], tests, is_same=g.row["verdict"] == SAME)
+        Effect(g, base, d, g.row["verdict"] == SAME, p=g.row["p_adjusted"], tests=tests)
         for g, d in found
         if d is not None
     ]
@@ -122,7 +131,7 @@ def _table(pairs: Sequence[tuple[Group, Group]], score: str) -> list[Effect]:
     known = [(a, b, difference) for a, b, difference in found if difference is not None]
     same = [(a.observed or a.label, b.observed or b.label) for a, b, _ in known]
     adjusted, tests = holm_once([difference.p_value for _, _, difference in known], same)
-    return [Effect(a, b, d, p, tests) for (a, b, d), p in zip(known, adjusted, strict=True)]
+    return [Effect(a, b, d, p=p, tests=tests) for (a, b, d), p in zip(known, adjusted, strict=True)]
 
 
 def _difference(group: Group, other: Group, score: str) -> Difference | None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup
 
 from vshift.compare.paired import Change, paired, seeds_to_tell_change
-from vshift.compare.statistics import LEVEL, holm_once
+from vshift.compare.statistics import holm_once
 from vshift.compare.text import visible
 from vshift.report.data import Study
-from vshift.report.effects import Effect, most_affected
+from vshift.report.effects import Effect, Tested, most_affected
 from vshift.report.groups import Group
 from vshift.report.prose import (
     Card,
@@ -29,33 +29,20 @@ from vshift.report.prose import (
 
 
 @dataclass(frozen=True)
-class Gain:
+class Gain(Tested):
     """What a method gave back to a group: score as trained less score with it, seed by seed.
 
     Attributes:
         found: the mean over seeds, with the paired t test's interval.
-        p: corrected for all gains of the same table (Holm); None where there was no test.
-        tests: how many tests the table holds.
     """
 
     group: Group
     method: str
     found: Change
-    p: float | None = None
-    tests: int = 0
 
     @property
     def value(self) -> float:
         return self.found.sample.mean
-
-    @property
-    def real(self) -> bool:
-        """More than chance explains, at 5 % over the whole table."""
-        return self.p is not None and self.p < LEVEL
-
-    @property
-    def testable(self) -> bool:
-        return self.p is not None
 
     @property
     def found_n(self) -> int:
