@@ -50,7 +50,7 @@ class Case:
         samples: of the loader; what scores are taken on.
         probed: of the training loader where there is one, else the same: what A, B and C ran on.
         trained, evaluated: noise traced in training mode and in eval mode.
-        scores: of plain eval mode on `samples`.
+        all_scores: of every mode on `samples`, and of some on `probed` where that differs.
         as_given: a pass A in the loader's own order where its batches are no random samples.
         reference: a state dict to compare with.
         allowed: names of modules whose noise in eval mode is wanted.
@@ -64,7 +64,7 @@ class Case:
     probes: Probes
     trained: Traced
     evaluated: Traced
-    scores: Scores
+    all_scores: Mapping[str, Scores]
     tests: Tests
     has_train_loader: bool = False
     as_given: Pass | None = None
@@ -73,6 +73,11 @@ class Case:
     allowed: tuple[str, ...] = ()
     awake: frozenset[str] = frozenset()
     blamed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> Scores:
+        """Of plain eval mode on `samples`."""
+        return self.all_scores["eval mode"]
 
     @cached_property
     def layers(self) -> dict[str, _BatchNorm]:
