@@ -196,7 +196,7 @@ def test_an_exported_program(vshift):
         torch.export.export(model, (torch.randn(4, 3, 8, 8),), dynamic_shapes=({0: batch},)),
         "program.pt2",
     )
-    assert json.loads(vshift("audit", "program.pt2", *words)[1])["layers"][0]["role"] == "stale"
+    assert json.loads(vshift("audit", "program.pt2", *words)[1])["layers"][0]["role"] == "off"
 
 
 def test_a_run(vshift, tmp_path):

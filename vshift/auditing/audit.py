@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vshift.auditing import causes_buffers, causes_mixes, causes_modes, causes_other, causes_own
+from vshift.auditing import (
+    causes_batches,
+    causes_buffers,
+    causes_mixes,
+    causes_modes,
+    causes_other,
+    causes_own,
+)
 from vshift.auditing.case import Case
 from vshift.auditing.findings import Draft, Finding, by_harm, settled
 from vshift.auditing.guard import (
@@ -34,11 +41,11 @@ CAUSES: tuple[Callable[[Case], Iterator[Draft]], ...] = (
     causes_modes.batch_dependent,
     causes_other.input_differs,
     causes_other.drift,
-    causes_buffers.several_distributions,
-    causes_buffers.batches_not_random,
+    causes_batches.several_distributions,
+    causes_batches.batches_not_random,
     causes_buffers.never_updated,
-    causes_buffers.momentum_high,
-    causes_buffers.tiny_batches,
+    causes_batches.momentum_high,
+    causes_batches.tiny_batches,
     causes_mixes.initial_bias,
     causes_mixes.polluted,
     causes_buffers.stale,
@@ -126,6 +133,8 @@ def _concluded(case: Case) -> Audit:
         if draft.repair is not None:
             after = try_repairs(case.subject, case.samples, [*chain, draft.repair]).scores
             measured = gain(scores, after, draft.repair.words)
+            if draft.minor and measured.loss_before is None and _undoes(draft.repair, fixed):
+                continue
             if measured.severity != "info":
                 chain.append(draft.repair)
                 scores = after
@@ -137,14 +146,20 @@ def _concluded(case: Case) -> Audit:
         findings.append(settled(draft, measured))
     return Audit(
         findings=by_harm(findings),
-        layers=layer_rows(case),
+        layers=layer_rows(case, findings),
         noise=Noise(case.trained.sources, case.evaluated.sources, case.trained.at_output),
         tests=case.tests,
         scores={name: found.to_dict() for name, found in _with_repaired(case, scores)},
-        notes=[*case.subject.notes, *unknowns(case)],
+        notes=[*case.subject.notes, *unknowns(case, findings)],
         fixed=fixed,
         buffers=buffers,
     )
+
+
+def _undoes(repair: Repair, fixed: Mapping[str, Moments]) -> bool:
+    """Whether an earlier repair has set all these layers: without labels, an output that moves
+    back again is no gain."""
+    return bool(repair.statistics) and repair.statistics.keys() <= fixed.keys()
 
 
 def _with_repaired(case: Case, repaired: Scores) -> Iterator[tuple[str, Scores]]:

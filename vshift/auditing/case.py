@@ -126,7 +126,30 @@ class Case:
     @cached_property
     def off(self) -> list[str]:
         """Judged layers whose running statistics are not what they are trained with."""
-        return [n for n in self.judged if self.distance[n] > self.limit[n]]
+        return [
+            n
+            for n in self.judged
+            if self.distance[n] > self.limit[n] and n not in self.re_estimated
+        ]
+
+    @cached_property
+    def shifted(self) -> dict[str, Ratio]:
+        """Layers that noise reaches and whose variance it clearly changes, with the local ratio."""
+        return {n: r for n in self.judged if self.noise_of(n) and (r := self.local(n)).clear}
+
+    @cached_property
+    def re_estimated(self) -> list[str]:
+        """Layers whose running statistics are those without noise, B's, and not A's.
+
+        No training leaves such; re-estimation does, and then eval mode meets what it remembers.
+        """
+        quiet = self.probes.quiet.stats
+        far = {
+            n: apart(self.kept[n], quiet[n].average(), self.layers[n].eps)
+            for n in self.judged
+            if n in quiet and (n in self.shifted or self.distance[n] > self.limit[n])
+        }
+        return [n for n, d in far.items() if d <= self.limit[n] and d < 0.5 * self.distance[n]]
 
     def open(self) -> list[str]:
         """Those among them for which no finding has been made yet."""

@@ -21,8 +21,10 @@ from vshift.auditing.moments import deviations, fit, share_of
 from vshift.auditing.probes import run_pass
 from vshift.auditing.samples import Batch, tensors_of
 from vshift.shift.probe import Moments
+from vshift.wording import counted
 
 LOW_MOMENTUM = 0.05
+MARGIN = 1.3  # early batches, before the weights settled, look a little like initial values
 EXACT = 0.97  # of the deviation explained: a mix that is no accident, harmful or not
 MANY_DUMMIES = 12  # more forwards than these are no accident: the statistics are of other inputs
 
@@ -31,12 +33,10 @@ def initial_bias(case: Case) -> Iterator[Draft]:
     """A mix of the initial values and what training batches show."""
     few: dict[str, float] = {}
     slow: dict[str, float] = {}
-    for name in case.open():
-        weight = _initial_share(case, name)
-        if weight is not None:
-            momentum = case.layers[name].momentum
-            low = momentum is not None and momentum < LOW_MOMENTUM
-            (slow if low else few)[name] = weight
+    for name, weight in _initial_shares(case).items():
+        momentum = case.layers[name].momentum
+        low = momentum is not None and momentum < LOW_MOMENTUM
+        (slow if low else few)[name] = weight
     for code, found in (("momentum_low", slow), ("initial_bias", few)):
         if found:
             worst = max(found, key=lambda n: found[n])
@@ -46,12 +46,29 @@ def initial_bias(case: Case) -> Iterator[Draft]:
                 list(found),
                 f"{100 * found[worst]:.0f} % of the initial values (mean 0, variance 1) remain in "
                 f"the running statistics of {where(case, list(found))}, after "
-                f"{tracked(case, worst)} batches at momentum {case.layers[worst].momentum}.",
+                f"{_batches(case, worst)} at momentum {case.layers[worst].momentum}.",
                 minor=True,
                 initial_share=found,
                 batches_tracked=tracked(case, worst),
                 momentum=case.layers[worst].momentum,
             )
+
+
+def _batches(case: Case, name: str) -> str:
+    steps = tracked(case, name)
+    return "an unknown number of batches" if steps is None else counted(steps, "batch", "batches")
+
+
+def _initial_shares(case: Case) -> dict[str, float]:
+    """By layer; where most layers that saw as many batches show something else, it is not that."""
+    alike: dict[object, list[str]] = {}
+    for name in case.open():
+        alike.setdefault((case.layers[name].momentum, tracked(case, name)), []).append(name)
+    found: dict[str, float] = {}
+    for names in alike.values():
+        shares = {n: w for n in names if (w := _initial_share(case, n)) is not None}
+        found |= shares if 2 * len(shares) >= len(names) else {}
+    return found
 
 
 def _initial_share(case: Case, name: str) -> float | None:
@@ -62,7 +79,8 @@ def _initial_share(case: Case, name: str) -> float | None:
     layer, steps = case.layers[name], tracked(case, name)
     if layer.momentum is not None and steps:
         expected = (1 - layer.momentum) ** steps
-        fits = expected > 0.01 and explained > 0.5
+        # More than is left of them after so many batches is something else: older buffers, say.
+        fits = expected > 0.01 and explained > 0.5 and weight < MARGIN * expected + 0.05
     else:
         fits = not steps and explained > 0.9
     return weight if fits and 0.01 < weight < 1.05 else None
@@ -84,7 +102,7 @@ def polluted(case: Case) -> Iterator[Draft]:
         return
     best, share, explained = "", 0.0, 0.0
     # Dummies reach every layer: those that are not off have to fit as well.
-    every = [n for n in case.judged if n not in case.blamed]
+    every = [n for n in case.judged if n not in case.blamed and n not in case.re_estimated]
     for kind in DUMMIES:
         weight, good = _dummy_share(case, every, kind)
         if good > explained:
@@ -97,8 +115,8 @@ def polluted(case: Case) -> Iterator[Draft]:
             layers,
             f"The running statistics of {where(case, layers)} are a mix of "
             f"{100 * (1 - share):.0f} % training data and {100 * share:.0f} % {best}, as "
-            f"{max(1, round(passes))} forwards in train mode would leave ({100 * explained:.0f} % "
-            "of the deviation explained).",
+            f"{counted(max(1, round(passes)), 'forward')} in train mode would leave "
+            f"({100 * explained:.0f} % of the deviation explained).",
             minor=explained < EXACT and harmless_note(case, layers),
             inputs=best,
             share=share,
