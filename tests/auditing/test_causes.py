@@ -155,3 +155,27 @@ def test_layers_shifted_the_other_way_are_told_apart():
 def test_one_layer_that_inherits_is_in_the_singular(shifted):
     (finding,) = audit(*shifted).findings
     assert "bn3 only inherits a shift." in finding.message
+
+
+@pytest.mark.parametrize("make", [torch.zeros, torch.ones, torch.randn, torch.rand])
+def test_three_dummy_forwards_are_counted(make):
+    """Of a smaller batch, into statistics that lag a little behind the weights."""
+    torch.manual_seed(2)
+    batches = data(2, scale=2.0)
+    model = fit(Net(), batches, epochs=8, rate=0.02)
+    with torch.no_grad():
+        for _ in range(3):
+            model(make(4, 3, 8, 8))
+    (finding,) = audit(model, batches, train_loader=batches).findings
+    assert finding.code == "polluted"
+    assert round(finding.evidence["forwards"]) == 3
+    assert finding.evidence["inputs"].split()[0] == {
+        "zeros": "zeros", "ones": "ones", "randn": "normal", "rand": "uniform"
+    }[make.__name__]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("change", [lambda x: 1.2 * x, lambda x: x + 0.3, lambda x: x + 0.6])
+def test_other_inputs_are_not_taken_for_dummies(seed, change):
+    model, batches = trained(seed)
+    assert "polluted" not in codes(audit(model, [(change(x), y) for x, y in batches]))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vshift.auditing import (
     causes_batches,
     causes_buffers,
+    causes_dummies,
     causes_mixes,
     causes_modes,
     causes_other,
@@ -47,7 +48,7 @@ CAUSES: tuple[Callable[[Case], Iterator[Draft]], ...] = (
     causes_batches.momentum_high,
     causes_batches.tiny_batches,
     causes_mixes.initial_bias,
-    causes_mixes.polluted,
+    causes_dummies.polluted,
     causes_buffers.stale,
     causes_other.variance_below_eps,
     causes_own.instance_norm,
