@@ -75,16 +75,17 @@ def audit(
     """Find out why a model behaves differently in train() and in eval(), and what repairs it.
 
     Parameters, buffers, modes, hooks and random states are afterwards bit for bit as before, errors
-    included. Costs about three forward passes over the samples, and one for each finding. The
-    parameters are copied once, and the samples of `batches` batches are kept in memory.
+    included. Costs about three forward passes over the samples, with a train_loader three more over
+    the loader's, and one for each finding. The parameters are copied once, and the samples of
+    `batches` batches are kept in memory.
 
     Args:
         model: any module; compiled and DDP-wrapped ones are looked into.
         loader: batches [N, …], (inputs, labels) or mappings; two at least, of the size used in
             training. Labels [N] of whole numbers with outputs [N, classes] give loss (mean
             cross-entropy, nats) and accuracy (percent); without labels severity is by the output.
-        train_loader: training inputs; statistics are then taken from these and scores from
-            `loader`, which tells inputs that differ from statistics that are wrong.
+        train_loader: training inputs; statistics are then taken from these, and scores of every
+            mode from `loader`, which tells inputs that differ from statistics that are wrong.
         reference: an earlier state of the same network, as a module or a state dict.
         loss: (output, labels) → a number or [N], instead of cross-entropy.
         unpack: from one batch to (inputs, labels or None); inputs that are a mapping are given to

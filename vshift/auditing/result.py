@@ -50,7 +50,8 @@ class Audit:
         layers: one row for each BN layer in forward order; the columns are in docs/audit.md.
         noise: where the model is random.
         tests: the repeat test and the batch-mates test.
-        scores: loss and accuracy by what was switched.
+        scores: loss and accuracy by what was switched, on the loader's samples; those named
+            "training data" on the training loader's.
         notes: what was done differently, and what cannot be known from model and loader.
         fixed: the running statistics that gave something back, by layer.
         buffers: other buffers that did, by name.
