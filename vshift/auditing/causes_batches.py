@@ -58,7 +58,8 @@ def tiny_batches(case: Case) -> Iterator[Draft]:
             case,
             "tiny_batches",
             layers,
-            f"With {size} samples a batch {where(case, layers)} normalise by {counts[worst]} "
+            f"With {size} samples a batch {where(case, layers)} "
+            f"{'normalises' if len(layers) == 1 else 'normalise'} by {counts[worst]} "
             f"values a channel: running statistics are off by {floor:.2g} standard deviations from "
             "this noise alone.",
             batch_size=size,
