@@ -64,7 +64,7 @@ def _said(codes: Counter[str]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first", type=int, default=300)
+    parser.add_argument("--first", type=int, default=400)
     asked = parser.parse_args()
     wanted = range(asked.first, asked.first + asked.seeds)
     torch.set_num_threads(1)

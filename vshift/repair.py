@@ -17,7 +17,7 @@ from vshift.measure import (
     recalibrations,
     test_scores,
 )
-from vshift.runs import RunFolder
+from vshift.runs import PROBE, RunFolder
 from vshift.shift.probe import batch_norms
 from vshift.train import make_subject
 
@@ -31,9 +31,16 @@ def open_run(path: Path, sets: Sequence[str] = ()) -> Subject:
         sets: changes of its config, as with `--set`; they must not change the network.
 
     Raises:
-        RunError: the run is not finished, or its checkpoint is missing or damaged.
+        RunError: the run is not finished, its checkpoint is missing or damaged, or it is no run of
+            vshift's own but what a VarianceProbe saved.
     """
     folder = RunFolder.open(path)
+    if folder.run.get("source") == PROBE:
+        raise RunError(
+            f"{path} holds what a VarianceProbe measured, and no network or weights; audit or "
+            "recalibrate the model itself: `vshift.audit(model, loader)`, "
+            "`vshift.recalibrate(model, loader)`, or `vshift audit FILE.py:FACTORY --weights …`"
+        )
     if folder.status != "done":
         raise RunError(
             f"{path}: this run is {folder.status or 'no run'}, not done; "

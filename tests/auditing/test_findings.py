@@ -3,6 +3,7 @@
 Five seeds of each are in docs/audit.md (`python -m benchmarks.audit_confusion`).
 """
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from examples.broken_models import FAULTS, examine
 from tests.auditing.silent import SILENT
 from vshift.auditing.audit import CAUSES
 from vshift.auditing.words import WORDS
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("code", FAULTS)
@@ -33,7 +36,15 @@ def test_every_code_has_words_and_a_planted_fault():
     assert len(CAUSES) >= 15
 
 
+def test_the_documentation_has_every_option():
+    text = (ROOT / "docs" / "audit.md").read_text()
+    options = set(re.findall(r'"(--[a-z-]+)"', (ROOT / "vshift" / "cli" / "audit.py").read_text()))
+    assert len(options) >= 15
+    for option in options:
+        assert f"| `{option}" in text or option == "--data"
+
+
 def test_the_documentation_has_every_code():
-    text = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
+    text = (ROOT / "docs" / "audit.md").read_text()
     for code, words in WORDS.items():
         assert f"| `{code}` | {words.title} | {words.causes} |" in text

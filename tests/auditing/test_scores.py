@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vshift.auditing.scores import Gain, Scorer, Scores, gain, output_change
+from vshift.auditing.scores import Gain, Scorer, Scores, gain, in_words, output_change
 
 
 def scores(losses, hits=None, outputs=None):
@@ -43,8 +43,12 @@ def test_accuracy_counts_though_the_loss_rises():
 
 
 def test_half_of_next_to_nothing_is_little():
-    before = scores([0.002] * 50, [1.0] * 50)
-    assert gain(before, scores([0.001] * 50, [1.0] * 50), "x").severity == "low"
+    """A change below 0.01 nats is none, and what is above counts against 0.1 nats at least."""
+    before = scores([0.0024] * 50, [1.0] * 50)
+    assert gain(before, scores([0.0002] * 50, [1.0] * 50), "x").severity == "info"
+    before = scores([0.03] * 50, [1.0] * 50)
+    assert gain(before, scores([0.015] * 50, [1.0] * 50), "x").severity == "medium"
+    assert gain(scores([0.0024] * 50), scores([0.0002] * 50), "x").severity == "high"
 
 
 def test_nan_that_becomes_finite_is_high():
@@ -68,6 +72,14 @@ def test_labels_that_are_none_are_not_scored():
         scorer = Scorer()
         scorer.add(torch.zeros(2, 3), labels)
         assert scorer.take().loss is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(0.2, "20.0 %"), (544.69, "545 times its spread"), (math.inf, "more than can be measured")],
+)
+def test_a_change_in_words(change, words):
+    assert in_words(change) == words
 
 
 @pytest.mark.parametrize(

@@ -7,27 +7,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
-from vshift.auditing import causes_buffers, causes_mixes, causes_modes, causes_other, causes_own
-from vshift.auditing.case import Case, Tests
+from vshift.auditing import (
+    causes_batches,
+    causes_buffers,
+    causes_dummies,
+    causes_mixes,
+    causes_modes,
+    causes_other,
+    causes_own,
+)
+from vshift.auditing.case import Case
 from vshift.auditing.findings import Draft, Finding, by_harm, settled
 from vshift.auditing.guard import (
     check_usable,
     random_state_kept,
     run_eagerly,
-    seed_everything,
     unwrapped,
 )
-from vshift.auditing.moments import kept_moments
-from vshift.auditing.noise import Traced, digests, first_difference, trace
-from vshift.auditing.order import order_effect
-from vshift.auditing.probes import CANNOT_RUN, Pass, Subject, make_subject, run_pass, run_probes
+from vshift.auditing.measuring import measured
+from vshift.auditing.probes import make_subject
 from vshift.auditing.repairs import Repair, try_repairs
 from vshift.auditing.result import Audit, Noise, layer_rows, unknowns
-from vshift.auditing.samples import AuditError, Batch, Samples, Unpack, collect, unpack
-from vshift.auditing.scores import Loss, Scores, gain, output_change
-from vshift.auditing.weights import fitted
+from vshift.auditing.samples import AuditError, Unpack, collect, unpack
+from vshift.auditing.scores import Loss, Scores, gain
 from vshift.shift.probe import Moments
 
 # The specific causes before the general ones; their repairs are tried in this order.
@@ -39,13 +42,13 @@ CAUSES: tuple[Callable[[Case], Iterator[Draft]], ...] = (
     causes_modes.batch_dependent,
     causes_other.input_differs,
     causes_other.drift,
-    causes_buffers.several_distributions,
-    causes_buffers.batches_not_random,
+    causes_batches.several_distributions,
+    causes_batches.batches_not_random,
     causes_buffers.never_updated,
-    causes_buffers.momentum_high,
-    causes_buffers.tiny_batches,
+    causes_batches.momentum_high,
+    causes_batches.tiny_batches,
     causes_mixes.initial_bias,
-    causes_mixes.polluted,
+    causes_dummies.polluted,
     causes_buffers.stale,
     causes_other.variance_below_eps,
     causes_own.instance_norm,
@@ -55,7 +58,6 @@ CAUSES: tuple[Callable[[Case], Iterator[Draft]], ...] = (
     causes_other.variance_shift,
     causes_buffers.slightly_stale,
 )
-TRACED = 8  # samples that are enough to see where noise goes
 
 
 def audit(
@@ -73,16 +75,17 @@ def audit(
     """Find out why a model behaves differently in train() and in eval(), and what repairs it.
 
     Parameters, buffers, modes, hooks and random states are afterwards bit for bit as before, errors
-    included. Costs about three forward passes over the samples, and one for each finding. The
-    parameters are copied once, and the samples of `batches` batches are kept in memory.
+    included. Costs about three forward passes over the samples, with a train_loader three more over
+    the loader's, and one for each finding. The parameters are copied once, and the samples of
+    `batches` batches are kept in memory.
 
     Args:
         model: any module; compiled and DDP-wrapped ones are looked into.
         loader: batches [N, …], (inputs, labels) or mappings; two at least, of the size used in
             training. Labels [N] of whole numbers with outputs [N, classes] give loss (mean
             cross-entropy, nats) and accuracy (percent); without labels severity is by the output.
-        train_loader: training inputs; statistics are then taken from these and scores from
-            `loader`, which tells inputs that differ from statistics that are wrong.
+        train_loader: training inputs; statistics are then taken from these, and scores of every
+            mode from `loader`, which tells inputs that differ from statistics that are wrong.
         reference: an earlier state of the same network, as a module or a state dict.
         loss: (output, labels) → a number or [N], instead of cross-entropy.
         unpack: from one batch to (inputs, labels or None); inputs that are a mapping are given to
@@ -114,120 +117,10 @@ def audit(
             probed = collect(train_loader, device, batches, unpack, seed, "train_loader")
         subject = make_subject(model, seed, loss)
         try:
-            case = _measured(subject, samples, probed, reference, tuple(allow_noise))
+            case = measured(subject, samples, probed, reference, tuple(allow_noise))
             return _concluded(case)
         finally:
             subject.guard.restore()
-
-
-def _state(
-    reference: nn.Module | Mapping[str, Tensor] | None, model: nn.Module
-) -> Mapping[str, Tensor] | None:
-    """The reference's tensors under the model's names."""
-    if reference is None:
-        return None
-    state = reference.state_dict() if isinstance(reference, nn.Module) else reference
-    return fitted(state, model.state_dict())
-
-
-def _measured(
-    subject: Subject,
-    samples: Samples,
-    probed: Samples,
-    reference: nn.Module | Mapping[str, Tensor] | None,
-    allowed: tuple[str, ...],
-) -> Case:
-    few, few_trained = (
-        next(iter(part.probed())).head(_traced(subject)) for part in (samples, probed)
-    )
-    _freeze_on_purpose(subject)
-    with subject.mode("evaluated"):
-        awake = frozenset(n for n, m in subject.model.named_modules() if m.training)
-        seed_everything(subject.seed)
-        evaluated = trace(subject.model, few, subject.watch)
-    trained = trace_training(subject, few_trained)
-    tests = _tests(subject, samples)
-    probes = run_probes(subject, probed)
-    separate = probed is not samples
-    case = Case(
-        subject,
-        samples,
-        probed,
-        probes,
-        trained,
-        evaluated,
-        _plain_scores(subject, samples) if separate else probes.plain.scores,
-        tests,
-        separate,
-        allowed=allowed,
-        awake=awake,
-        reference=_state(reference, subject.model),
-    )
-    case.order_effect, found = order_effect(probed, subject.seed)
-    if found:
-        case.as_given = _as_given(subject, probed)
-    return case
-
-
-def _traced(subject: Subject) -> int | None:
-    """Samples that are traced; a program exported for one batch size takes whole batches only."""
-    return None if isinstance(subject.model, GraphModule) else TRACED
-
-
-def _freeze_on_purpose(subject: Subject) -> None:
-    """Batch norms at identity whose parameters do not train, in a model that does, are meant so."""
-    if not any(p.requires_grad for p in subject.model.parameters()):
-        return
-    for name, layer in subject.norms.items():
-        kept, own = kept_moments(layer), list(layer.parameters(recurse=False))
-        if kept is None or not own or any(p.requires_grad for p in own):
-            continue
-        if bool((kept.mean == 0).all() and (kept.variance == 1).all()):
-            subject.frozen |= {name}
-
-
-def trace_training(subject: Subject, few: Batch) -> Traced:
-    """Noise in training mode; where the model's own train() cannot run, in leaf modules."""
-    seed_everything(subject.seed)
-    try:
-        with subject.mode("as_trained"):
-            return trace(subject.model, few, subject.watch)
-    except CANNOT_RUN:
-        if subject.leaves_only:
-            raise
-    subject.switch_leaves()
-    return trace_training(subject, few)
-
-
-def _tests(subject: Subject, samples: Samples) -> Tests:
-    """The same batch twice; and the same samples with other batch mates."""
-    batch = next(iter(samples.probed()))
-    with subject.mode("evaluated"):
-        seed_everything(subject.seed)
-        one, first = digests(subject.model, batch, subject.watch, batch.count)
-        two, second = digests(subject.model, batch, subject.watch, batch.count)
-    tests = Tests(first_difference(one, two), output_change(first, second))
-    mates = samples.other_mates()
-    if mates is not None:
-        a, b, rows = mates
-        found = []
-        for part in (a, b):
-            with subject.mode("evaluated"):
-                seed_everything(subject.seed)
-                found.append(digests(subject.model, part, subject.watch, rows))
-        tests.mates_at = first_difference(found[0][0], found[1][0])
-        tests.mates_change = output_change(found[0][1], found[1][1])
-    return tests
-
-
-def _plain_scores(subject: Subject, samples: Samples) -> Scores:
-    with subject.mode("evaluated"):
-        return run_pass(subject, samples.probed, measure=False).scores
-
-
-def _as_given(subject: Subject, samples: Samples) -> Pass:
-    with subject.mode("as_trained"):
-        return run_pass(subject, lambda: iter(samples.given))
 
 
 def _concluded(case: Case) -> Audit:
@@ -242,6 +135,8 @@ def _concluded(case: Case) -> Audit:
         if draft.repair is not None:
             after = try_repairs(case.subject, case.samples, [*chain, draft.repair]).scores
             measured = gain(scores, after, draft.repair.words)
+            if draft.minor and measured.loss_before is None and _undoes(draft.repair, fixed):
+                continue
             if measured.severity != "info":
                 chain.append(draft.repair)
                 scores = after
@@ -253,19 +148,28 @@ def _concluded(case: Case) -> Audit:
         findings.append(settled(draft, measured))
     return Audit(
         findings=by_harm(findings),
-        layers=layer_rows(case),
+        layers=layer_rows(case, findings),
         noise=Noise(case.trained.sources, case.evaluated.sources, case.trained.at_output),
         tests=case.tests,
-        scores={
-            "train mode": case.probes.trained.scores.to_dict(),
-            "batch statistics, noise off": case.probes.quiet.scores.to_dict(),
-            "eval mode": case.scores.to_dict(),
-            "eval mode, repaired": scores.to_dict(),
-        },
-        notes=[*case.subject.notes, *unknowns(case)],
+        scores={name: found.to_dict() for name, found in _with_repaired(case, scores)},
+        notes=[*case.subject.notes, *unknowns(case, findings)],
         fixed=fixed,
         buffers=buffers,
     )
+
+
+def _undoes(repair: Repair, fixed: Mapping[str, Moments]) -> bool:
+    """Whether an earlier repair has set all these layers: without labels, an output that moves
+    back again is no gain."""
+    return bool(repair.statistics) and repair.statistics.keys() <= fixed.keys()
+
+
+def _with_repaired(case: Case, repaired: Scores) -> Iterator[tuple[str, Scores]]:
+    """The scores by name, those of the repaired model behind eval mode's."""
+    for name, found in case.all_scores.items():
+        yield name, found
+        if name == "eval mode":
+            yield "eval mode, repaired", repaired
 
 
 __all__ = ["AuditError", "audit"]

@@ -50,7 +50,7 @@ class Case:
         samples: of the loader; what scores are taken on.
         probed: of the training loader where there is one, else the same: what A, B and C ran on.
         trained, evaluated: noise traced in training mode and in eval mode.
-        scores: of plain eval mode on `samples`.
+        all_scores: of every mode on `samples`, and of some on `probed` where that differs.
         as_given: a pass A in the loader's own order where its batches are no random samples.
         reference: a state dict to compare with.
         allowed: names of modules whose noise in eval mode is wanted.
@@ -64,7 +64,7 @@ class Case:
     probes: Probes
     trained: Traced
     evaluated: Traced
-    scores: Scores
+    all_scores: Mapping[str, Scores]
     tests: Tests
     has_train_loader: bool = False
     as_given: Pass | None = None
@@ -73,6 +73,11 @@ class Case:
     allowed: tuple[str, ...] = ()
     awake: frozenset[str] = frozenset()
     blamed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> Scores:
+        """Of plain eval mode on `samples`."""
+        return self.all_scores["eval mode"]
 
     @cached_property
     def layers(self) -> dict[str, _BatchNorm]:
@@ -121,7 +126,30 @@ class Case:
     @cached_property
     def off(self) -> list[str]:
         """Judged layers whose running statistics are not what they are trained with."""
-        return [n for n in self.judged if self.distance[n] > self.limit[n]]
+        return [
+            n
+            for n in self.judged
+            if self.distance[n] > self.limit[n] and n not in self.re_estimated
+        ]
+
+    @cached_property
+    def shifted(self) -> dict[str, Ratio]:
+        """Layers that noise reaches and whose variance it clearly changes, with the local ratio."""
+        return {n: r for n in self.judged if self.noise_of(n) and (r := self.local(n)).clear}
+
+    @cached_property
+    def re_estimated(self) -> list[str]:
+        """Layers whose running statistics are those without noise, B's, and not A's.
+
+        No training leaves such; re-estimation does, and then eval mode meets what it remembers.
+        """
+        quiet = self.probes.quiet.stats
+        far = {
+            n: apart(self.kept[n], quiet[n].average(), self.layers[n].eps)
+            for n in self.judged
+            if n in quiet and (n in self.shifted or self.distance[n] > self.limit[n])
+        }
+        return [n for n, d in far.items() if d <= self.limit[n] and d < 0.5 * self.distance[n]]
 
     def open(self) -> list[str]:
         """Those among them for which no finding has been made yet."""

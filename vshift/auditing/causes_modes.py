@@ -9,7 +9,7 @@ from vshift.auditing.case import Case
 from vshift.auditing.findings import Draft, listed
 from vshift.auditing.noise import Source
 from vshift.auditing.repairs import Repair
-from vshift.auditing.scores import word_of_change
+from vshift.auditing.scores import in_words, word_of_change
 
 FUNCTIONAL = {
     "dropout",
@@ -99,12 +99,31 @@ def _noise_draft(
     return Draft(
         code,
         sources[0].layer,
-        f"{listed([str(s) for s in sources])}: {what}. Two passes over the same batch differ by "
-        f"{100 * change:.1f} % of the output.",
+        f"{listed([s.placed for s in sources])}: {what}. Two passes over the same batch differ by "
+        f"{_of_output(change)}.{_reaching(case, sources)}",
         [s.layer for s in sources],
-        {"functions": [s.function for s in sources], "repeat_change": change},
+        {
+            "functions": [s.function for s in sources],
+            "places": [s.place for s in sources],
+            "repeat_change": change,
+        },
         repair,
         severity=word_of_change(change),
+    )
+
+
+def _of_output(change: float) -> str:
+    return f"{in_words(change)} of the output" if change < 10 else in_words(change)
+
+
+def _reaching(case: Case, sources: list[Source]) -> str:
+    """That noise which no mode switches off hides the shift of variance that it may cause."""
+    reached = [n for n in case.judged if any(s in sources for s in case.noise_of(n))]
+    if not reached:
+        return ""
+    return (
+        f" It reaches {listed(reached)} in both modes alike: whether it shifts the variance there "
+        "can only be seen once it follows the mode; audit again then."
     )
 
 
@@ -114,8 +133,8 @@ def _unseen_noise(case: Case) -> Draft:
     return Draft(
         "noise_live",
         layer,
-        f"Two passes over the same batch in eval mode differ by {100 * change:.1f} % of the "
-        f"output, first at {layer or 'the model'}, though no random operation of PyTorch ran: the "
+        f"Two passes over the same batch in eval mode differ by {_of_output(change)}, "
+        f"first at {layer or 'the model'}, though no random operation of PyTorch ran: the "
         "randomness is Python's or NumPy's, or state kept between calls.",
         [layer or ""],
         {"functions": [], "repeat_change": change},
@@ -149,7 +168,7 @@ def batch_dependent(case: Case) -> Iterator[Draft]:
         "batch_dependent",
         culprit,
         f"The same samples with other batch mates give outputs that differ by "
-        f"{100 * case.tests.mates_change:.1f} %, first at {culprit or 'the model'}"
+        f"{in_words(case.tests.mates_change)}, first at {culprit or 'the model'}"
         + (": it keeps no running statistics." if layers else "."),
         layers or [culprit],
         {"batch_mates_change": case.tests.mates_change},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,30 +16,32 @@ from vshift.auditing.moments import Ratio, apart
 from vshift.auditing.repairs import Repair
 from vshift.auditing.samples import Samples, tensors_of
 from vshift.shift.probe import Moments
+from vshift.wording import counted
 
 # Standard deviations between inputs; augmentation, crops with black borders say, makes up to 0.3.
 OTHER_INPUTS = 0.5
-SHIFT = 0.05  # relative change of variance by noise that is worth a word
 
 
 def variance_shift(case: Case) -> Iterator[Draft]:
     """Noise changes the variance of a layer's input, which eval mode does not meet."""
-    local = shifted_by_noise(case)
+    local = {n: r for n, r in case.shifted.items() if n not in case.re_estimated}
     if not local:
         return
     worst = max(local, key=lambda n: abs(math.log(local[n].value)))
     shifted, inherits = local[worst], inheriting(case)
     noises = list(dict.fromkeys(str(s) for n in local for s in case.noise_of(n)))
     here = listed([str(s) for s in case.noise_of(worst)])
-    others = f" {len(local) - 1} further layers are shifted likewise." if len(local) > 1 else ""
-    told = f" {listed(inherits)} only inherit a shift." if inherits else ""
+    told = _further(local, worst)
+    if inherits:
+        verb = "inherits" if len(inherits) == 1 else "inherit"
+        told += f" {listed(inherits)} only {verb} a shift."
     quiet = case.probes.quiet.stats
     yield Draft(
         "variance_shift",
         worst,
         f"{here} in front of {worst or 'the batch norm'} makes the variance in training "
         f"{shifted.value:.2f} ± {shifted.error:.2f} times that without noise; inherited from "
-        f"layers before is a factor {case.inherited(worst).value:.2f}.{others}{told}",
+        f"layers before is a factor {case.inherited(worst).value:.2f}.{told}",
         list(local),
         {
             "noise": [str(s) for s in case.noise_of(worst)],
@@ -56,21 +58,22 @@ def variance_shift(case: Case) -> Iterator[Draft]:
     )
 
 
-def shifted_by_noise(case: Case) -> dict[str, Ratio]:
-    """Layers that noise reaches and whose variance it clearly changes, with the local ratio."""
-    return {n: r for n in case.judged if case.noise_of(n) and _clear(r := case.local(n))}
+def _further(local: Mapping[str, Ratio], worst: str) -> str:
+    """How many other layers noise shifts the same way, and how many the other way."""
+    up = local[worst].value > 1
+    same = sum((ratio.value > 1) == up for ratio in local.values()) - 1
+    other = len(local) - 1 - same
+    text = f" {_are(same, 'further')} shifted likewise." if same else ""
+    return text + (f" {_are(other, 'other')} shifted the other way." if other else "")
 
 
-def _clear(ratio: Ratio) -> bool:
-    if not (math.isfinite(ratio.value) and ratio.value > 0):
-        return False
-    error = ratio.error if math.isfinite(ratio.error) else 0.0
-    return bool(abs(ratio.value - 1) > max(SHIFT, 4 * error))
+def _are(count: int, which: str) -> str:
+    return f"{counted(count, f'{which} layer')} {'is' if count == 1 else 'are'}"
 
 
 def inheriting(case: Case) -> list[str]:
     """Layers whose buffers are right and that no noise shifts, yet that meet something else."""
-    plain, shifted = case.probes.plain.stats, shifted_by_noise(case)
+    plain, shifted = case.probes.plain.stats, case.shifted
     return [
         n
         for n in case.judged
@@ -168,8 +171,9 @@ def drift(case: Case) -> Iterator[Draft]:
     yield Draft(
         "drift",
         worst,
-        f"{len(layers)} batch norms ({listed(layers)}) have the reference's parameters and other "
-        f"running statistics: {far[worst]:.2g} standard deviations apart at {worst or 'it'}.",
+        f"The parameters of {counted(len(layers), 'batch norm')} ({listed(layers)}) are the "
+        f"reference's, and the running statistics are not: {far[worst]:.2g} standard deviations "
+        f"apart at {worst or 'it'}.",
         layers,
         {"distances": {n: far[n] for n in layers}},
         Repair("restoring the reference's buffers", statistics={n: old[n] for n in layers}),

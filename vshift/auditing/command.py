@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,14 +15,15 @@ from torch import Tensor
 from vshift.auditing.audit import audit
 from vshift.auditing.findings import listed
 from vshift.auditing.guard import check_usable, seed_everything, unwrapped
-from vshift.auditing.models import load_model
+from vshift.auditing.models import is_library, load_model
 from vshift.auditing.result import Audit
 from vshift.auditing.samples import AuditError
 from vshift.auditing.scores import SEVERITIES
 from vshift.auditing.sources import NORMALISATIONS, Reading, load_source
 from vshift.auditing.text import as_markdown, as_text
-from vshift.auditing.weights import read_state
+from vshift.auditing.weights import prefix_of, read_state
 from vshift.errors import VShiftError
+from vshift.wording import counted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,6 +60,11 @@ def _run_audit(request: Request) -> tuple[Audit, nn.Module]:
         raise AuditError(
             f"--normalise is one of {', '.join(NORMALISATIONS)}, not {request.reading.normalise!r}"
         )
+    if request.classes is not None and not is_library(request.model):
+        raise AuditError(
+            "--classes is for torchvision:NAME and timm:NAME; a model of your own is built with "
+            f"its classes already, leave it out for {request.model}"
+        )
     run = Path(request.model) if Path(request.model).is_dir() else None
     loader = load_source(request.data, request.reading, run)
     train = None
@@ -87,7 +93,17 @@ def _run_audit(request: Request) -> tuple[Audit, nn.Module]:
             f"{request.model} does not run on {request.data}: {type(error).__name__}: {reason}"
             f"{_advice(reason)}"
         ) from error
-    return found, model
+    return (found if request.weights or not is_library(request.model) else _untrained(found)), model
+
+
+def _untrained(found: Audit) -> Audit:
+    """Says with never_updated that nobody gave any weights."""
+    told = "No --weights were given: these are the values that the model is built with."
+    findings = [
+        replace(f, message=f"{told} {f.message}") if f.code == "never_updated" else f
+        for f in found.findings
+    ]
+    return replace(found, findings=findings)
 
 
 # What PyTorch's words mean for somebody who has a model and a loader.
@@ -116,21 +132,28 @@ def rendered(found: Audit, form: str) -> str:
     return as_markdown(found) if form == "md" else as_text(found)
 
 
-def write_fixed(found: Audit, model: nn.Module, path: Path) -> str:
+def write_fixed(found: Audit, model: nn.Module, path: Path, weights: Path | None = None) -> str:
     """The model's weights with repaired statistics, as .safetensors; what was done, in a sentence.
+
+    Args:
+        weights: the file they came from, whose prefix before all names is kept.
 
     Raises:
         AuditError: the file cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     before, state = model.state_dict(), found.fixed_state(model)
     changed = [name for name, tensor in state.items() if not _equal(tensor, before[name])]
     if not changed:
         return f"{path} was not written: no change of buffers that it could hold gave anything back"
     layers = dict.fromkeys(name.rpartition(".")[0] for name in changed)
-    _write(path, "--fix", lambda: save_file({n: t.contiguous() for n, t in state.items()}, path))
-    return f"wrote {path}: buffers of {len(layers)} layers changed ({listed(list(layers))})"
+    prefix = "" if weights is None else prefix_of(read_state(weights), state)
+    named = {prefix + name: tensor.contiguous() for name, tensor in state.items()}
+    # Not save_file, which leaves a file that nobody else may read.
+    _write(path, "--fix", lambda: path.write_bytes(save(named)))
+    count = counted(len(layers), "layer")
+    return f"wrote {path}: buffers of {count} changed ({listed(list(layers))})"
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -43,8 +43,8 @@ def load_model(spec: str, weights: Path | None = None, classes: int | None = Non
 
 
 def _build(spec: str, classes: int | None) -> nn.Module:
-    kind, _, name = spec.partition(":")
-    if kind in ("torchvision", "timm") and name:
+    if is_library(spec):
+        kind, _, name = spec.partition(":")
         return _from_library(kind, name, {} if classes is None else {"num_classes": classes})
     if spec.endswith(".pt2"):
         from vshift.auditing.exported import load_program
@@ -58,6 +58,12 @@ def _build(spec: str, classes: int | None) -> nn.Module:
     if Path(spec).is_dir():
         return opened_run(Path(spec)).model
     raise AuditError(f"{spec!r} names no model{_meant(spec)}; allowed are {ALLOWED}")
+
+
+def is_library(spec: str) -> bool:
+    """Whether a library builds this model, and not the user's file or a run."""
+    kind, _, name = spec.partition(":")
+    return kind in ("torchvision", "timm") and bool(name)
 
 
 def _meant(spec: str) -> str:

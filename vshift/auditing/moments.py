@@ -11,6 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vshift.shift.probe import Moments
 
+SHIFT = 0.05  # relative change of variance that is worth a word
+
 
 @dataclass
 class LayerStats:
@@ -156,6 +158,14 @@ class Ratio:
 
     value: float
     error: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether it differs from 1 by more than SHIFT and more than four standard errors."""
+        if not (math.isfinite(self.value) and self.value > 0):
+            return False
+        error = self.error if math.isfinite(self.error) else 0.0
+        return abs(self.value - 1) > max(SHIFT, 4 * error)
 
 
 def ratio(over: LayerStats, under: LayerStats) -> Ratio:

@@ -8,9 +8,11 @@ found in modules nobody knows, in `F.dropout`, and through residual additions.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,10 +29,20 @@ from vshift.auditing.watch import Watch
 
 @dataclass(frozen=True)
 class Source:
-    """A random operation: the module that ran it, and the function that the module called."""
+    """A random operation: the module that ran it, and the function that the module called.
+
+    `place` is the line that did, `file.py:12`; empty where that is in a module of PyTorch's.
+    """
 
     layer: str
     function: str
+    place: str = field(default="", compare=False)
+
+    @property
+    def placed(self) -> str:
+        """With the line that called the function, where no module of its own did."""
+        where = f" at {self.place}" if self.place else ""
+        return f"{self.layer or 'the model'} ({self.function}{where})"
 
     def __str__(self) -> str:
         return f"{self.layer or 'the model'} ({self.function})"
@@ -97,7 +109,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if before is not None and (
             kwargs.get("generator") is not None or not torch.equal(before, _random_state(device))
         ):
-            source = Source(self.watch.current, self.names.current or func._opname)
+            source = Source(self.watch.current, self.names.current or func._opname, _place())
             if source not in self.traced.sources:
                 self.traced.sources.append(source)
             marks = _union(marks, (source,))
@@ -138,6 +150,24 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
             traced.order.append(name)
         old = tuple(traced.arriving.get(name, ()))
         traced.arriving[name] = list(_union(old, self.marks_of(inputs)))
+
+
+def _place() -> str:
+    """The line outside of PyTorch that runs the present operation; empty if a module of its did."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _skipped(frame.f_code.co_filename):
+        frame = frame.f_back
+    file = frame.f_code.co_filename
+    return "" if file.startswith(_MODULES) else f"{Path(file).name}:{frame.f_lineno}"
+
+
+_TORCH = str(Path(torch.__file__).parent)
+_MODULES = (str(Path(nn.modules.__file__).parent), "<")  # generated code has no lines
+
+
+def _skipped(file: str) -> bool:
+    inside = file.startswith(_TORCH) and not file.startswith(_MODULES)
+    return inside or file == __file__
 
 
 def _union(a: tuple[Source, ...], b: tuple[Source, ...]) -> tuple[Source, ...]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vshift.auditing.case import Case, Tests, finite
-from vshift.auditing.causes_other import inheriting, shifted_by_noise
+from vshift.auditing.causes_other import inheriting
 from vshift.auditing.findings import Finding, listed, reaches
 from vshift.auditing.moments import apart
 from vshift.auditing.noise import Source
 from vshift.auditing.samples import tensors_of
 from vshift.shift.probe import Moments, shift_ratio
+from vshift.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +50,8 @@ class Audit:
         layers: one row for each BN layer in forward order; the columns are in docs/audit.md.
         noise: where the model is random.
         tests: the repeat test and the batch-mates test.
-        scores: loss and accuracy by what was switched.
+        scores: loss and accuracy by what was switched, on the loader's samples; those named
+            "training data" on the training loader's.
         notes: what was done differently, and what cannot be known from model and loader.
         fixed: the running statistics that gave something back, by layer.
         buffers: other buffers that did, by name.
@@ -119,22 +121,30 @@ def plain(value: Any) -> Any:
     return value
 
 
-def layer_rows(case: Case) -> list[Row]:
+def layer_rows(case: Case, findings: Sequence[Finding]) -> list[Row]:
     """One row for each batch norm that ran."""
-    roles = dict.fromkeys(inheriting(case), "inherits")
-    roles |= dict.fromkeys(shifted_by_noise(case), "variance_shift")
+    told = {(f.code, name) for f in findings for name in f.evidence.get("layers", ())}
+    inherits = frozenset(inheriting(case))
     return [
-        _row(case, index, name, case.blamed.get(name) or roles.get(name) or _role(case, name))
+        _row(case, index, name, _role(case, name, told, inherits))
         for index, name in enumerate(case.layers)
     ]
 
 
-def _role(case: Case, name: str) -> str:
+def _role(case: Case, name: str, told: set[tuple[str, str]], inherits: frozenset[str]) -> str:
+    """A finding's code only where there is such a finding about the layer."""
+    if name in case.blamed:
+        code = case.blamed[name]
+        return code if (code, name) in told else "off"
+    if name in case.re_estimated:
+        return "re-estimated"
+    if name in case.shifted:
+        return "variance_shift" if ("variance_shift", name) in told else "shifted"
+    if name in inherits:
+        return "inherits"
     if name not in case.kept:
         return "keeps no statistics"
-    if name in case.subject.frozen:
-        return "frozen"
-    return "ok"
+    return "frozen" if name in case.subject.frozen else "ok"
 
 
 def _row(case: Case, index: int, name: str, role: str) -> Row:
@@ -192,7 +202,16 @@ def _odd_inputs(case: Case) -> list[str]:
     return notes
 
 
-def unknowns(case: Case) -> list[str]:
+def _may_have_drifted(case: Case, findings: Sequence[Finding]) -> bool:
+    """Whether a layer does not train in a model that does, or a finding leaves the cause open."""
+    if any(finding.code == "stale" for finding in findings):
+        return True
+    trains = any(p.requires_grad for p in case.subject.model.parameters())
+    own = [list(case.layers[n].parameters(recurse=False)) for n in case.judged]
+    return trains and any(ps and not any(p.requires_grad for p in ps) for ps in own)
+
+
+def unknowns(case: Case, findings: Sequence[Finding] = ()) -> list[str]:
     """What model and loader cannot tell, and what would be needed."""
     notes = _odd_inputs(case)
     if case.trained.unjudged:
@@ -207,7 +226,12 @@ def unknowns(case: Case) -> list[str]:
             "whether eval inputs differ from training inputs cannot be known from one loader: pass "
             "train_loader (--train-data)"
         )
-    if case.layers and case.reference is None:
+    if case.re_estimated:
+        notes.append(
+            f"the running statistics of {listed(case.re_estimated)} are those without noise, as "
+            "re-estimating leaves them: eval mode meets what it remembers there"
+        )
+    if case.reference is None and _may_have_drifted(case, findings):
         notes.append(
             "whether frozen layers drifted cannot be known without an earlier checkpoint: pass "
             "reference (--reference)"
@@ -225,7 +249,7 @@ def unknowns(case: Case) -> list[str]:
         )
     if frozen := sorted(case.subject.frozen):
         notes.append(
-            f"{len(frozen)} batch norms are in eval mode in training too and were not judged: "
-            f"{', '.join(frozen[:4])}"
+            f"{counted(len(frozen), 'batch norm')} in eval mode in training too, not judged: "
+            f"{listed(frozen)}"
         )
     return notes

@@ -69,10 +69,24 @@ def call(model: nn.Module, inputs: Any) -> Any:
         tensors = tensors_of(inputs)
         if len(tensors) == 1 and not _takes(model, inputs):
             return model(tensors[0])
+        _check_names(model, inputs)
         return model(**inputs)
     if isinstance(inputs, tuple | list):
         return model(*inputs)
     return model(inputs)
+
+
+def _check_names(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Refuse entries of a batch that forward() has no argument for."""
+    parameters = inspect.signature(model.forward).parameters
+    unknown = [name for name in inputs if name not in parameters]
+    if unknown and not _takes(model, inputs):
+        raise AuditError(
+            f"a batch's entries {', '.join(f'`{name}`' for name in unknown)} are no arguments of "
+            f"forward({', '.join(parameters)}): a batch that is a mapping gives its entries by "
+            f"name, without {', '.join(f'`{key}`' for key in LABEL_KEYS)}; give `unpack=`, a "
+            "function from a batch to (inputs, labels), or a loader of (inputs, labels)"
+        )
 
 
 def _takes(model: nn.Module, names: Iterable[str]) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vshift.errors import RunError
-from vshift.runs import RunFolder, now, versions
+from vshift.runs import PROBE, RunFolder, now, versions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +51,7 @@ def save_run(
         "started": now(),
         "seconds": sum(row["seconds"] for row in metrics),
         "device": device,
-        "source": "vshift.VarianceProbe",
+        "source": PROBE,
         **versions(),
     }
     folder.write_run(run)

@@ -15,6 +15,7 @@ from torch import Tensor
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 SEVERITIES = ("info", "low", "medium", "high")
+LEAST_FALL = 0.01  # nats; a smaller gain of cross-entropy is none
 KEPT_VALUES = 4096  # of one sample's output; dense outputs are thinned out to so many
 
 
@@ -161,8 +162,11 @@ class Gain:
         points = (self.accuracy_after or 0.0) - (self.accuracy_before or 0.0)
         fall = fall if fall > 2 * (self.loss_error or 0.0) else 0.0
         points = points if points > 2 * (self.accuracy_error or 0.0) else 0.0
-        # Half of next to nothing is next to nothing: a cross-entropy counts from 0.1 nats on.
-        least = 1e-9 if self.accuracy_before is None else 0.1
+        # Half of next to nothing is next to nothing: a cross-entropy counts from 0.1 nats on, and
+        # a change of it from 0.01.
+        known = self.accuracy_before is not None
+        least = 0.1 if known else 1e-9
+        fall = 0.0 if known and fall < LEAST_FALL else fall
         by_loss = _word(fall / max(abs(self.loss_before), least), 0.01, 0.1, 0.5)
         by_accuracy = _word(points, 0.5, 2.0, 10.0)
         return max(by_loss, by_accuracy, key=SEVERITIES.index)
@@ -173,13 +177,20 @@ class Gain:
     def in_words(self) -> str:
         """One sentence."""
         if self.loss_before is None or self.loss_after is None:
-            return f"{self.repair} changes the output by {100 * self.output_change:.1f} %"
+            return f"{self.repair} changes the output by {in_words(self.output_change)}"
         text = f"{self.repair} takes the loss from {self.loss_before:.3f} to {self.loss_after:.3f}"
         if self.accuracy_before is None or self.accuracy_after is None:
             return text
         return (
             f"{text}, the accuracy from {self.accuracy_before:.1f} to {self.accuracy_after:.1f} %"
         )
+
+
+def in_words(change: float) -> str:
+    """`12.3 %`, `545 times its spread`: of a relative change of the output, for a sentence."""
+    if not math.isfinite(change):
+        return "more than can be measured"
+    return f"{100 * change:.1f} %" if change < 10 else f"{change:,.0f} times its spread"
 
 
 def word_of_change(change: float) -> str:

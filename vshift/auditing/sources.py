@@ -24,6 +24,7 @@ NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
+SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def load_source(
     if ".py:" in spec:
         return _of_file(spec, reading)
     if Path(spec).expanduser().is_dir():
-        return _batches(_folder(Path(spec).expanduser(), reading), reading)
+        return _batches(_folder(Path(spec).expanduser(), reading, option), reading)
     if spec.endswith(".py"):
         raise AuditError(f"{option}: add the loader's name, {spec}:NAME")
     raise AuditError(f"{option}: {spec!r} is none of {ALLOWED}")
@@ -111,9 +112,15 @@ def _transform(reading: Reading) -> Any:
     )
 
 
-def _folder(path: Path, reading: Reading) -> Any:
+def _folder(path: Path, reading: Reading, option: str) -> Any:
     from torchvision.datasets import ImageFolder
 
+    parts = sorted(found.name for found in path.iterdir() if found.is_dir())
+    if parts and {part.lower() for part in parts} <= SPLITS:
+        raise AuditError(
+            f"{option}: {path} holds {', '.join(parts)}, which are no classes; name one of them, "
+            f"{path / parts[0]}"
+        )
     try:
         return ImageFolder(path, _transform(reading))
     except (FileNotFoundError, OSError) as error:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from vshift.auditing.audit import TRACED, trace_training
 from vshift.auditing.guard import random_state_kept, run_eagerly, unwrapped
+from vshift.auditing.measuring import TRACED, trace_training
 from vshift.auditing.moments import LayerStats
 from vshift.auditing.probes import make_subject, run_pass
 from vshift.auditing.result import plain

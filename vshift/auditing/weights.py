@@ -79,15 +79,20 @@ def fitted(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tenso
     DDP's `module.`, torch.compile's `_orig_mod.`, a LightningModule's attribute: whatever stands
     before all those of `names` that the state dict has.
     """
-    names = list(names)
+    prefix = prefix_of(state, names)
+    return {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+
+
+def prefix_of(state: Iterable[str], names: Iterable[str]) -> str:
+    """What stands before all those of `names` that a state dict has; empty for nothing."""
+    state, names = set(state), list(names)
     if any(name in state for name in names):
-        return dict(state)
+        return ""
     for name in names:
         ends = [key for key in state if key.endswith(f".{name}")]
         if ends:
-            prefix = min(ends, key=len)[: -len(name)]
-            return {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
-    return dict(state)
+            return min(ends, key=lambda key: (len(key), key))[: -len(name)]
+    return ""
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

@@ -52,9 +52,9 @@ WORDS: dict[str, Words] = {
     "stale": Words(
         "running statistics do not belong to these weights and inputs",
         "weights changed after the statistics (averaging, EMA, pruning, quantisation, loading a "
-        "part of a checkpoint), statistics taken from other inputs, or inputs that differ from "
-        "training",
-        f"{_RECALIBRATE}; a training loader would tell other inputs from other weights",
+        "part of a checkpoint), batch norm in eval mode in training, statistics taken from other "
+        "inputs, or inputs that differ from training",
+        _RECALIBRATE,
     ),
     "tiny_batches": Words(
         "batches are too small for batch norm",

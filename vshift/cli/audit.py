@@ -90,6 +90,6 @@ def audit(
     if report is not None:
         command.write_page(found, model, report)
     if fix is not None:
-        typer.echo(command.write_fixed(found, loaded, fix), err=True)
+        typer.echo(command.write_fixed(found, loaded, fix, weights), err=True)
     if fail_on is not None and found.fails(fail_on):
         raise typer.Exit(3)

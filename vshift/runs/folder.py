@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.yaml"
 RUN = "run.json"
+PROBE = "vshift.VarianceProbe"  # `source` in run.json of what a probe saved
 METRICS = "metrics.jsonl"
 LAYERS = "layers.jsonl"
 CHANNELS = "channels.safetensors"
