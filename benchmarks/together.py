@@ -48,7 +48,8 @@ def race_together(work: Work, repeats: int, budget: Budget) -> dict[str, Any]:
         try:
             ready.append(prepare(name, lambda make=make: make(work), work.device))  # type: ignore[misc]
         except Exception as error:  # a contender that fails must not end the race; it is reported
-            left_out[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
+            kind = "" if isinstance(error, VShiftError) else f"{type(error).__name__}: "
+            left_out[name] = f"{kind}{str(error).splitlines()[0][:300]}"
     try:
         race(ready, repeats, work.device, budget)
     finally:

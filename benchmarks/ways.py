@@ -106,6 +106,8 @@ class Stacked:
 
     def __init__(self, work: Work) -> None:
         images, case = work.images(), work.case
+        if case.noise == "dropout" and work.device.type == "cpu":
+            raise VShiftError("vmap cannot draw the 16 bits a value that dropout takes on a CPU")
         config = make_config(case, hardware={"device": work.device.type})
         models = [build_for(config, images, seed).to(work.device) for seed in range(work.count)]
         models = [model.to(memory_format=torch.channels_last) for model in models]

@@ -56,6 +56,13 @@ def test_a_contender_that_fails_is_left_out_with_its_reason(run, monkeypatch):
     assert "| stacked | – | 0 | RuntimeError: no room |" in said.out
 
 
+def test_a_stack_with_dropout_on_a_cpu_is_left_out(run, monkeypatch):
+    monkeypatch.delitem(together.CONTENDERS, "processes")
+    code, _, found = run(*WORDS, "--noise", "dropout")
+    assert code == 0
+    assert found["cases"][0]["left_out"]["stacked"].startswith("vmap cannot draw the 16 bits")
+
+
 def test_an_unknown_network_is_refused(run):
     code, said, found = run("--network", "resnet-x", "--device", "cpu")
     assert code == 2
