@@ -43,6 +43,14 @@ def measured(
     reference: nn.Module | Mapping[str, Tensor] | None,
     allowed: tuple[str, ...],
 ) -> Case:
+    """Run every probe and test, and put together what causes are told from.
+
+    Args:
+        samples: what modes are scored on; `probed`, what statistics are judged on: the same object,
+            or the training loader's.
+        reference: an earlier state of the same network, if there is one.
+        allowed: names and patterns of modules whose noise in eval mode is meant.
+    """
     few, few_trained = (
         next(iter(part.probed())).head(_traced(subject)) for part in (samples, probed)
     )
