@@ -224,3 +224,17 @@ def test_only_the_last_epoch_counts(tmp_path: Path) -> None:
     """summary.json's numbers are the last epoch's; a better one in metrics.jsonl is not taken."""
     make_run(tmp_path, "a", 0, 90.0, metrics=[{"epoch": 1, "test_accuracy": 99.0}])
     assert compare(find_runs([tmp_path])).rows[0]["test_accuracy_mean"] == 90.0
+
+
+def test_a_row_of_runs_of_several_lengths_has_no_difference(grid: Path) -> None:
+    """Put together by rate, runs of 3 and of 9 epochs: their mean is no score of either."""
+    config = {**config_of(noise=dropout(0.5)), "epochs": 9}
+    make_run(grid, "longer", 0, 50.0, config=config)
+    comparison = grouped(grid, RATE)
+    rows = {row["name"]: row for row in comparison.rows}
+    assert rows["rate=0.5"]["difference"] is None
+    assert rows["rate=0.1"]["difference"] == pytest.approx(3.0)
+    assert "no difference for rate=0.5: runs of rate=0.5 differ in epochs" in comparison.notes
+    make_run(grid, "clean", 0, 50.0, config={**config_of(), "epochs": 9})
+    comparison = grouped(grid, RATE)
+    assert [row["difference"] for row in comparison.rows if row["name"] == "rate=0.1"] == [None]

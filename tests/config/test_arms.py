@@ -144,3 +144,12 @@ def test_set_of_the_section_around_a_grids_key_is_welcome(write) -> None:
     noise = "{kind: gaussian, rate: 0.5, position: before_last_bn}"
     points = expand(write("a.yaml", GRID_OF_RATES), [f"network.noise={noise}"])
     assert [type(point.config.network.noises[0]).__name__ for point in points] == ["Gaussian"] * 2
+
+
+def test_an_arm_and_a_grid_that_do_not_fit_are_named_together(write, refused) -> None:
+    """No entry is wrong by itself: a rate of no noise."""
+    text = ARMS + "grid: {network.noise.rate: [0.1, 0.3]}\n"
+    (line,) = [
+        line for line in refused(expand, write("a.yaml", text)) if "noise.kind: missing" in line
+    ]
+    assert line.endswith("(in the combination none-rate=0.1 and 3 more)")

@@ -380,3 +380,16 @@ def test_a_gain_that_chance_could_make_is_no_headline_without_that(tmp_path: Pat
     card, text = told(collect(find_runs([tmp_path])))["recalibration"]
     assert card.answer == "5.83 of 32.30 points in a, which chance could make"
     assert "Chance could make that (p = " in text
+
+
+def test_seeds_that_do_not_differ_are_not_called_one(tmp_path: Path) -> None:
+    for seed in range(2):
+        rows = [
+            {"method": "none", "test_accuracy": 60.0},
+            {"method": "precise", "test_accuracy": 59.0},
+        ]
+        path = make_run(tmp_path, "a", seed, 60.0, config=config_of("a", dropout(0.5)))
+        (path / "recalibration.json").write_text(json.dumps({"methods": rows}))
+    _, text = told(collect(find_runs([tmp_path])))["recalibration"]
+    assert "(no confidence interval as no two seeds differ). It is the same for every" in text
+    assert "one seed" not in text

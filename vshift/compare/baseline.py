@@ -90,12 +90,19 @@ def subtract(
     found: list[Difference | None] = []
     for row, group in zip(rows, groups, strict=True):
         others = _unequal(_budget(group), budget)
+        mixed = _mixed_budget(group) or _mixed_budget(baseline)
         if group is baseline:
             row["difference"] = 0.0 if group.numbers(key) else None
+        elif mixed and group.used:
+            row_of = group if _mixed_budget(group) else baseline
+            what = ", ".join(mixed[:_LISTED])
+            notes.append(
+                f"no difference for {group.label}: runs of {row_of.label} differ in {what}"
+            )
         elif others and group.used:
             what = ", ".join(others[:_LISTED])
             notes.append(f"no difference for {group.label}: not the baseline's {what}")
-        is_other = group is not baseline and not others
+        is_other = group is not baseline and not others and not mixed
         found.append(_difference(group, baseline, key) if is_other else None)
     same = [observed_of(group, key) for group in groups]
     p_values = [each.p_value if each else None for each in found]
@@ -200,6 +207,15 @@ def _budget(group: Group) -> Row:
     data = {**(section if isinstance(section, dict) else {}), "name": data_name(group.used[0])}
     budget = {f"data.{key}": value for key, value in data.items() if key != "batch_size"}
     return {**budget, "epochs": group.config.get("epochs")}
+
+
+def _mixed_budget(group: Group) -> list[str]:
+    """The keys of the budget in which a pooled row's own runs differ."""
+    return [
+        key
+        for key in group.mixed
+        if key == "epochs" or (key.startswith("data.") and key != "data.batch_size")
+    ]
 
 
 def _unequal(one: Row, other: Row) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Group:
         key: the values of `--by`; () where a row is a config.
         used: whose numbers count; others: the rest.
         config: the first run's, complete; {} where none can be read.
+        mixed: config keys in which the used runs differ, besides those of `--by`.
         observed: (training, seed) of the used runs. Rows that share it rest on the same trainings.
     """
 
@@ -37,6 +38,7 @@ class Group:
     others: list[RunRecord]
     config: Row
     observed: frozenset[tuple[str, int]] = frozenset()
+    mixed: tuple[str, ...] = ()
 
     def numbers(self, key: str) -> list[float]:
         """The runs' values of a metric, without those that are none."""
@@ -165,7 +167,7 @@ def _group_of(
     if mixed:
         notes.append(f"{name} puts runs together that differ in {_with_values(mixed)}")
     (own,) = hashes if len(hashes) == 1 else (None,)
-    return _made(fields, name, own, name, values, used, others)
+    return replace(_made(fields, name, own, name, values, used, others), mixed=tuple(mixed))
 
 
 def _made(

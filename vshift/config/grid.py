@@ -114,7 +114,7 @@ def _refuse_overruled(sets: Sequence[str], axes: list[Axis]) -> None:
 def _build_all(tree: Node, axes: list[Axis], of: tuple[str, ...]) -> list[Point]:
     base = tree.value["name"]
     points: list[Point] = []
-    problems: dict[str, None] = {}
+    problems: dict[str, list[str]] = {}  # with the combinations that have them
     taken: set[str] = set()
     for options in itertools.product(*axes):
         name = _unique("-".join([str(base.value), *(o.label for o in options)]), taken)
@@ -125,10 +125,21 @@ def _build_all(tree: Node, axes: list[Axis], of: tuple[str, ...]) -> list[Point]
                 point = put(point, parts, value)
             points.append(Point(name, build(point), {k: plain(v) for k, _, v in settings}, of))
         except ConfigError as error:
-            problems |= dict.fromkeys(error.problems)
+            for problem in error.problems:
+                problems.setdefault(problem, []).append("-".join(o.label for o in options))
     if problems:
-        raise ConfigError(*shorten(problems))
+        several = math.prod(map(len, axes)) if "arms" in of and len(axes) > 1 else 0
+        raise ConfigError(*shorten(_placed(text, of, several) for text, of in problems.items()))
     return points
+
+
+def _placed(problem: str, labels: list[str], count: int) -> str:
+    """What only some arms' combinations have says which: an arm and a grid's value may each be
+    right, and together wrong, as no noise and a rate of it."""
+    if not 0 < len(labels) < count:
+        return problem
+    more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
+    return f"{problem} (in the combination {clean(labels[0], 80)}{more})"
 
 
 def _named(base: Node, name: str) -> Node:

@@ -161,8 +161,10 @@ def _sentence(study: Study, gain: Gain, lost: float | None) -> Markup:
 def _verdict(gain: Gain) -> str:
     if gain.real:
         return f"That is more than chance ({p_text(gain.p)})."
-    if not gain.testable:
+    if not gain.testable and gain.found_n < 2:
         return "From one seed nobody can tell that from chance."
+    if not gain.testable:
+        return "It is the same for every seed, so there is no spread to test it by."
     needed = seeds_text(gain.seeds_needed)
     return f"Chance could make that ({p_text(gain.p)}{'; ' if needed else ''}{needed})."
 

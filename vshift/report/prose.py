@@ -58,7 +58,11 @@ def amount(study: Study, value: float | None, sign: str = "") -> str:
 def interval(study: Study, found: Difference | Change) -> str:
     """`95 % CI +1.0 to +2.0`, or what is missing for one."""
     between = span(study, found)
-    return f"95 % CI {between}" if between else "no confidence interval from one seed"
+    if between:
+        return f"95 % CI {between}"
+    fewest = found.sample.n if isinstance(found, Change) else min(arm.n for arm in found.arms)
+    seed = "from one seed" if fewest < 2 else "as no two seeds differ"
+    return f"no confidence interval {seed}"
 
 
 def span(study: Study, found: Difference | Change) -> str:
