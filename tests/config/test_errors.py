@@ -32,7 +32,7 @@ depth: 20
         "1:7: name: a name becomes a folder: letters, digits, and . _ = + - after the first, at "
         "most "
         "120",
-        "2:8: seeds: 3 is not a list; write [3]",
+        "2:8: seeds: 3 is not a list; write the seeds themselves, such as [0, 1]",
         "3:29: data.train: 1.5 is not a whole number",
         "6:3: network.noize: unknown key of preresnet; did you mean `noise`? allowed here: bias, "
         "block, bottleneck, depth, name, noise",
@@ -61,6 +61,7 @@ depth: 20
         ("epochs=true", "epochs: true is not a whole number"),
         ("epochs=0", "epochs: 0 is not allowed; must be at least 1 (passes over the training "
          "images)"),
+        ("seeds=2", "seeds: 2 is not a list; write the seeds themselves, such as [0, 1]"),
         ("seeds=[]", "seeds: empty; give at least one"),
         ("seeds=[1, 1]", "seeds: a seed is listed twice"),
         ("seeds=[-1]", "seeds.0: -1 is not allowed; must be at least 0"),

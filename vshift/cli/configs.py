@@ -55,7 +55,7 @@ def check(
         for root in roots:
             # Not an error: the runs may be meant for another machine.
             if root and not Path(root).expanduser().is_dir():
-                note = f"{path}: data.root: there is no folder {root} here"
+                note = f"warning: {path}: data.root: there is no folder {root} on this machine"
                 typer.echo(printable(note), err=True)
     if problems:
         raise ConfigError(*problems)

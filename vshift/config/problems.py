@@ -179,6 +179,8 @@ def _cure(value: Any, kind: str, here: Spot) -> str:
         return "; leave the key out for its default" if optional else ""
     if kind == "string" and not isinstance(value, (dict, list)):
         return f"; in quotes it is: '{show(value)}'"
+    if kind == "list" and here.path[-1] == "seeds":
+        return "; write the seeds themselves, such as [0, 1]"
     if kind == "list" and not isinstance(value, dict):
         return f"; write [{show(value) if not isinstance(value, str) else clean(value, 60)}]"
     if kind == "int" and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
