@@ -20,22 +20,22 @@ from vshift.report.prose import (
     seeds_text,
 )  # fmt: skip
 
+QUESTION = "Is each difference more than chance?"
 OPTION = Markup("<code>--baseline</code>")
 
 
 def chance(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> Card:
-    question = "Is each difference more than chance?"
     if not effects and pairs:
         return _chance_of_pairs(study, pairs)
     tested = [e for e in effects if e.testable]
     if not effects:
         why = say("Differences are taken to a baseline, and there is none; {} names one.", OPTION)
-        return Card("chance", question, "Nothing to compare", [why] if study.used else [])
+        return Card("chance", QUESTION, "Nothing to compare", [why] if study.used else [])
     if not tested:
         why = Markup(
             "A difference can be told from chance from two seeds a side on, and well from three on."
         )
-        return Card("chance", question, "One seed cannot tell", [why])
+        return Card("chance", QUESTION, "One seed cannot tell", [why])
     real = [e for e in tested if e.real]
     text: list[Markup] = []
     if real:
@@ -50,9 +50,14 @@ def chance(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> 
     if untested:
         text.append(say("With one seed only, so not tested: {}.", listed(untested)))
     text += _counted_once(tested)
-    return Card(
-        "chance", question, f"{distinct(real)} of {distinct(tested)} are", text, _fine(tested)
-    )
+    return _card(tested, text)
+
+
+def _card(tested: Sequence[Effect], text: list[Markup]) -> Card:
+    """How many of the differences are more than chance, each training once."""
+    real = [e for e in tested if e.real]
+    answer = f"{distinct(real)} of {distinct(tested)} are"
+    return Card("chance", QUESTION, answer, text, _fine(tested))
 
 
 def _fine(tested: Sequence[Effect]) -> Markup:
@@ -67,7 +72,7 @@ def _fine(tested: Sequence[Effect]) -> Markup:
     return Markup(text + "More than chance: p below 0.05.")
 
 
-def _p(effect: Effect) -> str:
+def _p_both_ways(effect: Effect) -> str:
     """`p = 0.089, alone 0.022`."""
     raw = effect.found.p_value
     if effect.tests < 2 or raw is None or effect.p == raw:
@@ -88,10 +93,9 @@ def _counted_once(effects: Sequence[Effect]) -> list[Markup]:
 
 def _chance_of_pairs(study: Study, pairs: Sequence[Effect]) -> Card:
     """Without a baseline: layouts against each other."""
-    question = "Is each difference more than chance?"
     tested = [e for e in pairs if e.testable]
     if not tested:
-        return Card("chance", question, "One seed cannot tell", [])
+        return Card("chance", QUESTION, "One seed cannot tell", [])
     parts = [
         say(
             "{} against {} {} ({}, {}{})",
@@ -99,16 +103,13 @@ def _chance_of_pairs(study: Study, pairs: Sequence[Effect]) -> Card:
             e.other.label,
             amount(study, e.value, "+"),
             interval(study, e.found),
-            _p(e),
+            _p_both_ways(e),
             _seeds(e),
         )
         for e in tested
     ]
-    real = [e for e in tested if e.real]
     text = [say("Layouts at the same strength: {}.", listed(parts))]
-    return Card(
-        "chance", question, f"{distinct(real)} of {distinct(tested)} are", text, _fine(tested)
-    )
+    return _card(tested, text)
 
 
 def _unclear(study: Study, unclear: Sequence[Effect]) -> list[Markup]:
@@ -120,7 +121,7 @@ def _unclear(study: Study, unclear: Sequence[Effect]) -> list[Markup]:
             "{} {} ({}{})",
             bold(e.group.label),
             amount(study, e.value, "+"),
-            _p(e),
+            _p_both_ways(e),
             _seeds(e),
         )
         for e in unclear
@@ -140,5 +141,5 @@ def _with_p(study: Study, effect: Effect) -> Markup:
         bold(effect.group.label),
         amount(study, effect.value, "+"),
         interval(study, effect.found),
-        _p(effect),
+        _p_both_ways(effect),
     )
