@@ -72,8 +72,8 @@ def what_is_missing() -> str | None:
             f"{sys.executable} lacks {', '.join(missing)}; run `make setup`, or name a Python that "
             "has them: make gpu GPU_PYTHON=…"
         )
-    from vshift.device import choose_device
     from vshift.errors import ConfigError
+    from vshift.train.device import choose_device
 
     try:
         choose_device("cuda")

@@ -5,8 +5,8 @@ A thin network leaves a GPU idle. Here S copies with initial weights of their ow
 grouped ones, batch norm normalises each copy's channels with that copy's batch, noise is drawn for
 each copy. The loss is the sum of the copies', so each has the gradient that it has alone.
 
-What `vshift.step` needs of a network, a stream, a log and an objective is here for a stack, so that
-its steps, eager or captured, train a stack unchanged.
+What `vshift.train.step` needs of a network, a stream, a log and an objective is here for a stack,
+so that its steps, eager or captured, train a stack unchanged.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch.func import functional_call, stack_module_state, vmap
 from vshift.data import Stream
 from vshift.data.augment import Plan
 from vshift.networks import BatchNorm
-from vshift.objective import Objective
-from vshift.seeding import derive
 from vshift.shift.probe import Moments, batch_norms
+from vshift.train.objective import Objective
+from vshift.train.seeding import derive
 
 
 class Stack(nn.Module):

@@ -30,11 +30,11 @@ from vshift.bench.peaks import measure_peaks
 from vshift.bench.race import Budget, Ready, prepare, race
 from vshift.bench.results import Series, paired, slug
 from vshift.config.schema import Hardware
-from vshift.device import choose_device, configure
 from vshift.errors import VShiftError
 from vshift.runs.folder import now
-from vshift.runs.state import git_commit
-from vshift.wording import counted
+from vshift.runs.prepare import git_commit
+from vshift.text import pluralize
+from vshift.train.device import choose_device, configure
 
 
 def race_together(work: Work, repeats: int, budget: Budget) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def render(found: dict[str, Any]) -> str:
     commit = f", commit {found['git'][:10]}" if found["git"] else ""
     lines += [
         "",
-        f"{device['name']}, {counted(device['threads'], 'thread')}, "
+        f"{device['name']}, {pluralize(device['threads'], 'thread')}, "
         f"load {device['load'] or 0:.1f} before; {said}; {found['created'][:10]}"
         f"{commit}. Each timing is one epoch of "
         f"{found['steps']} steps of every seed, contenders in turn; median over n. The gain is "

@@ -18,14 +18,14 @@ from vshift.bench.race import Runner
 from vshift.bench.training import Training, random_images
 from vshift.config.schema import Hardware
 from vshift.data import ImageSet, train_stream
-from vshift.device import configure
 from vshift.errors import VShiftError
-from vshift.objective import classification
-from vshift.schedule import learning_rates
-from vshift.step import EagerStep, Tally, make_optimizer
-from vshift.step.captured import CapturedStep
-from vshift.step.compiled import CannotCompile
-from vshift.train import build_for
+from vshift.train.captured_step import CapturedStep
+from vshift.train.compiled_step import CannotCompile
+from vshift.train.device import configure
+from vshift.train.loop import build_for
+from vshift.train.objective import classification
+from vshift.train.schedule import learning_rates
+from vshift.train.step import EagerStep, Tally, make_optimizer
 
 IN_TURN = "one after the other"
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vshift.config.identity import config_hash, dump
 from vshift.config.schema import Config
-from vshift.config.text import config_hash, dump
 
 POSITIONS = ("before_last_bn", "before_last_conv")
 

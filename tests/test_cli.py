@@ -118,7 +118,7 @@ def test_seeds_of_the_command_line_are_repeatable_and_checked(vshift, config):
 
 
 def test_a_run_goes_on_with_the_threads_it_began_with(vshift, config, monkeypatch):
-    from vshift import step
+    from vshift.train import step
 
     original, calls = step.EagerStep.__call__, []
 
@@ -176,7 +176,7 @@ def test_divergence_ends_with_exit_code_1(vshift, config):
 
 
 def test_interrupt_ends_with_130_and_can_go_on(vshift, config, monkeypatch):
-    from vshift import step
+    from vshift.train import step
 
     def stop(self, *args):
         raise KeyboardInterrupt

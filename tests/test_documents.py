@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vshift.config import expand, load
-from vshift.config.layout import ACTIVATIONS, POOLS, POSITIONS
+from vshift.config.block import ACTIVATIONS, POOLS, POSITIONS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -63,8 +63,9 @@ def test_the_readme_names_only_files_that_exist():
 
 
 def test_the_page_on_comparing_names_every_column_and_view():
-    from vshift.compare import COLUMNS, FORMATS
+    from vshift.compare import COLUMNS
     from vshift.compare.published import views
+    from vshift.tables import FORMATS
 
     page = (ROOT / "docs" / "compare.md").read_text()
     for word in (*COLUMNS, *views(), *(form for form in FORMATS if form != "table")):

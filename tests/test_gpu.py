@@ -10,14 +10,15 @@ from tests.soak.harness import differences
 from tests.train.test_resume import attempt
 from vshift.data import load
 from vshift.networks import build
-from vshift.progress import Reporter
 from vshift.runs import prepare
 from vshift.shift.explain import explain
 from vshift.shift.graph import noise_in_front
 from vshift.shift.probe import TrainingLog, running_moments
 from vshift.shift.recalibration import recalibrate
-from vshift.step import Tally, make_optimizer, make_step
-from vshift.train import make_subject, train
+from vshift.train.choose_step import make_step
+from vshift.train.loop import make_subject, train
+from vshift.train.progress import Reporter
+from vshift.train.step import Tally, make_optimizer
 
 pytestmark = pytest.mark.gpu
 DATA = {"name": "shapes", "train": 620, "test": 50, "batch_size": 64}

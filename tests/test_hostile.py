@@ -20,15 +20,17 @@ from hypothesis import strategies as st
 
 from tests.configs import make_config
 from tests.factory import config_of, make_run
+from tests.rendering import render
 from vshift import cli
-from vshift.compare import FORMATS, compare, render
+from vshift.compare import compare
 from vshift.config import Config, dump
 from vshift.data import load as load_images
 from vshift.errors import RunError, Stopped, VShiftError
-from vshift.progress import Reporter
-from vshift.runner import train_one
 from vshift.runs import RunFolder, find_runs, look, prepare
-from vshift.signals import Request
+from vshift.tables import FORMATS
+from vshift.train.progress import Reporter
+from vshift.train.run import train_one
+from vshift.train.signals import Request
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,7 +68,7 @@ def unfinished(one_thread: None, images: Any, tmp_path_factory: pytest.TempPathF
     """A runs dir with a real run that was stopped, and one that is done."""
     runs = tmp_path_factory.mktemp("damaged")
     quiet = Reporter(quiet=True)
-    from vshift.train import train
+    from vshift.train.loop import train
 
     folder, _ = prepare(runs, TINY, 0, threads=1)
     with pytest.raises(Stopped):
@@ -370,7 +372,7 @@ def test_going_on_from_a_crafted_checkpoint_runs_nothing(crafted: Path, images: 
 
 
 def test_recalibrating_a_crafted_checkpoint_runs_nothing(crafted: Path) -> None:
-    from vshift.repair import recalibrate_run
+    from vshift.train.recalibrate import recalibrate_run
 
     RunFolder(crafted).update_run(status="done")
     with pytest.raises(RunError, match="holds more than tensors and numbers"):
@@ -392,7 +394,7 @@ def test_numbers_of_absurd_size_are_refused_before_they_do_harm() -> None:
 
 
 def test_too_many_steps_are_refused(images: Any) -> None:
-    from vshift.train import build_for
+    from vshift.train.loop import build_for
 
     config = TINY.model_copy(update={"epochs": 10**8})
     with pytest.raises(VShiftError, match="200,000,000 steps; at most 100,000,000"):

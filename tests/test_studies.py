@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from vshift.config import config_hash, expand, load
-from vshift.progress import Reporter
-from vshift.runner import train_seeds
 from vshift.sweep import plan
+from vshift.train.progress import Reporter
+from vshift.train.run import train_seeds
 
 STUDIES = sorted(Path("configs/studies").glob("*.yaml"))
 CIFAR = "data={name: imagefolder, root: images, train_limit: 4000, batch_size: 128}"

@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vshift._version import __version__
+
 if TYPE_CHECKING:
     from vshift.auditing.audit import audit
     from vshift.auditing.recalibrating import recalibrate
     from vshift.auditing.variance_probe import VarianceProbe
 
-__version__ = "0.1.0"
 __all__ = ["VarianceProbe", "__version__", "audit", "recalibrate"]
 
 _LAZY = {

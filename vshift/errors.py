@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
 
 class VShiftError(Exception):
     """Something the user can mend: what, where, what is allowed, what to do. Exit code 2."""
@@ -61,38 +58,3 @@ class Stopped(BaseException):
     def __init__(self, exit_code: int, at_once: bool = True) -> None:
         super().__init__(f"stopped by a signal, exit code {exit_code}")
         self.exit_code, self.at_once = exit_code, at_once
-
-
-def visible(text: str) -> str:
-    """Text in which control characters, newlines and invisible direction marks show as escapes."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
-
-
-def printable(text: str) -> str:
-    """The same, line by line: what a terminal may be given, whatever names stand in it."""
-    return "\n".join(map(visible, text.split("\n")))
-
-
-# What other programs and people call it.
-_OTHER_NAMES = {
-    "lr": "learning_rate",
-    "wd": "weight_decay",
-    "bs": "batch_size",
-    "p": "rate",
-    "dropout": "noise",
-    "batchnorm": "bn",
-    "groupnorm": "gn",
-    "linear": "fc",
-    "swish": "silu",
-}
-
-
-def did_you_mean(word: object, allowed: Iterable[str]) -> str:
-    """The nearest allowed word as ``did you mean `noise`?``, or an empty string if none is near."""
-    words = {name.lower(): name for name in allowed}
-    text = str(word).lower()
-    near = [_OTHER_NAMES.get(text, text)] if _OTHER_NAMES.get(text, text) in words else []
-    near = near or difflib.get_close_matches(text, words, n=1, cutoff=0.6)
-    return f"did you mean `{words[near[0]]}`?" if near else ""

@@ -13,7 +13,7 @@ from vshift.bench.bench import Plan
 from vshift.bench.cases import Case
 from vshift.bench.race import prepare
 from vshift.bench.training import Training, random_images
-from vshift.progress import Reporter
+from vshift.train.progress import Reporter
 
 CPU = torch.device("cpu")
 SMALL = ["--networks", "preresnet-8", "--batch", "8", "--steps", "2", "--repeats", "2"]
@@ -174,7 +174,7 @@ def test_training_is_what_vshift_train_does(tmp_path):
     """The same weights after an epoch as a run's, bit for bit."""
     from vshift.bench.cases import make_config
     from vshift.runs import prepare as prepare_run
-    from vshift.train import train
+    from vshift.train.loop import train
 
     case = Case("preresnet-8", 8, "dropout")
     images = random_images(case.batch, 3, CPU)

@@ -10,11 +10,11 @@ from vshift.bench.cases import Case, make_config
 from vshift.bench.training import random_images
 from vshift.data import Stream, train_stream
 from vshift.networks import BatchNorm
-from vshift.objective import classification
 from vshift.shift.probe import TrainingLog
-from vshift.step import EagerStep, Tally, make_optimizer
-from vshift.step.captured import CapturedStep
-from vshift.train import build_for
+from vshift.train.captured_step import CapturedStep
+from vshift.train.loop import build_for
+from vshift.train.objective import classification
+from vshift.train.step import EagerStep, Tally, make_optimizer
 
 CPU = torch.device("cpu")
 SEEDS, STEPS = 2, 3

@@ -16,10 +16,12 @@ import pandas as pd
 import pytest
 
 from tests.factory import config_of, dropout, make_run, summary_of
-from vshift.compare import FORMATS, Comparison, Request, compare, render, sheet, table_of, write
-from vshift.compare.text import fixed, with_spread
+from tests.rendering import render, write
+from vshift.compare import Comparison, Request, compare, table_of, to_table
 from vshift.errors import VShiftError
 from vshift.runs import find_runs
+from vshift.tables import FORMATS
+from vshift.text import format_number, format_spread
 
 EVIL = [
     "[red]x[/red]",
@@ -59,13 +61,13 @@ def plain_of(text: str) -> str:
 
 
 def test_numbers_for_people() -> None:
-    assert with_spread(8.4321, 0.2149) == "8.43 ± 0.21"
-    assert with_spread(8.4321, None) == "8.43"
-    assert with_spread(None, None) == "–"
-    assert fixed(0.5, 2, "+") == "+0.50"
-    assert fixed(-0.5, 2, "+") == "−0.50"
-    assert fixed(-0.001, 2) == "0.00"
-    assert fixed(1.2345, 3) == "1.234"
+    assert format_spread(8.4321, 0.2149) == "8.43 ± 0.21"
+    assert format_spread(8.4321, None) == "8.43"
+    assert format_spread(None, None) == "–"
+    assert format_number(0.5, 2, "+") == "+0.50"
+    assert format_number(-0.5, 2, "+") == "−0.50"
+    assert format_number(-0.001, 2) == "0.00"
+    assert format_number(1.2345, 3) == "1.234"
 
 
 def test_plain_table_is_aligned_and_complete(small: Comparison) -> None:
@@ -227,8 +229,9 @@ def test_an_ascii_pipe_takes_every_format(tmp_path: Path, kind: str) -> None:
     make_run(tmp_path, "a", 0, 90.0, run={"name": "größe"})
     make_run(tmp_path, "a", 1, 91.0, run={"name": "größe"})
     script = (
-        "import sys; from vshift.compare import compare, write; from vshift.runs import find_runs\n"
-        f"write(compare(find_runs([{str(tmp_path)!r}])), {kind!r}, sys.stdout)"
+        "import sys; from vshift.compare import compare, to_table; "
+        "from vshift.tables import write; from vshift.runs import find_runs\n"
+        f"write(to_table(compare(find_runs([{str(tmp_path)!r}]))), {kind!r}, sys.stdout)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -250,8 +253,8 @@ def test_the_statistics_columns(tmp_path: Path) -> None:
         make_run(tmp_path, "close", seed, 91.9 + spread, config=config_of(noise=dropout(0.1)))
     make_run(tmp_path, "single", 0, 91.0, config=config_of(noise=dropout(0.2)))
     comparison = compare(find_runs([tmp_path]))
-    cells = {row[0]: dict(zip([c.line for c in sheet(comparison).columns], row, strict=True))
-             for row in sheet(comparison).rows}  # fmt: skip
+    cells = {row[0]: dict(zip([c.line for c in to_table(comparison).columns], row, strict=True))
+             for row in to_table(comparison).rows}  # fmt: skip
     assert cells["clear"]["more than chance"] == "yes (p<0.001)"
     assert cells["clear"]["95 % interval of difference"] == "+1.77 to +2.23"
     assert cells["clear"]["difference"].endswith(" *")
@@ -271,7 +274,7 @@ def test_one_seed_everywhere_is_said_once(tmp_path: Path) -> None:
     make_run(tmp_path, "base")
     make_run(tmp_path, "noisy", config=config_of(noise=dropout(0.5)))
     comparison = compare(find_runs([tmp_path]))
-    assert "more than chance" not in [c.line for c in sheet(comparison).columns]
+    assert "more than chance" not in [c.line for c in to_table(comparison).columns]
     assert "One seed cannot tell a difference from chance." in comparison.caption
 
 
@@ -290,7 +293,7 @@ def test_the_caption_counts_what_is_left_out_and_says_what_differs(tmp_path: Pat
 
 def test_chosen_metrics_stand_alone(small: Comparison, tmp_path: Path) -> None:
     metrics = ("shift_ratio_mean", "parameters", "shift_ratio_max_layer", "test_error")
-    chosen = sheet(compare(find_runs([tmp_path]), metrics=metrics))
+    chosen = to_table(compare(find_runs([tmp_path]), metrics=metrics))
     assert [c.line for c in chosen.columns][:6] == ["config", *metrics, "difference"]
     assert chosen.rows[1][1:5] == ["1.050 ± 0.000", "1,234", "block2.bn1", "9.25 ± 1.06"]
     assert "All rows: n 2." in chosen.caption
@@ -303,8 +306,8 @@ def test_html_is_one_escaped_table(evil: Comparison) -> None:
     found.feed(text)
     assert found.counts == {
         "table": 1, "caption": 1, "thead": 1, "tbody": 1, "tr": len(EVIL) + 1,
-        "th": len(sheet(evil).columns) + len(EVIL),
-        "td": len(EVIL) * (len(sheet(evil).columns) - 1),
+        "th": len(to_table(evil).columns) + len(EVIL),
+        "td": len(EVIL) * (len(to_table(evil).columns) - 1),
     }  # fmt: skip
     assert set(found.texts) >= {"[red]x[/red]", "<b>x</b>", "a & b \\\\ \\input{x}", "=cmd()"}
     assert "\x1b" not in text

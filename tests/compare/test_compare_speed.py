@@ -59,8 +59,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_comparison_reads_neither_layers_nor_metrics(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vshift.compare import FORMATS, compare, render
+    from tests.rendering import render
+    from vshift.compare import compare
     from vshift.runs import files
+    from vshift.tables import FORMATS
 
     def refuse(path: Path) -> None:
         raise AssertionError(f"{path} was read")

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.factory import config_of, dropout, make_run, summary_of
-from vshift.compare import Request, Sheet, render, table_of
+from tests.rendering import render
+from vshift.compare import Request, table_of
 from vshift.errors import VShiftError
 from vshift.runs import find_runs
+from vshift.tables import Table
 
 RATE, POSITION = "network.noise.rate", "network.noise.position"
 
@@ -29,7 +31,7 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def pivot(runs: Path, rows: str = POSITION, columns: str = RATE, **more: str) -> Sheet:
+def pivot(runs: Path, rows: str = POSITION, columns: str = RATE, **more: str) -> Table:
     return table_of(find_runs([runs]), Request(rows=rows, columns=columns, **more))
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from tests.factory import make_run, summary_of
-from vshift.compare import Request, Sheet, published, render, table_of
+from tests.rendering import render
+from vshift.compare import Request, published, table_of
 from vshift.config import load
 from vshift.config.schema import Config
 from vshift.errors import VShiftError
 from vshift.runs import find_runs
+from vshift.tables import Table
 
 NETWORKS = Path(__file__).parents[2] / "configs" / "networks"
 FILES = {
@@ -52,11 +54,11 @@ def add(runs: Path, name: str, config: dict[str, Any], accuracy: float = 91.0, n
         )
 
 
-def view(runs: Path, name: str) -> Sheet:
+def view(runs: Path, name: str) -> Table:
     return table_of(find_runs([runs]), Request(view=name))
 
 
-def records(sheet: Sheet) -> list[dict[str, Any]]:
+def records(sheet: Table) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(render(sheet, "json"))
     return found
 

@@ -12,7 +12,7 @@ from vshift.networks import build
 from vshift.shift.explain import explain
 from vshift.shift.modes import modes
 from vshift.shift.moments import pooled_moments
-from vshift.step import EagerStep, Tally, make_optimizer
+from vshift.train.step import EagerStep, Tally, make_optimizer
 
 NETS = [
     {"name": "preresnet", "depth": 8},

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.fx
 
-import vshift.runner  # noqa: F401 - so that children find everything imported
+import vshift.train.run  # noqa: F401 - so that children find everything imported
 from vshift import cli
 
 

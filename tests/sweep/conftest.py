@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from vshift.config import config_hash, load
-from vshift.progress import Reporter
 from vshift.sweep import Job, Local, plan, sweep
 from vshift.sweep.board import Entry
+from vshift.train.progress import Reporter
 
 STUB = Path(__file__).with_name("stub.py")
 CONFIG = """\

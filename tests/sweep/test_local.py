@@ -255,7 +255,7 @@ def sweeping(bench, *extra):
     code = (
         "import sys, json; from pathlib import Path; from tests.sweep.conftest import Bench\n"
         "bench = Bench(Path(sys.argv[1]), int(sys.argv[2]), [], json.loads(sys.argv[3]))\n"
-        "from vshift.errors import VShiftError; from vshift.signals import stopping_at_once\n"
+        "from vshift.errors import VShiftError; from vshift.train.signals import stopping_at_once\n"
         "try:\n bench.sweep(jobs=2)\nexcept VShiftError as e:\n print(e); sys.exit(e.exit_code)\n"
     )
     words = [sys.executable, "-c", code, str(bench.folder), str(bench.seeds)]

@@ -11,8 +11,8 @@ from tests.train.test_train import run, weights
 from vshift.compare import compare
 from vshift.data import load, plain_stream
 from vshift.networks import build
-from vshift.repair import recalibrate_run, render
 from vshift.runs import find_runs
+from vshift.train.recalibrate import recalibrate_run, render
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

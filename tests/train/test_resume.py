@@ -14,10 +14,10 @@ from tests.soak.harness import differences
 from vshift.data import load
 from vshift.data.augment import Stream
 from vshift.errors import RunError, Stopped
-from vshift.progress import Reporter
 from vshift.runs import prepare
-from vshift.signals import Request
-from vshift.train import train
+from vshift.train.loop import train
+from vshift.train.progress import Reporter
+from vshift.train.signals import Request
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -149,9 +149,9 @@ def test_checkpoints_by_time_lie_inside_epochs(tmp_path):
         update={"checkpoint": CONFIG.checkpoint.model_copy(update={"minutes": 1e-9, "keep": 9})}
     )
     folder, _, _ = attempt(tmp_path, config)
-    from vshift.runs import checkpoints
+    from vshift.runs import checkpoint_file
 
-    places = [(s["epoch"], s["step"]) for s in map(checkpoints.load, folder.checkpoints())]
+    places = [(s["epoch"], s["step"]) for s in map(checkpoint_file.load, folder.checkpoints())]
     assert places == [(3, 0), (2, 5), (2, 4), (2, 3), (2, 2), (2, 1), (2, 0), (1, 5), (1, 4)]
 
 
@@ -159,9 +159,9 @@ def test_checkpoints_by_time_lie_inside_epochs(tmp_path):
 def test_checkpoints_by_epochs(tmp_path, every, kept):
     when = {"every": every, "minutes": None}
     folder, _, _ = attempt(tmp_path, make_config(**{**CONFIG.model_dump(), "checkpoint": when}))
-    from vshift.runs import checkpoints
+    from vshift.runs import checkpoint_file
 
-    assert [checkpoints.load(path)["epoch"] for path in folder.checkpoints()] == kept
+    assert [checkpoint_file.load(path)["epoch"] for path in folder.checkpoints()] == kept
 
 
 def test_other_checkpoint_settings_are_the_same_run(tmp_path, whole):
@@ -248,9 +248,9 @@ def test_lost_rows_are_noticed(tmp_path):
 def test_a_checkpoint_of_the_first_version_goes_on(tmp_path, whole):
     """It holds whole epochs, and no checksum."""
     folder = interrupted_late(tmp_path)
-    from vshift.runs import checkpoints
+    from vshift.runs import checkpoint_file
 
-    state = checkpoints.load(folder.path / "checkpoint-previous.pt")
+    state = checkpoint_file.load(folder.path / "checkpoint-previous.pt")
     (folder.path / "checkpoint-previous.pt").unlink()
     old = {key: state[key] for key in ("epoch", "model", "optimizer")}
     torch.save({"version": 1, **old}, folder.path / "checkpoint.pt")
@@ -264,7 +264,7 @@ def test_the_random_generators_state_is_put_back(tmp_path):
     folder, _, _ = attempt(tmp_path, steps=3)
     saved = folder.load_checkpoint()["inside"]["random"]["cpu"]
     torch.manual_seed(123)
-    from vshift.checkpoint import random_state, set_random_state
+    from vshift.train.checkpointer import random_state, set_random_state
 
     set_random_state({"cpu": saved})
     assert torch.equal(random_state(torch.device("cpu"))["cpu"], saved)

@@ -12,10 +12,10 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tests.configs import make_config
 from vshift.data import epoch_plan, load
 from vshift.networks import build
-from vshift.progress import Reporter
 from vshift.runs import prepare
-from vshift.seeding import derive
-from vshift.train import make_subject, train
+from vshift.train.loop import make_subject, train
+from vshift.train.progress import Reporter
+from vshift.train.seeding import derive
 
 NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
 NOISY = {"name": "preresnet", "depth": 8, "noise": NOISE}
@@ -123,7 +123,7 @@ def test_going_on_equals_never_having_stopped(tmp_path, monkeypatch):
     config = make_config(network=NOISY, epochs=3)
     whole, _ = run(tmp_path / "a", config)
 
-    from vshift.step import EagerStep
+    from vshift.train.step import EagerStep
 
     original = EagerStep.__call__
     calls = []
@@ -243,7 +243,7 @@ def test_an_infinite_loss_ends_as_diverged_and_keeps_what_was_measured(tmp_path)
 
 
 def test_weight_decay_can_leave_norms_and_biases_out(tmp_path):
-    from vshift.step import make_optimizer
+    from vshift.train.step import make_optimizer
 
     config = make_config(optimizer={"name": "sgd", "decay_norm_and_bias": False})
     model = build(config, classes=10, channels=3, size=32, seed=0)

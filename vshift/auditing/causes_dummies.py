@@ -22,7 +22,7 @@ from vshift.auditing.moments import LayerStats, apart, deviations, fit
 from vshift.auditing.probes import run_pass
 from vshift.auditing.samples import Batch, tensors_of
 from vshift.shift.probe import Moments
-from vshift.wording import counted
+from vshift.text import pluralize
 
 CLEAR = 0.9  # of the deviation explained
 EXACT = 0.97  # of it: a mix that is no accident, harmful or not
@@ -72,7 +72,7 @@ def polluted(case: Case) -> Iterator[Draft]:
             layers,
             f"The running statistics of {where(case, layers)} are a mix of "
             f"{100 * (1 - found.share):.0f} % training data and {100 * found.share:.0f} % "
-            f"{found.kind}, as {counted(max(1, round(found.forwards)), 'forward')} in train mode "
+            f"{found.kind}, as {pluralize(max(1, round(found.forwards)), 'forward')} in train mode "
             f"would leave ({100 * found.explained:.0f} % of the deviation explained).",
             minor=found.explained < EXACT and harmless_note(case, layers),
             inputs=found.kind,

@@ -15,7 +15,7 @@ from vshift.auditing.causes_buffers import draft, tracked, where
 from vshift.auditing.findings import Draft
 from vshift.auditing.moments import share_of
 from vshift.shift.probe import Moments
-from vshift.wording import counted
+from vshift.text import pluralize
 
 LOW_MOMENTUM = 0.05
 MARGIN = 1.3  # early batches, before the weights settled, look a little like initial values
@@ -48,7 +48,7 @@ def initial_bias(case: Case) -> Iterator[Draft]:
 
 def _batches(case: Case, name: str) -> str:
     steps = tracked(case, name)
-    return "an unknown number of batches" if steps is None else counted(steps, "batch", "batches")
+    return "an unknown number of batches" if steps is None else pluralize(steps, "batch", "batches")
 
 
 def _initial_shares(case: Case) -> dict[str, float]:

@@ -16,7 +16,7 @@ from vshift.auditing.moments import Ratio, apart
 from vshift.auditing.repairs import Repair
 from vshift.auditing.samples import Samples, tensors_of
 from vshift.shift.probe import Moments
-from vshift.wording import counted
+from vshift.text import pluralize
 
 # Standard deviations between inputs; augmentation, crops with black borders say, makes up to 0.3.
 OTHER_INPUTS = 0.5
@@ -68,7 +68,7 @@ def _further(local: Mapping[str, Ratio], worst: str) -> str:
 
 
 def _are(count: int, which: str) -> str:
-    return f"{counted(count, f'{which} layer')} {'is' if count == 1 else 'are'}"
+    return f"{pluralize(count, f'{which} layer')} {'is' if count == 1 else 'are'}"
 
 
 def inheriting(case: Case) -> list[str]:
@@ -171,7 +171,7 @@ def drift(case: Case) -> Iterator[Draft]:
     yield Draft(
         "drift",
         worst,
-        f"The parameters of {counted(len(layers), 'batch norm')} ({listed(layers)}) are the "
+        f"The parameters of {pluralize(len(layers), 'batch norm')} ({listed(layers)}) are the "
         f"reference's, and the running statistics are not: {far[worst]:.2g} standard deviations "
         f"apart at {worst or 'it'}.",
         layers,

@@ -23,7 +23,7 @@ from vshift.auditing.sources import NORMALISATIONS, Reading, load_source
 from vshift.auditing.text import as_markdown, as_text
 from vshift.auditing.weights import prefix_of, read_state
 from vshift.errors import VShiftError
-from vshift.wording import counted
+from vshift.text import pluralize
 
 if TYPE_CHECKING:
     from torch import nn
@@ -152,7 +152,7 @@ def write_fixed(found: Audit, model: nn.Module, path: Path, weights: Path | None
     named = {prefix + name: tensor.contiguous() for name, tensor in state.items()}
     # Not save_file, which leaves a file that nobody else may read.
     _write(path, "--fix", lambda: path.write_bytes(save(named)))
-    count = counted(len(layers), "layer")
+    count = pluralize(len(layers), "layer")
     return f"wrote {path}: buffers of {count} changed ({listed(list(layers))})"
 
 

@@ -15,10 +15,10 @@ from torch import nn
 
 from vshift.auditing.samples import AuditError
 from vshift.auditing.weights import load_weights, read_state
-from vshift.errors import did_you_mean
+from vshift.text import did_you_mean
 
 if TYPE_CHECKING:
-    from vshift.measure import Subject
+    from vshift.train.evaluate import Subject
 
 ALLOWED = (
     "torchvision:NAME, timm:NAME, FILE.py:FACTORY, FILE.pt2 (an exported program), or a run folder"
@@ -82,7 +82,7 @@ def opened_run(path: Path) -> Subject:
         AuditError: no run folder.
         RunError: not finished, or damaged.
     """
-    from vshift.repair import open_run
+    from vshift.train.recalibrate import open_run
 
     if not (path / "run.json").is_file():
         inside = sorted(found.parent for found in path.glob("**/seed-*/run.json"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from vshift.errors import visible
+from vshift.text import escape_control
 
 if TYPE_CHECKING:
     from vshift.auditing.result import Audit
@@ -68,4 +68,4 @@ def _cell(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    return escape(visible(str(value)))
+    return escape(escape_control(str(value)))

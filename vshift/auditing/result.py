@@ -15,7 +15,7 @@ from vshift.auditing.moments import apart
 from vshift.auditing.noise import Source
 from vshift.auditing.samples import tensors_of
 from vshift.shift.probe import Moments, shift_ratio
-from vshift.wording import counted
+from vshift.text import pluralize
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -249,7 +249,7 @@ def unknowns(case: Case, findings: Sequence[Finding] = ()) -> list[str]:
         )
     if frozen := sorted(case.subject.frozen):
         notes.append(
-            f"{counted(len(frozen), 'batch norm')} in eval mode in training too, not judged: "
+            f"{pluralize(len(frozen), 'batch norm')} in eval mode in training too, not judged: "
             f"{listed(frozen)}"
         )
     return notes

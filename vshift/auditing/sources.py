@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from vshift.auditing.models import call_in_file, opened_run
 from vshift.auditing.samples import AuditError
-from vshift.errors import did_you_mean
+from vshift.text import did_you_mean
 
 ALLOWED = (
     "an image folder (<folder>/<class>/*.jpg), torchvision:NAME@FOLDER, random, FILE.py:LOADER, or "

@@ -5,8 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from vshift.errors import printable
-from vshift.wording import counted
+from vshift.text import escape_lines, pluralize
 
 if TYPE_CHECKING:
     from vshift.auditing.result import Audit
@@ -24,7 +23,7 @@ def as_text(audit: Audit, width: int = 100) -> str:
                                    subsequent_indent="   "))  # fmt: skip
     parts += ["", *_aligned(_scores(audit)), "", *_aligned(_layers(audit)), *_more(audit)]
     parts += [textwrap.fill(f"Note: {note}.", width) for note in audit.notes]
-    return printable("\n".join(parts))
+    return escape_lines("\n".join(parts))
 
 
 def as_markdown(audit: Audit) -> str:
@@ -39,14 +38,14 @@ def as_markdown(audit: Audit) -> str:
         ]
     parts += [*_piped(_scores(audit)), "", *_piped(_layers(audit)), *_more(audit), ""]
     parts += [f"- {_escape(note)}" for note in audit.notes]
-    return printable("\n".join(parts))
+    return escape_lines("\n".join(parts))
 
 
 def _count(audit: Audit) -> str:
     if not audit.findings:
         return "No findings."
     count = len(audit.findings)
-    return f"{counted(count, 'finding')}, the most harmful first"
+    return f"{pluralize(count, 'finding')}, the most harmful first"
 
 
 def _scores(audit: Audit) -> list[list[str]]:

@@ -34,14 +34,14 @@ from vshift.bench.table import render
 from vshift.bench.training import CLASSES, SIZE, Training, random_images
 from vshift.config.schema import Hardware
 from vshift.data import ImageSet
-from vshift.device import choose_device, configure
 from vshift.errors import Interrupted, Stopped, TrainingFailed
 from vshift.networks import build
 from vshift.networks.summary import trace
-from vshift.progress import Reporter
 from vshift.runs.folder import now
-from vshift.runs.state import git_commit
-from vshift.wording import counted
+from vshift.runs.prepare import git_commit
+from vshift.text import pluralize
+from vshift.train.device import choose_device, configure
+from vshift.train.progress import Reporter
 
 STEPS = {"cpu": 15, "cuda": 200}
 CHANNELS = 3
@@ -121,7 +121,7 @@ def bench(plan: Plan, reporter: Reporter, save: Callable[[Results], None]) -> Re
     info = environment.describe_device(device, measure_peaks(device, plan.scale), load)
     steps = plan.steps or STEPS[device.type]
     setting = _Setting(plan, device, info, steps, Forecast(), reporter)
-    threads, cases = counted(info.threads, "thread"), counted(len(plan.cases), "case")
+    threads, cases = pluralize(info.threads, "thread"), pluralize(len(plan.cases), "case")
     reporter.say(f"{info.name}, {threads}: {cases}")
     if info.load is not None and info.load > BUSY:
         reporter.say(

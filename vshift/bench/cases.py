@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from vshift.config.problems import explain
 from vshift.config.schema import Config, Hardware
 from vshift.config.tree import Place, wrap
-from vshift.errors import ConfigError, did_you_mean
+from vshift.errors import ConfigError
+from vshift.text import did_you_mean
 
 # Family → the keys that the numbers in a name stand for, as in wrn-28-10.
 _FAMILIES = {

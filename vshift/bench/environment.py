@@ -12,7 +12,7 @@ import torch
 
 from vshift.bench.bounds import Peaks
 from vshift.bench.results import DeviceInfo
-from vshift.runs.state import versions
+from vshift.runs.prepare import versions
 
 _CPU = Path("/proc/cpuinfo")
 _MAX_KHZ = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")

@@ -14,8 +14,9 @@ import vshift
 from vshift.bench.cases import Case, make_config
 from vshift.bench.race import Epoch
 from vshift.data import ImageSet
-from vshift.errors import ConfigError, did_you_mean
-from vshift.train import build_for
+from vshift.errors import ConfigError
+from vshift.text import did_you_mean
+from vshift.train.loop import build_for
 
 NAMES = ("plain", "bf16", "airbench")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from vshift.bench.results import CaseResult, Contender, Results
-from vshift.wording import counted
+from vshift.text import pluralize
 
 NONE = "–"
 Cell = Callable[[CaseResult, Contender], str]
@@ -126,7 +126,7 @@ def _device(results: Results) -> str:
     device = results.device
     if device.kind == "cuda":
         return device.name
-    return f"{device.name}, {counted(device.threads, 'thread')}"
+    return f"{device.name}, {pluralize(device.threads, 'thread')}"
 
 
 def _caption(results: Results) -> str:

@@ -10,12 +10,13 @@ import torch
 from vshift.bench.cases import Case, make_config
 from vshift.data import ImageSet
 from vshift.data.images import Part, image_set
-from vshift.objective import objective_of
-from vshift.schedule import learning_rates
-from vshift.seeding import derive
 from vshift.shift.probe import TrainingLog
-from vshift.step import Tally, make_optimizer, make_step
-from vshift.train import make_subject
+from vshift.train.choose_step import make_step
+from vshift.train.loop import make_subject
+from vshift.train.objective import objective_of
+from vshift.train.schedule import learning_rates
+from vshift.train.seeding import derive
+from vshift.train.step import Tally, make_optimizer
 
 CLASSES, SIZE = 10, 32
 
@@ -81,7 +82,7 @@ class Training:
         self._seed, self._epochs = seed, itertools.count(1)
 
     def epoch(self) -> float:
-        """Train once over all images as `vshift.train.train` does; returns the mean loss."""
+        """Train once over all images as `vshift.train.loop.train` does; returns the mean loss."""
         for _ in self.steps():
             pass
         return self.end()

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from vshift.children import end_with_parent
 from vshift.cli import data
 from vshift.cli.audit import audit
 from vshift.cli.bench import bench
@@ -21,8 +20,10 @@ from vshift.cli.recalibrate import recalibrate
 from vshift.cli.report import report, watch
 from vshift.cli.sweep import sweep
 from vshift.cli.train import train
-from vshift.errors import Stopped, VShiftError, printable
-from vshift.signals import stopping_at_once
+from vshift.errors import Stopped, VShiftError
+from vshift.sweep.children import end_with_parent
+from vshift.text import escape_lines
+from vshift.train.signals import stopping_at_once
 
 app = typer.Typer(
     help="Train networks with dropout and batch norm, and measure the variance shift between them.",
@@ -35,7 +36,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from vshift import __version__
+        from vshift._version import __version__
 
         typer.echo(__version__)
         raise typer.Exit
@@ -89,7 +90,7 @@ def main() -> None:
 def _complain(text: str) -> None:
     """On stderr, without the escape codes that names may hold; where that is full, in silence."""
     try:
-        typer.echo(printable(text), err=True)
+        typer.echo(escape_lines(text), err=True)
     except OSError:
         _silence(sys.stderr)
 

@@ -77,7 +77,7 @@ def audit(
     """Say why a model is fine in train() and bad in eval(), which layer it is, and what helps."""
     from vshift.auditing import command
     from vshift.auditing.sources import Reading
-    from vshift.device import choose_device
+    from vshift.train.device import choose_device
 
     command.check_severity(fail_on)
     request = command.Request(

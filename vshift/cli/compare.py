@@ -70,8 +70,9 @@ def compare(
 
 
 def line_up(runs: list[Path], form: Format, request: Any) -> None:
-    from vshift.compare import table_of, write
+    from vshift.compare import table_of
     from vshift.runs import find_runs
+    from vshift.tables import write
 
     table = table_of(find_runs(runs), request)
     write(table, form.value, sys.stdout)

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from vshift.cli.options import ConfigPath, Sets
-from vshift.errors import ConfigError, printable, visible
-from vshift.wording import counted
+from vshift.errors import ConfigError
+from vshift.text import escape_control, escape_lines, pluralize
 
 
 def inspect(
@@ -21,7 +21,7 @@ def inspect(
     from vshift.config import load
 
     chosen = load(config, sets or [])
-    from vshift.inspect import describe_network, render_network
+    from vshift.networks.inspect import describe_network, render_network
 
     found = describe_network(chosen)
     if as_json:
@@ -50,13 +50,13 @@ def check(
             problems += error.problems
             continue
         runs = sum(len(point.config.seeds) for point in points)
-        typer.echo(f"{visible(str(path))}: ok, {counted(runs, 'run')}")
+        typer.echo(f"{escape_control(str(path))}: ok, {pluralize(runs, 'run')}")
         roots = dict.fromkeys(getattr(point.config.data, "root", None) for point in points)
         for root in roots:
             # Not an error: the runs may be meant for another machine.
             if root and not Path(root).expanduser().is_dir():
                 note = f"warning: {path}: data.root: there is no folder {root} on this machine"
-                typer.echo(printable(note), err=True)
+                typer.echo(escape_lines(note), err=True)
     if problems:
         raise ConfigError(*problems)
 

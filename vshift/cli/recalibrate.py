@@ -50,8 +50,8 @@ def recalibrate(
     changes += [] if batches is None else [f"recalibration.batches={batches}"]
     changes += ["measure.modes=true"] if modes else ["measure.modes=false"]
     folders = [record.path for record in find_runs(runs)]
-    from vshift.repair import recalibrate_run, render, render_modes
     from vshift.runs import RunFolder
+    from vshift.train.recalibrate import recalibrate_run, render, render_modes
 
     found = {}
     for path in folders:

@@ -35,6 +35,6 @@ def watch(
     ] = False,
 ) -> None:
     """A live table of running, finished and failed runs; q or Ctrl-C leaves, training goes on."""
-    from vshift.watch import watch as look_on
+    from vshift.live import watch as look_on
 
     look_on(runs_dir, once=once, every=every, tensorboard=tensorboard)

@@ -75,7 +75,7 @@ def sweep(
     Ends with the table of `vshift compare`, and with exit code 1 if a run failed.
     """
     from vshift import sweep as sweeps
-    from vshift.progress import Reporter
+    from vshift.train.progress import Reporter
 
     planned = sweeps.plan(configs, changes_of(sets, device, seeds))
     planned = sweeps.shard(planned, part) if part else planned

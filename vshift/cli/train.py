@@ -17,7 +17,7 @@ from vshift.cli.options import (
     Sets,
     changes_of,
 )
-from vshift.wording import counted
+from vshift.text import pluralize
 
 
 def train(
@@ -35,12 +35,12 @@ def train(
 
     chosen = load(config, changes_of(sets, device, seeds))
     refuse_study(chosen, config)
-    from vshift.progress import Reporter
+    from vshift.train.progress import Reporter
 
     if dry_run:
         _say_plan(chosen, runs_dir, fresh)
         return
-    from vshift.runner import train_seeds
+    from vshift.train.run import train_seeds
 
     train_seeds(chosen, runs_dir, fresh, Reporter(quiet))
 
@@ -51,4 +51,4 @@ def _say_plan(config: Any, runs_dir: Path, fresh: bool) -> None:
     for seed in config.seeds:
         path = run_path(runs_dir, config.name, seed)
         action = "new" if fresh else look(RunFolder(path), config)
-        typer.echo(f"{path}: {action}, {counted(config.epochs, 'epoch')} of {config.data.name}")
+        typer.echo(f"{path}: {action}, {pluralize(config.epochs, 'epoch')} of {config.data.name}")

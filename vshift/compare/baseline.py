@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from itertools import compress
 from typing import Any
 
-from vshift.compare.fields import Row, heard, shown
+from vshift.compare.fields import Row, heard
 from vshift.compare.groups import Group, differing, unstudied
 from vshift.compare.statistics import (
     Difference,
@@ -16,9 +16,9 @@ from vshift.compare.statistics import (
     verdict,
     welch,
 )
-from vshift.compare.text import joined, visible
-from vshift.errors import VShiftError, did_you_mean
-from vshift.runs.reading import RunRecord
+from vshift.errors import VShiftError
+from vshift.runs.read import RunRecord
+from vshift.text import did_you_mean, escape_control, format_value, join_words
 
 _LISTED = 4  # keys in a note
 SAME = "the baseline's own training, under another name"  # a verdict
@@ -59,7 +59,7 @@ def _named(groups: Sequence[Group], name: str) -> Group:
         hint = did_you_mean(name, labels)
         raise VShiftError(
             f"--baseline {name}: no config is called so; {hint + ' ' if hint else ''}"
-            f"there are: {visible(', '.join(labels)) or 'none'}"
+            f"there are: {escape_control(', '.join(labels)) or 'none'}"
         )
     if not matches[0].used:
         raise VShiftError(f"--baseline {name}: none of its runs is done, so there is no test error")
@@ -149,7 +149,7 @@ def _the_same(groups: Sequence[Group], same: Sequence[Hashable]) -> list[str]:
     for group, test in zip(groups, same, strict=True):
         labels.setdefault(test, []).append(group.label)
     return [
-        f"{joined(names)} are the same training with the same seeds under {len(names)} names; "
+        f"{join_words(names)} are the same training with the same seeds under {len(names)} names; "
         "they count once"
         for names in labels.values()
         if len(names) > 1
@@ -193,7 +193,8 @@ def flag_others(
 
 def _pairs(found: dict[str, tuple[Any, Any]], keys: Sequence[str]) -> str:
     text = ", ".join(
-        f"{key} ({shown(found[key][1])}, not {shown(found[key][0])})" for key in keys[:_LISTED]
+        f"{key} ({format_value(found[key][1])}, not {format_value(found[key][0])})"
+        for key in keys[:_LISTED]
     )
     more = len(keys) - _LISTED
     return f"{text} and {more} more keys" if more > 0 else text

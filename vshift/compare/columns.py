@@ -6,12 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vshift.compare.baseline import SAME
-from vshift.compare.fields import Row, shown
+from vshift.compare.fields import Row
 from vshift.compare.groups import short_heads
-from vshift.compare.sheet import Column, Sheet
 from vshift.compare.statistics import LEVEL
 from vshift.compare.table import Comparison
-from vshift.compare.text import NONE, fixed, integer, text, visible, with_spread
+from vshift.tables import Column, Table
+from vshift.text import (
+    NONE,
+    escape_control,
+    format_integer,
+    format_number,
+    format_spread,
+    format_text,
+    format_value,
+)
 
 ONE_SEED = "one seed"
 _WHOLE = ("epoch", "parameters", "bn_layers", "monte_carlo_passes")
@@ -33,7 +41,7 @@ class _Spec:
         return Column(self.head, self.keep, self.is_text)
 
 
-def sheet(comparison: Comparison) -> Sheet:
+def to_table(comparison: Comparison) -> Table:
     """The comparison's columns that have something to say; where all rows agree, the caption."""
     labels = _labels(comparison)
     specs = [*labels, *(_chosen(comparison) if comparison.metrics else _standard(comparison))]
@@ -48,8 +56,8 @@ def sheet(comparison: Comparison) -> Sheet:
         else:
             shown_columns.append(spec)
     caption = comparison.caption + _shared_differences(comparison)
-    caption = visible(caption) + (f" All rows: {', '.join(same)}." if same else "")
-    return Sheet(
+    caption = escape_control(caption) + (f" All rows: {', '.join(same)}." if same else "")
+    return Table(
         [spec.column for spec in shown_columns],
         [[spec.cell(row) for spec in shown_columns] for row in comparison.rows],
         caption,
@@ -63,13 +71,13 @@ def _labels(comparison: Comparison) -> list[_Spec]:
     """The config's name, or a column for each key that rows are grouped by."""
 
     def cell(key: str) -> Callable[[Row], str]:
-        return lambda row: shown(row[key])
+        return lambda row: format_value(row[key])
 
     if not comparison.by:
-        return [_Spec("config", lambda row: visible(row["label"]), 99, is_text=True)]
+        return [_Spec("config", lambda row: escape_control(row["label"]), 99, is_text=True)]
     heads = short_heads(comparison.by)
     return [
-        _Spec(visible(head), cell(key), 99, is_text=True)
+        _Spec(escape_control(head), cell(key), 99, is_text=True)
         for head, key in zip(heads, comparison.by, strict=True)
     ]
 
@@ -77,7 +85,7 @@ def _labels(comparison: Comparison) -> list[_Spec]:
 def _chosen(comparison: Comparison) -> list[_Spec]:
     """n, the metrics asked for, and the difference if it is of one of them."""
     specs = [_Spec("n", lambda row: str(row["n"]), 98, folds=True)]
-    specs += [_Spec(visible(key), metric_cell(key), 90) for key in comparison.metrics]
+    specs += [_Spec(escape_control(key), metric_cell(key), 90) for key in comparison.metrics]
     return specs + (_tested(comparison) if comparison.metric in comparison.metrics else [])
 
 
@@ -93,14 +101,16 @@ def _standard(comparison: Comparison) -> list[_Spec]:
         _Spec("train acc %\n(train mode)", _fixed("train_accuracy_train_mode_mean", 2), 8),
         _Spec("shift mean", _fixed("shift_ratio_mean", 3), 11),
         _Spec("shift max", _fixed("shift_ratio_max", 3), 6),
-        _Spec("largest shift at", lambda r: text(r["shift_ratio_max_layer"]), 5, is_text=True),
+        _Spec(
+            "largest shift at", lambda r: format_text(r["shift_ratio_max_layer"]), 5, is_text=True
+        ),
         *tested,
         *_differing(comparison),
-        _Spec("data", lambda r: text(r["data"]), 4, is_text=True, folds=True),
-        _Spec("epochs", lambda r: integer(r["epochs"]), 3, folds=True),
-        _Spec("device", lambda r: text(r["device"]), 2, is_text=True, folds=True),
-        _Spec("images/s", lambda r: integer(r["images_per_second"]), 0),
-        _Spec("parameters", lambda r: integer(r["parameters"]), 1, folds=True),
+        _Spec("data", lambda r: format_text(r["data"]), 4, is_text=True, folds=True),
+        _Spec("epochs", lambda r: format_integer(r["epochs"]), 3, folds=True),
+        _Spec("device", lambda r: format_text(r["device"]), 2, is_text=True, folds=True),
+        _Spec("images/s", lambda r: format_integer(r["images_per_second"]), 0),
+        _Spec("parameters", lambda r: format_integer(r["parameters"]), 1, folds=True),
     ]
 
 
@@ -111,16 +121,18 @@ def _tested(comparison: Comparison) -> list[_Spec]:
     def difference(row: Row) -> str:
         if row["label"] == comparison.baseline:
             return "baseline"
-        text = with_spread(row["difference"], row["difference_se"], sign="+", digits=digits)
+        text = format_spread(row["difference"], row["difference_se"], sign="+", digits=digits)
         return f"{text} *" if is_clear(row) else text
 
     def interval(row: Row) -> str:
-        low, high = (fixed(row[f"difference_{end}"], digits, "+") for end in ("low", "high"))
+        low, high = (
+            format_number(row[f"difference_{end}"], digits, "+") for end in ("low", "high")
+        )
         return NONE if NONE in (low, high) else f"{low} to {high}"
 
     head = "difference"
     if comparison.metric != "test_error":
-        head += f"\nin {visible(comparison.metric)}"
+        head += f"\nin {escape_control(comparison.metric)}"
     return [
         _Spec(head, difference, 97),
         _Spec("95 % interval\nof difference", interval, 9),
@@ -155,9 +167,13 @@ def _differing(comparison: Comparison) -> list[_Spec]:
     def cell(row: Row) -> str:
         keys = row["differs_in"]
         more = f" and {len(keys) - _KEYS} more" if len(keys) > _KEYS else ""
-        return visible(", ".join(keys[:_KEYS])) + more if keys else NONE
+        return escape_control(", ".join(keys[:_KEYS])) + more if keys else NONE
 
-    return [_Spec(f"differs from\n{visible(comparison.reference or '')} in", cell, 4, is_text=True)]
+    return [
+        _Spec(
+            f"differs from\n{escape_control(comparison.reference or '')} in", cell, 4, is_text=True
+        )
+    ]
 
 
 def _all_differences(comparison: Comparison) -> set[tuple[str, ...]]:
@@ -187,10 +203,10 @@ def metric_cell(key: str) -> Callable[[Row], str]:
     def cell(row: Row) -> str:
         mean, sd = row.get(f"{key}_mean"), row.get(f"{key}_sd")
         if isinstance(row.get(key), str):
-            return text(row[key])
+            return format_text(row[key])
         if key in _WHOLE:
-            return integer(mean)
-        return with_spread(mean, sd, digits=digits_of(key))
+            return format_integer(mean)
+        return format_spread(mean, sd, digits=digits_of(key))
 
     return cell
 
@@ -198,19 +214,19 @@ def metric_cell(key: str) -> Callable[[Row], str]:
 def _test_error(row: Row) -> str:
     if row["test_error_mean"] is None and row["test_loss_mean"] is not None:
         return NONE  # nothing is classified
-    return f"{with_spread(row['test_error_mean'], row['test_error_sd'])} (n={row['n']})"
+    return f"{format_spread(row['test_error_mean'], row['test_error_sd'])} (n={row['n']})"
 
 
 def _test_loss(row: Row) -> str:
     """Only where there is no test error to show."""
     if row["test_error_mean"] is not None or row["test_loss_mean"] is None:
         return NONE
-    return f"{with_spread(row['test_loss_mean'], row['test_loss_sd'], digits=4)} (n={row['n']})"
+    return f"{format_spread(row['test_loss_mean'], row['test_loss_sd'], digits=4)} (n={row['n']})"
 
 
 def _validation_error(row: Row) -> str:
-    return with_spread(row["validation_error_mean"], row["validation_error_sd"])
+    return format_spread(row["validation_error_mean"], row["validation_error_sd"])
 
 
 def _fixed(key: str, digits: int) -> Callable[[Row], str]:
-    return lambda row: fixed(row[key], digits)
+    return lambda row: format_number(row[key], digits)

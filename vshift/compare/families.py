@@ -13,11 +13,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from vshift.compare import published
-from vshift.compare.fields import ONE_RESULT, Row, listed, shown
+from vshift.compare.fields import ONE_RESULT, Row, listed
 from vshift.compare.groups import Group, differing, same_twice
 from vshift.compare.published import Noise, View
 from vshift.config.schema import Config
-from vshift.runs.reading import RunRecord
+from vshift.runs.read import RunRecord
+from vshift.text import format_value
 
 _NOT_TRAINED = ("name", "seeds", "grid", "arms", "measure")
 _SIZES = ("depth", "width", "cardinality", "base_width", "growth_rate")
@@ -139,7 +140,7 @@ def _label(found: Sequence[Family]) -> None:
 
 def _settings(family: Family, other: Family) -> str:
     found = differing(_training(other.config), _training(family.config))
-    pairs = [f"{key}={shown(own)}" for key, (_, own) in found.items()]
+    pairs = [f"{key}={format_value(own)}" for key, (_, own) in found.items()]
     return ", ".join(pairs[:_LISTED])
 
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from vshift.compare.text import visible
-from vshift.errors import VShiftError, did_you_mean
-from vshift.runs.reading import RunRecord, natural, number
+from vshift.errors import VShiftError
+from vshift.runs.read import RunRecord, number
+from vshift.text import did_you_mean, escape_control, format_value, natural
 
 Row = dict[str, Any]
 OWN = ("name", "seed", "status")
@@ -113,7 +113,8 @@ class Fields:
         if self.config_keys[key] and not section:
             inside = [k for k in self.config_keys if k.startswith(f"{key}.")]
             raise VShiftError(
-                f"{what}: `{visible(key)}` is a section; name one of its keys: {listed(inside)}"
+                f"{what}: `{escape_control(key)}` is a section; name one of its keys: "
+                f"{listed(inside)}"
             )
         return key
 
@@ -122,7 +123,8 @@ class Fields:
         names = [*OWN, *leaves, *self.metrics]
         hint = did_you_mean(key, names) or _by_leaf(key, names)
         return (
-            f"{what}: none of these runs has a `{visible(key)}`; {hint + ' ' if hint else ''}"
+            f"{what}: none of these runs has a `{escape_control(key)}`; "
+            f"{hint + ' ' if hint else ''}"
             f"config keys: {listed(leaves)}; of summary.json: {listed(self.metrics)}; "
             f"and {', '.join(OWN)}"
         )
@@ -137,14 +139,14 @@ class Fields:
             return key
         hint = did_you_mean(key, self.metrics)
         raise VShiftError(
-            f"{what}: no summary.json has a `{visible(key)}`; {hint + ' ' if hint else ''}"
+            f"{what}: no summary.json has a `{escape_control(key)}`; {hint + ' ' if hint else ''}"
             f"there are: {listed(self.metrics) or 'none'}"
         )
 
 
 def listed(names: Sequence[str]) -> str:
     """Names in a message: as many as a person reads."""
-    shown = ", ".join(visible(name) for name in names[:_SHOWN])
+    shown = ", ".join(escape_control(name) for name in names[:_SHOWN])
     more = len(names) - _SHOWN
     return f"{shown} and {more} more" if more > 0 else shown
 
@@ -232,19 +234,6 @@ def metric(run: RunRecord, key: str) -> float | str | None:
     return value if isinstance(value, str) else number(value)
 
 
-def shown(value: Any) -> str:
-    """A config value as a table writes it, spelled as in YAML; `none` for null."""
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "true", False: "false"}[value]
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list):
-        return f"[{', '.join(shown(item) for item in value)}]"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {shown(item)}' for key, item in value.items())}}}"
-    return visible(str(value))
-
-
 def order(value: Any) -> tuple[Any, ...]:
     """A sort key over values of any kind: nothing, then numbers, then text as people count."""
     if value is None:
@@ -253,4 +242,4 @@ def order(value: Any) -> tuple[Any, ...]:
         return (1, int(value))
     if (known := number(value)) is not None:
         return (2, known)
-    return (3, natural(shown(value)))
+    return (3, natural(format_value(value)))

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vshift.compare.fields import Fields, Row, metric, order, shown
-from vshift.runs.reading import RunRecord, natural, number
+from vshift.compare.fields import Fields, Row, metric, order
+from vshift.runs.read import RunRecord, number
+from vshift.text import format_value, natural
 
 # Other threads round differently, and a study does not mean to study them.
 _NO_SETTING = ("hardware.threads",)
@@ -125,14 +126,14 @@ def by_values(fields: Fields, keys: Sequence[str], notes: list[str]) -> list[Gro
             unreadable.append(run)
             continue
         value = tuple(fields.value(run, key) for key in keys)
-        text = repr([shown(item) for item in value])
+        text = repr([format_value(item) for item in value])
         values.setdefault(text, value)
         members[text].append(run)
     heads = short_heads(keys)
     groups = []
     for text in sorted(members, key=lambda text: [order(item) for item in values[text]]):
         name = " ".join(
-            shown(item) if head == "name" else f"{head}={shown(item)}"
+            format_value(item) if head == "name" else f"{head}={format_value(item)}"
             for head, item in zip(heads, values[text], strict=True)
         )
         groups.append(_group_of(fields, members[text], name, values[text], keys, notes))
@@ -198,7 +199,7 @@ def _mixed(fields: Fields, runs: list[RunRecord], keys: Sequence[str]) -> dict[s
 
 def _with_values(found: dict[str, list[Any]]) -> str:
     shown_keys = [
-        f"{key} ({', '.join(shown(value) for value in values[:4])}{'…' * (len(values) > 4)})"
+        f"{key} ({', '.join(format_value(value) for value in values[:4])}{'…' * (len(values) > 4)})"
         for key, values in list(found.items())[:4]
     ]
     more = len(found) - len(shown_keys)
@@ -207,7 +208,9 @@ def _with_values(found: dict[str, list[Any]]) -> str:
 
 def differing(one: Row, other: Row) -> dict[str, tuple[Any, Any]]:
     """dotted key → both values, of the settings in which two complete configs differ."""
-    from vshift.config.text import value_differences  # pydantic, not for everybody who imports us
+    from vshift.config.identity import (
+        value_differences,  # pydantic, not for everybody who imports us
+    )
 
     found = value_differences(one, other)
     return {key: values for key, values in found.items() if key not in _NO_SETTING}

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from vshift.compare.columns import is_clear, metric_cell
-from vshift.compare.fields import Fields, Row, order, shown
+from vshift.compare.fields import Fields, Row, order
 from vshift.compare.groups import short_heads
-from vshift.compare.sheet import Column, Sheet
 from vshift.compare.table import Comparison, compare
-from vshift.compare.text import NONE, visible, with_spread
 from vshift.errors import VShiftError
-from vshift.wording import counted
+from vshift.tables import Column, Table
+from vshift.text import NONE, escape_control, format_spread, format_value, pluralize
 
 DIFFERENCE = "difference"
 
@@ -23,7 +22,7 @@ def pivot(
     columns: Sequence[str],
     value: str = "test_error",
     baseline: str | None = None,
-) -> Sheet:
+) -> Table:
     """Mean ± standard deviation of a metric, or of `difference` the difference ± standard error.
 
     The records are one object a cell: the keys, `n`, and the value's columns.
@@ -46,19 +45,19 @@ def pivot(
     down = _values(table.rows, rows)
     across = _values(table.rows, columns)
     counts = {row["n"] for row in table.rows if row["n"]}
-    heads = [Column(visible(head), 99, is_text=True) for head in short_heads(rows)]
+    heads = [Column(escape_control(head), 99, is_text=True) for head in short_heads(rows)]
     heads += [Column(_head(columns, values)) for values in across]
     body = [
         [
-            *(shown(item) for item in left),
+            *(format_value(item) for item in left),
             *(_cell(cells.get(_keyed(left, top)), value, table, len(counts) > 1) for top in across),
         ]
         for left in down
     ]
-    return Sheet(
+    return Table(
         heads,
         body,
-        visible(_caption(table, value, columns, counts)),
+        escape_control(_caption(table, value, columns, counts)),
         [_record(row, by, value) for row in table.rows],
         table.notes,
         labels=len(rows),
@@ -71,15 +70,17 @@ def _refuse(rows: Sequence[str], columns: Sequence[str]) -> None:
         raise VShiftError("a pivot has --rows and --columns; for one of them alone there is --by")
     both = [key for key in rows if key in columns]
     if both:
-        raise VShiftError(f"--rows and --columns both name {visible(both[0])}; it goes one way")
+        raise VShiftError(
+            f"--rows and --columns both name {escape_control(both[0])}; it goes one way"
+        )
 
 
 def _keyed(left: Sequence[Any], top: Sequence[Any]) -> tuple[str, ...]:
-    return tuple(shown(item) for item in (*left, *top))
+    return tuple(format_value(item) for item in (*left, *top))
 
 
 def _at(row: Row, keys: Sequence[str]) -> tuple[str, ...]:
-    return tuple(shown(row[key]) for key in keys)
+    return tuple(format_value(row[key]) for key in keys)
 
 
 def _values(rows: Sequence[Row], keys: Sequence[str]) -> list[tuple[Any, ...]]:
@@ -91,7 +92,9 @@ def _values(rows: Sequence[Row], keys: Sequence[str]) -> list[tuple[Any, ...]]:
 def _head(keys: Sequence[str], values: Sequence[Any]) -> str:
     """`rate=0.5`, as a number alone does not say what it is; a line for each key."""
     heads = short_heads(keys)
-    return "\n".join(visible(f"{head}={shown(v)}") for head, v in zip(heads, values, strict=True))
+    return "\n".join(
+        escape_control(f"{head}={format_value(v)}") for head, v in zip(heads, values, strict=True)
+    )
 
 
 def _cell(row: Row | None, value: str, table: Comparison, with_n: bool) -> str:
@@ -100,7 +103,7 @@ def _cell(row: Row | None, value: str, table: Comparison, with_n: bool) -> str:
     if value == DIFFERENCE:
         if row["label"] == table.baseline:
             return "baseline"
-        text = with_spread(row["difference"], row["difference_se"], sign="+")
+        text = format_spread(row["difference"], row["difference_se"], sign="+")
         text += " *" if is_clear(row) else ""
     else:
         text = metric_cell(value)(row)
@@ -125,4 +128,4 @@ def _caption(table: Comparison, value: str, columns: Sequence[str], counts: set[
     n = f"n = {counts.copy().pop()} runs" if len(counts) == 1 else "n runs"
     text = f"{value} across {across}: mean ± sample standard deviation over {n}."
     left_out = sum(row["left_out"] for row in table.rows)
-    return text + (f" Left out: {counted(left_out, 'run')}." if left_out else "")
+    return text + (f" Left out: {pluralize(left_out, 'run')}." if left_out else "")

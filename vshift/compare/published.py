@@ -9,10 +9,10 @@ from importlib import resources
 from typing import Any
 
 from vshift.compare.fields import Row
-from vshift.config import layout
+from vshift.config import block
+from vshift.config.identity import value_differences
 from vshift.config.reader import read
 from vshift.config.schema import Config
-from vshift.config.text import value_differences
 from vshift.config.tree import plain
 
 # Sections that say how a run is watched or computed, not what is trained.
@@ -124,7 +124,7 @@ def layers_of(network: Any) -> Row:
 
 
 def _without_noise(order: Sequence[str]) -> list[str]:
-    return [word for word in order if not layout.is_noise(word)]
+    return [word for word in order if not block.is_noise(word)]
 
 
 @dataclass(frozen=True)
@@ -157,14 +157,14 @@ def noise_of(network: Any) -> Noise | None:
 
 
 def _position(network: Any) -> str | None:
-    bare = layout.parse(" ".join(_without_noise(network.order)))
+    bare = block.parse(" ".join(_without_noise(network.order)))
     if network.order == bare:
         return "before_classifier" if network.head_noises == (0,) else None
     if network.head_noises:
         return None
     for position in ("before_last_bn", "before_last_conv"):
         try:
-            if layout.place(bare, [[position]]) == network.order:
+            if block.place(bare, [[position]]) == network.order:
                 return position
         except ValueError:  # an order without BN has no place before its last one
             continue

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from vshift.compare.columns import sheet
+from vshift.compare.columns import to_table
 from vshift.compare.fields import Fields
 from vshift.compare.pivot import pivot
-from vshift.compare.sheet import Sheet
 from vshift.compare.table import compare
 from vshift.errors import VShiftError
-from vshift.runs.reading import RunRecord
+from vshift.runs.read import RunRecord
+from vshift.tables import Table
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Request:
     view: str | None = None
 
 
-def table_of(runs: Iterable[RunRecord], request: Request) -> Sheet:
+def table_of(runs: Iterable[RunRecord], request: Request) -> Table:
     """The runs as the table that was asked for; `notes` says what a reader has to know.
 
     Raises:
@@ -46,7 +46,7 @@ def table_of(runs: Iterable[RunRecord], request: Request) -> Sheet:
     return found
 
 
-def _table(fields: Fields, request: Request) -> Sheet:
+def _table(fields: Fields, request: Request) -> Table:
     if request.view:
         from vshift.compare.views import view_of  # with the schema of configs, which takes time
 
@@ -54,7 +54,7 @@ def _table(fields: Fields, request: Request) -> Sheet:
     if request.rows or request.columns or request.value:
         rows, columns = _words(request.rows, "--rows"), _words(request.columns, "--columns")
         return pivot(fields, rows, columns, request.value or "test_error", request.baseline)
-    return sheet(
+    return to_table(
         compare(
             fields,
             request.baseline,

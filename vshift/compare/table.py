@@ -15,10 +15,9 @@ from vshift.compare.baseline import choose, data_name, flag_others, subtract, un
 from vshift.compare.fields import Fields, Row, order
 from vshift.compare.groups import Group, by_config, by_values, known
 from vshift.compare.statistics import describe
-from vshift.compare.text import visible
-from vshift.errors import VShiftError, did_you_mean
-from vshift.runs.reading import RunRecord, number
-from vshift.wording import counted
+from vshift.errors import VShiftError
+from vshift.runs.read import RunRecord, number
+from vshift.text import did_you_mean, escape_control, pluralize
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,7 +150,7 @@ def compare(
         rows,
         chosen.label if chosen else None,
         caption,
-        [visible(note) for note in notes],
+        [escape_control(note) for note in notes],
         tuple(by),
         tuple(metrics),
         difference,
@@ -242,8 +241,9 @@ def _sort_values(
     names = [*columns, *(key for key, section in fields.config_keys.items() if not section)]
     hint = did_you_mean(word, names)
     raise VShiftError(
-        f"--sort {visible(sort)}: there is no such column; {hint + ' ' if hint else ''}"
-        f"there are: {visible(', '.join(columns))}; and config keys such as network.noise.rate"
+        f"--sort {escape_control(sort)}: there is no such column; {hint + ' ' if hint else ''}"
+        f"there are: {escape_control(', '.join(columns))}; and config keys such as "
+        "network.noise.rate"
     )
 
 
@@ -273,11 +273,11 @@ def _caption(rows: list[Row], baseline: Group | None, reason: str, metric: str, 
     if tests:
         text += (
             " Interval: Welch, 95 %. *, yes: more than chance, by Welch's test at 5 % with Holm "
-            f"over {counted(tests, 'difference')}."
+            f"over {pluralize(tests, 'difference')}."
         )
     elif any(row["verdict"] for row in rows):
         text += " One seed cannot tell a difference from chance."
     left_out = sum(row["left_out"] for row in rows)
     if left_out:
-        text += f" Left out: {counted(left_out, 'run')}."
+        text += f" Left out: {pluralize(left_out, 'run')}."
     return text

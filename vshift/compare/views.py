@@ -11,14 +11,21 @@ from dataclasses import dataclass
 
 from vshift.compare import published
 from vshift.compare.families import Family, families
-from vshift.compare.fields import Fields, Row, metric, shown
+from vshift.compare.fields import Fields, Row, metric
 from vshift.compare.groups import by_config, known
 from vshift.compare.published import View
-from vshift.compare.sheet import Column, Sheet
 from vshift.compare.statistics import Sample, describe
-from vshift.compare.text import NONE, fixed, visible, with_spread
-from vshift.errors import VShiftError, did_you_mean
-from vshift.runs.reading import RunRecord, number
+from vshift.errors import VShiftError
+from vshift.runs.read import RunRecord, number
+from vshift.tables import Column, Table
+from vshift.text import (
+    NONE,
+    did_you_mean,
+    escape_control,
+    format_number,
+    format_spread,
+    format_value,
+)
 
 # Three readings of the paper's Adjust, which is under-specified.
 METHODS = ("precise", "swap", "layerwise")
@@ -54,7 +61,7 @@ class _Line:
     theirs: list[float | None]
 
 
-def view_of(fields: Fields, name: str) -> Sheet:
+def view_of(fields: Fields, name: str) -> Table:
     """The runs as a table of the paper, with the published line below each of ours that it fits.
 
     The records are one object a cell.
@@ -76,12 +83,12 @@ def view_of(fields: Fields, name: str) -> Sheet:
     caption = _caption(view, found)
     if shared:
         caption += f" All rows: {'; '.join(f'{heads[i]} {rows[0][i]}' for i in shared)}."
-    sheet = Sheet(
+    sheet = Table(
         [Column(head, is_text=index < 4) for index, head in enumerate(heads)],
         rows,
-        visible(caption),
+        escape_control(caption),
         [record for line in lines for record in _records(line, view)],
-        [visible(note) for note in notes],
+        [escape_control(note) for note in notes],
         labels=4,
         panels=True,
     )
@@ -93,7 +100,7 @@ def _named(name: str) -> View:
     if name not in every:
         hint = did_you_mean(name, every)
         raise VShiftError(
-            f"--view {visible(name)}: no such view; {hint + ' ' if hint else ''}"
+            f"--view {escape_control(name)}: no such view; {hint + ' ' if hint else ''}"
             f"there are: {', '.join(every)}"
         )
     return every[name]
@@ -137,7 +144,7 @@ def _error(run: RunRecord, method: str | None) -> float | None:
 def _heads(view: View, line: _Line) -> list[str]:
     sign = _SIGNS[view.kind]
     if not view.adjusted:
-        return [f"{sign} {shown(round(slot.level, 3))}" for slot in line.slots]
+        return [f"{sign} {format_value(round(slot.level, 3))}" for slot in line.slots]
     return [
         f"{_PLACES[slot.position][:3]}\n"
         + (f"{sign} {slot.level:g}" if slot.method is None else "re-estimated")
@@ -151,10 +158,10 @@ def _texts(line: _Line) -> Iterator[list[str]]:
     counts = {sample.n for sample in samples if sample}
     ours = "ours, other recipe" if line.family.other_recipe else "ours"
     ours += f" (n={counts.copy().pop()})" if len(counts) == 1 else ""
-    labels = [*map(visible, line.family.label), line.place]
+    labels = [*map(escape_control, line.family.label), line.place]
     yield [*labels, ours, *(_cell(sample, len(counts) > 1) for sample in samples)]
     if any(value is not None for value in line.theirs):
-        theirs = [fixed(value, 2) for value in line.theirs]
+        theirs = [format_number(value, 2) for value in line.theirs]
         yield [
             *labels[:2],
             "Adjust" if line.slots[-1].method else line.place,
@@ -166,7 +173,7 @@ def _texts(line: _Line) -> Iterator[list[str]]:
 def _cell(sample: Sample | None, with_n: bool) -> str:
     if sample is None:
         return NONE
-    text = with_spread(sample.mean, sample.sd)
+    text = format_spread(sample.mean, sample.sd)
     return f"{text} (n={sample.n})" if with_n else text
 
 
@@ -208,7 +215,7 @@ def _caption(view: View, found: Sequence[Family]) -> str:
     text += f" {published.cite()}: {view.source}."
     for family in (family for family in found if family.other_recipe):
         pairs = [
-            f"{key} {shown(ours)}, there {shown(theirs)}"
+            f"{key} {format_value(ours)}, there {format_value(theirs)}"
             for key, (ours, theirs) in list(family.other_recipe.items())[:_LISTED]
         ]
         more = len(family.other_recipe) - len(pairs)

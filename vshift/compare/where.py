@@ -15,11 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from vshift.compare.fields import Fields, shown
-from vshift.compare.text import visible
+from vshift.compare.fields import Fields
 from vshift.config.reader import scalar
-from vshift.errors import VShiftError, did_you_mean
-from vshift.runs.reading import RunRecord, natural, number
+from vshift.errors import VShiftError
+from vshift.runs.read import RunRecord, number
+from vshift.text import did_you_mean, escape_control, format_value, natural
 
 Condition = Callable[[RunRecord], bool]
 
@@ -91,9 +91,9 @@ class _Parser:
         return [*tokens, _Token("end", "", end)]
 
     def fail(self, at: int, what: str) -> NoReturn:
-        before, after = visible(self.text[:at]), visible(self.text[at:])
+        before, after = escape_control(self.text[:at]), escape_control(self.text[at:])
         here = f"after `{before.strip()}`" if not after.strip() else f"at `{after.strip()[:40]}`"
-        raise VShiftError(f"--where {visible(self.text)}: {here}: {what}")
+        raise VShiftError(f"--where {escape_control(self.text)}: {here}: {what}")
 
     @property
     def next(self) -> _Token:
@@ -210,7 +210,7 @@ class _Parser:
             f"did you mean {' or '.join(near[:3])}?" if near else ""
         )
         return (
-            f"no field is called {visible(word)}; {hint + ' ' if hint else ''}"
+            f"no field is called {escape_control(word)}; {hint + ' ' if hint else ''}"
             "a field is a config key such as network.noise.rate, a key of summary.json such as "
             "test_error, or name, seed, status"
         )
@@ -254,7 +254,8 @@ def _contains(container: Any, item: Any) -> bool:
     if isinstance(container, str) and isinstance(item, str):
         return item in container
     raise VShiftError(
-        f"--where: {shown(container)} holds nothing; behind `in` stands a list or, for a part of "
+        f"--where: {format_value(container)} holds nothing; behind `in` stands a list or, for a "
+        "part of "
         "a text, a text"
     )
 
@@ -267,4 +268,6 @@ def _in_order(one: Any, sign: str, other: Any) -> bool:
         return _ORDERS[sign](*numbers)
     if isinstance(one, str) and isinstance(other, str):
         return _ORDERS[sign](natural(one), natural(other))
-    raise VShiftError(f"--where: {shown(one)} {sign} {shown(other)}: these have no order")
+    raise VShiftError(
+        f"--where: {format_value(one)} {sign} {format_value(other)}: these have no order"
+    )

@@ -5,9 +5,9 @@ In reading order: `schema` (the keys), `reader` (text → tree), `bases` and `lo
 """
 
 from vshift.config.grid import Point, expand, refuse_study
+from vshift.config.identity import config_hash, differences, dump, json_schema
 from vshift.config.load import load
 from vshift.config.schema import Config
-from vshift.config.text import config_hash, differences, dump, json_schema
 
 __all__ = [
     "Config",

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from vshift.config.reader import read
 from vshift.config.tree import Node, clean, merge, show
-from vshift.errors import ConfigError, did_you_mean
+from vshift.errors import ConfigError
+from vshift.text import did_you_mean
 
 MAX_BYTES = 1_000_000
 MAX_BASES = 20  # in one list, and in one chain

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from vshift.config import layout
+from vshift.config import block as language
 from vshift.config.base import OneOrList, Section
 from vshift.config.noise import AnyNoise, Noise
 
@@ -49,10 +49,10 @@ class _Network(Section):
     def _block_works(cls, block: str | None, info: ValidationInfo) -> str | None:
         if "noise" not in info.data:  # its own error is reported already
             return block
-        order = layout.parse(cls.own_block if block is None else block)
+        order = language.parse(cls.own_block if block is None else block)
         name = cls.__name__.lower()
-        layout.check(order, linear=cls.linear, may_pool=cls.may_pool, what=f"a {name}")
-        layout.place(order, [noise.positions for noise in _as_list(info.data["noise"])])
+        language.check(order, linear=cls.linear, may_pool=cls.may_pool, what=f"a {name}")
+        language.place(order, [noise.positions for noise in _as_list(info.data["noise"])])
         return None if block is None else " ".join(order)
 
     @property
@@ -60,10 +60,10 @@ class _Network(Section):
         return tuple(_as_list(self.noise))
 
     @property
-    def order(self) -> layout.Order:
+    def order(self) -> language.Order:
         """The block order as it runs: every noise position filled in as `noise1`, `noise2`, …"""
         text = self.default_block if self.block is None else self.block
-        return layout.place(layout.parse(text), [noise.positions for noise in self.noises])
+        return language.place(language.parse(text), [noise.positions for noise in self.noises])
 
     @property
     def head_noises(self) -> tuple[int, ...]:

@@ -6,12 +6,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from vshift.config import layout
+from vshift.config import block
 from vshift.config.base import OneOrList, Section
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Positions = OneOrList[
-    layout.Position, Annotated[list[layout.Position], Field(min_length=1, max_length=5)]
+    block.Position, Annotated[list[block.Position], Field(min_length=1, max_length=5)]
 ]
 _DROP_RATE = "The DROP rate in [0, 1), the paper's 1 − p."
 

@@ -22,7 +22,7 @@ from vshift.config.shape import (
     words,
 )
 from vshift.config.tree import Node, Path, Place, child, clean, dotted, show
-from vshift.errors import did_you_mean
+from vshift.text import did_you_mean
 
 MAX_LINES = 50
 _TYPES = {

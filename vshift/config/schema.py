@@ -15,7 +15,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from vshift.config.base import OneOrList, Section
 from vshift.config.networks import Autoencoder, Network
 from vshift.config.norm import BatchNorm, Norm
-from vshift.wording import counted
+from vshift.text import pluralize
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Epochs = Annotated[list[Count], Field(max_length=100_000)]
@@ -359,10 +359,10 @@ class Config(Section):
             return schedule
         if isinstance(schedule, MultiStep) and schedule.milestones[-1:] > [epochs - 1]:
             raise ValueError(
-                f"the last milestone must come before the last of {counted(epochs, 'epoch')}"
+                f"the last milestone must come before the last of {pluralize(epochs, 'epoch')}"
             )
         if isinstance(schedule, _Warmup) and schedule.warmup > epochs:
-            raise ValueError(f"warmup is longer than the run: {counted(epochs, 'epoch')}")
+            raise ValueError(f"warmup is longer than the run: {pluralize(epochs, 'epoch')}")
         return schedule
 
     @field_validator("measure")

@@ -17,7 +17,8 @@ from vshift.cache import cache_folder
 from vshift.config.schema import Cifar
 from vshift.data import cache
 from vshift.data.source import Labels, Pixels, Source
-from vshift.errors import DataError, did_you_mean
+from vshift.errors import DataError
+from vshift.text import did_you_mean
 
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 CLASSES = {"cifar10": 10, "cifar100": 100}

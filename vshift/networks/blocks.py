@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vshift.config import layout
+from vshift.config import block
 from vshift.errors import ConfigError
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -40,7 +40,7 @@ class Pieces:
         bias: whether the blocks' convolutions have one.
     """
 
-    order: layout.Order
+    order: block.Order
     norm: Callable[[int], nn.Module]
     group_norm: Callable[[int], nn.Module]
     noise: Callable[[int], nn.Module]
@@ -85,12 +85,12 @@ def branch(
     a kernel above 1×1 (else the first) takes the stride; those above 1×1 work in `groups`.
     Pooling words act where `pool` is true and are left out elsewhere.
     """
-    weights = [i for i, word in enumerate(pieces.order) if layout.is_conv(word)]
+    weights = [i for i, word in enumerate(pieces.order) if block.is_conv(word)]
     strided = next((i for i in weights if _kernel(pieces.order[i]) > 1), weights[0])
     modules: list[tuple[str, nn.Module]] = []
     channels = inputs
     for i, word in enumerate(pieces.order):
-        if layout.is_conv(word):
+        if block.is_conv(word):
             wanted = outputs if i == weights[-1] else inner
             modules.append(
                 (
@@ -103,9 +103,9 @@ def branch(
             modules.append(("bn", pieces.norm(channels)))
         elif word == "gn":
             modules.append(("gn", pieces.group_norm(channels)))
-        elif layout.is_noise(word):
-            modules.append(("noise", pieces.noise(layout.noise_index(word))))
-        elif word in layout.POOLS:
+        elif block.is_noise(word):
+            modules.append(("noise", pieces.noise(block.noise_index(word))))
+        elif word in block.POOLS:
             if pool:
                 modules.append(("pool", _pool(word)))
         else:
@@ -114,7 +114,7 @@ def branch(
 
 
 def _kernel(word: str) -> int:
-    return 1 if word == "fc" else layout.kernel(word)
+    return 1 if word == "fc" else block.kernel(word)
 
 
 def _linear(
@@ -122,7 +122,7 @@ def _linear(
 ) -> nn.Module:
     if word == "fc":
         return nn.Linear(inputs, outputs, bias=bias)
-    kernel = layout.kernel(word)
+    kernel = block.kernel(word)
     return conv(
         inputs, outputs, kernel, stride if strided else 1, groups if kernel > 1 else 1, bias
     )

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vshift import native
+from vshift import kernels
 from vshift.config import noise as config
 
 UNITS = {"sample": 1, "channel": 2, "element": 4}
@@ -25,12 +25,12 @@ UNITS = {"sample": 1, "channel": 2, "element": 4}
 class Noise(nn.Module):
     """A layer that is random in training mode only: what measurements look for and switch off."""
 
-    # Set by `vshift.networks.fuse`: use the CPU kernels where they fit.
+    # Set by `vshift.kernels.modules`: use the CPU kernels where they fit.
     fused = False
 
     def by_kernel(self, x: Tensor) -> bool:
         """Whether a kernel can multiply each value of x by a random number of its own."""
-        return self.fused and native.fits(x)
+        return self.fused and kernels.fits(x)
 
 
 class Multiplicative(Noise):
@@ -96,7 +96,7 @@ class Dropout(Multiplicative):
 
     def multiplied(self, x: Tensor) -> Tensor:
         kept = kept_of(self.rate)
-        return native.multiply(x, native.DROP, 2**16 / kept, kept)
+        return kernels.multiply(x, kernels.DROP, 2**16 / kept, kept)
 
 
 def kept_of(rate: float) -> int:
@@ -133,7 +133,7 @@ class Gaussian(Multiplicative):
         return multiplier.normal_(1.0, math.sqrt(self.variance))
 
     def multiplied(self, x: Tensor) -> Tensor:
-        return native.multiply(x, native.NORMAL, math.sqrt(self.variance))
+        return kernels.multiply(x, kernels.NORMAL, math.sqrt(self.variance))
 
 
 class Uniform(Multiplicative):
@@ -144,7 +144,7 @@ class Uniform(Multiplicative):
         return multiplier.uniform_(1 - beta, 1 + beta)
 
     def multiplied(self, x: Tensor) -> Tensor:
-        return native.multiply(x, native.UNIFORM, math.sqrt(3 * self.variance))
+        return kernels.multiply(x, kernels.UNIFORM, math.sqrt(3 * self.variance))
 
 
 class _Dropping(Noise):
@@ -186,7 +186,7 @@ class ClassicDropout(_Dropping):
 
     def noisy(self, x: Tensor) -> Tensor:
         if self.by_kernel(x):
-            return native.multiply(x, native.DROP, 1.0, kept_of(self.rate))
+            return kernels.multiply(x, kernels.DROP, 1.0, kept_of(self.rate))
         mask = torch.empty_like(x, dtype=torch.float32)
         draw_mask(mask, self.rate)
         return x * mask
@@ -212,7 +212,7 @@ class ScaledDropout(_Dropping):
     def noisy(self, x: Tensor) -> Tensor:
         if self.by_kernel(x):
             kept = kept_of(self.rate)
-            return native.multiply(x, native.DROP, 2**8 / math.sqrt(kept), kept)
+            return kernels.multiply(x, kernels.DROP, 2**8 / math.sqrt(kept), kept)
         mask = torch.empty_like(x, dtype=torch.float32)
         keep = draw_mask(mask, self.rate)
         return x * mask.mul_(1 / math.sqrt(keep))

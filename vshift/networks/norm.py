@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vshift import native
+from vshift import kernels
 from vshift.config import norm as config
 from vshift.errors import ConfigError
 
@@ -38,7 +38,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     batch_mean: Tensor
     batch_var: Tensor
 
-    # Set by `vshift.networks.fuse`: use the CPU kernels where they fit, and do the ReLU behind it.
+    # Set by `vshift.kernels.modules`: use the CPU kernels where they fit, and do the ReLU as well.
     fused = False
     relu = False
 
@@ -75,7 +75,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         return output
 
     def _by_kernel(self, input: Tensor) -> bool:
-        if not (self.fused and native.fits(input)):
+        if not (self.fused and kernels.fits(input)):
             return False
         if self.training:  # a single value a channel is for PyTorch to complain about
             return self.ghost is None and input.numel() > self.num_features
@@ -83,7 +83,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def _trained_by_kernel(self, input: Tensor) -> Tensor:
         mean, var = self.batch_mean, self.batch_var
-        return native.normalise(input, self.weight, self.bias, self.eps, mean, var, self.relu)
+        return kernels.normalise(input, self.weight, self.bias, self.eps, mean, var, self.relu)
 
     def _scaled(self, input: Tensor) -> Tensor:
         assert self.running_mean is not None
@@ -91,7 +91,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         scale = (self.running_var + self.eps).rsqrt()
         scale = scale if self.weight is None else scale * self.weight
         shift = -self.running_mean * scale
-        return native.affine(
+        return kernels.affine(
             input, scale, shift if self.bias is None else shift + self.bias, self.relu
         )
 

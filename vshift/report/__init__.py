@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from vshift.compare.text import visible
 from vshift.errors import VShiftError
+from vshift.text import escape_control
 
 
 def write_report(
@@ -39,7 +39,7 @@ def write_report(
         from vshift.runs import files, find_runs
 
         study = collect(find_runs(folders), baseline)
-        title = visible(" and ".join(folder.resolve().name for folder in folders))
+        title = escape_control(" and ".join(folder.resolve().name for folder in folders))
         with files.explained(out.parent, "make the folder"):
             out.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(out, render(study, title, vega.result()))

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 import pandas as pd
 from markupsafe import Markup
 
-from vshift.compare.text import fixed, visible
 from vshift.report.data import Study
 from vshift.report.effects import Effect, most_affected
 from vshift.report.groups import NO_NOISE, Group
 from vshift.report.prose import Card, bold, joined, listed, say
-from vshift.runs.reading import number
-from vshift.wording import counted
+from vshift.runs.read import number
+from vshift.text import escape_control, format_number, pluralize
 
 # From this ratio on a layer counts as shifted. A network without noise has 1.02 or so, as its
 # weights move while BN takes its average.
@@ -56,7 +55,7 @@ def beginning(study: Study, effects: Sequence[Effect]) -> Card:
     if where is None:
         return Card("begin", question, "At none", text, fine)
     place = names.index(where) + 1
-    answer = f"{visible(where)} (layer {place} of {len(names)}) in {worst.label}"
+    answer = f"{escape_control(where)} (layer {place} of {len(names)}) in {worst.label}"
     return Card("begin", question, answer, text, fine)
 
 
@@ -64,13 +63,13 @@ def _course(study: Study, group: Group, where: str) -> Markup:
     rows = study.depth[study.depth["group"] == group.label].set_index("layer")
     ratio, local, inherited = (number(rows[c][where]) for c in ("ratio", "local", "inherited"))
     text = say("In {}, the shift begins at {} with a ratio of {}", bold(group.label),
-        bold(where), fixed(ratio, 2))  # fmt: skip
+        bold(where), format_number(ratio, 2))  # fmt: skip
     if group.noise.layout != NO_NOISE and local is not None and inherited is not None:
         text += say(
             ": ×\N{NO-BREAK SPACE}{} from the noise in front of it, "
             "×\N{NO-BREAK SPACE}{} from elsewhere",
-            fixed(local, 2),
-            fixed(inherited, 2),
+            format_number(local, 2),
+            format_number(inherited, 2),
         )
     largest, at = group.row["shift_ratio_max"], group.row["shift_ratio_max_layer"]
     if largest is None or at is None:
@@ -79,7 +78,11 @@ def _course(study: Study, group: Group, where: str) -> Markup:
     mean = " (the mean over seeds of each run’s largest)" if len(group.runs) > 1 else ""
     often = "most often " if len(group.runs) > 1 else ""
     return text + say(
-        ". Its largest ratio is {}{}, {}at {}.", fixed(largest, 2), mean, often, bold(visible(at))
+        ". Its largest ratio is {}{}, {}at {}.",
+        format_number(largest, 2),
+        mean,
+        often,
+        bold(escape_control(at)),
     )
 
 
@@ -91,7 +94,7 @@ def _of_layout(study: Study, layout: str, first: dict[str, str | None]) -> Marku
         which = listed(
             g.noise.strength_in_words or g.label for g in groups if first[g.label] == place
         )
-        where = "at no layer" if place is None else say("first at {}", visible(place))
+        where = "at no layer" if place is None else say("first at {}", escape_control(place))
         parts.append(where if count == len(groups) else say("{} ({})", where, which))
     return say("{}: {}.", bold(layout), joined(map(Markup.escape, parts)))
 
@@ -118,7 +121,7 @@ def prediction(study: Study) -> Card:
             "The prediction is how much the noise in front of a layer shifts it, from the noise "
             "variance s² and the trained weights alone. It is checked {}: in each run at each "
             "layer that the noise reaches through at most one convolution or layer of weights.{}",
-            counted(count, "time"),
+            pluralize(count, "time"),
             _unchecked(len(behind) - len(checks)),
         ),
         say(
@@ -127,26 +130,26 @@ def prediction(study: Study) -> Card:
             "images is a rough one.",
             bold(f"{int(inside.sum())}"),
             count,
-            fixed(100 * expected, 0),
-            counted(batches, "batch", "batches"),
+            format_number(100 * expected, 0),
+            pluralize(batches, "batch", "batches"),
         ),
         say(
             "Half of them are within {} % of the prediction, the farthest is {} % off ({}, {}).",
-            fixed(100 * float(off.median()), 2),
-            fixed(100 * float(off.max()), 2),
+            format_number(100 * float(off.median()), 2),
+            format_number(100 * float(off.max()), 2),
             exact["group"].iloc[farthest],
-            visible(str(exact["layer"].iloc[farthest])),
+            escape_control(str(exact["layer"].iloc[farthest])),
         ),
     ]
     rest = len(checks) - count
     if rest:
         text.append(
-            say("Not counted: {} where the formula is approximate.", counted(rest, "check"))
+            say("Not counted: {} where the formula is approximate.", pluralize(rest, "check"))
         )
     return Card(
         "prediction",
         question,
-        f"{'Yes' if held else 'Not everywhere'}: {fixed(100 * share, 0)} % within 3 s.e.",
+        f"{'Yes' if held else 'Not everywhere'}: {format_number(100 * share, 0)} % within 3 s.e.",
         text,
     )
 
@@ -154,7 +157,7 @@ def prediction(study: Study) -> Card:
 def _unchecked(count: int) -> str:
     if count <= 0:
         return ""
-    return f" For {counted(count, 'more layer')} behind noise there is no prediction."
+    return f" For {pluralize(count, 'more layer')} behind noise there is no prediction."
 
 
 def _once(study: Study, frame: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,6 @@ import pandas as pd
 
 from vshift.compare import Comparison, compare
 from vshift.compare.fields import Fields
-from vshift.compare.text import visible
 from vshift.report.groups import Group, make_groups
 from vshift.report.layers import (
     all_rows,
@@ -27,7 +26,8 @@ from vshift.report.layers import (
 )  # fmt: skip
 from vshift.runs import files
 from vshift.runs.folder import MODES, RECALIBRATION
-from vshift.runs.reading import RunRecord, number
+from vshift.runs.read import RunRecord, number
+from vshift.text import escape_control
 
 Row = dict[str, Any]
 
@@ -115,7 +115,7 @@ def collect(records: Sequence[RunRecord], baseline: str | None = None) -> Study:
             _recalibration_rows(used, score, problems), ("group", "seed", "method", "value")
         ),
         layers=layers,
-        problems=[visible(problem) for problem in problems],
+        problems=[escape_control(problem) for problem in problems],
     )
 
 
@@ -180,7 +180,7 @@ def _recalibration_rows(groups: Sequence[Group], score: str, problems: list[str]
         error = None if accuracy is None else 100 - accuracy
         value = error if score == "test_error" else loss
         if value is not None and isinstance(row.get("method"), str):
-            method = visible(row["method"])
+            method = escape_control(row["method"])
             yield {"group": label, "seed": seed, "method": method, "value": value}
 
 

@@ -17,7 +17,7 @@ from vshift.compare.statistics import (
 )
 from vshift.report.data import Study, score_of
 from vshift.report.groups import NO_NOISE, Group
-from vshift.runs.reading import natural
+from vshift.text import natural
 
 
 @dataclass(frozen=True, kw_only=True)

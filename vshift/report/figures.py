@@ -11,6 +11,7 @@ from vshift.report import charts, maps
 from vshift.report.data import Study, mean_of
 from vshift.report.parts import AS_TRAINED, CONFIG, Figure
 from vshift.runs import files
+from vshift.text import to_jsonable
 
 FIGURES = (
     Figure("depth", "Shift ratio by depth",
@@ -116,7 +117,7 @@ def specs(study: Study) -> dict[str, dict[str, Any]]:
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """A frame's rows as JSON knows them."""
-    return [files.plain(row) for row in frame.to_dict("records")]
+    return [to_jsonable(row) for row in frame.to_dict("records")]
 
 
 def write_figures(study: Study, folder: Path) -> list[Path]:

@@ -9,7 +9,6 @@ from markupsafe import Markup
 
 from vshift.compare.paired import Change, paired, seeds_to_tell_change
 from vshift.compare.statistics import holm_once
-from vshift.compare.text import visible
 from vshift.report.data import Study
 from vshift.report.effects import Effect, Tested, most_affected
 from vshift.report.groups import Group
@@ -26,6 +25,7 @@ from vshift.report.prose import (
     seeds_text,
     unit,
 )  # fmt: skip
+from vshift.text import escape_control
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def gains(study: Study) -> list[Gain]:
         of = every.get(group.label, {})
         methods = list(dict.fromkeys(method for _, method in of if method != "none"))
         first = next((run.summary.get("recalibration") for run in group.runs), None)
-        first = visible(first) if isinstance(first, str) else None
+        first = escape_control(first) if isinstance(first, str) else None
         gain = _gain(group, of, first if first in methods else next(iter(methods), ""))
         if gain is not None:
             result.append(gain)

@@ -11,8 +11,8 @@ from typing import Any
 
 from vshift.compare import Comparison
 from vshift.compare.fields import heard
-from vshift.compare.text import visible
-from vshift.runs.reading import RunRecord, natural, number
+from vshift.runs.read import RunRecord, number
+from vshift.text import escape_control, natural
 
 Row = dict[str, Any]
 
@@ -103,7 +103,7 @@ def make_groups(comparison: Comparison) -> list[Group]:
 
 def short_labels(names: Sequence[str]) -> list[str]:
     """Names without the words that all of them begin with, if what is left still is a name."""
-    shown = [visible(name) for name in names]
+    shown = [escape_control(name) for name in names]
     parts = [name.split("-") for name in shown]
     same = takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False))
     start = sum(len(column[0]) + 1 for column in same) if len(shown) > 1 else 0
@@ -140,7 +140,7 @@ def _place(entry: Row, block: Any) -> str:
     place = str(position) if position else f"in `{block}`" if block else "somewhere"
     extra = [str(entry.get("kind"))] if entry.get("kind") != "dropout" else []
     extra += [f"per {entry['unit']}"] if entry.get("unit", "element") != "element" else []
-    return visible(", ".join([place, *extra]))
+    return escape_control(", ".join([place, *extra]))
 
 
 def _strength(entry: Row) -> tuple[str, float | None]:

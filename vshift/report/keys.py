@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vshift.compare.text import NONE, visible
 from vshift.report.groups import Group
+from vshift.text import NONE, escape_control
 
 Row = dict[str, Any]
 
@@ -41,8 +41,8 @@ def shown(value: Any) -> str:
     if value is None:
         return NONE
     if isinstance(value, str):
-        return visible(value)
-    return visible(json.dumps(value, ensure_ascii=False, default=str))
+        return escape_control(value)
+    return escape_control(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def short_key(key: str, keys: Iterable[str]) -> str:

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from vshift.compare.text import visible
 from vshift.errors import RunError
 from vshift.report.groups import Group
 from vshift.report.reading import layer_rows
 from vshift.runs.folder import RunFolder
-from vshift.runs.reading import RunRecord, number
+from vshift.runs.read import RunRecord, number
+from vshift.text import escape_control
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -111,9 +111,9 @@ def in_order(rows: pd.DataFrame) -> dict[str, str]:
 
 def short_layer(name: str) -> str:
     """`stage2.block1.branch.bn2` as `s2.b1.bn2`."""
-    return re.sub(r"\b(stage|block|layer)(\d)", lambda m: m[1][0] + m[2], visible(name)).replace(
-        ".branch.", "."
-    )
+    return re.sub(
+        r"\b(stage|block|layer)(\d)", lambda m: m[1][0] + m[2], escape_control(name)
+    ).replace(".branch.", ".")
 
 
 def last_measured(rows: pd.DataFrame) -> pd.DataFrame:

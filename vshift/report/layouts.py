@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from vshift.compare.fields import ONE_RESULT
-from vshift.compare.text import fixed, joined, visible
 from vshift.report.data import Study
 from vshift.report.groups import Group, entries_of
 from vshift.report.keys import differing, short_key, shown
-from vshift.runs.reading import number
-from vshift.wording import counted
+from vshift.runs.read import number
+from vshift.text import escape_control, format_number, join_words, pluralize
 
 Row = dict[str, Any]
 
@@ -63,7 +62,7 @@ class Phrase:
         return self.with_strengths([self.strength])
 
     def with_strengths(self, strengths: Sequence[str]) -> str:
-        return " ".join(filter(None, [self.before, joined(strengths), self.after]))
+        return " ".join(filter(None, [self.before, join_words(strengths), self.after]))
 
 
 @dataclass(frozen=True)
@@ -85,14 +84,14 @@ def noise_in_words(config: Row) -> Phrase:
     if not entries:
         return Phrase("no noise")
     found = [_entry_in_words(entry, config["network"]) for entry in entries]
-    return found[0] if len(found) == 1 else Phrase(joined([str(phrase) for phrase in found]))
+    return found[0] if len(found) == 1 else Phrase(join_words([str(phrase) for phrase in found]))
 
 
 def _entry_in_words(entry: Row, network: Row) -> Phrase:
     kind = entry.get("kind")
     named = _KINDS.get(kind) if isinstance(kind, str) else None
     rate, sigma, beta = (number(entry.get(key)) for key in ("rate", "sigma", "beta"))
-    before, strength = named or visible(str(kind)), ""
+    before, strength = named or escape_control(str(kind)), ""
     if rate is not None:
         before += " as strong as dropout" if kind in ("gaussian", "uniform", "uout") else ""
         before, strength = f"{before} at rate", f"{rate:g}"
@@ -113,12 +112,12 @@ def _place(entry: Row, network: Row) -> str:
     places = [
         f"{_PLACES[one].format(linear)} ({one}{named.get(one, '')})"
         if isinstance(one, str) and one in _PLACES
-        else f"at {visible(str(one))}"
+        else f"at {escape_control(str(one))}"
         for one in positions
     ]
     if not places and network.get("block"):
-        return f"where the block order says noise: {visible(str(network['block']))}"
-    return joined(places) or "somewhere"
+        return f"where the block order says noise: {escape_control(str(network['block']))}"
+    return join_words(places) or "somewhere"
 
 
 def norm_in_words(norm: Any) -> str:
@@ -129,7 +128,7 @@ def norm_in_words(norm: Any) -> str:
         return "no normalisation"
     values = {key: number(norm.get(key)) for key in ("groups", "ghost", "momentum")}
     starts = [
-        f"{symbol} starts at {fixed(value, 4).rstrip('0').rstrip('.')}"
+        f"{symbol} starts at {format_number(value, 4).rstrip('0').rstrip('.')}"
         for symbol, key, usual in (("γ", "scale_init", 1.0), ("β", "shift_init", 0.0))
         if (value := number(norm.get(key, usual))) is not None and value != usual
     ]
@@ -137,7 +136,7 @@ def norm_in_words(norm: Any) -> str:
         groups = f" of {values['groups']:g} groups" if values["groups"] else ""
         return ", ".join([f"group norm{groups}", *starts])
     if norm["kind"] != "batch":
-        return visible(norm["kind"])
+        return escape_control(norm["kind"])
     parts = [
         f"batch norm in groups of {values['ghost']:g} images" if values["ghost"] else "batch norm"
     ]
@@ -234,13 +233,13 @@ def shared(study: Study) -> str:
     parts = []
     if _one(names):
         depth = f" of depth {depths[0]}" if _one(depths) and isinstance(depths[0], int) else ""
-        parts.append(f"{visible(str(names[0]))}{depth}")
+        parts.append(f"{escape_control(str(names[0]))}{depth}")
     epochs = [config.get("epochs") for config in configs]
     if _one(epochs) and isinstance(epochs[0], int):
-        parts.append(counted(epochs[0], "epoch"))
+        parts.append(pluralize(epochs[0], "epoch"))
     seeds = [len(group.runs) for group in study.used]
     if _one(seeds):
-        parts.append(f"{counted(seeds[0], 'seed')} each")
+        parts.append(f"{pluralize(seeds[0], 'seed')} each")
     if not any(map(entries_of, configs)):
         parts.append("no noise in any config")
     return ", ".join(parts)

@@ -7,7 +7,6 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from vshift.compare.text import visible
 from vshift.report.data import Study
 from vshift.report.groups import NO_NOISE, SHAPES
 from vshift.report.parts import (
@@ -25,7 +24,7 @@ from vshift.report.parts import (
     select,
     source,
 )  # fmt: skip
-from vshift.runs.reading import natural
+from vshift.text import escape_control, natural
 
 
 def most_shifted_group(study: Study) -> str:
@@ -263,8 +262,8 @@ def modes(study: Study) -> Any:
     if frame.empty:
         return None
     groups = _labels(study, frame)
-    parts = sorted({visible(part) for part in frame["data"]})  # test first
-    names = list(dict.fromkeys(visible(name) for name in frame["statistics"]))
+    parts = sorted({escape_control(part) for part in frame["data"]})  # test first
+    names = list(dict.fromkeys(escape_control(name) for name in frame["statistics"]))
     base = source("modes").transform_filter("datum.group == config && datum.data == part")
     y = alt.Y("statistics:N", sort=names, title="BN statistics")
     x = alt.X("noise:N", sort=["off", "on"], title="noise", axis=alt.Axis(labelAngle=0))

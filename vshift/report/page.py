@@ -19,14 +19,13 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from vshift import __version__
+from vshift._version import __version__
 from vshift.report import layouts, tables, words
 from vshift.report.data import Study
 from vshift.report.figures import FIGURES, frames, specs
 from vshift.report.groups import Group
 from vshift.report.story import cards
-from vshift.runs import files
-from vshift.wording import counted
+from vshift.text import pluralize, to_jsonable
 
 _DIGITS = 4  # significant: more than any figure shows
 
@@ -45,7 +44,7 @@ def render(study: Study, title: str, vega: str) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True)  # fmt: skip
     template = environment.from_string(_asset("page.html"))
-    template.globals.update(mark=mark, counted=counted)
+    template.globals.update(mark=mark, pluralize=pluralize)
     return template.render(
         title=title,
         version=__version__,
@@ -121,7 +120,7 @@ def pack(frame: pd.DataFrame) -> dict[str, Any]:
             columns[str(name)] = {"values": [_short(value) for value in column]}
         else:
             codes, uniques = pd.factorize(column.astype(object))
-            texts = [files.plain(value) for value in uniques]
+            texts = [to_jsonable(value) for value in uniques]
             columns[str(name)] = {"words": texts, "codes": codes.tolist()}
     return {"size": len(frame), "columns": columns}
 
@@ -158,7 +157,7 @@ def _facts(study: Study) -> str:
     used = sum(len(group.runs) for group in study.groups)
     others = sum(len(group.others) for group in study.groups)
     configs = len(study.groups)
-    text = f"{counted(used, 'run')} of {counted(configs, 'config')}"
+    text = f"{pluralize(used, 'run')} of {pluralize(configs, 'config')}"
     return text + (f", {others} more not counted" if others else "")
 
 

@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from vshift.compare.paired import Change
 from vshift.compare.statistics import Difference
-from vshift.compare.text import fixed
 from vshift.report.data import Study
+from vshift.text import format_number
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def say(text: str, *values: object) -> Markup:
 
 
 def amount(study: Study, value: float | None, sign: str = "") -> str:
-    return fixed(value, 2 if study.score == "test_error" else 4, sign)
+    return format_number(value, 2 if study.score == "test_error" else 4, sign)
 
 
 def interval(study: Study, found: Difference | Change) -> str:
@@ -84,7 +84,7 @@ def p_text(p: float | None) -> str:
     """`p = 0.025`, `p < 0.001`; empty where there was no test."""
     if p is None:
         return ""
-    return "p < 0.001" if p < 0.001 else f"p = {fixed(p, 3)}"
+    return "p < 0.001" if p < 0.001 else f"p = {format_number(p, 3)}"
 
 
 def seeds_text(needed: int | None) -> str:

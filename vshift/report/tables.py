@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vshift.compare.table import device_of
-from vshift.compare.text import NONE, fixed, text, with_spread
 from vshift.report.data import Study
 from vshift.report.effects import Effect, against_baseline
 from vshift.report.gains import Gain, gains
@@ -14,7 +13,8 @@ from vshift.report.groups import Group
 from vshift.report.keys import differing, short_key, shown
 from vshift.report.layouts import in_words
 from vshift.report.prose import amount, p_text, span
-from vshift.runs.reading import RunRecord, number
+from vshift.runs.read import RunRecord, number
+from vshift.text import NONE, format_number, format_spread, format_text
 
 Row = dict[str, Any]
 
@@ -52,11 +52,11 @@ def _value(value: Any) -> Cell:
 
 
 def _number(value: float | None, digits: int) -> Cell:
-    return Cell(fixed(value, digits), value)
+    return Cell(format_number(value, digits), value)
 
 
 def _spread(mean: float | None, sd: float | None, digits: int) -> Cell:
-    return Cell(with_spread(mean, sd, digits=digits), mean)
+    return Cell(format_spread(mean, sd, digits=digits), mean)
 
 
 def configs_table(study: Study) -> Table:
@@ -117,7 +117,7 @@ def _config_cells(
         _number(row["train_accuracy_train_mode_mean"], 1),
         _number(row["shift_ratio_mean"], 3),
         _number(row["shift_ratio_max"], 3),
-        Cell(text(row["shift_ratio_max_layer"])),
+        Cell(format_text(row["shift_ratio_max_layer"])),
     ]
 
 

@@ -6,10 +6,10 @@ from pathlib import PurePath
 
 from markupsafe import Markup
 
-from vshift.compare.text import visible
 from vshift.report.data import Study
 from vshift.report.groups import Group
 from vshift.report.prose import bold, joined, say
+from vshift.text import escape_control
 
 _TITLES = {
     "shapes": "shapes (drawn by vshift)",
@@ -42,8 +42,8 @@ def caption(study: Study) -> str:
 def layer_note(study: Study) -> str:
     """How axes shorten layers' names, by an example; empty where they do not."""
     for name, short in study.layers.items():
-        if short != visible(name):
-            return f"On axes, layers have short names: {short} is {visible(name)}."
+        if short != escape_control(name):
+            return f"On axes, layers have short names: {short} is {escape_control(name)}."
     return ""
 
 
@@ -71,9 +71,9 @@ def data_name(group: Group) -> str:
     section = section if isinstance(section, dict) else {}
     name = section.get("name")
     if name == "imagefolder":
-        folder = visible(PurePath(str(section.get("root", ""))).name)
+        folder = escape_control(PurePath(str(section.get("root", ""))).name)
         return f"images in the folder “{folder}”, no published data set"
-    return _TITLES.get(str(name), visible(str(name))) if isinstance(name, str) else ""
+    return _TITLES.get(str(name), escape_control(str(name))) if isinstance(name, str) else ""
 
 
 def data_sentences(study: Study) -> list[Markup]:

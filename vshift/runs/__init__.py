@@ -1,8 +1,9 @@
 """The run folder on disk: the only place that writes it. Importing this does not import torch."""
 
 from vshift.runs.folder import FILES, PROBE, RunFolder, now
-from vshift.runs.reading import RunRecord, find_runs, natural, number, read_run
-from vshift.runs.state import Action, discard, git_commit, look, prepare, run_path, versions
+from vshift.runs.prepare import Action, discard, git_commit, look, prepare, run_path, versions
+from vshift.runs.read import RunRecord, find_runs, number, read_run
+from vshift.text import natural
 
 __all__ = [
     "FILES",

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import date
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import IO, Any
 
 from vshift.errors import Damaged, RunError
+from vshift.text import to_json
 
 Row = dict[str, Any]
 LARGEST = 64 * 2**20  # bytes of a JSON file; ours have a few thousand
@@ -102,33 +101,6 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, to_json(value, indent=2) + "\n")
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON knows it: numpy's and torch's unpacked, NaN and ±inf as null."""
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, PurePath):
-        return str(value)
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if type(value).__name__ in ("NAType", "NaTType"):  # pandas; not worth importing it here
-        return None
-    if isinstance(value, date):
-        return value.isoformat()
-    raise TypeError(f"{type(value).__name__} has no place in a JSON file: {value!r}")
-
-
-def to_json(value: Any, *, indent: int | None = None, ascii_only: bool = False) -> str:
-    return json.dumps(plain(value), indent=indent, allow_nan=False, ensure_ascii=ascii_only)
 
 
 def from_json(text: str | bytes) -> Row:

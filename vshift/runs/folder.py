@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vshift.errors import Damaged, RunError
-from vshift.runs import checkpoints, files, lock
-from vshift.runs.checkpoints import CHECKPOINT
+from vshift.runs import checkpoint_file, files, lock
+from vshift.runs.checkpoint_file import CHECKPOINT
 from vshift.runs.files import Row
+from vshift.text import to_json, to_jsonable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +32,7 @@ RESULTS = (SUMMARY, MODES, RECALIBRATED, RECALIBRATION, CHANNELS)
 # In the order in which `clear` removes them: a kill on the way never leaves a checkpoint that a
 # later run, taking the folder for its own, would go on from.
 FILES = (
-    *checkpoints.NAMES, *RESULTS, LAYERS, METRICS, RUN, CONFIG
+    *checkpoint_file.NAMES, *RESULTS, LAYERS, METRICS, RUN, CONFIG
 )  # fmt: skip
 
 
@@ -118,7 +119,7 @@ class RunFolder:
 
     def update_run(self, **fields: Any) -> None:
         """Change some fields of run.json."""
-        self.write_run({**self.run, **files.plain(fields)})
+        self.write_run({**self.run, **to_jsonable(fields)})
 
     def finish(self, status: str, **fields: Any) -> None:
         """Say how the run ended, and when. Call it last: a reader of `done` expects every file."""
@@ -152,7 +153,7 @@ class RunFolder:
             path = self.path / name
             if self.has(name):
                 kept = [row for row in files.read_rows(path) if _epoch(row) <= epoch]
-                files.write_text(path, "".join(files.to_json(row) + "\n" for row in kept))
+                files.write_text(path, "".join(to_json(row) + "\n" for row in kept))
 
     def write_channels(self, vectors: Mapping[str, np.ndarray]) -> None:
         """One vector a name, for instance `stage1.0.bn1.train_variance`."""
@@ -228,15 +229,15 @@ class RunFolder:
 
         The newest checkpoint so far becomes the previous one; `keep` stay in all.
         """
-        checkpoints.save(self.path, state, keep)
+        checkpoint_file.save(self.path, state, keep)
 
     def load_checkpoint(self) -> dict[str, Any]:
         """The newest state, on the CPU. Raises RunError where it is missing or damaged."""
-        return checkpoints.load(self.path / CHECKPOINT)
+        return checkpoint_file.load(self.path / CHECKPOINT)
 
     def checkpoints(self) -> list[Path]:
         """Those that are there, the newest first."""
-        return checkpoints.kept(self.path)
+        return checkpoint_file.kept(self.path)
 
 
 def _epoch(row: Row) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from vshift.errors import visible
 from vshift.runs.lock import OWNER, SILENCE, Owner
+from vshift.text import escape_control
 
 
 def holder(folder: Path) -> str | None:
@@ -26,4 +26,4 @@ def holder(folder: Path) -> str | None:
     elsewhere = owner.machine != Owner.me().machine
     if owner.is_dead or (elsewhere and silent >= SILENCE):
         return None
-    return f"pid {owner.pid} on {visible(owner.host[:60])}"
+    return f"pid {owner.pid} on {escape_control(owner.host[:60])}"

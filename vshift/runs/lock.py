@@ -18,8 +18,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vshift.errors import RunError, RunLost, visible
+from vshift.errors import RunError, RunLost
 from vshift.runs import files
+from vshift.text import escape_control
 
 try:
     import fcntl
@@ -201,7 +202,7 @@ def _busy(folder: Path, owner: Owner | None, silent: float, here: bool) -> str:
 
 
 def _name(owner: Owner | None) -> str:
-    return "unknown" if owner is None else f"pid {owner.pid} on {visible(owner.host[:60])}"
+    return "unknown" if owner is None else f"pid {owner.pid} on {escape_control(owner.host[:60])}"
 
 
 def _machine() -> str:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from vshift.shift.modes import BNState, bn_state, load_bn_state, modes
 from vshift.shift.moments import Batches, Pooled, Welford, pooled_moments, watching
 from vshift.shift.probe import batch_norms, preserved
-from vshift.wording import counted
+from vshift.text import pluralize
 
 
 class NotFiniteError(ValueError):
@@ -145,7 +145,7 @@ def _write(
     if not (mean.isfinite().all() and variance.isfinite().all()):
         raise NotFiniteError(
             f"the input of BN layer {name!r} has no finite statistics over {pooled.count} values "
-            f"per channel in {counted(pooled.batches, 'batch', 'batches')}"
+            f"per channel in {pluralize(pooled.batches, 'batch', 'batches')}"
         )
     layer = batch_norms(model)[name]
     assert layer.running_mean is not None

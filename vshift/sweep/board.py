@@ -16,13 +16,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from vshift.errors import printable
-from vshift.progress import Reporter
 from vshift.runs import number
 from vshift.runs.files import Row
 from vshift.sweep.estimate import Pace, in_words, side_by_side
 from vshift.sweep.plan import Job
 from vshift.sweep.state import State, last_epoch
+from vshift.text import escape_lines
+from vshift.train.progress import Reporter
 
 EVERY = 1.0  # seconds between two looks at the running runs' metrics
 _WORDS = {State.new: "waiting", State.resume: "waiting", State.running: "running"}
@@ -178,7 +178,7 @@ def _cells(entry: Entry, pace: Pace) -> Iterable[tuple[str, str]]:
     left = entry.left(pace) if running else None
     word = entry.word + (f" ({entry.by})" if entry.by else "")
     return [
-        (printable(entry.job.label), ""),
+        (escape_lines(entry.job.label), ""),
         (word, _STYLES.get(entry.word, "")),
         (f"{epoch or 0:.0f}/{entry.job.config.epochs}" if entry.last or running else "", ""),
         (_tested(entry.last), ""),

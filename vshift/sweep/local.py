@@ -13,21 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from vshift.children import Children
 from vshift.config import dump
 from vshift.errors import Interrupted, Stopped, VShiftError
-from vshift.progress import Reporter
 from vshift.runs import discard
 from vshift.runs.files import explained
 from vshift.sweep import places
 from vshift.sweep.attempt import Outcome, outcome, train_command
 from vshift.sweep.board import Board, Entry, entries_of
+from vshift.sweep.children import Children
 from vshift.sweep.ending import check_data
 from vshift.sweep.estimate import Pace
 from vshift.sweep.logs import excerpt, log_path, open_log, trim
 from vshift.sweep.places import Place
 from vshift.sweep.plan import Job
 from vshift.sweep.state import Seen, State, see, see_all
+from vshift.train.progress import Reporter
 
 TICK = 0.1  # seconds between two looks at the processes
 LOOK = 2.0  # seconds between two looks at runs that other processes train, and at the logs' sizes

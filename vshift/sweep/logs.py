@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import IO
 
-from vshift.errors import printable
 from vshift.runs import files, now
+from vshift.text import escape_lines
 
 LARGEST = 2**20  # bytes; a longer log keeps its end
 KEPT = LARGEST // 4
@@ -55,7 +55,7 @@ def excerpt(path: Path) -> str:
             text = file.read().decode(errors="replace")
     except OSError as error:
         return f"its log cannot be read: {error.strerror}"
-    lines = [printable(line) for line in text.rstrip().split("\n")]
+    lines = [escape_lines(line) for line in text.rstrip().split("\n")]
     starts = [n for n, line in enumerate(lines) if line.startswith("--- ")]
     lines = lines[starts[-1] + 1 :] if starts else lines
     errors = [n for n, line in enumerate(lines) if line.startswith("error: ")]

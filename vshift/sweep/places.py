@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vshift.wording import counted
+from vshift.text import pluralize
 
 CGROUPS = Path("/sys/fs/cgroup")
 DEVICES = Path("/dev")
@@ -60,14 +60,15 @@ def places(
     count = jobs or len(slots) or 1
     if slots and count > len(slots):
         said.append(
-            f"{counted(len(gpus), 'GPU')} for {count} runs at a time: "
-            f"{counted(len(slots), 'run')} at a time; "
+            f"{pluralize(len(gpus), 'GPU')} for {count} runs at a time: "
+            f"{pluralize(len(slots), 'run')} at a time; "
             f"--jobs-per-gpu {math.ceil(count / len(gpus))} lets them share"
         )
         count = len(slots)
     if count > available:
         said.append(
-            f"{count} runs at a time on {counted(available, 'processor core')} disturb each other; "
+            f"{count} runs at a time on {pluralize(available, 'processor core')} disturb each "
+            "other; "
             f"--jobs {available} is likely to be faster"
         )
     alone = count == 1 and available >= (os.cpu_count() or 1)

@@ -12,8 +12,9 @@ from typing import TypeVar
 
 from vshift.config import Point, expand
 from vshift.config.schema import Config
-from vshift.errors import ConfigError, VShiftError, visible
+from vshift.errors import ConfigError, VShiftError
 from vshift.runs import run_path
+from vshift.text import escape_control
 
 T = TypeVar("T")
 
@@ -114,6 +115,6 @@ def shard(jobs: Sequence[T], part: str) -> list[T]:
     if match and 1 <= int(match[1]) <= int(match[2]):
         return list(jobs[int(match[1]) - 1 :: int(match[2])])
     raise VShiftError(
-        f"--shard {visible(part)}: write i/n with 1 ≤ i ≤ n; --shard 1/4, 2/4, 3/4 and 4/4 "
+        f"--shard {escape_control(part)}: write i/n with 1 ≤ i ≤ n; --shard 1/4, 2/4, 3/4 and 4/4 "
         "together are all runs"
     )

@@ -16,9 +16,10 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from vshift.errors import RunError, visible
+from vshift.errors import RunError
 from vshift.runs import files, now
 from vshift.sweep.plan import Job
+from vshift.text import escape_control
 
 ANSWER = 30.0  # seconds that squeue gets
 
@@ -49,7 +50,7 @@ def queued(job: Job, runs_dir: Path) -> str | None:
     except RunError:
         return None  # unreadable: the run may be submitted again, which does no harm
     name = found.get("job")
-    return visible(name[:40]) if isinstance(name, str) and name else None
+    return escape_control(name[:40]) if isinstance(name, str) and name else None
 
 
 def still_there(slurm_jobs: Iterable[str]) -> set[str] | None:

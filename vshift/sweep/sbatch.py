@@ -8,7 +8,8 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any
 
-from vshift.errors import VShiftError, visible
+from vshift.errors import VShiftError
+from vshift.text import escape_control
 
 FOLDER = ".slurm"  # in the runs dir: submitit's scripts, pickles and outputs
 WARNING = 120  # seconds before its time limit that a run is told; Slurm may say it a minute earlier
@@ -97,7 +98,7 @@ def parameters(how: Slurm) -> dict[str, Any]:
 def _sbatch_option(text: str) -> tuple[str, str | bool]:
     key, equals, value = text.partition("=")
     name = key.strip().removeprefix("--").replace("-", "_")
-    where = f"--slurm-set {visible(text[:80])}"
+    where = f"--slurm-set {escape_control(text[:80])}"
     if not re.fullmatch("[a-z][a-z_0-9]*", name) or not text.isprintable():
         raise VShiftError(f"{where}: write an option of sbatch as key=value, for instance qos=high")
     if name in _OURS:
@@ -136,6 +137,7 @@ def minutes(text: str) -> int:
         if seconds > 0:
             return math.ceil(seconds / 60)
     raise VShiftError(
-        f"--time {visible(text[:40])}: write minutes, hours:minutes:seconds or days-hours, for "
+        f"--time {escape_control(text[:40])}: write minutes, hours:minutes:seconds or "
+        "days-hours, for "
         "instance 90, 8:00:00 or 2-12"
     )

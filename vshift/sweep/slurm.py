@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vshift.config import dump
-from vshift.errors import RunError, VShiftError, visible
-from vshift.progress import Reporter
+from vshift.errors import RunError, VShiftError
 from vshift.runs import discard, lock
 from vshift.runs.files import explained
 from vshift.sweep import queue
@@ -31,6 +30,8 @@ from vshift.sweep.sbatch import FOLDER, Slurm, array_limit, parameters
 from vshift.sweep.state import State, see, see_all
 from vshift.sweep.stay import stay
 from vshift.sweep.task import Task
+from vshift.text import escape_control
+from vshift.train.progress import Reporter
 
 FOR_EVER = 10**6  # time limits that a run may meet; one that gains nothing from them ends itself
 
@@ -184,6 +185,7 @@ def _hand_over(executor: Any, tasks: Sequence[Task]) -> list[str]:
         lines = [line for line in str(error).splitlines() if line.startswith("sbatch:")]
         text = " ".join(lines) or " ".join(str(error).split())
         raise VShiftError(
-            f"Slurm does not take the jobs: {visible(text[:500])}; nothing else was submitted"
+            f"Slurm does not take the jobs: {escape_control(text[:500])}; nothing else was "
+            "submitted"
         ) from None
     return [str(job.job_id) for job in jobs]

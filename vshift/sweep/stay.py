@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vshift.errors import RunError, Stopped
-from vshift.progress import Reporter
 from vshift.sweep import queue
 from vshift.sweep.board import Board, Entry
 from vshift.sweep.estimate import Pace
 from vshift.sweep.logs import excerpt, log_path
 from vshift.sweep.sbatch import Slurm
 from vshift.sweep.state import State, see
+from vshift.train.progress import Reporter
 
 SQUEUE_EVERY = 60.0  # seconds
 FOLDERS = 100  # that are looked at in a second, at most: a file system is shared with others

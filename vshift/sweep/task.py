@@ -19,11 +19,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from vshift.children import Children
 from vshift.config import Point, load
 from vshift.errors import TrainingFailed
 from vshift.runs import RunFolder
 from vshift.sweep.attempt import Outcome, outcome, train_command
+from vshift.sweep.children import Children
 from vshift.sweep.logs import excerpt, log_path, open_log, trim
 from vshift.sweep.places import Place, cores
 from vshift.sweep.plan import Job

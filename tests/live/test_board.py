@@ -1,0 +1,99 @@
+"""TensorBoard's own reader finds what the run folder says, and training notices nothing."""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.factory import make_run, write_rows
+from vshift.errors import VShiftError
+from vshift.live import watch
+from vshift.live.board import Mirror
+from vshift.runs import find_runs
+
+METRICS = [
+    {"epoch": e, "test_accuracy": 40.0 + e, "train_loss": 2.0 / e, "learning_rate": 0.1}
+    for e in (1, 2)
+]
+LAYERS = [
+    {"epoch": e, "index": i, "layer": f"l{i}", "shift_ratio": e + i / 10 if e == 2 else None,
+     "running_variance": float(e)}
+    for e in (1, 2) for i in (0, 1)
+]  # fmt: skip
+
+
+def read_back(run: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def test_scalars_and_ratios_by_layer(tmp_path: Path) -> None:
+    run = make_run(tmp_path, metrics=METRICS, layers=LAYERS)
+    watch([tmp_path], once=True, tensorboard=True)
+    found = read_back(run)
+    assert found["accuracy/test"] == [(1, 41.0), (2, 42.0)]
+    assert found["loss/train"] == [(1, 2.0), (2, 1.0)]
+    assert found["shift_ratio/l1"] == [(2, pytest.approx(2.1))]
+    assert found["running_variance/l0"] == [(1, 1.0), (2, 2.0)]
+    assert "loss/test" not in found
+
+
+def test_it_goes_on_and_writes_nothing_twice(tmp_path: Path) -> None:
+    run = make_run(tmp_path, status="running", metrics=METRICS[:1])
+    mirror = Mirror()
+    mirror.update(find_runs([tmp_path]))
+    mirror.update(find_runs([tmp_path]))
+    write_rows(run / "metrics.jsonl", METRICS)
+    mirror.update(find_runs([tmp_path]))
+    mirror.close()
+    assert read_back(run)["accuracy/test"] == [(1, 41.0), (2, 42.0)]
+    again = Mirror()  # another day
+    again.update(find_runs([tmp_path]))
+    again.close()
+    assert read_back(run)["accuracy/test"] == [(1, 41.0), (2, 42.0)]
+
+
+def test_a_run_that_was_begun_again_begins_again(tmp_path: Path) -> None:
+    run = make_run(tmp_path, status="running", metrics=METRICS)
+    mirror = Mirror()
+    mirror.update(find_runs([tmp_path]))
+    write_rows(run / "metrics.jsonl", [{**METRICS[0], "test_accuracy": 7.0}])
+    mirror.update(find_runs([tmp_path]))
+    mirror.close()
+    assert read_back(run)["accuracy/test"] == [(1, 7.0)]
+
+
+def test_the_runs_own_files_stay_as_they_are(tmp_path: Path) -> None:
+    run = make_run(tmp_path, metrics=METRICS, layers=LAYERS)
+
+    def files() -> dict[str, str]:
+        return {p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in run.iterdir() if p.is_file()}  # fmt: skip
+
+    before = files()
+    watch([tmp_path], once=True, tensorboard=True)
+    assert files() == before
+    assert [record.path for record in find_runs([tmp_path])] == [run]
+
+
+def test_without_tensorboard_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def missing(name: str, *rest: Any) -> Any:
+        if "tensorboard" in name:
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(VShiftError, match=r"pip install 'vshift\[tensorboard\]'"):
+        Mirror()

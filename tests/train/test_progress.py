@@ -1,0 +1,50 @@
+"""What a person sees: a bar on a terminal, one plain line an epoch elsewhere."""
+
+import io
+
+from rich.console import Console
+
+from vshift.train.progress import Reporter
+
+ROW = {
+    "epoch": 3,
+    "train_loss": 1.25,
+    "train_accuracy": 50.0,
+    "test_accuracy": None,
+    "images_per_second": 1234.5,
+}
+
+
+def reporter(terminal, quiet=False):
+    made = Reporter(quiet)
+    made.console = Console(
+        file=io.StringIO(), force_terminal=terminal, highlight=False, soft_wrap=True, width=80
+    )
+    return made
+
+
+def shown(made):
+    made.start("run [red]x[/red] seed 0", 0, 12, 5)
+    made.step()
+    made.epoch(ROW, 1.2345)
+    made.stop()
+    return made.console.file.getvalue()
+
+
+def test_a_log_file_gets_one_plain_line_an_epoch():
+    text = shown(reporter(terminal=False))
+    assert text == (
+        "run [red]x[/red] seed 0  epoch  3/12  train loss 1.250  train 50.00 %  test – %"
+        "  1234 images/s  mean shift ratio 1.234\n"
+    )
+
+
+def test_a_terminal_gets_a_bar_and_the_same_lines():
+    text = shown(reporter(terminal=True))
+    assert "\x1b[" in text
+    assert "epoch  3/12" in text
+    assert "━" in text
+
+
+def test_quiet_shows_nothing():
+    assert shown(reporter(terminal=True, quiet=True)) == ""

@@ -1,0 +1,244 @@
+"""`vshift recalibrate`, and what train does after the last epoch."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+
+from tests.configs import make_config
+from vshift.data import load
+from vshift.errors import ConfigError, RunError
+from vshift.runs import prepare
+from vshift.train.loop import train
+from vshift.train.progress import Reporter
+from vshift.train.recalibrate import open_run, recalibrate_run, render, render_modes
+
+NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
+METHODS = ["swap", "precise", "layerwise", "dropout_on", "batch", "mix"]
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def run(one_thread, tmp_path_factory):
+    """A short run with every measurement turned on."""
+    config = make_config(
+        network={"name": "preresnet", "depth": 8, "noise": NOISE},
+        data={"name": "shapes", "train": 640, "test": 200, "batch_size": 32},
+        recalibration={"methods": METHODS, "batches": 10},
+        measure={"eval_batches": 5, "explain_batches": 3, "modes": True, "monte_carlo": 4},
+    )
+    folder, _ = prepare(tmp_path_factory.mktemp("runs"), config, 0)
+    status = train(config, 0, load(config.data, "cpu"), folder, Reporter(quiet=True))
+    folder.finish(status)
+    folder.close()
+    return folder
+
+
+def read(folder, name):
+    return json.loads((folder.path / name).read_text())
+
+
+def test_train_recalibrates_by_every_method_the_config_lists(run):
+    rows = {row["method"]: row for row in read(run, "recalibration.json")["methods"]}
+    assert list(rows) == ["none", *METHODS]
+    assert rows["layerwise"]["shift_ratio_max"] < 1.05
+    assert rows["dropout_on"]["shift_ratio_max"] > 1.2
+    summary = read(run, "summary.json")
+    assert summary["test_accuracy_precise"] == rows["precise"]["test_accuracy"]
+    assert summary["recalibration"] == "swap"
+    assert summary["test_error_recalibrated"] == pytest.approx(100 - summary["test_accuracy_swap"])
+
+
+def test_mode_matrix_covers_both_data_parts_and_every_state(run):
+    rows = read(run, "modes.json")["modes"]
+    found = {(row["data"], row["noise"], row["statistics"]) for row in rows}
+    states = ("batch", "running", "swap", "precise", "layerwise", "dropout_on")
+    assert found == {(d, n, s) for d in ("train", "test") for n in ("on", "off") for s in states}
+    by_key = {(row["data"], row["noise"], row["statistics"]): row for row in rows}
+    summary = read(run, "summary.json")
+    plain = by_key["test", "off", "running"]["accuracy"]
+    assert plain == pytest.approx(summary["test_accuracy"], abs=1.01)  # other batch sizes round
+    stale = by_key["test", "off", "batch"]["accuracy"] - plain
+    assert summary["test_stale_cost"] == pytest.approx(stale)
+    assert summary["monte_carlo_passes"] == 4
+    assert summary["monte_carlo_spread"] > 0
+
+
+def test_layer_rows_explain_the_shift(run):
+    last = [row for row in run.layers() if row["epoch"] == 2]
+    for row in last:
+        product = row["local_ratio"] * row["inherited_ratio"]
+        assert row["total_ratio"] == pytest.approx(product)
+        assert row["shift_ratio_se"] > 0
+        if row["noise_before"]:
+            assert row["predicted_exact"]
+            assert row["local_ratio"] > 1.2
+            assert row["predicted_ratio"] == pytest.approx(row["local_ratio"], rel=0.1)
+            assert row["dcos2"] == pytest.approx(row["cos2"] * 9 * row["channels"], rel=0.6)
+        else:
+            assert row["local_ratio"] == 1
+    assert all(row["local_ratio"] is None for row in run.layers() if row["epoch"] == 1)
+
+
+def test_recalibrate_writes_beside_the_run_and_never_touches_it(run):
+    kept = ("checkpoint.pt", "summary.json", "metrics.jsonl", "layers.jsonl", "config.yaml")
+    before = {name: hashlib.sha256((run.path / name).read_bytes()).digest() for name in kept}
+    rows = recalibrate_run(run.path, ['recalibration.methods=["precise"]', "measure.modes=false"])
+    assert [row["method"] for row in rows] == ["none", "precise", "monte_carlo"]
+    after = {name: hashlib.sha256((run.path / name).read_bytes()).digest() for name in kept}
+    assert before == after
+    assert rows[0]["test_accuracy"] == read(run, "summary.json")["test_accuracy"]
+    assert rows[1]["test_accuracy"] == read(run, "summary.json")["test_accuracy_precise"]
+
+
+def test_the_new_statistics_are_saved_by_method(run):
+    from safetensors.numpy import load_file
+
+    recalibrate_run(run.path, ['recalibration.methods=["layerwise"]'])
+    saved = load_file(run.path / "recalibration.safetensors")
+    assert sum(name.startswith("layerwise/") for name in saved) == 2 * 7
+    assert saved["layerwise/head.bn1.running_var"].shape == (64,)
+
+
+def test_other_methods_results_stay(run):
+    recalibrate_run(run.path, ['recalibration.methods=["swap"]'])
+    before = {row["method"]: row for row in read(run, "recalibration.json")["methods"]}
+    recalibrate_run(run.path, ['recalibration.methods=["precise"]', "recalibration.batches=2"])
+    after = {row["method"]: row for row in read(run, "recalibration.json")["methods"]}
+    assert after["swap"] == before["swap"]
+    assert after["precise"]["batches"] == 2
+
+
+def test_a_method_that_does_not_exist_is_refused(run):
+    with pytest.raises(ConfigError, match=r"recalibration\.methods.*precice.*did you mean"):
+        recalibrate_run(run.path, ['recalibration.methods=["precice"]'])
+
+
+def test_a_run_that_is_not_done_is_refused(tmp_path):
+    folder, _ = prepare(tmp_path, make_config(), 0)
+    folder.close()
+    with pytest.raises(RunError, match="this run is running, not done"):
+        open_run(folder.path)
+
+
+def test_a_network_without_bn_is_refused(tmp_path):
+    config = make_config(norm={"kind": "none"}, epochs=1)
+    folder, _ = prepare(tmp_path, config, 0)
+    train(config, 0, load(config.data, "cpu"), folder, Reporter(quiet=True))
+    folder.finish("done")
+    folder.close()
+    with pytest.raises(RunError, match="no BN layer to recalibrate"):
+        recalibrate_run(folder.path, [])
+
+
+def test_rows_as_text():
+    rows = [
+        {"method": "none", "test_accuracy": 40.0},
+        {
+            "method": "precise",
+            "test_accuracy": 55.5,
+            "shift_ratio_mean": 1.0,
+            "shift_ratio_max": 1.5,
+        },
+    ]
+    lines = render("runs/a/seed-0", rows).splitlines()
+    assert lines[0] == "runs/a/seed-0"
+    assert lines[2].split() == ["none", "40.00", "+0.00", "–", "–"]
+    assert lines[3].split() == ["precise", "55.50", "+15.50", "1.000", "1.500"]
+
+
+def test_batches_are_random_samples_though_files_come_class_by_class():
+    """In the order of the files every test batch would hold one class and its statistics."""
+    from dataclasses import replace
+
+    from vshift.train.loop import make_subject
+
+    config = make_config()
+    images = load(config.data, "cpu")
+    order = images.test.labels.argsort()
+    part = replace(images.test, images=images.test.images[order], labels=images.test.labels[order])
+    subject = make_subject(config, 0, replace(images, test=part))
+    first = next(iter(subject.plain(part)()))[1]
+    assert len(first.unique()) == 10
+    seen = torch.cat([labels for _, labels in subject.plain(part)()])
+    assert torch.equal(seen.sort().values, part.labels.sort().values)
+    again = torch.cat([labels for _, labels in subject.plain(part)()])
+    assert torch.equal(seen, again)
+
+
+def test_the_mode_matrix_is_shown_as_a_table():
+    rows = [
+        {"data": "train", "noise": "on", "statistics": "batch", "loss": 1.5, "accuracy": 40.7},
+        {"data": "test", "noise": "off", "statistics": "precise", "loss": 12.5, "accuracy": None},
+    ]
+    assert render_modes(rows).splitlines() == [
+        " data  noise  statistics    loss  accuracy",
+        "train     on       batch  1.5000     40.70",
+        " test    off     precise   12.50         –",
+    ]
+
+
+def test_statistics_that_are_not_finite_become_rows_that_say_so(tmp_path):
+    """As a run near divergence has them: its weights are finite, its activations are not."""
+    from vshift.train.evaluate import mode_rows, mode_summary, recalibrations
+    from vshift.train.loop import make_subject
+
+    config = make_config(
+        network={"name": "preresnet", "depth": 8, "noise": NOISE},
+        recalibration={"methods": METHODS, "batches": 2},
+        measure={"eval_batches": 2, "modes": True},
+        epochs=1,
+    )
+    subject = make_subject(config, 0, load(config.data, "cpu"))
+    with torch.no_grad():
+        next(m for m in subject.model.modules() if isinstance(m, torch.nn.Conv2d)).weight.fill_(
+            3e38
+        )
+    rows, states = recalibrations(subject, config.recalibration, 1)
+    by_method = {row["method"]: row for row in rows}
+    assert list(by_method) == METHODS
+    for method in ("swap", "precise", "layerwise", "dropout_on"):
+        assert by_method[method]["test_accuracy"] is None
+        assert "has no finite statistics over" in by_method[method]["problem"]
+        assert method not in states
+    mode_summary(mode_rows(subject, states, 1))
+    before = {"method": "none", "test_accuracy": 10.0, "test_loss": 2.3}
+    text = render("x\x1b[1m", [before, *rows])
+    assert "no finite statistics" in text
+    assert "\x1b" not in text
+
+
+def test_a_run_whose_statistics_overflow_is_finished(tmp_path):
+    from vshift.train import loop as module
+
+    config = make_config(
+        network={"name": "preresnet", "depth": 8, "noise": NOISE}, epochs=1,
+        recalibration={"methods": ["precise", "swap"], "batches": 2},
+    )  # fmt: skip
+    folder, _ = prepare(tmp_path, config, 0)
+    original = module.see_layers
+
+    def overflow(subject, log, epoch, folder):
+        rows = original(subject, log, epoch, folder)
+        with torch.no_grad():
+            next(m for m in subject.model.modules() if isinstance(m, torch.nn.Conv2d)).weight.fill_(
+                3e38
+            )
+        return rows
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(module, "see_layers", overflow)
+    with patch.context():
+        status = train(config, 0, load(config.data, "cpu"), folder, Reporter(quiet=True))
+    patch.undo()
+    assert status == "done"
+    rows = read(folder, "recalibration.json")["methods"]
+    assert [row["method"] for row in rows] == ["none", "precise", "swap"]
+    assert "no finite statistics" in rows[1]["problem"]
+    summary = read(folder, "summary.json")
+    assert summary["test_accuracy_precise"] is None
+    assert summary["test_error_recalibrated"] is None
+    folder.close()

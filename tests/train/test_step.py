@@ -1,0 +1,316 @@
+"""Every step against the eager one."""
+
+import copy
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from tests.configs import make_config
+from vshift.data import load
+from vshift.errors import ConfigError
+from vshift.kernels import KernelsMissing
+from vshift.shift.probe import TrainingLog
+from vshift.train import choose_step as choose
+from vshift.train.captured_step import STEPS, CapturedStep
+from vshift.train.choose_step import make_step
+from vshift.train.compiled_step import CannotCompile, CompiledStep
+from vshift.train.loop import make_subject
+from vshift.train.objective import classification
+from vshift.train.seeding import derive
+from vshift.train.sgd import SGD
+from vshift.train.step import Tally, make_optimizer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
+LEFT_OVER = {"name": "shapes", "train": 620, "test": 50, "batch_size": 64}  # 9 batches and 44
+
+
+def subject_of(**sections):
+    config = make_config(**sections)
+    return config, make_subject(config, 0, load(config.data, torch.device("cpu")))
+
+
+def parts_of(config, subject):
+    model = subject.model
+    return {
+        "model": model.train(),
+        "optimizer": make_optimizer(model, config.optimizer),
+        "precision": config.hardware.precision,
+        "tally": Tally(torch.device("cpu")),
+        "log": TrainingLog(model),
+        "objective": classification,
+    }
+
+
+def trained(step, stream, epochs=2, skip=0, seed=0):
+    """Scores, logged moments and weights after some epochs."""
+    scores = []
+    for epoch in range(epochs):
+        torch.manual_seed(derive(seed, epoch, "noise"))
+        rates = [0.01 * (1 + i) for i in range(stream.steps)]
+        taken = list(step.epoch(stream, derive(seed, epoch, "data"), rates, skip))
+        assert sum(taken) == stream.steps - skip
+        scores.append(step.tally.take())
+    return scores, step.log.take(), step.model.state_dict()
+
+
+def equal(a, b):
+    torch.testing.assert_close(dict(b), dict(a), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("skip", [0, 3])
+def test_what_a_graph_captures_is_the_eager_step_bit_for_bit(skip):
+    """On the CPU the function is called instead of captured: indices, rates, sums and all."""
+    sections = {"network": {"name": "preresnet", "depth": 8, "noise": NOISE}, "data": LEFT_OVER}
+    results = []
+    for make in (lambda **p: CapturedStep(compile=False, **p), choose.EagerStep):
+        config, subject = subject_of(**sections)
+        results.append(trained(make(**parts_of(config, subject)), subject.stream, skip=skip))
+    (scores, log, weights), (eager_scores, eager_log, eager_weights) = results
+    assert scores == eager_scores
+    assert scores[0].count == 620 - 64 * skip
+    equal(eager_weights, weights)
+    for name, moments in eager_log.items():
+        assert torch.equal(moments.variance, log[name].variance)
+
+
+def test_a_captured_epoch_comes_in_few_pieces():
+    config, subject = subject_of(data=LEFT_OVER)
+    step = CapturedStep(compile=False, **parts_of(config, subject))
+    assert list(step.epoch(subject.stream, 0, [0.01] * 10)) == [STEPS, 1, 1]
+
+
+def test_capturing_restores_all_that_a_step_changes():
+    config, subject = subject_of(data=LEFT_OVER)
+    parts = parts_of(config, subject)
+    step = CapturedStep(compile=False, **parts)
+    step._place(subject.stream, 0, [0.1] * 10, 0)
+    before = step._state()
+    kept = copy.deepcopy(subject.model.state_dict())
+    step.advance(64)
+    step._restore(before)
+    equal(kept, subject.model.state_dict())
+    assert parts["optimizer"].tensors()
+    assert not any(buffer.any() for buffer in parts["optimizer"].tensors())
+    assert parts["tally"].take().count == 0
+    assert int(step._first) == 0
+    assert int(step._now) == 0
+
+
+class Graph:
+    """Stands in for a CUDA graph: keeps the sizes of the steps captured, and replays them."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def replay(self):
+        for size in self.sizes:
+            self.step.advance(size)
+
+
+def capture_on_the_cpu(monkeypatch, step):
+    advance = step.advance
+
+    @contextmanager
+    def capture(graph, pool, stream):
+        graph.step = step
+        step.advance = graph.sizes.append
+        yield
+        step.advance = advance
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+
+
+def test_preparing_captures_an_epochs_graphs_and_leaves_no_trace(monkeypatch):
+    config, subject = subject_of(data=LEFT_OVER)
+    parts = parts_of(config, subject)
+    step = CapturedStep(compile=False, **parts)
+    kept = copy.deepcopy(subject.model.state_dict())
+    capture_on_the_cpu(monkeypatch, step)
+    step.prepare_graphs(subject.stream)
+    sizes = {key: graph.sizes for key, graph in step._graphs.items()}
+    assert sizes == {(1, 64): [64], (1, 44): [44], (STEPS, 64): [64] * STEPS}
+    equal(kept, subject.model.state_dict())
+    assert parts["tally"].take().count == 0
+    assert not any(moments.variance.any() for moments in parts["log"].take().values())
+
+
+def test_a_graph_with_another_loss_is_not_used(monkeypatch):
+    config, subject = subject_of(data=LEFT_OVER)
+    step = CapturedStep(compile=False, **parts_of(config, subject))
+    advance = step.advance
+    capture_on_the_cpu(monkeypatch, step)
+
+    def replay(graph):
+        advance(graph.sizes[0])
+        step.tally._sums[0].mul_(2)
+
+    monkeypatch.setattr(Graph, "replay", replay)
+    with pytest.raises(CannotCompile, match=r"a captured step's loss is 4\.\d+, not 2\.\d+"):
+        step.prepare_graphs(subject.stream)
+
+
+def test_the_compiled_step_agrees_within_rounding():
+    """A real compilation, without noise; few steps, so that rounding has not grown."""
+    sections = {"network": {"name": "mlp", "widths": [16]}, "data": {**LEFT_OVER, "train": 100}}
+    results = []
+    for kind in ("compiled", "eager"):
+        config, subject = subject_of(**sections)
+        said = []
+        step = make_step(kind, subject.stream, **parts_of(config, subject), say=said.append)
+        assert (step.name, said) == (kind, [])
+        results.append(trained(step, subject.stream, epochs=1))
+    assert results[0][0][0].loss == pytest.approx(results[1][0][0].loss, rel=1e-4)
+    for name, moments in results[1][1].items():
+        torch.testing.assert_close(
+            results[0][1][name].variance, moments.variance, rtol=1e-3, atol=1e-4
+        )
+
+
+def test_making_a_step_changes_nothing(monkeypatch):
+    """Compiling runs a batch: weights, buffers, gradients and the random state are put back."""
+    monkeypatch.setattr("vshift.train.compiled_step.compile_network", lambda model: model)
+    config, subject = subject_of(network={"name": "preresnet", "depth": 8, "noise": NOISE})
+    parts = parts_of(config, subject)
+    kept, random = copy.deepcopy(subject.model.state_dict()), torch.get_rng_state()
+    make_step("compiled", subject.stream, **parts)
+    equal(kept, subject.model.state_dict())
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(p.grad is None for p in subject.model.parameters())
+    assert parts["tally"].take().count == 0
+
+
+def test_the_fused_step_agrees_within_rounding():
+    results = []
+    for kind in ("auto", "eager"):
+        config, subject = subject_of(data={**LEFT_OVER, "train": 200})
+        step = make_step(kind, subject.stream, **parts_of(config, subject))
+        assert step.name == {"auto": "fused", "eager": "eager"}[kind]
+        results.append(trained(step, subject.stream, epochs=1))
+    assert results[0][0][0].loss == pytest.approx(results[1][0][0].loss, rel=1e-3)
+    torch.testing.assert_close(
+        bn_state_of(results[0][2]), bn_state_of(results[1][2]), rtol=2e-2, atol=1e-2
+    )
+
+
+def bn_state_of(weights):
+    return {key: value for key, value in weights.items() if "running" in key}
+
+
+def test_no_compiler_is_one_line_and_a_slower_step(monkeypatch):
+    def missing(model):
+        raise KernelsMissing("no C++ compiler (c++, g++ or clang++)")
+
+    monkeypatch.setattr(choose, "fuse", missing)
+    config, subject = subject_of()
+    said = []
+    step = make_step("auto", subject.stream, **parts_of(config, subject), say=said.append)
+    assert step.name == "eager"
+    assert said == [
+        "no fused step: no C++ compiler (c++, g++ or clang++); going on with a slower one"
+    ]
+
+
+def test_a_failing_compiler_is_one_line_and_the_eager_step(monkeypatch):
+    def broken(model):
+        def forward(images):
+            raise RuntimeError("\n  lowering failed\nand much more")
+
+        return forward
+
+    monkeypatch.setattr("vshift.train.compiled_step.compile_network", broken)
+    config, subject = subject_of()
+    parts = parts_of(config, subject)
+    with pytest.raises(CannotCompile, match=r"RuntimeError:   lowering failed$"):
+        CompiledStep(**parts).prepare(*next(subject.stream.epoch(0)))
+    said = []
+    assert make_step("compiled", subject.stream, **parts, say=said.append).name == "eager"
+    assert len(said) == 1
+    assert "lowering failed" in said[0]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_captured_step_does_without_the_compiler_if_it_fails(monkeypatch, failing):
+    """The first way that works: compiled and captured, captured, compiled."""
+    tried = []
+
+    def capture(self, stream):
+        tried.append(self.forward is not self.model)
+        if len(tried) <= failing:
+            raise CannotCompile(f"reason {len(tried)}")
+
+    monkeypatch.setattr(CapturedStep, "prepare_graphs", capture)
+    monkeypatch.setattr(CompiledStep, "prepare", lambda *batch: None)
+    monkeypatch.setitem(choose.AUTO, "cpu", choose.AUTO["cuda"])
+    config, subject = subject_of()
+    said = []
+    step = make_step("auto", subject.stream, **parts_of(config, subject), say=said.append)
+    assert tried == [True, False]
+    assert step.name == {1: "captured", 2: "compiled"}[failing]
+    assert (
+        said
+        == [
+            "captured step without the compiler: reason 1",
+            "no captured step: reason 2; going on with a slower one",
+        ][:failing]
+    )
+
+
+def test_a_step_for_another_device_is_refused():
+    config, subject = subject_of()
+    with pytest.raises(ConfigError, match=r"hardware\.step: captured works on cuda only"):
+        make_step("captured", subject.stream, **parts_of(config, subject))
+
+
+def test_sums_go_on_where_they_were_saved():
+    config, subject = subject_of()
+    parts = parts_of(config, subject)
+    whole = trained(make_step("eager", subject.stream, **parts), subject.stream, epochs=1)
+    config, subject = subject_of()
+    parts = parts_of(config, subject)
+    step = make_step("eager", subject.stream, **parts)
+    torch.manual_seed(derive(0, 0, "noise"))
+    steps = step.epoch(subject.stream, derive(0, 0, "data"), [0.01 * (1 + i) for i in range(5)])
+    for _ in range(2):
+        next(steps)
+    saved = parts["tally"].state_dict(), parts["log"].state_dict()
+    parts["tally"].take()
+    parts["log"].take()
+    parts["tally"].load_state_dict(saved[0])
+    parts["log"].load_state_dict(saved[1])
+    for _ in steps:
+        pass
+    assert parts["tally"].take() == whole[0][0]
+    for name, moments in parts["log"].take().items():
+        assert torch.equal(moments.variance, whole[1][name].variance)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_is_pytorchs_bit_for_bit(momentum, nesterov):
+    _, subject = subject_of()
+    options = {"momentum": momentum, "nesterov": nesterov and momentum > 0}
+    ours, theirs = subject.model, copy.deepcopy(subject.model)
+    own = SGD([{"params": list(ours.parameters())}], 0.1, weight_decay=1e-4, **options)
+    other = torch.optim.SGD(theirs.parameters(), 0.1, weight_decay=1e-4, **options)
+    for images, labels in subject.stream.epoch(0):
+        for model, optimizer in ((ours, own), (theirs, other)):
+            optimizer.zero_grad()
+            classification(model(images), images, labels)[0].backward()
+            optimizer.step()
+    equal(theirs.state_dict(), ours.state_dict())
+
+
+def test_starting_does_not_import_the_compiler():
+    """Two seconds of every run: PyTorch's optimizers import it, and so might much else."""
+    code = (
+        "import sys, torch; from tests.step.test_step import *; c, s = subject_of();"
+        "step = make_step('auto', s.stream, **parts_of(c, s)); step(*next(s.stream.epoch(0)), 0.1);"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False"]

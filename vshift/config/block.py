@@ -1,0 +1,169 @@
+"""The block order: the words of `network.block`, and where a noise position puts its word.
+
+A block's residual branch is a list of operations. `preresnet` writes its own as
+`bn relu conv3x3 bn relu conv3x3`; a config may write another, and a noise `position` is short for
+inserting the word `noise` somewhere in that list. This module knows words only, no tensors: it is
+what `vshift check` uses, and must not import torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from vshift.text import did_you_mean
+
+Order = tuple[str, ...]
+Position = Literal[
+    "before_last_bn", "before_last_conv", "before_bn", "after_bn", "before_classifier"
+]
+POSITIONS: tuple[str, ...] = get_args(Position)
+
+ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid")
+POOLS = ("maxpool", "avgpool")
+_WORDS = (*ACTIVATIONS, *POOLS, "pool", "conv", "conv1x1", "conv3x3", "fc", "bn", "gn", "noise")
+_CONV = re.compile(r"conv([1357])x\1")
+_NOISE = re.compile(r"noise([1-9][0-9]?)?")
+_SHORT = {"conv": "conv3x3", "pool": "maxpool"}
+MAX_WORDS = 64
+
+
+def is_conv(word: str) -> bool:
+    """Whether a word is a linear map with weights: a convolution, or the mlp's `fc`."""
+    return word.startswith("conv") or word == "fc"
+
+
+def kernel(word: str) -> int:
+    """The side of a convolution's kernel: 3 for `conv3x3`."""
+    match = _CONV.fullmatch(word)
+    if match is None:
+        raise ValueError(f"`{word}` is not a convolution")
+    return int(match[1])
+
+
+def is_noise(word: str) -> bool:
+    return _NOISE.fullmatch(word) is not None
+
+
+def noise_index(word: str) -> int:
+    """Which entry of `network.noise` a word stands for, from 0: `noise2` is the second entry."""
+    return int(word.removeprefix("noise") or 1) - 1
+
+
+def parse(text: str) -> Order:
+    """`"bn relu conv noise"` → `("bn", "relu", "conv3x3", "noise")`.
+
+    Raises:
+        ValueError: naming every word that is not an operation, and what is allowed.
+    """
+    words = text.split()
+    if not words:
+        raise ValueError("the block order is empty; write for instance `bn relu conv3x3`")
+    if len(words) > MAX_WORDS:
+        raise ValueError(f"the block order has {len(words)} operations; at most {MAX_WORDS}")
+    order = tuple(_SHORT.get(word, word) for word in words)
+    for word in order:
+        known = word in _WORDS or _CONV.fullmatch(word) or _NOISE.fullmatch(word)
+        if not known:
+            hint = did_you_mean(word, _WORDS)
+            raise ValueError(
+                f"`{word}` is not an operation; {hint + ' ' if hint else ''}"
+                f"allowed: conv1x1, conv3x3, conv5x5, conv7x7, fc, bn, gn, noise, noise2…, "
+                f"{', '.join(POOLS)}, {', '.join(ACTIVATIONS)}"
+            )
+    return order
+
+
+def check(order: Order, *, linear: Literal["conv", "fc"], may_pool: bool, what: str) -> None:
+    """Refuse an order that cannot work in a network of this kind.
+
+    Args:
+        linear: the kind of weight layer the network's tensors allow.
+        may_pool: whether a pooling word has a place (only where nothing is added to the result).
+        what: how the network is called in a message.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    weights = [word for word in order if is_conv(word)]
+    if not weights:
+        example = "fc" if linear == "fc" else "conv3x3"
+        raise ValueError(
+            f"no {linear}: the block must change the number of channels, and only a {linear} does; "
+            f"add for instance {example}"
+        )
+    for word in weights:
+        if (word == "fc") != (linear == "fc"):
+            use = "fc" if linear == "fc" else "conv1x1 or conv3x3"
+            raise ValueError(f"`{word}` does not fit {what}; use {use}")
+    pools = [word for word in order if word in POOLS]
+    if pools and not may_pool:
+        raise ValueError(
+            f"`{pools[0]}` does not fit {what}: the branch's result is joined with a shortcut of "
+            "the same size, and the stage's first convolution already halves the image; remove it"
+        )
+    if len(pools) > 1:
+        raise ValueError("more than one pool in a block; a stage halves the image once")
+
+
+def place(order: Order, noises: Sequence[Sequence[str]]) -> Order:
+    """The order with a word `noise1`, `noise2`, … at every place that the positions name.
+
+    Args:
+        order: the order as written; `noise` in it stands for the first entry.
+        noises: for each entry of `network.noise` its positions (empty: it sits where `block` says).
+
+    Raises:
+        ValueError: a position that this order does not have, an entry that is placed nowhere, or a
+            noise word without an entry.
+    """
+    result = [f"noise{noise_index(word) + 1}" if is_noise(word) else word for word in order]
+    written = {noise_index(word) for word in order if is_noise(word)}
+    for missing in sorted(written - set(range(len(noises)))):
+        word = "noise" if missing == 0 else f"noise{missing + 1}"
+        raise ValueError(
+            f"the block order says `{word}`, but network.noise has "
+            f"{len(noises)} entr{'y' if len(noises) == 1 else 'ies'}; "
+            f"describe the noise there, for instance {{kind: dropout, rate: 0.5}}"
+        )
+    for index, positions in enumerate(noises):
+        if not positions and index not in written:
+            raise ValueError(
+                f"noise{index + 1 if len(noises) > 1 else ''} has no place: give it a position "
+                f"({', '.join(POSITIONS)}), or write `noise{index + 1 if index else ''}` in "
+                "network.block"
+            )
+        if index in written and set(positions) - {"before_classifier"}:
+            raise ValueError(
+                f"noise{index + 1 if len(noises) > 1 else ''} has two places: network.block says "
+                f"`noise{index + 1 if index else ''}` and the position {', '.join(positions)}; "
+                "keep one of them"
+            )
+        for position in positions:
+            if position != "before_classifier":
+                for at in sorted(_places(result, position), reverse=True):
+                    result.insert(at, f"noise{index + 1}")
+    return tuple(result)
+
+
+def _places(order: Sequence[str], position: str) -> list[int]:
+    """The indices of `order` in front of which a position inserts its word.
+
+    `gn` is no BN: it has no statistics that a shift could spoil, and no position looks at it.
+    """
+    norms = [i for i, word in enumerate(order) if word == "bn"]
+    if position == "before_last_conv":
+        return [max(i for i, word in enumerate(order) if is_conv(word))]
+    if not norms:
+        raise ValueError(
+            f"position {position} needs a bn in the block order, and `{' '.join(order)}` has none"
+        )
+    if position == "before_last_bn":
+        return norms[-1:]
+    if position == "before_bn":
+        return norms
+    if position == "after_bn":
+        follows = [i + 1 < len(order) and order[i + 1] in ACTIVATIONS for i in norms]
+        return [i + (2 if behind else 1) for i, behind in zip(norms, follows, strict=True)]
+    raise ValueError(f"`{position}` is not a position; allowed: {', '.join(POSITIONS)}")

@@ -1,0 +1,212 @@
+"""What training has to do in a run folder: begin, go on, or nothing."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vshift._version import __version__
+from vshift.errors import RunError, VShiftError
+from vshift.runs.folder import CONFIG, RUN, RunFolder, now
+from vshift.runs.read import number
+from vshift.text import to_json
+
+if TYPE_CHECKING:
+    from vshift.config.schema import Config
+
+Action = Literal["new", "resume", "done", "diverged"]
+# Keys that do not change what one run computes.
+_NOT_THE_RUN = ("name", "seeds", "grid", "zip", "arms", "checkpoint")
+_SHOWN = 12
+
+
+def run_path(runs_dir: Path | str, name: str, seed: int) -> Path:
+    return Path(runs_dir) / name / f"seed-{seed}"
+
+
+def prepare(
+    runs_dir: Path | str, config: Config, seed: int, fresh: bool = False, threads: int | None = None
+) -> tuple[RunFolder, Action]:
+    """Make or take the run folder of a config with one seed, and say what is to be done in it.
+
+    `new`: config.yaml and run.json are written, nothing else is there. `resume`: there is a
+    checkpoint. In both cases the status is `running` and other processes are kept out until
+    `close`. `done` and `diverged`: finished, nothing was touched.
+
+    Args:
+        threads: what a new run's config.yaml says where the config leaves it open, because results
+            are the same bits with the same number of threads only.
+
+    Raises:
+        RunError: the folder holds another config's run, is in use or damaged, or cannot be written.
+    """
+    folder = RunFolder.create(run_path(runs_dir, config.name, seed))
+    folder.lock()
+    try:
+        if fresh:
+            _refuse_links(Path(runs_dir), folder)
+            folder.clear()
+        action = look(folder, config)
+        if action == "new":
+            _begin(folder, config, seed, threads)
+        elif action == "resume":
+            resumes = round(number(folder.run.get("resumes")) or 0)
+            folder.update_run(status="running", finished=None, resumes=resumes + 1)
+    except BaseException:
+        folder.close()
+        raise
+    if action in ("done", "diverged"):
+        folder.close()
+    return folder, action
+
+
+def discard(runs_dir: Path | str, name: str, seed: int) -> None:
+    """Remove a run's files, as `--fresh` does, without beginning it anew.
+
+    Raises:
+        RunError: a process trains in the folder, or it lies outside the runs dir.
+    """
+    folder = RunFolder(run_path(runs_dir, name, seed))
+    if not folder.path.is_dir():
+        return
+    _refuse_links(Path(runs_dir), folder)
+    folder.lock()
+    try:
+        folder.clear()
+    finally:
+        folder.close()
+
+
+def look(folder: RunFolder, config: Config) -> Action:
+    """What `prepare` would answer; writes nothing, and the folder need not exist."""
+    if not folder.has(CONFIG) and not folder.has(RUN):
+        return "new"
+    run = folder.run
+    _refuse_another_config(folder, config, run)
+    if run.get("status") == "done" and folder.has_summary:
+        return "done"
+    if run.get("status") == "diverged":
+        return "diverged"
+    return "resume" if folder.checkpoints() else "new"
+
+
+def _begin(folder: RunFolder, config: Config, seed: int, threads: int | None) -> None:
+    from vshift.config import config_hash, dump
+
+    folder.clear()
+    hardware = config.hardware
+    if hardware.threads is None:
+        hardware = hardware.model_copy(update={"threads": threads})
+    own = {"seeds": [seed], "grid": None, "zip": None, "arms": None, "hardware": hardware}
+    folder.write_config(dump(config.model_copy(update=own)))
+    folder.write_run(
+        {
+            "status": "running",
+            "name": config.name,
+            "seed": seed,
+            "config_hash": config_hash(config),
+            "started": now(),
+            "finished": None,
+            "seconds": None,
+            "images_per_second": None,
+            "device": None,
+            "data": config.data.name,
+            "precision": config.hardware.precision,
+            "step": config.hardware.step,
+            "threads": hardware.threads,
+            **versions(),
+            "git": git_commit(),
+        }
+    )
+
+
+def _refuse_another_config(folder: RunFolder, config: Config, run: dict[str, Any]) -> None:
+    from vshift.config import config_hash, differences, load
+
+    if not folder.has(CONFIG):
+        if run.get("config_hash") == config_hash(config):
+            return
+        raise RunError(
+            f"{folder.path} holds another config's run, and its {CONFIG} is missing; "
+            + _what_to_do()
+        )
+    try:
+        old = load(folder.path / CONFIG)
+    except (VShiftError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{folder.path} holds a run whose {CONFIG} cannot be read; {_what_to_do()}\n{error}"
+        ) from error
+    changed = {
+        key: values
+        for key, values in differences(old, config).items()
+        if key.split(".")[0] not in _NOT_THE_RUN
+    }
+    if config.hardware.threads is None:  # then the run goes on with its own number
+        changed.pop("hardware.threads", None)
+    if changed:
+        raise RunError(_another_config(folder, changed))
+
+
+def _another_config(folder: RunFolder, changed: dict[str, tuple[Any, Any]]) -> str:
+    lines = [f"  {key}: {_say(old)} there, {_say(new)} now" for key, (old, new) in changed.items()]
+    if len(lines) > _SHOWN:
+        lines[_SHOWN:] = [f"  and {len(lines) - _SHOWN} more"]
+    keys = "this key differs" if len(changed) == 1 else "these keys differ"
+    return "\n".join([f"{folder.path} holds another config's run; {keys}:", *lines, _what_to_do()])
+
+
+def _what_to_do() -> str:
+    return (
+        "give this one another name (--set name=…) or another --runs-dir, "
+        "or replace that run with --fresh"
+    )
+
+
+def _say(value: Any) -> str:
+    try:
+        return to_json(value)
+    except TypeError:
+        return str(value)
+
+
+def _refuse_links(runs_dir: Path, folder: RunFolder) -> None:
+    if not folder.path.resolve().is_relative_to(runs_dir.resolve()):
+        raise RunError(
+            f"{folder.path} is a link to {folder.path.resolve()}, outside {runs_dir}; "
+            "--fresh removes nothing there: remove the link, or choose another --runs-dir"
+        )
+
+
+def versions() -> dict[str, str | None]:
+    """Of python, torch, torchvision and vshift, without importing torch."""
+    return {
+        "python": platform.python_version(),
+        "torch": _version("torch"),
+        "torchvision": _version("torchvision"),
+        "vshift": __version__,
+    }
+
+
+def _version(package: str) -> str | None:
+    loaded = getattr(sys.modules.get(package), "__version__", None)
+    if loaded is not None:
+        return str(loaded)
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """The commit checked out in the current folder's repository, None where there is none."""
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return answer.stdout.strip() or None

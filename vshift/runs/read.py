@@ -1,0 +1,182 @@
+"""Reading run folders, however damaged: problems become sentences, never exceptions."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vshift.errors import ConfigError, Damaged, RunError
+from vshift.runs import files
+from vshift.runs.files import Row
+from vshift.runs.folder import CONFIG, LAYERS, METRICS, RUN, SUMMARY
+from vshift.text import did_you_mean, escape_control, natural
+
+STATUSES = ("running", "done", "failed", "diverged", "interrupted")
+_SEED = re.compile(r"seed-(\d+)")
+_DEPTH = 4  # <study>/<name>/seed-<n> under a folder of runs dirs; deeper lie other people's files
+_LARGEST_CONFIG = 2**20  # bytes
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run as found on disk. config, metrics and layers are read when first asked for."""
+
+    path: Path
+    name: str
+    seed: int
+    status: str
+    run: Row
+    summary: Row
+    problems: list[str] = field(default_factory=list)
+
+    @cached_property
+    def config(self) -> Row:
+        return self._read(lambda: _read_config(self.path / CONFIG), {})
+
+    @cached_property
+    def metrics(self) -> list[Row]:
+        """One row an epoch."""
+        return self._read(lambda: files.read_rows(self.path / METRICS), [])
+
+    @cached_property
+    def layers(self) -> list[Row]:
+        """One row per measured epoch and BN layer."""
+        return self._read(lambda: files.read_rows(self.path / LAYERS), [])
+
+    @property
+    def config_hash(self) -> str | None:
+        value = self.run.get("config_hash")
+        return value if isinstance(value, str) and value else None
+
+    def _read(self, reader: Callable[[], T], otherwise: T) -> T:
+        try:
+            return reader()
+        except RunError as error:
+            self.problems.append(str(error))
+            return otherwise
+
+
+def read_run(path: Path | str) -> RunRecord:
+    """The run in a folder; `status` is `damaged` where run.json does not say one."""
+    path = Path(path)
+    problems: list[str] = []
+    run = _read_object(path / RUN, problems)
+    status = run.get("status")
+    if run and status not in STATUSES:
+        problems.append(f"{path / RUN}: status {status!r} is none of {', '.join(STATUSES)}")
+    status = status if status in STATUSES else "damaged"
+    summary = _read_object(path / SUMMARY, problems, wanted=status == "done")
+    name, seed = _identity(path, run, problems)
+    return RunRecord(path, name, seed, status, run, summary, problems)
+
+
+def _read_object(path: Path, problems: list[str], wanted: bool = True) -> Row:
+    try:
+        value = files.read_json(path)
+    except RunError as error:
+        problems.append(str(error))
+        return {}
+    if value is None and wanted:
+        problems.append(f"{path} is missing")
+    return value or {}
+
+
+def _identity(path: Path, run: Row, problems: list[str]) -> tuple[str, int]:
+    """Name and seed from run.json, else from the folders' names."""
+    folder = path.absolute()
+    match = _SEED.fullmatch(folder.name)
+    name, seed = run.get("name"), run.get("seed")
+    if not isinstance(name, str) or not name:
+        name = folder.parent.name if match else folder.name
+        if run:
+            problems.append(f"{path / RUN} says no name; taken from the folder: {name}")
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        seed = int(match[1]) if match else -1
+        if run:
+            problems.append(f"{path / RUN} says no seed; taken from the folder: {seed}")
+    return name, seed
+
+
+def _read_config(path: Path) -> Row:
+    """By the YAML 1.2 reader of configs: `1e-3` is a number, and nesting has limits."""
+    from vshift.config.reader import read
+    from vshift.config.tree import plain
+
+    data = files.read_bytes(path, _LARGEST_CONFIG)
+    if data is None:
+        raise RunError(f"{path} is missing")
+    try:
+        value = plain(read(data.decode(), escape_control(path.name)))
+    except (UnicodeDecodeError, ConfigError) as error:
+        reason = " ".join(str(error).split())
+        raise Damaged(f"{path} is damaged: {reason[:200]}") from error
+    if not isinstance(value, dict):
+        raise Damaged(f"{path} is damaged: it holds no keys")
+    return value
+
+
+def find_runs(folders: Iterable[Path | str]) -> list[RunRecord]:
+    """The runs under runs dirs, name folders or single run folders, by name and seed.
+
+    Raises:
+        RunError: a folder is missing, is a file, or holds no run.
+    """
+    found: dict[Path, Path] = {}
+    for folder in map(Path, folders):
+        _refuse_missing(folder)
+        paths = list(_walk(folder, _DEPTH))
+        if not paths:
+            raise RunError(
+                f"no runs in {folder}; `vshift train` writes them to "
+                f"<runs-dir>/<name>/seed-<n>/, each with a {RUN}"
+            )
+        for path in paths:
+            found.setdefault(path.resolve(), path)
+    records = [read_run(path) for path in found.values()]
+    return sorted(records, key=lambda record: (natural(record.name), record.seed))
+
+
+def _refuse_missing(folder: Path) -> None:
+    with files.explained(folder, "read"):
+        if folder.is_dir():
+            return
+        if folder.exists():
+            raise RunError(f"{folder} is a file; name the folder that holds it")
+        parent = folder.absolute().parent
+        siblings = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+    hint = did_you_mean(folder.name, siblings)
+    raise RunError(f"there is no folder {folder}" + (f"; {hint}" if hint else ""))
+
+
+def _walk(folder: Path, depth: int) -> Iterator[Path]:
+    """Run folders in and under a folder. One that may not be listed holds none for us."""
+    if _SEED.fullmatch(folder.absolute().name) or os.path.isfile(folder / RUN):
+        yield folder
+        return
+    if depth == 0:
+        return
+    try:
+        with os.scandir(folder) as entries:
+            inside = [e.path for e in entries if not e.name.startswith(".") and e.is_dir()]
+    except OSError:
+        return
+    for path in inside:
+        yield from _walk(Path(path), depth - 1)
+
+
+def number(value: Any) -> float | None:
+    """A finite number out of JSON, where true, 1e999 and 10**400 are none."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        result = float(value)
+    except OverflowError:
+        return None
+    return result if math.isfinite(result) else None

@@ -1,0 +1,398 @@
+"""A table as text: for a terminal, a pipe, Markdown, LaTeX, HTML, CSV and JSON.
+
+The only writer of tables. Names come from files that anybody may have written, so each format
+escapes them in its own way such that they stay text.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import math
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+from vshift.errors import VShiftError
+from vshift.text import escape_control, suggest, to_json, to_jsonable
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+Format = Literal["table", "md", "latex", "csv", "json", "html"]
+FORMATS: tuple[Format, ...] = ("table", "md", "latex", "csv", "json", "html")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading and how its cells are set.
+
+    Attributes:
+        head: a newline marks where it may break.
+        priority: a narrow terminal leaves out columns of low priority first.
+        is_text: aligned to the left, numbers to the right.
+    """
+
+    head: str
+    priority: int = 50
+    is_text: bool = False
+
+    @property
+    def one_line(self) -> str:
+        """The head on one line."""
+        return " ".join(self.head.split("\n"))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text cells for people, and records for programs.
+
+    Attributes:
+        rows: one text per column; control characters are escaped already.
+        caption: printed below (above in LaTeX and HTML); empty for none.
+        records: flat objects with full precision, for JSON and CSV; not always one per row.
+        notes: for stderr; no format prints them.
+        labels: how many columns, from the left, say what a row is.
+        panels: a narrow terminal gets the other columns in parts, one below the other, instead of
+            leaving some out.
+    """
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    records: Sequence[Any] = ()
+    notes: list[str] = field(default_factory=list)
+    labels: int = 1
+    panels: bool = False
+
+    def without(self, labels: Sequence[int]) -> Table:
+        """The same without some of the labels, by number."""
+        kept = [i for i in range(len(self.columns)) if i not in labels]
+        return replace(self.part(kept), labels=self.labels - len(labels))
+
+    def part(self, kept: Sequence[int]) -> Table:
+        """The same with some of the columns, by number."""
+        return replace(
+            self,
+            columns=[self.columns[i] for i in kept],
+            rows=[[row[i] for i in kept] for row in self.rows],
+        )
+
+
+def render(table: Table, kind: str, *, terminal_width: int | None = None) -> str:
+    """The table as text that ends in a newline.
+
+    Args:
+        kind: one of FORMATS.
+        terminal_width: in characters; `table` then has colours and leaves out what does not fit.
+            Without it nothing is ever cut.
+
+    Raises:
+        VShiftError: there is no such format.
+    """
+    writers = {
+        "table": _plain, "md": markdown, "latex": latex, "csv": _csv, "json": _json,
+        "html": html_table,
+    }  # fmt: skip
+    if kind not in writers:
+        raise VShiftError(
+            f"--format {escape_control(kind)}: no such format; {suggest(kind, FORMATS)}"
+            f"allowed: {', '.join(FORMATS)}"
+        )
+    if kind == "table" and terminal_width is not None:
+        return render_terminal(table, terminal_width)
+    return writers[kind](table)
+
+
+def write(table: Table, kind: str, stream: TextIO, *, terminal: bool | None = None) -> None:
+    """Print the table; `terminal` says whether the stream is one (default: ask it)."""
+    is_terminal = stream.isatty() if terminal is None else terminal
+    width = shutil.get_terminal_size().columns if is_terminal else None
+    text = render(table, kind, terminal_width=width)
+    # A backslash would be a command in LaTeX.
+    otherwise = "replace" if kind == "latex" else "backslashreplace"
+    stream.write(_encodable(text, stream.encoding or "utf-8", otherwise))
+    stream.flush()
+
+
+_ASCII = str.maketrans({"±": "+/-", "−": "-", "–": "-", "─": "-", "×": "x", "β": "beta"})
+
+
+def _encodable(text: str, encoding: str, otherwise: str) -> str:
+    """Text that an ASCII terminal or log takes too."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_ASCII).encode(encoding, otherwise).decode(encoding)
+    return text
+
+
+def _plain(table: Table) -> str:
+    from rich.cells import cell_len
+
+    lines = [[column.one_line for column in table.columns], *table.rows]
+    widths = [max(cell_len(line[i]) for line in lines) for i in range(len(table.columns))]
+
+    def pad(text: str, column: Column, width: int) -> str:
+        space = " " * (width - cell_len(text))
+        return text + space if column.is_text else space + text
+
+    aligned = (
+        "  ".join(pad(*cell) for cell in zip(line, table.columns, widths, strict=True))
+        for line in lines
+    )
+    return "\n".join([*(line.rstrip() for line in aligned), *_below(table.caption)])
+
+
+def _below(caption: str) -> list[str]:
+    """The lines after a table, the last one empty to end the text in a newline."""
+    return ["", caption, ""] if caption else [""]
+
+
+# The wide forms too, which Japanese and Chinese spreadsheets take for the narrow ones.
+_FORMULA = tuple("=+-@＝＋－＠")
+
+
+def _unformula(value: Any) -> Any:
+    """Text that a spreadsheet does not take for a formula."""
+    if isinstance(value, list):
+        value = " ".join(map(str, value))
+    if not isinstance(value, str):
+        return value
+    text = escape_control(value)
+    suspect = text.lstrip()[:1] in _FORMULA and not _is_number(text)
+    return f"'{text}" if suspect else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _csv(table: Table) -> str:
+    """The records with full precision; a value that is missing is an empty cell."""
+    keys = dict.fromkeys(key for record in table.records for key in record)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([_unformula(key) for key in keys])
+    for record in table.records:
+        writer.writerow([_unformula(to_jsonable(record.get(key))) for key in keys])
+    return buffer.getvalue()
+
+
+def _json(table: Table) -> str:
+    return to_json(table.records, indent=2, ascii_only=True) + "\n"
+
+
+# ---- Markdown, LaTeX, HTML
+
+_MD_SPECIAL = re.compile(r"([\\`*_\[\]|~$@]|:(?! |$))")
+
+
+def _md(text: str) -> str:
+    """Text in a Markdown table's cell: no emphasis, code, link, HTML, formula or further cell."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MD_SPECIAL.sub(r"\\\1", text).replace("www.", "www\\.")
+
+
+def markdown(table: Table) -> str:
+    """A table in the dialect of GitHub and pandoc, the caption below it."""
+    lines = [
+        [_md(column.one_line) for column in table.columns],
+        [":--" if column.is_text else "--:" for column in table.columns],
+        *([_md(cell) for cell in row] for row in table.rows),
+    ]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *_below(_md(table.caption))])
+
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "%": r"\%",
+    "#": r"\#",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "{''}",
+    "'": "{'}",
+    "`": "{`}",
+    "-": "{-}",  # two would become a dash
+    "[": "{[}",  # at a row's start it would be an argument of the line break before it
+    "]": "{]}",
+    "*": "{*}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "β": r"$\beta$",
+    "−": "$-$",
+    "–": "--",
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(char, char) for char in text)
+
+
+def latex(table: Table) -> str:
+    """A booktabs table with its caption."""
+    lines = [[column.one_line for column in table.columns], *table.rows]
+    head, *body = (f"    {' & '.join(map(_tex, line))} \\\\" for line in lines)
+    alignment = "".join("l" if column.is_text else "r" for column in table.columns)
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs}",
+            "\\begin{table}",
+            "  \\centering",
+            *([f"  \\caption{{{_tex(table.caption)}}}"] if table.caption else []),
+            f"  \\begin{{tabular}}{{{alignment}}}",
+            "    \\toprule",
+            head,
+            "    \\midrule",
+            *body,
+            "    \\bottomrule",
+            "  \\end{tabular}",
+            "\\end{table}",
+            "",
+        ]
+    )
+
+
+def html_table(table: Table) -> str:
+    """One `<table class="vshift">`, a fragment in ASCII for a page with styles of its own.
+
+    Numbers have the class `number`; a row's labels are its headers.
+    """
+    kinds = ["" if column.is_text else ' class="number"' for column in table.columns]
+
+    def cell(index: int, text: str) -> str:
+        tag, scope = ("th", ' scope="row"') if index < table.labels else ("td", "")
+        return f"<{tag}{scope}{kinds[index]}>{html.escape(text)}</{tag}>"
+
+    heads = (
+        f'<th scope="col"{kind}>{html.escape(column.one_line)}</th>'
+        for column, kind in zip(table.columns, kinds, strict=True)
+    )
+    rows = ("".join(cell(i, text) for i, text in enumerate(row)) for row in table.rows)
+    lines = [
+        '<table class="vshift">',
+        *([f"  <caption>{html.escape(table.caption)}</caption>"] if table.caption else []),
+        f"  <thead><tr>{''.join(heads)}</tr></thead>",
+        "  <tbody>",
+        *(f"    <tr>{row}</tr>" for row in rows),
+        "  </tbody>",
+        "</table>",
+        "",
+    ]
+    return "\n".join(lines).encode("ascii", "xmlcharrefreplace").decode()
+
+
+# ---- terminal
+
+_GAP = 2  # between columns: one of padding, one of the box's invisible line
+_NAME = 14  # a label is folded to this width before a column is left out
+_LEAST_NAME = 8
+
+
+def render_terminal(table: Table, width: int) -> str:
+    """The table with colours for a terminal of so many characters."""
+    from rich.console import Console
+    from rich.text import Text
+
+    caption = table.caption
+    if table.panels:
+        parts = _parts(table, width)
+    else:
+        kept = _fitting(table, width)
+        dropped = [c.one_line for i, c in enumerate(table.columns) if i not in kept]
+        parts = [kept]
+        if dropped:
+            heads = ", ".join(dropped)
+            caption += f" Too narrow for: {heads}; a wider terminal or a pipe shows them."
+    buffer = io.StringIO()
+    for number, kept in enumerate(parts):
+        part = table.part(kept)
+        # Narrower than one number and a bit of a name, the terminal itself has to wrap.
+        console = Console(file=buffer, force_terminal=True, width=max(width, _least(part)))
+        if number:
+            console.print()
+        console.print(_rich_table(part))
+    if caption:
+        console = Console(file=buffer, force_terminal=True, width=width)
+        console.print(Text(f"\n{caption}", style="dim"))
+    return buffer.getvalue()
+
+
+def _rich_table(table: Table) -> RichTable:
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(
+        box=box.SIMPLE_HEAD, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False
+    )
+    for index, column in enumerate(table.columns):
+        is_label = index < table.labels
+        drawn.add_column(
+            Text(column.head),  # never markup: a name may say [red]
+            justify="left" if column.is_text else "right",
+            overflow="fold",
+            no_wrap=not is_label,
+            min_width=None if is_label else _width(table, index),
+        )
+    for row in table.rows:
+        drawn.add_row(*map(Text, row))
+    return drawn
+
+
+def _width(table: Table, index: int) -> int:
+    from rich.cells import cell_len
+
+    cells = [row[index] for row in table.rows]
+    return max(cell_len(text) for text in [*cells, *table.columns[index].head.split("\n")])
+
+
+def _widths(table: Table, label: int) -> list[int]:
+    """Every column's width with the gap behind it; labels are folded to `label`."""
+    full = [_width(table, index) for index in range(len(table.columns))]
+    return [
+        (min(label, width) if index < table.labels else width) + _GAP
+        for index, width in enumerate(full)
+    ]
+
+
+def _least(table: Table) -> int:
+    return sum(_widths(table, _LEAST_NAME)) - _GAP
+
+
+def _fitting(table: Table, width: int) -> list[int]:
+    """The numbers of the columns that fit, the important ones first; the labels and one more
+    always stay."""
+    widths, kept = _widths(table, _NAME), list(range(table.labels))
+    others = range(table.labels, len(table.columns))
+    for index in sorted(others, key=lambda i: -table.columns[i].priority):
+        needed = sum(widths[i] for i in [*kept, index]) - _GAP
+        if needed <= width or len(kept) == table.labels:
+            kept.append(index)
+    return sorted(kept)
+
+
+def _parts(table: Table, width: int) -> Sequence[list[int]]:
+    """The columns in parts that fit, each with the labels and at least one more column."""
+    widths, labels = _widths(table, _NAME), list(range(table.labels))
+    parts = [[*labels]]
+    for index in range(table.labels, len(table.columns)):
+        full = sum(widths[i] for i in [*parts[-1], index]) - _GAP > width
+        if full and len(parts[-1]) > table.labels:
+            parts.append([*labels])
+        parts[-1].append(index)
+    return parts

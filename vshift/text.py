@@ -1,0 +1,196 @@
+"""All formatting for people: numbers, p values, durations, plurals, lists, escaping.
+
+Names in files may have been written by anybody, so whatever is printed passes `escape_control`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from pathlib import PurePath
+from typing import Any
+
+NONE = "–"  # a value that is missing
+
+# ---- numbers
+
+
+def format_number(value: float | None, digits: int, sign: str = "") -> str:
+    """A number with fixed decimals and a real minus sign; `sign="+"` writes plus signs too."""
+    if value is None:
+        return NONE
+    # + 0.0 after rounding: no −0.00
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
+
+
+def format_integer(value: float | None) -> str:
+    """A whole number with thousands separators."""
+    return NONE if value is None else f"{round(value):,}"
+
+
+def format_significant(value: float | None, digits: int = 4) -> str:
+    """A number of any magnitude with this many significant digits."""
+    return NONE if value is None or math.isnan(value) else f"{value:.{digits}g}"
+
+
+def format_spread(
+    value: float | None, spread: float | None, sign: str = "", digits: int = 2
+) -> str:
+    """`8.43 ± 0.21`, or without the spread where there is none."""
+    number = format_number(value, digits, sign)
+    if value is None or spread is None:
+        return number
+    return f"{number} ± {format_number(spread, digits)}"
+
+
+def format_p(p: float | None) -> str:
+    """`p = 0.025`, `p < 0.001`; empty where there was no test."""
+    if p is None:
+        return ""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def format_duration(seconds: float | None) -> str:
+    """`50 s`, `12 min`, `3 h 20 min`, `4 d 6 h`."""
+    if seconds is None:
+        return NONE
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
+# ---- words
+
+
+def pluralize(number: int, noun: str, plural: str | None = None) -> str:
+    """`1 run`, `2 runs`, `1,200 runs`; `plural` where it takes more than an s."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def join_words(parts: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+
+
+def list_names(names: Sequence[str], limit: int = 4, noun: str = "") -> str:
+    """`a, b, c, d and 3 more`, or with a noun `and 3 more keys`; control characters escaped."""
+    shown = ", ".join(map(escape_control, names[:limit]))
+    hidden = len(names) - limit
+    return f"{shown} and {hidden:,} more{noun and f' {noun}'}" if hidden > 0 else shown
+
+
+def format_text(value: str | None) -> str:
+    """A text from a file, escaped; – where there is none."""
+    return NONE if value is None else escape_control(value)
+
+
+def format_value(value: Any) -> str:
+    """A config value as YAML spells it; `none` for null."""
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "true", False: "false"}[value]
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(format_value, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {format_value(item)}' for key, item in value.items())}}}"
+    return escape_control(str(value))
+
+
+# ---- escaping and order
+
+
+def escape_control(text: str) -> str:
+    """Show control characters, newlines and invisible direction marks as escapes."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def escape_lines(text: str) -> str:
+    """Escape control characters line by line, so that any text may go to a terminal."""
+    return "\n".join(map(escape_control, text.split("\n")))
+
+
+def natural(text: str) -> tuple[tuple[int, int, str], ...]:
+    """A sort key by which `depth-9` comes before `depth-20`."""
+    return tuple(
+        (0, int(part), "") if part.isdecimal() else (1, 0, part)
+        for part in re.split(r"([0-9]{1,18})", text)
+        if part
+    )
+
+
+# ---- JSON
+
+
+def to_jsonable(value: Any) -> Any:
+    """A value as JSON knows it: numpy and torch unpacked, NaN and ±inf as null.
+
+    Raises:
+        TypeError: a value that JSON has no form for.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, Mapping):
+        return {str(key): to_jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_jsonable(item) for item in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return to_jsonable(value.tolist())
+    if type(value).__name__ in ("NAType", "NaTType"):  # pandas; not worth importing it here
+        return None
+    if isinstance(value, date):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no place in a JSON file: {value!r}")
+
+
+def to_json(value: Any, *, indent: int | None = None, ascii_only: bool = False) -> str:
+    """Strict JSON (no NaN) of any value that `to_jsonable` takes."""
+    return json.dumps(to_jsonable(value), indent=indent, allow_nan=False, ensure_ascii=ascii_only)
+
+
+# ---- suggestions
+
+# What other programs and people call it.
+_OTHER_NAMES = {
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+    "bs": "batch_size",
+    "p": "rate",
+    "dropout": "noise",
+    "batchnorm": "bn",
+    "groupnorm": "gn",
+    "linear": "fc",
+    "swish": "silu",
+}
+
+
+def did_you_mean(word: object, allowed: Iterable[str]) -> str:
+    """The nearest allowed word as ``did you mean `noise`?``, or an empty string if none is near."""
+    words = {name.lower(): name for name in allowed}
+    text = str(word).lower()
+    near = [_OTHER_NAMES.get(text, text)] if _OTHER_NAMES.get(text, text) in words else []
+    near = near or difflib.get_close_matches(text, words, n=1, cutoff=0.6)
+    return f"did you mean `{words[near[0]]}`?" if near else ""
+
+
+def suggest(word: object, allowed: Iterable[str]) -> str:
+    """`did_you_mean` with a space after it, to stand in the middle of a message; or nothing."""
+    hint = did_you_mean(word, allowed)
+    return f"{hint} " if hint else ""

@@ -1,0 +1,1 @@
+"""Training a config: the loop, its steps, checkpoints and evaluation."""

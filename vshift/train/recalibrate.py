@@ -1,0 +1,135 @@
+"""`vshift recalibrate`: BN statistics of a finished run, re-estimated beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vshift.config import load as load_config
+from vshift.data import load as load_images
+from vshift.errors import RunError
+from vshift.runs import PROBE, RunFolder
+from vshift.shift.probe import batch_norms
+from vshift.text import escape_control
+from vshift.train.device import choose_device, configure
+from vshift.train.evaluate import (
+    Subject,
+    mode_rows,
+    monte_carlo_scores,
+    recalibrations,
+    test_scores,
+)
+from vshift.train.loop import make_subject
+
+Row = dict[str, Any]
+
+
+def open_run(path: Path, sets: Sequence[str] = ()) -> Subject:
+    """The trained network of a finished run with its data.
+
+    Args:
+        sets: changes of its config, as with `--set`; they must not change the network.
+
+    Raises:
+        RunError: the run is not finished, its checkpoint is missing or damaged, or it is no run of
+            vshift's own but what a VarianceProbe saved.
+    """
+    folder = RunFolder.open(path)
+    if folder.run.get("source") == PROBE:
+        raise RunError(
+            f"{path} holds what a VarianceProbe measured, and no network or weights; audit or "
+            "recalibrate the model itself: `vshift.audit(model, loader)`, "
+            "`vshift.recalibrate(model, loader)`, or `vshift audit FILE.py:FACTORY --weights …`"
+        )
+    if folder.status != "done":
+        raise RunError(
+            f"{path}: this run is {folder.status or 'no run'}, not done; "
+            f"`vshift train {path / 'config.yaml'}` with the same --runs-dir finishes it"
+        )
+    config = load_config(path / "config.yaml", sets)
+    device = choose_device(config.hardware.device)
+    configure(config.hardware, device)
+    subject = make_subject(config, config.seeds[0], load_images(config.data, device))
+    try:
+        subject.model.load_state_dict(folder.load_checkpoint()["model"])
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{path}: the checkpoint does not fit this config: {reason}") from error
+    return subject
+
+
+def recalibrate_run(path: Path, sets: Sequence[str]) -> list[Row]:
+    """Re-estimate by every method, test, and write the results beside the run.
+
+    What is done stands in the config's sections recalibration and measure, with `sets`. The
+    checkpoint and what training wrote stay as they are.
+
+    Returns:
+        A row for the run as it was trained (method `none`), one for each method, and with
+        measure.monte_carlo one more (method `monte_carlo`).
+    """
+    subject = open_run(path, sets)
+    config, folder = subject.config, RunFolder(path)
+    if not batch_norms(subject.model):
+        raise RunError(f"{path}: the network has no BN layer to recalibrate")
+    before = {"method": "none", **test_scores(subject)}
+    rows, states = recalibrations(subject, config.recalibration, config.epochs)
+    if config.measure.modes:
+        folder.write_modes(mode_rows(subject, states, config.epochs))
+    if config.measure.monte_carlo:
+        rows.append(_monte_carlo(subject, config.measure.monte_carlo))
+    folder.write_recalibration([before, *rows], states)
+    return [before, *rows]
+
+
+def _monte_carlo(subject: Subject, passes: int) -> Row:
+    found = monte_carlo_scores(subject, passes, subject.config.epochs)
+    tested = {
+        "test_accuracy": found["monte_carlo_accuracy"],
+        "test_loss": found["monte_carlo_loss"],
+    }
+    return {"method": "monte_carlo", **tested, **found}
+
+
+def render_modes(rows: list[Row]) -> str:
+    """The mode matrix as aligned text, one line a combination."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)]
+    lines = [columns, *cells]
+    return "\n".join(
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
+    return "–" if value is None else str(value)
+
+
+def render(path: str, rows: list[Row]) -> str:
+    """The rows as aligned text: accuracies in percent, or losses where nothing is classified."""
+    classified = rows[0]["test_accuracy"] is not None
+    key, head, digits = ("test_accuracy", "test %", 2) if classified else ("test_loss", "loss", 4)
+    gain = "gain" if classified else "change"
+    lines = [
+        escape_control(path),
+        f"{'method':12} {head:>7} {gain:>7} {'shift mean':>11} {'max':>7}",
+    ]
+    before = rows[0][key]
+    for row in rows:
+        mean, highest = (_fixed(row.get(f"shift_ratio_{what}"), ".3f") for what in ("mean", "max"))
+        gained = None if None in (row[key], before) else row[key] - before
+        tested = f"{_fixed(row[key], f'.{digits}f'):>7} {_fixed(gained, f'+.{digits}f'):>7}"
+        lines.append(f"{row['method']:12} {tested} {mean:>11} {highest:>7}")
+        lines += [f"{'':12} {row['problem']}"] if row.get("problem") else []
+    return "\n".join(lines)
+
+
+def _fixed(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
