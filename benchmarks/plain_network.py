@@ -16,12 +16,18 @@ Everything else vshift builds from `torch.nn` layers, sums, concatenations and m
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.cases import Case, make_config
+from benchmarks.peers import PEERS, Work
+from benchmarks.race import Epoch
+from vshift.data import ImageSet
 from vshift.networks import BatchNorm, Noise
 from vshift.networks.noise import Dropout, Gaussian, Uniform
+from vshift.train.loop import build_for
 
 
 class GaussianNoise(nn.Module):
@@ -72,3 +78,24 @@ def _counterpart(layer: BatchNorm | Noise) -> nn.Module:
         case Uniform(unit="element"):
             return UniformNoise(math.sqrt(3 * layer.variance)).train(layer.training)
     raise TypeError(f"the peers have no {type(layer).__name__} like {layer}")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One of the loops with its network and images, ready to train."""
+
+    epoch: Epoch
+
+
+def make_peer(name: str, case: Case, images: ImageSet) -> Peer:
+    """A loop of `peers.py` on vshift's network and initial weights, from PyTorch's own layers."""
+    work = Work(
+        model=as_plain(build_for(make_config(case), images, 0)),
+        images=images.train.images.cpu(),
+        labels=images.train.labels.cpu(),
+        mean=tuple(images.mean.tolist()),
+        std=tuple(images.std.tolist()),
+        batch=case.batch,
+        device=images.train.images.device,
+    )
+    return Peer(PEERS[name](work))

@@ -23,17 +23,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ways import CONTENDERS, IN_TURN, Processes, Work, say
-from vshift.bench import environment
-from vshift.bench.cases import make_cases, numbers, words
-from vshift.bench.peaks import measure_peaks
-from vshift.bench.race import Budget, Ready, prepare, race
-from vshift.bench.results import Series, paired, slug
+from benchmarks import environment
+from benchmarks.cases import make_cases, numbers, words
+from benchmarks.race import Budget, Ready, prepare, race
+from benchmarks.render import render_together
+from benchmarks.results import IN_TURN, Series, paired, slug
+from benchmarks.ways import CONTENDERS, Processes, Work, say
 from vshift.config.schema import Hardware
 from vshift.errors import VShiftError
 from vshift.runs.folder import now
 from vshift.runs.prepare import git_commit
-from vshift.text import pluralize
 from vshift.train.device import choose_device, configure
 
 
@@ -86,39 +85,6 @@ def _found(work: Work, ready: Sequence[Ready], left_out: dict[str, str]) -> dict
     }
 
 
-def render(found: dict[str, Any]) -> str:
-    """A Markdown table with its caption."""
-    heads = ("network", "noise", "batch", "seeds", "contender", "images/s", "n", "gain")
-    lines = [f"| {' | '.join(heads)} |", "|---|---|--:|--:|---|--:|--:|--:|"]
-    for case in found["cases"]:
-        for row in case["contenders"]:
-            speed, gain = row["images_per_second"], row["gain"]
-            cells = [case["network"], case["noise"], case["batch"], case["seeds"]]
-            cells += [f"{row['name']} ({row['step']})", f"{speed['median']:,.0f}"]
-            cells += [len(speed["values"]), f"{gain['median']:.2f}×"]
-            cells[-1] += (
-                f" ({gain['low']:.2f}–{gain['high']:.2f})" if row["name"] != IN_TURN else ""
-            )
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-        for name, reason in case["left_out"].items():
-            lines.append(
-                f"| {case['network']} | {case['noise']} | {case['batch']} | {case['seeds']} "
-                f"| {name} | – | 0 | {reason} |"
-            )
-    device = found["device"]
-    said = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
-    commit = f", commit {found['git'][:10]}" if found["git"] else ""
-    lines += [
-        "",
-        f"{device['name']}, {pluralize(device['threads'], 'thread')}, "
-        f"load {device['load'] or 0:.1f} before; {said}; {found['created'][:10]}"
-        f"{commit}. Each timing is one epoch of "
-        f"{found['steps']} steps of every seed, contenders in turn; median over n. The gain is "
-        "over one seed after the other in the same repeat.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     options.add_argument("--network", default="resnet-20", help="one or more, comma-separated")
@@ -140,7 +106,7 @@ def main() -> int:
     except VShiftError as error:
         print(f"together: {error}", file=sys.stderr)
         return error.exit_code
-    print(render(found), end="")
+    print(render_together(found), end="")
     return 0
 
 
@@ -150,7 +116,7 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
     configure(Hardware(threads=given.threads), device)
     budget = Budget(given.seconds)
     load = environment.load_average()
-    info = environment.describe_device(device, measure_peaks(device, 0.1), load)
+    info = environment.describe_device(device, environment.measure_peaks(device, 0.1), load)
     cases = make_cases(words(given.network), numbers("--batch", given.batch), words(given.noise))
     found: dict[str, Any] = {
         "created": now(),

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.cases import Case, make_config
+from benchmarks.race import Runner
+from benchmarks.results import IN_TURN
 from benchmarks.stack import Stack, StackedLog, StackedStream, stacked
-from vshift.bench.cases import Case, make_config
-from vshift.bench.race import Runner
-from vshift.bench.training import Training, random_images
+from benchmarks.training import Training, random_images
 from vshift.config.schema import Hardware
 from vshift.data import ImageSet, train_stream
 from vshift.errors import VShiftError
@@ -26,8 +27,6 @@ from vshift.train.loop import build_for
 from vshift.train.objective import classification
 from vshift.train.schedule import learning_rates
 from vshift.train.step import EagerStep, Tally, make_optimizer
-
-IN_TURN = "one after the other"
 
 
 def say(text: str) -> None:

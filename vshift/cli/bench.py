@@ -1,14 +1,17 @@
-"""`vshift bench`."""
+"""`vshift bench`, a command of a clone: the benchmarks are not in the wheel."""
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+import vshift
 from vshift.cli.options import Device, Quiet
+from vshift.errors import ConfigError
 
 
 class Switch(StrEnum):
@@ -24,7 +27,9 @@ def bench(
             "--networks", help="Comma-separated, such as preresnet-20,wrn-28-10; paper: its four."
         ),
     ] = "preresnet-20",
-    batch: Annotated[str, typer.Option("--batch", help="Images a step, comma-separated.")] = "128",
+    batch: Annotated[
+        str, typer.Option("--batch", help="Images per step, comma-separated.")
+    ] = "128",
     noise: Annotated[
         str, typer.Option("--noise", help="none, dropout, gaussian, uniform; comma-separated.")
     ] = "none,dropout",
@@ -43,11 +48,9 @@ def bench(
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", min=1, help="Of one timing. Default: 15 on a CPU, 200 on a GPU."),
+        typer.Option("--steps", min=1, help="Per timing. Default: 15 on a CPU, 200 on a GPU."),
     ] = None,
-    repeats: Annotated[
-        int, typer.Option("--repeats", min=1, help="Timings of each contender.")
-    ] = 5,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timings per contender.")] = 5,
     budget: Annotated[
         float | None, typer.Option("--budget", min=0, help="Seconds after which nothing is begun.")
     ] = None,
@@ -57,32 +60,35 @@ def bench(
     ] = None,
     as_json: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", help="Keep all; in a folder as <device>.json."),
+        typer.Option(
+            "--json", metavar="FILE", help="Write every timing; in a folder: <device>.json."
+        ),
     ] = None,
     tables: Annotated[
         list[Path] | None,
-        typer.Option("--table", metavar="FILE", help="Only print such a file; repeatable."),
+        typer.Option("--table", metavar="FILE", help="Only print such a file's table; repeatable."),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Measure training in images a second, against bounds and against other loops."""
+    _find_benchmarks()
     if tables:
-        from vshift.bench.results import read_results
-        from vshift.bench.table import render_all
+        from benchmarks.render import render_all
+        from benchmarks.results import read_results
 
-        typer.echo(render_all(read_results(path) for path in tables), nl=False)
+        typer.echo(render_all(map(read_results, tables)), nl=False)
         return
-    from vshift.bench.cases import make_cases, numbers, words
+    from benchmarks.cases import make_cases, numbers, words
 
     cases = make_cases(words(networks), numbers("--batch", batch), words(noise))
-    from vshift.bench.bench import Plan, bench_and_print
-    from vshift.bench.peers import NAMES
+    from benchmarks.bench import Plan, bench_and_print
+    from benchmarks.peers import PEERS
 
     plan = Plan(
         cases=cases,
         kinds=words(kinds),
         logs=[on for on in (True, False) if log.value in ("both", "on" if on else "off")],
-        peers=peer or (NAMES if peers else ()),
+        peers=peer or (list(PEERS) if peers else []),
         steps=steps,
         repeats=repeats,
         budget=budget,
@@ -90,3 +96,21 @@ def bench(
         threads=threads,
     )
     bench_and_print(plan, as_json, quiet)
+
+
+def _find_benchmarks() -> None:
+    """Make the package `benchmarks` importable: it is in a clone, and not in the wheel.
+
+    Raises:
+        ConfigError: neither the clone that vshift is installed from nor the working folder has it.
+    """
+    for root in (Path(vshift.__file__).parents[1], Path.cwd()):
+        if (root / "benchmarks" / "bench.py").is_file():
+            # On the path, not loaded from a file: a DataLoader's workers import it by name.
+            if str(root) not in sys.path:
+                sys.path.insert(0, str(root))
+            return
+    raise ConfigError(
+        "vshift bench: the benchmarks come with vshift's repository, not with the installed "
+        "package: clone it and run `make bench` there, or `vshift bench` in the clone's folder"
+    )

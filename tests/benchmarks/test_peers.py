@@ -5,11 +5,9 @@ import torch
 from torch import nn
 
 from benchmarks import peers
-from benchmarks.plain_network import GaussianNoise, UniformNoise, as_plain
-from vshift.bench import peers as finder
-from vshift.bench.cases import PAPER, Case, make_config
-from vshift.bench.peers import NAMES, check_peers, load_peers, make_peer
-from vshift.bench.training import Training, random_images
+from benchmarks.cases import PAPER, Case, check_known, make_config
+from benchmarks.plain_network import GaussianNoise, UniformNoise, as_plain, make_peer
+from benchmarks.training import Training, random_images
 from vshift.errors import ConfigError
 from vshift.networks import BatchNorm, Noise, build
 
@@ -23,8 +21,7 @@ def make(network="preresnet-8", noise="none"):
 
 
 def test_the_three_are_there():
-    assert load_peers() is peers
-    assert tuple(peers.PEERS) == tuple(peers.TITLES) == NAMES
+    assert tuple(peers.PEERS) == tuple(peers.TITLES) == ("plain", "bf16", "airbench")
 
 
 @pytest.mark.parametrize("network", [*PAPER, "resnet-18", "resnet-20"])
@@ -145,11 +142,6 @@ def test_the_compiled_peer_trains_and_leaves_the_last_batch_uncompiled(monkeypat
     assert seen == [{"mode": "default", "dynamic": False}, 16, 16]
 
 
-def test_an_installed_package_says_where_peers_are(tmp_path):
-    with pytest.raises(ConfigError, match=r"comes with vshift's repository.*leave the option out"):
-        finder.load_peers([tmp_path])
-
-
 def test_an_unknown_peer():
     with pytest.raises(ConfigError, match="--peer plane: not known; did you mean `plain`"):
-        check_peers(["plane"])
+        check_known("--peer", ["plane"], peers.PEERS)

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.render import BEGIN, END, rendered
-from tests.bench.results import make_results
-from vshift.bench.table import best, render, render_all
+from benchmarks.render import BEGIN, END, best, render, render_all, rendered
+from tests.benchmarks.results import make_results
 
 ROOT = Path(__file__).parents[2]
 

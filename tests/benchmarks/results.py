@@ -1,6 +1,6 @@
 """A bench's results made up by hand: one case, vshift with and without logging, one peer."""
 
-from vshift.bench.results import (
+from benchmarks.results import (
     Bound,
     CaseResult,
     Contender,

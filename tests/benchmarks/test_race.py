@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from vshift.bench.race import Budget, Forecast, Ready, order, prepare, race
+from benchmarks.race import Budget, Forecast, Ready, order, prepare, race
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from vshift.bench.cases import Case, make_config
+from benchmarks.cases import Case, make_config
 from vshift.data import ImageSet
 from vshift.data.images import Part, image_set
 from vshift.shift.probe import TrainingLog

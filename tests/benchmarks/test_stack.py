@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
+from benchmarks.cases import Case, make_config
 from benchmarks.stack import Stack, StackedLog, StackedStream, seed_of, stacked
-from vshift.bench.cases import Case, make_config
-from vshift.bench.training import random_images
+from benchmarks.training import random_images
 from vshift.data import Stream, train_stream
 from vshift.networks import BatchNorm
 from vshift.shift.probe import TrainingLog

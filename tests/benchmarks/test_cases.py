@@ -2,7 +2,7 @@
 
 import pytest
 
-from vshift.bench.cases import NOISES, PAPER, Case, check_kinds, make_cases, make_config, numbers
+from benchmarks.cases import NOISES, PAPER, Case, check_kinds, make_cases, make_config, numbers
 from vshift.errors import ConfigError
 
 

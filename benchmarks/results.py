@@ -1,4 +1,4 @@
-"""What a bench found, as its JSON file holds it: every timing, and what follows from them."""
+"""A bench's results, as its JSON file holds them: every timing, and what follows from them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vshift.errors import VShiftError
+
+IN_TURN = "one after the other"  # what several seeds at once are compared to
 
 
 class _Record(BaseModel):
@@ -37,7 +39,7 @@ def paired(above: Series, below: Series) -> Series:
 
 
 class Shares(_Record):
-    """A speed as a share (0 to 1) of each bound; see `vshift.bench.bounds`."""
+    """A speed as a share (0 to 1) of each bound; see `bounds.py`."""
 
     arithmetic: float
     eager: float
@@ -132,7 +134,7 @@ class DeviceInfo(_Record):
     """Where it ran.
 
     Attributes:
-        clock_mhz: at the beginning; each case has its own, right behind its race.
+        clock_mhz: at the beginning; each case has its own, right after its race.
         load: average number of busy processes in the minute before; None where nobody counts them.
         flops, bytes_per_second: the peaks measured there.
     """

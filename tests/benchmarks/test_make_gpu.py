@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from benchmarks import gpu, together
-from vshift.bench.cases import make_cases
+from benchmarks.cases import make_cases
 
 ROOT = Path(__file__).parents[2]
 WITHOUT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}

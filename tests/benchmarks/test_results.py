@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.bench.results import BOUND, make_results
-from vshift.bench.results import Series, paired, read_results, slug
+from benchmarks.results import Series, paired, read_results, slug
+from tests.benchmarks.results import BOUND, make_results
 from vshift.errors import VShiftError
 
 

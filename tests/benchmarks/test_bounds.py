@@ -3,8 +3,8 @@
 import pytest
 from torch import nn
 
-from vshift.bench.bounds import Bounds, Peaks, bounds_of
-from vshift.bench.cases import Case, make_config
+from benchmarks.bounds import Bounds, Peaks, bounds_of
+from benchmarks.cases import Case, make_config
 from vshift.networks import build
 from vshift.networks.blocks import Residual
 from vshift.networks.summary import trace

@@ -1,4 +1,4 @@
-"""What a timing depends on besides the code: the device, its clock, and versions."""
+"""What a timing depends on besides the code: the device, its peaks and clock, and versions."""
 
 from __future__ import annotations
 
@@ -6,16 +6,57 @@ import os
 import platform
 import re
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
-from vshift.bench.bounds import Peaks
-from vshift.bench.results import DeviceInfo
+from benchmarks.bounds import Peaks
+from benchmarks.results import DeviceInfo
 from vshift.runs.prepare import versions
 
 _CPU = Path("/proc/cpuinfo")
 _MAX_KHZ = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
+
+# What the best kernels reach, not the data sheet: dense bf16 matrix products, and HBM3 traffic.
+REFERENCE = {"H100": Peaks(flops=800e12, bytes_per_second=3.0e12)}
+
+
+def reference_peaks(device_name: str) -> Peaks | None:
+    """The published peaks of a device; None for one that is not in the table."""
+    return next((peaks for key, peaks in REFERENCE.items() if key in device_name), None)
+
+
+def measure_peaks(device: torch.device, scale: float = 1.0) -> Peaks:
+    """A large matrix product in bf16, and a copy that no cache holds; the best of several.
+
+    Args:
+        scale: factor on both sizes, for tests.
+    """
+    cuda = device.type == "cuda"
+    side = max(64, int((8192 if cuda else 2048) * scale))
+    a, b = torch.randn(2, side, side, device=device).bfloat16()
+    size = max(1024, int((2**30 if cuda else 2**28) * scale))
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return Peaks(
+        flops=2 * side**3 / _best(lambda: a @ b, device),
+        bytes_per_second=2 * size / _best(lambda: target.copy_(source), device),
+    )
+
+
+def _best(work: Callable[[], object], device: torch.device, runs: int = 8) -> float:
+    """Seconds of the fastest of several runs, after two that warm up."""
+    seconds = []
+    for _ in range(runs + 2):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[2:])
 
 
 def describe_device(device: torch.device, peaks: Peaks, load: float | None) -> DeviceInfo:
@@ -44,15 +85,16 @@ def load_average() -> float | None:
 
 def cpu_name() -> str:
     """The processor as the system calls it, `Intel(R) Xeon(R) Processor`."""
-    return _cpu_field("model name") or platform.processor() or platform.machine()
+    model = re.search(r"^model name\s*: (.+)$", _cpuinfo(), re.MULTILINE)
+    return model[1].strip() if model else platform.processor() or platform.machine()
 
 
 def clock_mhz(device: torch.device) -> float | None:
     """The present clock: of the GPU's SMs, or the mean over the processor's cores."""
     if device.type == "cuda":
         return _query("clocks.sm")
-    found = [float(mhz) for mhz in re.findall(r"^cpu MHz\s*: ([\d.]+)$", _cpuinfo(), re.MULTILINE)]
-    return sum(found) / len(found) if found else None
+    clocks = re.findall(r"^cpu MHz\s*: ([\d.]+)$", _cpuinfo(), re.MULTILINE)
+    return fmean(map(float, clocks)) if clocks else None
 
 
 def all_versions() -> dict[str, str | None]:
@@ -72,11 +114,6 @@ def _cpuinfo() -> str:
         return _CPU.read_text()
     except OSError:  # not Linux
         return ""
-
-
-def _cpu_field(name: str) -> str | None:
-    found = re.search(rf"^{name}\s*: (.+)$", _cpuinfo(), re.MULTILINE)
-    return found[1].strip() if found else None
 
 
 def _max_cpu_mhz() -> float | None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from vshift.bench import bench
-from vshift.bench.bench import Plan
-from vshift.bench.cases import Case
-from vshift.bench.race import prepare
-from vshift.bench.training import Training, random_images
+from benchmarks import bench
+from benchmarks.bench import Plan
+from benchmarks.cases import Case
+from benchmarks.race import prepare
+from benchmarks.training import Training, random_images
 from vshift.train.progress import Reporter
 
 CPU = torch.device("cpu")
@@ -142,6 +142,16 @@ def test_mistakes_are_explained(vshift, words, message):
     assert "Traceback" not in err
 
 
+def test_without_a_clone_it_says_where_the_benchmarks_are(vshift, monkeypatch, tmp_path):
+    monkeypatch.setattr("vshift.__file__", str(tmp_path / "site-packages" / "vshift" / "x.py"))
+    code, out, err = vshift("--help")
+    assert code == 0
+    code, out, err = vshift(*SMALL)
+    assert (code, out) == (2, "")
+    assert "come with vshift's repository, not with the installed package" in err
+    assert "make bench" in err
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU; the refusal cannot happen")
 def test_cuda_where_there_is_none(vshift):
     code, _, err = vshift(*SMALL, "--device", "cuda")
@@ -172,7 +182,7 @@ def test_images_are_the_same_at_every_call_and_end_in_a_smaller_batch():
 
 def test_training_is_what_vshift_train_does(tmp_path):
     """The same weights after an epoch as a run's, bit for bit."""
-    from vshift.bench.cases import make_config
+    from benchmarks.cases import make_config
     from vshift.runs import prepare as prepare_run
     from vshift.train.loop import train
 
@@ -222,7 +232,7 @@ def test_events_see_the_gpus_own_time():
             return 0.0
 
     ready = prepare("sleeper", Sleeper, device)
-    from vshift.bench.race import time_epoch
+    from benchmarks.race import time_epoch
 
     time_epoch(ready, device)
     assert ready.seconds[0] > 0.05

@@ -13,7 +13,7 @@ from vshift.config.problems import explain
 from vshift.config.schema import Config, Hardware
 from vshift.config.tree import Place, wrap
 from vshift.errors import ConfigError
-from vshift.text import did_you_mean
+from vshift.text import suggest
 
 # Family → the keys that the numbers in a name stand for, as in wrn-28-10.
 _FAMILIES = {
@@ -78,7 +78,8 @@ def make_cases(
         ConfigError: one line for each network and noise that does not exist.
     """
     names = [n for name in networks for n in (PAPER if name == "paper" else (name,))]
-    problems = [*_unknown("--noise", noises, NOISES), *_bad_batches(batches)]
+    problems = _unknown("--noise", noises, list(NOISES))
+    problems += [f"--batch {n}: a batch holds at least 4 images" for n in batches if n < 4]
     for name in names:
         try:
             make_config(Case(name, 2, "none"))
@@ -89,29 +90,27 @@ def make_cases(
     return [Case(*case) for case in product(dict.fromkeys(names), batches, noises)]
 
 
-def check_kinds(kinds: Iterable[str]) -> None:
-    """Refuse kinds of step that `hardware.step` does not have."""
-    problems = _unknown("--kinds", kinds, KINDS)
-    if problems:
+def check_known(option: str, words: Iterable[str], allowed: Iterable[str]) -> None:
+    """Refuse an option's words that are not allowed.
+
+    Raises:
+        ConfigError: one line per unknown word.
+    """
+    if problems := _unknown(option, words, list(allowed)):
         raise ConfigError(*problems)
 
 
-def _unknown(option: str, words: Iterable[str], allowed: Iterable[str]) -> list[str]:
-    known = list(allowed)
+def check_kinds(kinds: Iterable[str]) -> None:
+    """Refuse kinds of step that `hardware.step` does not have."""
+    check_known("--kinds", kinds, KINDS)
+
+
+def _unknown(option: str, words: Iterable[str], allowed: Sequence[str]) -> list[str]:
     return [
-        f"{option} {word}: not known; {_hint(word, known)}allowed: {', '.join(known)}"
+        f"{option} {word}: not known; {suggest(word, allowed)}allowed: {', '.join(allowed)}"
         for word in words
-        if word not in known
+        if word not in allowed
     ]
-
-
-def _bad_batches(batches: Sequence[int]) -> list[str]:
-    return [f"--batch {n}: a batch holds at least 4 images" for n in batches if n < 4]
-
-
-def _hint(word: str, allowed: Iterable[str]) -> str:
-    hint = did_you_mean(word, allowed)
-    return f"{hint} " if hint else ""
 
 
 def make_config(
@@ -150,7 +149,7 @@ def _network(name: str) -> dict[str, Any]:
     if not keys or len(numbers) > len(keys) or not all(n.isdecimal() for n in numbers):
         allowed = ("paper", *COMMON)
         raise ConfigError(
-            f"--networks {name}: not known; {_hint(name, allowed)}a family and its numbers, such "
+            f"--networks {name}: not known; {suggest(name, allowed)}a family and its numbers, such "
             f"as {', '.join(COMMON)}; or paper for {', '.join(PAPER)}"
         )
     return {"name": family, **dict(zip(keys, map(int, numbers), strict=False))}

@@ -1,0 +1,310 @@
+"""`vshift bench`: race every case, all its contenders in one process.
+
+In reading order: `cases` (what is raced), `training` (vshift's contender), `peers` and
+`plain_network` (the other loops), `race` (turns and the clock), `bounds` (how fast it could be),
+`environment` (the device), `results` (the JSON file), `render` (tables), and this module, which
+calls them all.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import environment
+from benchmarks.bounds import Peaks, bounds_of
+from benchmarks.cases import Case, check_kinds, check_known, make_config
+from benchmarks.environment import measure_peaks, reference_peaks
+from benchmarks.peers import PEERS, TITLES
+from benchmarks.plain_network import make_peer
+from benchmarks.race import Budget, Forecast, Ready, Runner, prepare, race
+from benchmarks.render import render
+from benchmarks.results import (
+    Bound,
+    CaseResult,
+    Contender,
+    LeftOut,
+    LoggingCost,
+    Ratio,
+    Results,
+    Series,
+    paired,
+)
+from benchmarks.training import CLASSES, SIZE, Training, random_images
+from vshift.config.schema import Hardware
+from vshift.data import ImageSet
+from vshift.errors import Interrupted, Stopped, TrainingFailed
+from vshift.networks import build
+from vshift.networks.summary import trace
+from vshift.runs.folder import now
+from vshift.runs.prepare import git_commit
+from vshift.text import pluralize
+from vshift.train.device import choose_device, configure
+from vshift.train.progress import Reporter
+
+STEPS = {"cpu": 15, "cuda": 200}
+CHANNELS = 3
+BUSY = 0.5  # busy processes; more of them are worth a warning
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to race.
+
+    Attributes:
+        kinds: of vshift's step; `logs`: each with logging on, off or both; `peers`: by name.
+        steps: per epoch, the unit that is timed; default: 15 on a CPU, 200 on a GPU.
+        repeats: timed epochs per contender, after one that is not timed.
+        budget: seconds after which nothing new is begun.
+        scale: of the work that measures the device's peaks.
+    """
+
+    cases: Sequence[Case]
+    kinds: Sequence[str] = ("auto",)
+    logs: Sequence[bool] = (True, False)
+    peers: Sequence[str] = ()
+    steps: int | None = None
+    repeats: int = 5
+    budget: float | None = None
+    device: str = "auto"
+    threads: int | None = None
+    scale: float = 1.0
+
+
+def bench(plan: Plan, reporter: Reporter, save: Callable[[Results], None]) -> Results:
+    """Race every case of a plan.
+
+    Args:
+        save: called with everything so far after each case, so that a kill loses one case only.
+
+    Raises:
+        ConfigError: an unknown kind or peer, or a device that is not available.
+    """
+    check_kinds(plan.kinds)
+    check_known("--peer", plan.peers, PEERS)
+    budget = Budget(plan.budget)
+    device = choose_device(plan.device)
+    configure(Hardware(threads=plan.threads), device)
+    load = environment.load_average()
+    info = environment.describe_device(device, measure_peaks(device, plan.scale), load)
+    reporter.say(
+        f"{info.name}, {pluralize(info.threads, 'thread')}: {pluralize(len(plan.cases), 'case')}"
+    )
+    if info.load is not None and info.load > BUSY:
+        reporter.say(
+            f"other programs kept {info.load:.1f} cores busy in the last minute: timings on a busy "
+            "machine measure them too"
+        )
+    results = Results(
+        created=now(),
+        device=info,
+        versions=environment.all_versions(),
+        git=git_commit(),
+        steps=plan.steps or STEPS[device.type],
+        repeats=plan.repeats,
+        budget=plan.budget,
+        cases=[],
+        not_raced=[],
+    )
+    forecast = Forecast()
+    for i, case in enumerate(plan.cases):
+        if budget.left() <= 0:
+            results.not_raced.append(str(case))
+            reporter.say(f"{case}: left out, no time is left")
+            continue
+        share = budget.share(len(plan.cases) - i)
+        race_of = _CaseRace(case, plan, device, results.steps, forecast, share, reporter)
+        results.cases.append(race_of.run(Peaks(info.flops, info.bytes_per_second), info.name))
+        save(results)
+    save(results)
+    return results
+
+
+def bench_and_print(plan: Plan, path: Path | None, quiet: bool) -> None:
+    """`vshift bench`: race, write the results to a file if one is given, and print the table.
+
+    Raises:
+        TrainingFailed: after the last case, if a contender failed.
+        Interrupted: on Ctrl-C; the cases raced so far are in the file.
+    """
+
+    def save(results: Results) -> None:
+        if path is not None:
+            results.write(path)
+
+    try:
+        results = bench(plan, Reporter(quiet), save)
+    except (KeyboardInterrupt, Stopped):
+        saved = f"; the cases raced until then are in {path}" if path else ""
+        raise Interrupted(f"bench: interrupted{saved}") from None
+    sys.stdout.write(render(results))
+    failed = [
+        f"{case.network}: {one.contender}"
+        for case in results.cases
+        for one in case.left_out
+        if one.failed
+    ]
+    if failed:
+        raise TrainingFailed(f"{len(failed)} contenders failed: {', '.join(failed)}")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A contender before it is built."""
+
+    name: str
+    build: Callable[[], Runner]
+    kind: str | None = None
+    log: bool | None = None
+    peer: str | None = None
+
+
+class _CaseRace:
+    """One case: its contenders, those that were left out, and their race."""
+
+    def __init__(
+        self,
+        case: Case,
+        plan: Plan,
+        device: torch.device,
+        steps: int,
+        forecast: Forecast,
+        budget: Budget,
+        reporter: Reporter,
+    ) -> None:
+        self.case, self.plan, self.device = case, plan, device
+        self.forecast, self.budget, self.reporter = forecast, budget, reporter
+        self.images = random_images(case.batch, steps, device)
+        network = build(make_config(case), classes=CLASSES, channels=CHANNELS, size=SIZE)
+        self.layers = trace(network, CHANNELS, SIZE)
+        self.parameters = sum(p.numel() for p in network.parameters())
+        self.left_out: list[LeftOut] = []
+
+    def run(self, measured: Peaks, device_name: str) -> CaseResult:
+        """Build every contender, race them, and free them."""
+        case = self.case
+        reference = reference_peaks(device_name)
+        peaks = {**({"reference": reference} if reference else {}), "measured": measured}
+        bounds = [
+            Bound(peaks=name, **asdict(bounds_of(self.layers, self.parameters, case.batch, peak)))
+            for name, peak in peaks.items()
+        ]
+        contenders = self._race(bounds[0])
+        clock = environment.clock_mhz(self.device)
+        _free_memory(self.device)
+        return CaseResult(
+            network=case.network,
+            batch=case.batch,
+            noise=case.noise,
+            images=len(self.images.train),
+            parameters=self.parameters,
+            macs=sum(layer.macs for layer in self.layers),
+            bounds=bounds,
+            contenders=contenders,
+            ratios=list(_ratios(contenders)),
+            logging=list(_logging_costs(contenders)),
+            left_out=self.left_out,
+            clock_mhz=clock,
+        )
+
+    def _race(self, bound: Bound) -> list[Contender]:
+        count = len(self.images.train)
+        entries = list(self._entries(self.images))
+        self.reporter.say(f"{self.case}: {len(entries)} contenders, {count:,} images an epoch")
+        ready = [(entry, one) for entry in entries if (one := self._prepared(entry)) is not None]
+        runners = [one for _, one in ready]
+
+        def report(repeat: int) -> None:
+            speeds = " | ".join(f"{count / one.seconds[-1]:,.0f}" for one in runners)
+            self.reporter.say(f"  repeat {repeat}: {speeds} images/s")
+
+        if ready:
+            race(runners, self.plan.repeats, self.device, self.budget, report)
+        return [_contender(entry, one, count, bound) for entry, one in ready]
+
+    def _entries(self, images: ImageSet) -> Iterator[_Entry]:
+        """vshift first, the slowest to compile last: those are what a budget should leave out."""
+        for kind in self.plan.kinds:
+            for log in self.plan.logs:
+                build = partial(
+                    Training, self.case, images, log=log, kind=kind,
+                    threads=self.plan.threads, say=self.reporter.say,
+                )  # fmt: skip
+                yield _Entry(f"vshift {kind}{' + log' if log else ''}", build, kind, log)
+        for name in self.plan.peers:
+            yield _Entry(TITLES[name], partial(make_peer, name, self.case, images), peer=name)
+
+    def _prepared(self, entry: _Entry) -> Ready | None:
+        """A contender, built and warmed up; None, with the reason noted, if it cannot race."""
+        layers = len(self.layers)
+        expected, left = self.forecast.seconds(entry.name, layers), self.budget.left()
+        if left <= expected:
+            reason = f"its set-up takes about {expected:.0f} s, and {max(0, left):.0f} s were left"
+            self._leave_out(entry, reason)
+            return None
+        try:
+            one = prepare(entry.name, entry.build, self.device)
+        except Exception as error:  # a contender that fails must not end the bench; it is reported
+            first_line = (str(error).strip().splitlines() or [""])[0][:300]
+            reason = f"failed: {type(error).__name__}: {first_line}"
+            self._leave_out(entry, reason, failed=True)
+            return None
+        self.forecast.note(entry.name, layers, one.setup_seconds)
+        self.reporter.say(f"  {entry.name}: ready after {one.setup_seconds:.1f} s")
+        return one
+
+    def _leave_out(self, entry: _Entry, reason: str, failed: bool = False) -> None:
+        self.reporter.say(f"  {entry.name}: left out, {reason}")
+        self.left_out.append(LeftOut(contender=entry.name, reason=reason, failed=failed))
+
+
+def _contender(entry: _Entry, one: Ready, images: int, bound: Bound) -> Contender:
+    speed = Series.of([images / seconds for seconds in one.seconds])
+    return Contender(
+        name=entry.name,
+        kind=entry.kind,
+        step=getattr(one.runner, "step", None),
+        peer=entry.peer,
+        log=entry.log,
+        setup_seconds=one.setup_seconds,
+        loss=one.loss if math.isfinite(one.loss) else None,
+        peak_memory=one.peak_memory,
+        seconds=Series.of(one.seconds),
+        images_per_second=speed,
+        shares=bound.shares(speed.median),
+    )
+
+
+def _ratios(contenders: Sequence[Contender]) -> Iterator[Ratio]:
+    """Each of vshift's contenders over each peer."""
+    for ours in contenders:
+        for peer in contenders:
+            if ours.peer is None and peer.peer is not None:
+                speed = paired(ours.images_per_second, peer.images_per_second)
+                yield Ratio(contender=ours.name, to=peer.name, speed=speed)
+
+
+def _logging_costs(contenders: Sequence[Contender]) -> Iterator[LoggingCost]:
+    for on in contenders:
+        for off in contenders:
+            if on.kind is not None and on.kind == off.kind and on.log and off.log is False:
+                more = [value - 1 for value in paired(on.seconds, off.seconds).values]
+                yield LoggingCost(kind=on.kind, overhead=Series.of(more))
+
+
+def _free_memory(device: torch.device) -> None:
+    """Free networks, graphs and compiled code, so that the next case begins like the first."""
+    compiler: Any = sys.modules.get("torch._dynamo")
+    if compiler is not None:
+        compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
