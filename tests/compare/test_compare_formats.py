@@ -253,7 +253,7 @@ def test_the_statistics_columns(tmp_path: Path) -> None:
         make_run(tmp_path, "close", seed, 91.9 + spread, config=config_of(noise=dropout(0.1)))
     make_run(tmp_path, "single", 0, 91.0, config=config_of(noise=dropout(0.2)))
     comparison = compare(find_runs([tmp_path]))
-    cells = {row[0]: dict(zip([c.line for c in to_table(comparison).columns], row, strict=True))
+    cells = {row[0]: dict(zip([c.one_line for c in to_table(comparison).columns], row, strict=True))
              for row in to_table(comparison).rows}  # fmt: skip
     assert cells["clear"]["more than chance"] == "yes (p<0.001)"
     assert cells["clear"]["95 % interval of difference"] == "+1.77 to +2.23"
@@ -274,7 +274,7 @@ def test_one_seed_everywhere_is_said_once(tmp_path: Path) -> None:
     make_run(tmp_path, "base")
     make_run(tmp_path, "noisy", config=config_of(noise=dropout(0.5)))
     comparison = compare(find_runs([tmp_path]))
-    assert "more than chance" not in [c.line for c in to_table(comparison).columns]
+    assert "more than chance" not in [c.one_line for c in to_table(comparison).columns]
     assert "One seed cannot tell a difference from chance." in comparison.caption
 
 
@@ -294,7 +294,7 @@ def test_the_caption_counts_what_is_left_out_and_says_what_differs(tmp_path: Pat
 def test_chosen_metrics_stand_alone(small: Comparison, tmp_path: Path) -> None:
     metrics = ("shift_ratio_mean", "parameters", "shift_ratio_max_layer", "test_error")
     chosen = to_table(compare(find_runs([tmp_path]), metrics=metrics))
-    assert [c.line for c in chosen.columns][:6] == ["config", *metrics, "difference"]
+    assert [c.one_line for c in chosen.columns][:6] == ["config", *metrics, "difference"]
     assert chosen.rows[1][1:5] == ["1.050 ± 0.000", "1,234", "block2.bn1", "9.25 ± 1.06"]
     assert "All rows: n 2." in chosen.caption
 

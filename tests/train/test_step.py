@@ -308,7 +308,7 @@ def test_sgd_is_pytorchs_bit_for_bit(momentum, nesterov):
 def test_starting_does_not_import_the_compiler():
     """Two seconds of every run: PyTorch's optimizers import it, and so might much else."""
     code = (
-        "import sys, torch; from tests.step.test_step import *; c, s = subject_of();"
+        "import sys, torch; from tests.train.test_step import *; c, s = subject_of();"
         "step = make_step('auto', s.stream, **parts_of(c, s)); step(*next(s.stream.epoch(0)), 0.1);"
         "print('torch._dynamo' in sys.modules)"
     )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vshift.config.identity import hash_of
 from vshift.errors import RunError
 from vshift.runs import PROBE, RunFolder, now, versions
 
@@ -41,13 +40,12 @@ def save_run(
     folder.clear()
     name = path.absolute().parent.name
     whole = {"epochs": len(metrics), **config, "name": name, "seeds": [int(seed)]}
-    counted = json.dumps({**whole, "name": None, "seeds": None}, sort_keys=True, default=str)
     folder.write_config(yaml.safe_dump(whole))
     run = {
         "status": "running",
         "name": name,
         "seed": int(seed),
-        "config_hash": hashlib.sha256(counted.encode()).hexdigest()[:16],
+        "config_hash": hash_of(whole),
         "started": now(),
         "seconds": sum(row["seconds"] for row in metrics),
         "device": device,

@@ -13,14 +13,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from vshift.compare import published
-from vshift.compare.fields import ONE_RESULT, Row, listed
+from vshift.compare.fields import Row, listed
 from vshift.compare.groups import Group, differing, same_twice
 from vshift.compare.published import Noise, View
+from vshift.config.identity import Scope, identity
 from vshift.config.schema import Config
 from vshift.runs.read import RunRecord
 from vshift.text import format_value
 
-_NOT_TRAINED = ("name", "seeds", "grid", "arms", "measure")
 _SIZES = ("depth", "width", "cardinality", "base_width", "growth_rate")
 _LISTED = 3
 
@@ -146,10 +146,9 @@ def _settings(family: Family, other: Family) -> str:
 
 def _training(config: Config) -> Row:
     """What families differ in: the training, and what their statistics are re-estimated from."""
-    values = config.model_dump(exclude={*_NOT_TRAINED, "network"})
-    values["recalibration"].pop("methods", None)
-    for key in ONE_RESULT:
-        values["hardware"].pop(key, None)
+    values = config.model_dump()
+    recalibration = {k: v for k, v in values["recalibration"].items() if k != "methods"}
+    values = identity(values, Scope.TRAINING) | {"recalibration": recalibration}
     return {**values, "network": published.layers_of(config.network)}
 
 

@@ -11,16 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from vshift.config.identity import Scope, identity
 from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord, number
 from vshift.text import did_you_mean, escape_control, format_value, natural
 
 Row = dict[str, Any]
 OWN = ("name", "seed", "status")
-# What neither trains nor measures differently, or is compared by name already.
-_APART = ("name", "seeds", "grid", "arms")
-_AFTERWARDS = ("measure", "recalibration")
-ONE_RESULT = ("device", "threads", "step")  # of hardware: the same training, up to rounding
 _SHOWN = 40  # names in an error
 
 
@@ -170,19 +167,16 @@ def _complete(config: Row) -> Row:
         config = Config.model_validate(config).model_dump()
     except (ValidationError, RecursionError):
         config = dict(config)
-    return {key: value for key, value in config.items() if key not in _APART}
+    return identity(config, Scope.ROUNDING)
 
 
 def _training(config: Row) -> str:
     if not config:
         return ""
-    values = {key: value for key, value in config.items() if key not in _AFTERWARDS}
+    values = identity(config, Scope.TRAINING)
     network = values.get("network")
     if isinstance(network, Mapping) and not network.get("block"):
         values["network"] = {**network, "noise": heard(network.get("noise")) or None}
-    hardware = values.get("hardware")
-    if isinstance(hardware, Mapping):
-        values["hardware"] = {k: v for k, v in hardware.items() if k not in ONE_RESULT}
     return json.dumps(values, sort_keys=True)
 
 

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vshift.compare.fields import Fields, Row, metric, order
+from vshift.config.identity import Scope, identity, value_differences
 from vshift.runs.read import RunRecord, number
 from vshift.text import format_value, natural
-
-# Other threads round differently, and a study does not mean to study them.
-_NO_SETTING = ("hardware.threads",)
 
 
 @dataclass(frozen=True)
@@ -207,13 +205,11 @@ def _with_values(found: dict[str, list[Any]]) -> str:
 
 
 def differing(one: Row, other: Row) -> dict[str, tuple[Any, Any]]:
-    """dotted key → both values, of the settings in which two complete configs differ."""
-    from vshift.config.identity import (
-        value_differences,  # pydantic, not for everybody who imports us
-    )
+    """dotted key → both values, of the settings in which two complete configs differ.
 
-    found = value_differences(one, other)
-    return {key: values for key, values in found.items() if key not in _NO_SETTING}
+    Threads are no setting: they change the rounding, and a study does not mean to study them.
+    """
+    return value_differences(identity(one, Scope.EXECUTION), identity(other, Scope.EXECUTION))
 
 
 def unstudied(found: Iterable[str], studied: Sequence[str]) -> list[str]:

@@ -10,13 +10,10 @@ from typing import Any
 
 from vshift.compare.fields import Row
 from vshift.config import block
-from vshift.config.identity import value_differences
+from vshift.config.identity import Scope, identity, value_differences
 from vshift.config.reader import read
 from vshift.config.schema import Config
 from vshift.config.tree import plain
-
-# Sections that say how a run is watched or computed, not what is trained.
-_NOT_TRAINED = {"name", "seeds", "grid", "arms", "measure", "recalibration", "hardware"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def other_recipe(config: Config, network: str) -> dict[str, tuple[Any, Any]]:
 
 
 def _training(config: Config) -> Row:
-    values = config.model_dump(exclude={*_NOT_TRAINED, "network"})
+    values = identity(config.model_dump(exclude={"network", "hardware"}), Scope.TRAINING)
     for key in ("name", "root"):
         values["data"].pop(key, None)
     return values

@@ -1,96 +1,104 @@
-"""A `Config` as YAML, as a hash, as differences and as a JSON Schema."""
+"""Which config keys identify a training, a config or nothing: the only place that says so.
+
+Every key has one `Scope`. The config's hash, the refusal to resume another config's run, the
+differences in a table, and the pairing and pooling of runs each keep the keys from one scope on:
+
+    ROUNDING     the same bits       resume, `differences`
+    EXECUTION    the same config     `config_hash`, the settings in which rows of a table differ
+    TRAINING     the same training   one observation in a test, families of runs, pairs of layouts
+
+Works on the plain mappings that `Config.model_dump()` gives and run folders hold.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from vshift.config.reader import scalar
-from vshift.config.schema import Config
-
-_NOT_HASHED = {"name", "seeds", "grid", "zip", "arms", "checkpoint"}
+if TYPE_CHECKING:
+    from vshift.config.schema import Config
 
 
-class _Dumper(yaml.SafeDumper):
-    """Quotes what YAML 1.1 or 1.2 would read as something else; lists stay on their line."""
+class Scope(IntEnum):
+    """What a key changes of a run, from nothing to everything."""
 
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    style = None if isinstance(_plain(value), str) else "'"
-    if not value.isprintable():  # PyYAML loses some line breaks in every other style
-        style = '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+    NOTHING = 0  # what it is called, the study it belongs to, when checkpoints are written
+    ROUNDING = 1  # the last bits: how many threads sum
+    EXECUTION = 2  # how the same training is computed
+    MEASUREMENT = 3  # what is measured of the trained network
+    TRAINING = 4  # the trained network
 
 
-def _plain(value: str) -> Any:
-    """How `value` would be read without quotes; None if not at all."""
-    try:
-        return scalar(value)
-    except ValueError:
-        return None
+# A key that is not here, or not below one that is, changes the trained network.
+SCOPES = {
+    "name": Scope.NOTHING,
+    "seeds": Scope.NOTHING,  # a run has one; it is compared beside the config
+    "grid": Scope.NOTHING,
+    "zip": Scope.NOTHING,
+    "arms": Scope.NOTHING,
+    "checkpoint": Scope.NOTHING,
+    "hardware.threads": Scope.ROUNDING,
+    "hardware.device": Scope.EXECUTION,
+    "hardware.step": Scope.EXECUTION,
+    "measure": Scope.MEASUREMENT,
+    "recalibration": Scope.MEASUREMENT,
+}
 
 
-def _list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.SequenceNode:
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
+def scope_of(key: str) -> Scope:
+    """What a dotted key changes: its own entry of SCOPES, or that of the section it lies in."""
+    parts = key.split(".")
+    prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((SCOPES[prefix] for prefix in prefixes if prefix in SCOPES), Scope.TRAINING)
 
 
-_Dumper.add_representer(str, _text)
-_Dumper.add_representer(list, _list)
+def identity(values: Mapping[str, Any], scope: Scope) -> dict[str, Any]:
+    """The keys of a config that have at least this scope, sections without any left out."""
+    return _identity(values, scope, "")
 
 
-def dump(config: Config) -> str:
-    """YAML of the whole config, defaults included; `load` makes an equal config of it."""
-    text: str = yaml.dump(
-        _name_first(config.model_dump()),
-        Dumper=_Dumper,
-        sort_keys=False,
-        allow_unicode=True,
-        width=2**31,
-        default_flow_style=False,
-    )
-    return text
-
-
-def _name_first(value: Any) -> Any:
-    """Sections with what they are in front, as people write them."""
-    if not isinstance(value, dict):
-        return [_name_first(item) for item in value] if isinstance(value, list) else value
-    keys = sorted(value, key=lambda key: key not in ("name", "kind"))
-    return {key: _name_first(value[key]) for key in keys}
+def _identity(values: Mapping[str, Any], scope: Scope, path: str) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        dotted = f"{path}{key}"
+        if isinstance(value, Mapping) and any(entry.startswith(f"{dotted}.") for entry in SCOPES):
+            kept |= {key: inner} if (inner := _identity(value, scope, f"{dotted}.")) else {}
+        elif scope_of(dotted) >= scope:
+            kept[key] = value
+    return kept
 
 
 def config_hash(config: Config) -> str:
     """16 hex digits that two configs share if they train and measure the same way.
 
-    The name, the seeds, what makes a study of it (grid, zip, arms) and when checkpoints are written
-    do not count. Nor do values that are the defaults: so a later version with more keys gives old
-    configs their old hash.
+    Values that are the defaults do not count: so a later version with more keys gives old configs
+    their old hash.
     """
-    values = config.model_dump(exclude=_NOT_HASHED, exclude_defaults=True)
-    values.get("hardware", {}).pop("threads", None)  # rounding depends on it, the study does not
-    values = {key: value for key, value in values.items() if value != {}}
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hash_of(config.model_dump(exclude_defaults=True))
+
+
+def hash_of(values: Mapping[str, Any]) -> str:
+    """The hash of a config given as a mapping, of which every key counts that identifies it."""
+    kept = {key: v for key, v in identity(values, Scope.EXECUTION).items() if v != {}}
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
-    """dotted key → (value in a, value in b); None where a config has no such key.
+    """dotted key → (value in a, value in b), of the keys that change a run's bits.
 
-    The name and the seeds do not count. A section that one config lacks is one difference.
+    None where a config has no such key. A section that one config lacks is one difference.
     """
-    ignored = {"name", "seeds"}
-    return value_differences(a.model_dump(exclude=ignored), b.model_dump(exclude=ignored))
+    return value_differences(
+        identity(a.model_dump(), Scope.ROUNDING), identity(b.model_dump(), Scope.ROUNDING)
+    )
 
 
 def value_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The same of two mappings of values, of which every key counts."""
+    """dotted key → (value in a, value in b) of two mappings of which every key counts."""
     return dict(_differ(a, b, ""))
 
 
@@ -101,39 +109,3 @@ def _differ(a: Any, b: Any, path: str) -> list[tuple[str, tuple[Any, Any]]]:
     for key in [*a, *(key for key in b if key not in a)]:
         found += _differ(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
     return found
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of a config file, for editors.
-
-    Nothing is required and a union is `anyOf`: what a file leaves out may come from its base.
-    """
-    schema = _relaxed(Config.model_json_schema())
-    path = {"type": "string", "description": "A file, from this file's folder."}
-    base = {
-        "anyOf": [path, {"type": "array", "items": path}],
-        "description": "Config files that this one builds on: deep merge, later files win, this "
-        "file wins over all; a section of another name or kind replaces the base's.",
-    }
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
-        "title": "vshift config",
-        "properties": {"base": base, **schema["properties"]},
-    }
-
-
-def _relaxed(schema: Any) -> Any:
-    if isinstance(schema, list):
-        return [_relaxed(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    relaxed = {
-        key: value if key in ("default", "const", "enum") else _relaxed(value)
-        for key, value in schema.items()
-        if not (key == "required" and isinstance(value, list))
-    }
-    if isinstance(relaxed.get("oneOf"), list):
-        relaxed["anyOf"] = relaxed.pop("oneOf")
-        relaxed.pop("discriminator", None)
-    return relaxed

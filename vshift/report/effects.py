@@ -15,6 +15,7 @@ from vshift.compare.statistics import (
     seeds_to_tell,
     welch,
 )
+from vshift.config.identity import Scope, identity
 from vshift.report.data import Study, score_of
 from vshift.report.groups import NO_NOISE, Group
 from vshift.text import natural
@@ -117,12 +118,12 @@ def _turned(effect: Effect) -> Effect:
 
 
 def _rest(group: Group) -> dict[str, Any]:
-    """A config without its noise and its name."""
-    network = group.config.get("network")
+    """What a config trains, without its noise."""
+    training = identity(group.config, Scope.TRAINING)
+    network = training.get("network")
     network = network if isinstance(network, dict) else {}
-    rest = {k: v for k, v in group.config.items() if k not in ("name", "seeds", "network")}
     bare = {k: v for k, v in network.items() if k not in ("noise", "block")}
-    return {**rest, "network": bare}
+    return {**training, "network": bare}
 
 
 def _table(pairs: Sequence[tuple[Group, Group]], score: str) -> list[Effect]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from vshift.config.identity import Scope, identity
 from vshift.report.groups import Group
 from vshift.text import NONE, escape_control
 
@@ -25,11 +26,7 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
 
 def differing(groups: Sequence[Group]) -> tuple[list[str], dict[str, Row]]:
     """The dotted keys in which configs differ, and every config as dotted keys."""
-    configs = {
-        g.name: flat({k: v for k, v in g.config.items() if k not in ("name", "seeds")})
-        for g in groups
-        if g.config
-    }
+    configs = {g.name: flat(identity(g.config, Scope.EXECUTION)) for g in groups if g.config}
     keys = dict.fromkeys(key for config in configs.values() for key in config)
     unlike = [key for key in keys if len({shown(c.get(key)) for c in configs.values()}) > 1]
     # `noise: null` beside `noise: {kind: …}` is one difference, not one a key.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vshift.compare.fields import ONE_RESULT
+from vshift.config.identity import Scope, scope_of
 from vshift.report.data import Study
 from vshift.report.groups import Group, entries_of
 from vshift.report.keys import differing, short_key, shown
@@ -45,8 +45,6 @@ _NORM_KEYS = {
     for key in ("kind", "momentum", "cumulative", "ghost", "update", "evaluate", "groups",
         "scale_init", "shift_init")
 }  # fmt: skip
-# Told by the noise's words; or no part of what is trained.
-_TOLD = ("network.noise", "measure", *(f"hardware.{key}" for key in ONE_RESULT))
 
 
 @dataclass(frozen=True)
@@ -187,7 +185,9 @@ def _others(group: Group, config: Row, keys: list[str], phrase: Phrase) -> list[
     """The values that the words of noise and norm do not tell."""
     parts = []
     for key in keys:
-        if key.startswith(_TOLD) or key in _NORM_KEYS:
+        if key.startswith("network.noise") or key in _NORM_KEYS:
+            continue
+        if scope_of(key) < Scope.TRAINING:
             continue
         value = config.get(key)
         if key == "network.block":

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from vshift.config.schema import Config
 
 Action = Literal["new", "resume", "done", "diverged"]
-# Keys that do not change what one run computes.
-_NOT_THE_RUN = ("name", "seeds", "grid", "zip", "arms", "checkpoint")
 _SHOWN = 12
 
 
@@ -140,11 +138,7 @@ def _refuse_another_config(folder: RunFolder, config: Config, run: dict[str, Any
         raise RunError(
             f"{folder.path} holds a run whose {CONFIG} cannot be read; {_what_to_do()}\n{error}"
         ) from error
-    changed = {
-        key: values
-        for key, values in differences(old, config).items()
-        if key.split(".")[0] not in _NOT_THE_RUN
-    }
+    changed = differences(old, config)
     if config.hardware.threads is None:  # then the run goes on with its own number
         changed.pop("hardware.threads", None)
     if changed:

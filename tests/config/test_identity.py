@@ -1,0 +1,230 @@
+"""One list of keys that identify nothing: everybody who tells configs apart agrees about it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from tests.factory import make_run
+from vshift.compare import families, published
+from vshift.compare.fields import Fields
+from vshift.compare.groups import differing
+from vshift.config import Config, config_hash, differences
+from vshift.config.identity import SCOPES, Scope, hash_of, identity, scope_of
+from vshift.errors import RunError
+from vshift.report import effects
+from vshift.runs import find_runs, prepare
+
+PLACE = {"position": "before_last_bn"}
+NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
+DROPBLOCK = {"kind": "dropblock", "rate": 0.2, "size": 3, "position": "before_last_bn"}
+# Between them, these configs hold every section of the schema.
+BASES: list[dict[str, Any]] = [
+    {
+        "name": "a",
+        "data": {"name": "shapes"},
+        "network": {"name": "preresnet", "depth": 20, "noise": NOISE},
+        "epochs": 9,
+        "schedule": {"name": "multistep", "milestones": [3, 5]},
+    },
+    {
+        "name": "a",
+        "data": {"name": "cifar10", "root": "there"},
+        "network": {
+            "name": "wrn",
+            "depth": 16,
+            "width": 2,
+            "noise": {**PLACE, "kind": "gaussian", "sigma": 1.0},
+        },
+        "epochs": 9,
+        "schedule": {"name": "onecycle", "peak": 0.2},
+    },
+    {
+        "name": "a",
+        "data": {"name": "imagefolder", "root": "there"},
+        "network": {
+            "name": "resnext",
+            "depth": 29,
+            "noise": {**PLACE, "kind": "uniform", "beta": 0.6},
+        },
+        "epochs": 9,
+        "schedule": {"name": "cosine"},
+        "norm": {"kind": "group", "groups": 4},
+    },
+    {
+        "name": "a",
+        "data": {"name": "shapes"},
+        "network": {"name": "densenet", "depth": 40, "noise": DROPBLOCK},
+        "epochs": 9,
+    },
+    {
+        "name": "a",
+        "data": {"name": "shapes"},
+        "network": {"name": "mlp", "widths": [8, 8], "noise": [NOISE, NOISE]},
+        "epochs": 9,
+        "norm": {"kind": "none"},
+    },
+    {
+        "name": "a",
+        "data": {"name": "shapes"},
+        "network": {"name": "resnet", "depth": 20},
+        "epochs": 9,
+    },
+    {"name": "a", "data": {"name": "shapes"}, "network": {"name": "vgg"}, "epochs": 9},
+]
+# Values to try where a key's own value does not suggest another one.
+OTHERS: list[Any] = [
+    None, True, False, 0, 1, 2, 3, 5, 7, 16, 22, 32, 40, 100, 0.25, 0.75, 1.5, "x", "all", "bf16",
+    "float32", "cpu", "cuda", "eager", "fused", "channel", "batch", "running", "average",
+    "variance", "basic", [1], [2, 4], ["swap"], ["before_last_conv"], "before_last_conv",
+    "conv3x3 bn relu conv3x3 bn relu", "fc bn relu", {"network.depth": [8, 20]},
+    {"b": {"epochs": 2}}, [16, 16], 3.0, 64,
+]  # fmt: skip
+
+
+def leaves(value: Any, path: str = "") -> Iterator[str]:
+    """Every dotted key; lists of sections count as one."""
+    for key, item in value.items():
+        dotted = f"{path}.{key}" if path else key
+        if isinstance(item, dict) and item:
+            yield from leaves(item, dotted)
+        elif key not in ("kind",) and dotted not in ("data.name", "network.name", "schedule.name"):
+            yield dotted
+
+
+def changed(values: dict[str, Any], key: str) -> Config | None:
+    """The config with another value for one key, if some value is allowed there."""
+    *path, last = key.split(".")
+    for other in OTHERS:
+        new = Config.model_validate(values).model_dump()
+        section = new
+        for part in path:
+            section = section[part]
+        if section[last] == other or (isinstance(other, bool) != isinstance(section[last], bool)):
+            continue
+        section[last] = other
+        try:
+            found = Config.model_validate(new)
+        except ValidationError:
+            continue
+        if value_at(found, key) != value_at(Config.model_validate(values), key):
+            return found
+    return None
+
+
+def value_at(config: Config, key: str) -> Any:
+    value: Any = config.model_dump()
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def pairs() -> dict[str, tuple[Config, Config]]:
+    found: dict[str, tuple[Config, Config]] = {}
+    for base in BASES:
+        config = Config.model_validate(base)
+        for key in leaves(config.model_dump()):
+            if key not in found and (other := changed(base, key)) is not None:
+                found[key] = config, other
+    return found
+
+
+PAIRS = pairs()
+
+
+def declared(model: type[BaseModel], path: str = "") -> Iterator[str]:
+    """Every dotted key of the schema, through all its unions."""
+    for key, field in model.model_fields.items():
+        dotted = f"{path}.{key}" if path else key
+        inside = list(models(field.annotation))
+        for inner in inside:
+            yield from declared(inner, dotted)
+        if not inside:
+            yield dotted
+
+
+def models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    else:
+        yield from itertools.chain.from_iterable(map(models, get_args(annotation)))
+
+
+# Keys that say which of several sections it is; another value there is another section.
+NAMES = {"data.name", "network.name", "schedule.name", "optimizer.name"}
+
+
+def test_every_key_of_the_schema_has_a_pair() -> None:
+    wanted = {k for k in declared(Config) if k not in NAMES and not k.endswith(".kind")}
+    nested = {k for k in wanted if k.startswith("network.noise")}
+    assert {k for k in wanted - nested if k not in PAIRS} <= {"network.noise"}
+    assert {k.removeprefix("network.noise.") for k in nested - set(PAIRS)} <= {"position"}
+
+
+def test_every_scope_is_of_a_key_that_exists() -> None:
+    keys = set(declared(Config))
+    assert all(any(f"{key}.".startswith(f"{entry}.") for key in keys) for entry in SCOPES)
+
+
+@pytest.mark.parametrize("key", PAIRS)
+def test_hash_differences_and_tables_agree(key: str) -> None:
+    one, other = PAIRS[key]
+    a, b = one.model_dump(), other.model_dump()
+    scope = scope_of(key)
+    assert (config_hash(one) != config_hash(other)) == (scope >= Scope.EXECUTION)
+    assert (hash_of(a) != hash_of(b)) == (scope >= Scope.EXECUTION)
+    assert bool(differences(one, other)) == (scope >= Scope.ROUNDING)
+    assert bool(differing(a, b)) == (scope >= Scope.EXECUTION)
+    assert (identity(a, Scope.TRAINING) != identity(b, Scope.TRAINING)) == (scope == Scope.TRAINING)
+
+
+@pytest.mark.parametrize("key", [k for k in PAIRS if k not in ("name", "seeds")])
+def test_one_observation_is_one_training(key: str, tmp_path: Path) -> None:
+    for folder, config in zip("ab", PAIRS[key], strict=True):
+        make_run(tmp_path, folder, config=config.model_dump(exclude={"name", "seeds"}))
+    runs = find_runs([tmp_path])
+    fields = Fields(runs)
+    same = fields.training(runs[0]) == fields.training(runs[1])
+    assert same == (scope_of(key) < Scope.TRAINING)
+
+
+@pytest.mark.parametrize("key", PAIRS)
+def test_the_papers_tables_agree(key: str) -> None:
+    """They leave the noise and the arithmetic apart, and know what is re-estimated by what."""
+    one, other = PAIRS[key]
+    apart = key.startswith(("network", "data.name", "data.root", "hardware"))
+    recipe = [published._training(config) for config in (one, other)]
+    expected = scope_of(key) == Scope.TRAINING and not apart
+    assert (recipe[0] != recipe[1]) == expected
+    own = [families._training(config) for config in (one, other)]
+    if not key.startswith(("network", "recalibration")):
+        assert (own[0] != own[1]) == (scope_of(key) == Scope.TRAINING)
+
+
+@pytest.mark.parametrize("key", [k for k in PAIRS if not k.startswith("network")])
+def test_the_reports_pairs_agree(key: str, tmp_path: Path) -> None:
+    class Stub:
+        def __init__(self, config: Config) -> None:
+            self.config = config.model_dump()
+
+    rest = [effects._rest(Stub(config)) for config in PAIRS[key]]  # type: ignore[arg-type]
+    assert (rest[0] != rest[1]) == (scope_of(key) == Scope.TRAINING)
+
+
+@pytest.mark.parametrize("key", [k for k in PAIRS if k not in ("name", "seeds")])
+def test_resuming_agrees(key: str, tmp_path: Path) -> None:
+    one, other = PAIRS[key]
+    prepare(tmp_path, one, 0)[0].close()
+    if scope_of(key) == Scope.NOTHING or (key, other.hardware.threads) == (
+        "hardware.threads",
+        None,
+    ):
+        assert prepare(tmp_path, other, 0)[1] == "new"
+    else:
+        with pytest.raises(RunError, match="holds another config's run"):
+            prepare(tmp_path, other, 0)
