@@ -150,7 +150,7 @@ texts = st.text(no_nul, min_size=1, max_size=12) | st.sampled_from(
     ["no", "1e-3", "012", "0o17", "~", "null", ".inf", "a: b", "- a", "#", "'", '"', "<<", "=", "%"]
 )
 data = st.fixed_dictionaries(
-    {"name": st.just("imagefolder"), "root": texts, "train": texts, "test": texts}
+    {"name": st.just("imagefolder"), "root": texts, "train_folder": texts, "test_folder": texts}
 ) | st.fixed_dictionaries({"name": st.just("shapes"), "seed": st.integers(0, 2**70)})
 positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
 configs = st.fixed_dictionaries(
@@ -160,8 +160,9 @@ configs = st.fixed_dictionaries(
         "seeds": st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=3, unique=True),
         "norm": st.fixed_dictionaries(
             {"kind": st.just("batch"), "eps": positive},
-            optional={"ghost": st.none() | st.integers(1, 999), "update": st.booleans(),
-                      "evaluate": st.sampled_from(["running", "batch"])},
+            optional={"ghost": st.none() | st.integers(1, 999),
+                      "update_running_stats": st.booleans(),
+                      "eval_statistics": st.sampled_from(["running", "batch"])},
         ),
         "optimizer": st.fixed_dictionaries({"learning_rate": positive}),
         "schedule": st.fixed_dictionaries({"name": st.just("onecycle"), "peak": positive}),

@@ -103,8 +103,10 @@ depth: 20
          "network.noise.unit: unknown key of stochastic_depth; it is a key of dropout, gaussian, "
          "uniform, uout; allowed here: kind, position, rate"),
         ("norm.ghost=0", "norm.ghost: 0 is not allowed; must be at least 1 (images of a group)"),
-        ("norm.evaluate=test", "norm.evaluate: 'test' is not allowed; allowed: running, batch"),
-        ("norm.update=no", "norm.update: 'no' is not true or false; write false"),
+        ("norm.eval_statistics=test", "norm.eval_statistics: 'test' is not allowed; "
+         "allowed: running, batch"),
+        ("norm.update_running_stats=no", "norm.update_running_stats: 'no' is not true or "
+         "false; write false"),
         ("network.noise.position=null", "network: noise has no place: give it a position "
          f"({POSITIONS.replace(', a list', '')}), or write `noise` in network.block"),
         ("network.noise.position=[before_bm]", "network.noise.position.0: 'before_bm' is not "
@@ -126,8 +128,8 @@ depth: 20
         ("data={name: imagefolder}", "data.root: missing; the tree's folder"),
         ("data={name: imagefolder, root: ''}", "data.root: empty; give at least one"),
         ("norm.groups=3", "norm.groups: unknown key of batch; it is a key of group; allowed "
-         "here: affine, cumulative, eps, evaluate, ghost, gn_groups, "
-         "kind, momentum, scale_init, shift_init, update"),
+         "here: affine, eps, eval_statistics, ghost, gn_groups, "
+         "kind, momentum, scale_init, shift_init, update_running_stats"),
         ("measure.eval_epochs=[9]", "measure: eval_epochs names epoch 9, and there are 3"),
         ("schedule={name: multistep}", "schedule.milestones: missing; finished epochs after "
          "which the "
@@ -205,3 +207,31 @@ def test_config_error_is_one_error_of_many_lines() -> None:
     assert isinstance(error, VShiftError)
     assert (str(error), error.problems, error.exit_code) == ("a\nb", ("a", "b"), 2)
     assert pickle.loads(pickle.dumps(error)).problems == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("schedule={name: onecycle, rise: 0.2}", "`schedule.rise` is now `schedule.pct_start`"),
+        ("schedule={name: onecycle, start_divisor: 9}",
+         "`schedule.start_divisor` is now `schedule.div_factor`"),
+        ("schedule={name: onecycle, end_divisor: 9}",
+         "`schedule.end_divisor` is now `schedule.final_div_factor`"),
+        ("recalibration.own=0.3", "`recalibration.own` is now `recalibration.batch_weight`"),
+        ("norm.cumulative=true", "`norm.cumulative` is now `norm.momentum`; null: the simple "
+         "average over all batches"),
+        ("norm.update=false", "`norm.update` is now `norm.update_running_stats`"),
+        ("norm.evaluate=batch", "`norm.evaluate` is now `norm.eval_statistics`"),
+        ("data={name: imagefolder, root: d, train: t}", "`data.train` is now `data.train_folder`"),
+        ("data={name: imagefolder, root: d, test: t}", "`data.test` is now `data.test_folder`"),
+    ],
+)  # fmt: skip
+def test_a_renamed_key_is_answered_with_its_new_name(text: str, line: str, write, refused) -> None:
+    assert refused(load, "good.yaml", [text]) == [f"--set {text}: {line}"]
+
+
+def test_a_renamed_key_of_another_section_is_only_unknown(write, refused) -> None:
+    (line,) = refused(load, "good.yaml", ["data={name: cifar10, train: 5}"])
+    assert "data.train: unknown key of cifar10; it is a key of shapes;" in line
+    (line,) = refused(load, "good.yaml", ["schedule={name: cosine, rise: 0.5}"])
+    assert "schedule.rise: unknown key of cosine; allowed here" in line

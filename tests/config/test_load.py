@@ -336,11 +336,11 @@ def test_a_grid_can_be_changed_by_set(write) -> None:
 def test_dump_quotes_what_would_be_read_as_something_else(write) -> None:
     for text in ("no", "1e-3", "012", "0o17", "null", "~", "true", "2024-01-31", "é: [", " a", "#"):
         config = load("good.yaml").model_copy()
-        data = {"name": "imagefolder", "root": "/d", "train": text, "test": "t"}
+        data = {"name": "imagefolder", "root": "/d", "train_folder": text, "test_folder": "t"}
         config = Config.model_validate({**config.model_dump(), "data": data})
         again = load(write("again.yaml", dump(config)))
         assert again == config
-        assert again.data.train == text
+        assert again.data.train_folder == text
 
 
 def test_dump_is_whole_and_begins_sections_with_their_name(write) -> None:

@@ -54,7 +54,7 @@ def test_limits_and_validation_decode_only_what_they_keep(make_tree, monkeypatch
 def test_other_part_names(make_tree):
     config = make_tree()
     (Path(config.root) / "train").rename(Path(config.root) / "learn")
-    assert len(load(config.model_copy(update={"train": "learn"})).train) == 6
+    assert len(load(config.model_copy(update={"train_folder": "learn"})).train) == 6
 
 
 def test_size_resizes_with_antialiasing(make_tree):

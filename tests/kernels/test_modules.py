@@ -86,7 +86,7 @@ def test_relu_is_joined_only_where_it_stands_behind_bn():
         {"kind": "batch", "evaluate": "batch"},
         {"kind": "batch", "update": False},
         {"kind": "batch", "affine": False},
-        {"kind": "batch", "cumulative": True},
+        {"kind": "batch", "momentum": None},
         {"kind": "group", "groups": 4},
     ],
 )

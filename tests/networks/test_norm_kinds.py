@@ -137,7 +137,7 @@ def test_no_option_changes_the_state_dict():
 
 
 def test_config_to_layer():
-    norm = {"kind": "batch", "ghost": 16, "update": False, "evaluate": "batch"}
+    norm = {"kind": "batch", "ghost": 16, "update_running_stats": False, "eval_statistics": "batch"}
     layer = make_norm(make_config(norm=norm).norm, 8)
     assert (layer.ghost, layer.update, layer.evaluate) == (16, False, "batch")
     plain = make_norm(BatchNormConfig(kind="batch"), 8)
@@ -187,6 +187,6 @@ def test_groups_of_gn_that_do_not_divide_are_refused():
 
 def test_a_net_that_evaluates_on_the_batch_can_be_summarised():
     network = {"name": "mlp", "widths": [8]}
-    config = make_config(network=network, norm={"kind": "batch", "evaluate": "batch"})
+    config = make_config(network=network, norm={"kind": "batch", "eval_statistics": "batch"})
     model = build(config, classes=10, channels=3, size=8, seed=0)
     assert summarise(model, channels=3, size=8)["macs"] == 192 * 8 + 8 * 10

@@ -190,3 +190,23 @@ def test_run_json_is_readable_by_people(tmp_path: Path) -> None:
     folder, _ = prepare(tmp_path, config_of(), 0)
     text = (folder.path / "run.json").read_text()
     assert text.startswith('{\n  "status": "running",\n')
+
+
+def test_a_run_of_a_version_with_other_keys_is_resumed(tmp_path: Path) -> None:
+    """Its config.yaml says `rise` and `cumulative`, which have other names now."""
+    config = config_of(
+        schedule={"name": "onecycle", "pct_start": 0.2}, norm={"kind": "batch", "momentum": None}
+    )
+    folder, _ = prepare(tmp_path, config, 0)
+    folder.save_checkpoint({"epoch": 1})
+    folder.close()
+    saved = folder.path / "config.yaml"
+    old = saved.read_text().replace("pct_start: 0.2", "rise: 0.2")
+    old = old.replace("  momentum: null", "  cumulative: true\n  momentum: 0.1")
+    assert "rise" in old
+    assert "cumulative" in old
+    saved.write_text(old)
+    assert look(folder, config) == "resume"
+    folder, action = prepare(tmp_path, load(saved), 0)
+    assert action == "resume"
+    folder.close()

@@ -113,3 +113,9 @@ def test_a_runs_config_is_read_by_yaml_1_2(tmp_path: Path) -> None:
     )
     (path / "config.yaml").write_bytes(b"\xff\xfe\x00")
     assert read_run(path).config == {}
+
+
+def test_a_config_of_an_earlier_version_has_todays_keys(tmp_path: Path) -> None:
+    path = make_run(tmp_path, "a")
+    (path / "config.yaml").write_text("norm: {kind: batch, cumulative: true, momentum: 0.1}\n")
+    assert read_run(path).config == {"norm": {"kind": "batch", "momentum": None}}

@@ -40,7 +40,7 @@ hardware: {device: cpu, threads: 1}
 MLP = """
 data: {name: shapes, train: 120, test: 50, batch_size: 10}
 network: {name: mlp, widths: [64, 64], noise: {kind: gaussian, rate: 0.3, position: before_bn}}
-norm: {kind: batch, cumulative: true}
+norm: {kind: batch, momentum: null}
 epochs: 12
 measure: {eval_batches: 2, every: 2, modes: true, monte_carlo: 2}
 recalibration: {methods: [swap, precise, layerwise, dropout_on, batch, mix], batches: 4}

@@ -21,11 +21,13 @@ def torch_rates(make):
     return rates
 
 
-@pytest.mark.parametrize("rise", [0.1, 0.3, 0.9])
-def test_one_cycle(rise):
-    ours = learning_rates(OneCycle(name="onecycle", peak=0.2, rise=rise), BASE, EPOCHS, STEPS)
+@pytest.mark.parametrize("pct_start", [0.1, 0.3, 0.9])
+def test_one_cycle(pct_start):
+    ours = learning_rates(
+        OneCycle(name="onecycle", peak=0.2, pct_start=pct_start), BASE, EPOCHS, STEPS
+    )
     reference = torch_rates(
-        lambda o: lr_scheduler.OneCycleLR(o, 0.2, total_steps=EPOCHS * STEPS, pct_start=rise)
+        lambda o: lr_scheduler.OneCycleLR(o, 0.2, total_steps=EPOCHS * STEPS, pct_start=pct_start)
     )
     assert ours == pytest.approx(reference)
     assert max(ours) == pytest.approx(0.2, rel=0.05)

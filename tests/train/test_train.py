@@ -225,7 +225,7 @@ def test_networks_without_bn_train_and_have_no_ratio(tmp_path, norm):
 
 def test_cumulative_statistics_are_the_simple_average(tmp_path):
     """After one epoch the simple average over all batches is exactly what training logged."""
-    norm = {"kind": "batch", "cumulative": True}
+    norm = {"kind": "batch", "momentum": None}
     folder, _ = run(tmp_path, make_config(epochs=1, norm=norm))
     for row in folder.layers():
         assert row["running_variance"] == pytest.approx(row["train_variance"], rel=1e-5)

@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+from vshift.config.renames import original
+
 if TYPE_CHECKING:
     from vshift.config.schema import Config
 
@@ -74,10 +76,10 @@ def _identity(values: Mapping[str, Any], scope: Scope, path: str) -> dict[str, A
 def config_hash(config: Config) -> str:
     """16 hex digits that two configs share if they train and measure the same way.
 
-    Values that are the defaults do not count: so a later version with more keys gives old configs
-    their old hash.
+    Values that are the defaults do not count, and a renamed key counts by its first name: so a
+    later version gives old configs their old hash.
     """
-    return hash_of(config.model_dump(exclude_defaults=True))
+    return hash_of(original(config.model_dump(exclude_defaults=True)))
 
 
 def hash_of(values: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from vshift.config.bases import resolve
 from vshift.config.problems import explain
 from vshift.config.reader import MAX_DEPTH, read
+from vshift.config.renames import upgrade
 from vshift.config.schema import NAME_LENGTH, RESERVED, Config
 from vshift.config.tree import Node, Place, assign, clean, plain, wrap
 from vshift.errors import ConfigError
@@ -37,6 +38,8 @@ def load(path: AnyPath, sets: Sequence[str] = (), seed: int | None = None) -> Co
 def gather(path: AnyPath, sets: Sequence[str] = (), seeds: Sequence[int] | None = None) -> Node:
     """Everything that makes up a config, not yet validated: bases, file, `--set`, seeds, name."""
     tree = resolve(Path(path))
+    if Path(path).with_name("run.json").is_file():  # a run folder's own, maybe of an old version
+        tree = _upgraded(tree)
     if "name" not in tree.value:
         tree = put(tree, ["name"], wrap(folder_name(Path(path).stem), tree.place))
     tree = apply(tree, sets)
@@ -44,6 +47,13 @@ def gather(path: AnyPath, sets: Sequence[str] = (), seeds: Sequence[int] | None 
         place = Place("--seed " + " --seed ".join(str(seed) for seed in seeds))
         tree = put(tree, ["seeds"], wrap(list(seeds), place))
     return tree
+
+
+def _upgraded(tree: Node) -> Node:
+    """The tree with today's keys; the places of its values are lost where it had old ones."""
+    old = plain(tree)
+    new = upgrade(old)
+    return tree if new == old else wrap(new, Place(tree.place.source))
 
 
 def build(tree: Node) -> Config:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
 from vshift.config.base import Section
 
@@ -20,34 +20,26 @@ class _Affine(Section):
 
 class BatchNorm(_Affine):
     kind: Literal["batch"] = Field(description="Batch normalisation.")
-    cumulative: bool = Field(
-        False, description="Keep the simple average over all batches instead of a moving one."
-    )
-    momentum: float = Field(
-        0.1, ge=0, le=1, description="The new batch's weight in the moving average (PyTorch's)."
+    momentum: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        0.1,
+        description="The new batch's weight in the running average; null: the simple average over "
+        "all batches.",
     )
     ghost: Annotated[int, Field(ge=1)] | None = Field(
         None,
         description="Images of a group. Training normalises one group at a time (ghost batch "
         "norm); default: the whole batch.",
     )
-    update: bool = Field(
+    update_running_stats: bool = Field(
         True, description="false: the running statistics stay at mean 0, variance 1, forever."
     )
-    evaluate: Literal["running", "batch"] = Field(
+    eval_statistics: Literal["running", "batch"] = Field(
         "running",
         description="Statistics used in testing: the running ones, or the test batch's own.",
     )
     gn_groups: Groups = Field(
         8, description="Groups of the layers called `gn` in the block order; must divide channels."
     )
-
-    @field_validator("momentum")
-    @classmethod
-    def _not_both(cls, momentum: float, info: ValidationInfo) -> float:
-        if info.data.get("cumulative") and momentum != 0.1:  # 0.1: what a saved config says
-            raise ValueError("momentum has no meaning with cumulative: true; give one of the two")
-        return momentum
 
 
 class GroupNorm(_Affine):

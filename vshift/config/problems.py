@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from vshift.config.renames import RENAMED
 from vshift.config.schema import Config
 from vshift.config.shape import (
     Spot,
@@ -62,6 +63,8 @@ def _where(item: ErrorDetails, tree: Node) -> tuple[Place, Path]:
 
 
 def _line(place: Place, path: Path, item: ErrorDetails) -> str:
+    if item["type"] == "extra_forbidden" and (renamed := _renamed(item)):
+        return clean(f"{place}: {renamed}")
     what = _explainer(item["type"])(spot(Config, item["loc"]), item)
     return clean(f"{place}: {clean(dotted(path), 200)}: {what}" if path else f"{place}: {what}")
 
@@ -90,6 +93,17 @@ def _place(tree: Node, path: Path, *, at_key: bool) -> Place:
     if depth == 0:
         return Place(tree.place.source)
     return node.key or node.place if at_key or depth < len(path) else node.place
+
+
+def _renamed(item: ErrorDetails) -> str:
+    """What a key is called today, if it had another name once."""
+    section, key = spot(Config, item["loc"][:-1]), str(item["loc"][-1])
+    path = dotted(section.path)
+    new = RENAMED.get(path, {}).get(key)
+    if new is None or new not in core(section.kind).model_fields:
+        return ""
+    how = "; null: the simple average over all batches" if key == "cumulative" else ""
+    return f"`{path}.{key}` is now `{path}.{new}`{how}"
 
 
 def _unknown(here: Spot, item: ErrorDetails) -> str:

@@ -72,8 +72,8 @@ class ImageFolder(_Data):
     root: str = Field(
         min_length=1, description="The tree's folder; a relative path starts where vshift runs."
     )
-    train: str = Field("train", description="Folder of the training images in root.")
-    test: str = Field("test", description="Folder of the test images in root.")
+    train_folder: str = Field("train", description="Folder of the training images in root.")
+    test_folder: str = Field("test", description="Folder of the test images in root.")
     size: int | None = Field(
         None,
         ge=8,
@@ -162,9 +162,11 @@ class OneCycle(Section):
     peak: float | None = Field(
         None, gt=0, description="Highest learning rate; default: the optimizer's learning_rate."
     )
-    rise: float = Field(0.3, gt=0, lt=1, description="Share of the steps that go up.")
-    start_divisor: float = Field(25.0, ge=1, description="peak / the first learning rate.")
-    end_divisor: float = Field(1e4, ge=1, description="The first learning rate / the last one.")
+    pct_start: float = Field(0.3, gt=0, lt=1, description="Share of the steps that go up.")
+    div_factor: float = Field(25.0, ge=1, description="peak / the first learning rate.")
+    final_div_factor: float = Field(
+        1e4, ge=1, description="The first learning rate / the last one."
+    )
 
 
 Schedule = Annotated[Constant | MultiStep | Cosine | OneCycle, Field(discriminator="name")]
@@ -229,7 +231,7 @@ class Recalibration(Section):
     estimator: Literal["pooled", "average"] = Field(
         "pooled", description="Of all values of all batches, or the average over batches."
     )
-    own: float = Field(
+    batch_weight: float = Field(
         0.5, ge=0, le=1, description="For mix: the weight of the test batch's own statistics."
     )
 

@@ -83,15 +83,15 @@ def root_folder(config: ImageFolder) -> Path:
 
 def part_names(root: Path, config: ImageFolder) -> tuple[str, str]:
     """(train, test) as configured; DataError if one is missing or their classes differ."""
-    names = {"train": config.train, "test": config.test}
+    names = {"train": config.train_folder, "test": config.test_folder}
     for key, name in names.items():
         if not (root / name).is_dir():
             raise DataError(
                 f"data.{key}: there is no folder `{name}` in {root} (folders there: "
                 f"{_listed(_subfolders(root))}); name one of them with data.{key}"
             )
-    _same_classes(root, config.train, config.test)
-    return config.train, config.test
+    _same_classes(root, config.train_folder, config.test_folder)
+    return config.train_folder, config.test_folder
 
 
 def _same_classes(root: Path, train: str, test: str) -> None:

@@ -152,11 +152,11 @@ def make_norm(norm: config.AnyNorm, channels: int) -> nn.Module:
     layer = BatchNorm(
         channels,
         norm.eps,
-        None if norm.cumulative else norm.momentum,
+        norm.momentum,
         norm.affine,
         ghost=norm.ghost,
-        update=norm.update,
-        evaluate=norm.evaluate,
+        update=norm.update_running_stats,
+        evaluate=norm.eval_statistics,
     )
     return _initialised(layer, norm)
 

@@ -42,7 +42,7 @@ _FULLY_CONNECTED = ("mlp", "autoencoder")
 # What `norm_in_words` says of the section `norm`; its other keys are shown as they are.
 _NORM_KEYS = {
     f"norm.{key}"
-    for key in ("kind", "momentum", "cumulative", "ghost", "update", "evaluate", "groups",
+    for key in ("kind", "momentum", "ghost", "update_running_stats", "eval_statistics", "groups",
         "scale_init", "shift_init")
 }  # fmt: skip
 
@@ -138,13 +138,13 @@ def norm_in_words(norm: Any) -> str:
     parts = [
         f"batch norm in groups of {values['ghost']:g} images" if values["ghost"] else "batch norm"
     ]
-    if norm.get("update") is False:
+    if norm.get("update_running_stats") is False:
         parts.append("running statistics never updated")
-    elif norm.get("cumulative") is True:
+    elif norm.get("momentum", 0) is None:
         parts.append("running statistics as the simple average of all batches")
     elif values["momentum"] is not None:
         parts.append(f"momentum {values['momentum']:g}")
-    if norm.get("evaluate") == "batch":
+    if norm.get("eval_statistics") == "batch":
         parts.append("tested with each test batch’s own statistics")
     return ", ".join([*parts, *starts])
 

@@ -107,6 +107,7 @@ def _identity(path: Path, run: Row, problems: list[str]) -> tuple[str, int]:
 def _read_config(path: Path) -> Row:
     """By the YAML 1.2 reader of configs: `1e-3` is a number, and nesting has limits."""
     from vshift.config.reader import read
+    from vshift.config.renames import upgrade
     from vshift.config.tree import plain
 
     data = files.read_bytes(path, _LARGEST_CONFIG)
@@ -119,7 +120,7 @@ def _read_config(path: Path) -> Row:
         raise Damaged(f"{path} is damaged: {reason[:200]}") from error
     if not isinstance(value, dict):
         raise Damaged(f"{path} is damaged: it holds no keys")
-    return value
+    return upgrade(value)
 
 
 def find_runs(folders: Iterable[Path | str]) -> list[RunRecord]:

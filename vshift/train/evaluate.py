@@ -77,7 +77,7 @@ class Subject:
 
     def to_test(self, part: Part) -> Iterable[tuple[Tensor, Tensor]]:
         """Every image of a part, for scores in eval mode."""
-        if getattr(self.config.norm, "evaluate", "running") == "batch":
+        if getattr(self.config.norm, "eval_statistics", "running") == "batch":
             return self.plain(part)()  # the score depends on who is in a batch
         return self._watched(plain_stream(self.images, part).plain())
 
@@ -200,7 +200,7 @@ def recalibrations(
     for method in how.methods:
         with preserved(subject.model):
             if method == "batch" or method == "mix":
-                own = 1.0 if method == "batch" else how.own
+                own = 1.0 if method == "batch" else how.batch_weight
                 tested = _with_batch_statistics(subject, own)
             else:
                 torch.manual_seed(derive(subject.seed, epoch, "recalibration noise"))

@@ -168,9 +168,9 @@ def see_layers(subject: Subject, log: TrainingLog, epoch: int, folder: RunFolder
 
 def batches_remembered(norm: Any, steps: int) -> float:
     """How many batches BN's average is worth after so many steps: (2 − m)/m of a moving one."""
-    if getattr(norm, "cumulative", False):
-        return steps
     momentum = getattr(norm, "momentum", 0.0)
+    if momentum is None:
+        return steps
     return min(steps, (2 - momentum) / momentum) if momentum else 0.0
 
 

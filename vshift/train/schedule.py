@@ -48,13 +48,13 @@ def _main(
 def _one_cycle(schedule: OneCycle, base: float, step: int, total: int) -> float:
     """As torch.optim.lr_scheduler.OneCycleLR with cosine annealing: up to the peak, then down."""
     peak = base if schedule.peak is None else schedule.peak
-    first = peak / schedule.start_divisor
-    top = schedule.rise * total - 1
+    first = peak / schedule.div_factor
+    top = schedule.pct_start * total - 1
     if step <= top:
         return _cosine(first, peak, step / top)
     if total - 1 <= top:
         return peak
-    return _cosine(peak, first / schedule.end_divisor, (step - top) / (total - 1 - top))
+    return _cosine(peak, first / schedule.final_div_factor, (step - top) / (total - 1 - top))
 
 
 def _cosine(start: float, end: float, share: float) -> float:
