@@ -1,0 +1,73 @@
+"""The columns of a run folder's files, declared once."""
+
+import math
+
+from vshift.runs.schema import (
+    EPOCH_COLUMNS,
+    LAYER_COLUMNS,
+    SUMMARY_COLUMNS,
+    EpochRow,
+    LayerRow,
+    describe_columns,
+    error_of,
+    summarize_layers,
+    with_errors,
+)
+
+
+def layer(name: str, ratio: float | None) -> LayerRow:
+    return LayerRow(
+        epoch=1, index=0, layer=name, channels=4, noise_before=False, train_variance=1.0,
+        running_variance=1.0, shift_ratio=ratio,
+    )  # fmt: skip
+
+
+def test_rows_are_written_in_the_order_of_their_columns() -> None:
+    row = layer("bn1", 1.5).to_dict()
+    assert list(row) == list(LAYER_COLUMNS)
+    assert list(row)[:9] == [
+        "epoch", "index", "layer", "channels", "noise_before", "train_variance",
+        "running_variance", "eval_variance", "shift_ratio",
+    ]  # fmt: skip
+    assert row["eval_variance"] is None
+
+
+def test_a_run_without_validation_images_has_no_such_columns() -> None:
+    numbers = {"epoch": 1, "step": 3, "learning_rate": 0.1, "train_loss": 2.0, "seconds": 1.0}
+    row = EpochRow(
+        **numbers, train_accuracy=None, test_loss=2.0, test_accuracy=None, images_per_second=9.0
+    )
+    assert "validation_loss" not in row.to_dict()
+    assert row.to_dict()["test_accuracy"] is None
+    with_both = EpochRow(
+        **numbers, train_accuracy=1.0, test_loss=2.0, test_accuracy=2.0, images_per_second=9.0,
+        validation_loss=2.5, validation_accuracy=3.0,
+    )  # fmt: skip
+    assert list(with_both.to_dict()) == list(EPOCH_COLUMNS)
+
+
+def test_the_summary_of_layers_is_over_finite_ratios() -> None:
+    found = summarize_layers([layer("a", 1.5), layer("b", None), layer("c", 2.5)])
+    assert found == {
+        "shift_ratio_mean": 2.0,
+        "shift_ratio_max": 2.5,
+        "shift_ratio_max_layer": "c",
+        "bn_layers": 3,
+    }
+    nothing = summarize_layers([layer("a", math.inf), layer("b", math.nan)])
+    assert nothing["shift_ratio_mean"] is nothing["shift_ratio_max_layer"] is None
+    assert summarize_layers([])["bn_layers"] == 0
+
+
+def test_errors_are_100_minus_accuracies() -> None:
+    assert error_of(98.5) == 1.5
+    assert error_of(None) is None
+    found = with_errors({"test_loss": 1.0, "test_accuracy": 80.0, "validation_accuracy": None})
+    assert found["test_error"] == 20.0
+    assert found["validation_error"] is None
+
+
+def test_every_column_says_what_it_is() -> None:
+    for columns in (LAYER_COLUMNS, EPOCH_COLUMNS, SUMMARY_COLUMNS):
+        assert all(column.meaning and key == column.key for key, column in columns.items())
+        assert len(describe_columns(columns).splitlines()) == 2 + len(columns)

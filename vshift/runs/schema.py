@@ -1,0 +1,231 @@
+"""The rows of a run folder's files: every column with its meaning, unit, heading and digits.
+
+The only place that declares them. Training and `VarianceProbe` write `LayerRow` and `EpochRow`;
+the table, the report, TensorBoard and the documents read `LAYER_COLUMNS`, `EPOCH_COLUMNS` and
+`SUMMARY_COLUMNS`. A column that is added here is written, shown and documented by them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Column:
+    """One key of a row, for people.
+
+    Attributes:
+        heading: in tables; empty where the default tables do not show it. A newline may break it.
+        unit: `%`, `nats`, `s`; empty for ratios and counts.
+        digits: decimals in tables.
+        priority: in a narrow terminal, columns of low priority are left out first.
+        is_text: words, not numbers.
+        tag: the name of its curve in TensorBoard, of a layer's column a prefix; empty for none.
+        absent: the key is left out of the file, instead of null, where there is no value.
+    """
+
+    key: str
+    meaning: str
+    heading: str = ""
+    unit: str = ""
+    digits: int = 4
+    priority: int = 0
+    is_text: bool = False
+    tag: str = ""
+    absent: bool = False
+
+
+def _column(meaning: str, *, default: Any = MISSING, **options: Any) -> Any:
+    """A field of a row with its `Column`."""
+    return field(default=default, metadata={"meaning": meaning, **options})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    def to_dict(self) -> dict[str, Any]:
+        """As it is written: one key per column, in order."""
+        return {
+            key: value
+            for key, value in asdict(self).items()
+            if value is not None or not columns_of(type(self))[key].absent
+        }
+
+
+def columns_of(row: type[_Row]) -> dict[str, Column]:
+    """key → Column of a class of rows, in the order of the file."""
+    return {f.name: Column(key=f.name, **f.metadata) for f in fields(row)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRow(_Row):
+    """A line of `layers.jsonl`: one BN layer at one measured epoch.
+
+    Variances are means over channels of unbiased batch variances; ratios are of those means. Every
+    `…_se` is a standard error. None where a value was not measured or cannot be known.
+    """
+
+    epoch: int = _column("completed epochs")
+    index: int = _column("position among the BN layers in forward order, from 0")
+    layer: str = _column("the module's name in the network", heading="layer", is_text=True)
+    channels: int = _column("channels of the layer")
+    noise_before: bool | None = _column("whether noise reaches the layer through no other BN")
+    train_variance: float | None = _column(
+        "variance of the layer's input in training batches, averaged over the epoch",
+        heading="train variance", digits=4, tag="train_variance",
+    )  # fmt: skip
+    running_variance: float = _column(
+        "moving (or simple) average that BN keeps",
+        heading="running variance", digits=4, tag="running_variance",
+    )  # fmt: skip
+    eval_variance: float | None = _column(
+        "variance of the same input with the whole network in eval mode, over "
+        "`measure.eval_batches` batches of augmented training data",
+        default=None, heading="eval variance", digits=4, tag="eval_variance",
+    )  # fmt: skip
+    shift_ratio: float | None = _column(
+        "max(eval/running, running/eval), a ratio of channel means (Li et al. 2019, section 4)",
+        default=None, heading="shift ratio", digits=3, tag="shift_ratio",
+    )  # fmt: skip
+    shift_ratio_se: float | None = _column("standard error of `shift_ratio`", default=None)
+    total_ratio: float | None = _column(
+        "training/eval variance: `local_ratio` × `inherited_ratio`",
+        default=None, heading="total", digits=3,
+    )  # fmt: skip
+    total_ratio_se: float | None = _column("its jackknife standard error", default=None)
+    local_ratio: float | None = _column(
+        "the noise in front of this layer: with it against without it, all else as in training",
+        default=None, heading="local", digits=3, tag="local_ratio",
+    )  # fmt: skip
+    local_ratio_se: float | None = _column("its jackknife standard error", default=None)
+    inherited_ratio: float | None = _column(
+        "everything before: without the layer's own noise, upstream as in training against eval",
+        default=None, heading="inherited", digits=3, tag="inherited_ratio",
+    )  # fmt: skip
+    inherited_ratio_se: float | None = _column("its jackknife standard error", default=None)
+    predicted_ratio: float | None = _column(
+        "the local ratio from s², the weights and the noise-free input alone",
+        default=None, heading="predicted", digits=3, tag="predicted_ratio",
+    )  # fmt: skip
+    predicted_ratio_se: float | None = _column("its jackknife standard error", default=None)
+    predicted_exact: bool | None = _column(
+        "whether the formula is exact there: one noise, at most one linear layer after it",
+        default=None,
+    )
+    closed_form_ratio: float | None = _column(
+        "the paper's Δ(p) or Δ(p, d), inverted, with c², v and ρ estimated from data",
+        default=None, digits=3,
+    )  # fmt: skip
+    cos2: float | None = _column(
+        "cos²θ of the linear layer whose output the BN normalises, mean over filters", default=None
+    )
+    dcos2: float | None = _column("d·cos²θ of the same", default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRow(_Row):
+    """A line of `metrics.jsonl`: one epoch. Accuracies are null where nothing is classified."""
+
+    epoch: int = _column("completed epochs")
+    step: int = _column("optimizer steps since the start of the run")
+    learning_rate: float = _column("of the epoch's last step", tag="learning_rate")
+    train_loss: float = _column("mean over the epoch's batches", unit="nats", tag="loss/train")
+    train_accuracy: float | None = _column(
+        "of the same batches, in train mode", unit="%", digits=2, tag="accuracy/train"
+    )
+    test_loss: float | None = _column("in eval mode", unit="nats", tag="loss/test")
+    test_accuracy: float | None = _column("in eval mode", unit="%", digits=2, tag="accuracy/test")
+    validation_loss: float | None = _column(
+        "of the images held out by `data.validation`",
+        default=None, unit="nats", tag="loss/validation", absent=True,
+    )  # fmt: skip
+    validation_accuracy: float | None = _column(
+        "of the same", default=None, unit="%", digits=2, tag="accuracy/validation", absent=True
+    )
+    seconds: float = _column("of the epoch, with everything that is measured", unit="s", digits=1)
+    images_per_second: float = _column(
+        "training images per second, without measuring", digits=0, tag="images_per_second"
+    )
+
+
+LAYER_COLUMNS = columns_of(LayerRow)
+EPOCH_COLUMNS = columns_of(EpochRow)
+
+# summary.json is one flat object. Further keys name a recalibration method or a mode:
+# test_accuracy_<method>, test_recovered_<method>, and what `measure` asks for.
+SUMMARY_COLUMNS = {
+    column.key: column
+    for column in (
+        Column("epoch", "the last epoch"),
+        Column("test_error", "of the last epoch", "test error %", "%", 2, 98),
+        Column("test_accuracy", "of the last epoch", "", "%", 2),
+        Column("test_loss", "of the last epoch", "test loss", "nats", 4, 98),
+        Column("test_error_recalibrated", "by the first method of `recalibration.methods`",
+               "after\nrecalibration", "%", 2, 7),
+        Column("test_loss_recalibrated", "likewise", "", "nats", 4),
+        Column("recalibration", "the first method", "", is_text=True),
+        Column("validation_error", "of the last epoch", "validation\nerror %", "%", 2, 6),
+        Column("validation_accuracy", "of the last epoch", "", "%", 2),
+        Column("validation_loss", "of the last epoch", "", "nats", 4),
+        Column("train_loss", "of the last epoch", "", "nats", 4),
+        Column("train_accuracy", "of the last epoch, in train mode", "", "%", 2),
+        Column("train_accuracy_eval_mode", "all augmented training images, in eval mode",
+               "train acc %\n(eval mode)", "%", 2, 8),
+        Column("train_accuracy_train_mode",
+               "the same images with noise on and BN on each batch's own statistics",
+               "train acc %\n(train mode)", "%", 2, 8),
+        Column("train_loss_eval_mode", "likewise", "", "nats", 4),
+        Column("train_loss_train_mode", "likewise", "", "nats", 4),
+        Column("shift_ratio_mean", "mean over BN layers of `shift_ratio`", "shift mean", "", 3, 11),
+        Column("shift_ratio_max", "the largest of them", "shift max", "", 3, 6),
+        Column("shift_ratio_max_layer", "the layer of the largest", "largest shift at",
+               priority=5, is_text=True),
+        Column("parameters", "of the network", "parameters", "", 0, 1),
+        Column("bn_layers", "BN layers of the network", "", "", 0),
+    )
+}  # fmt: skip
+
+
+def error_of(accuracy: float | None) -> float | None:
+    """The error in percent of an accuracy in percent; None where nothing is classified."""
+    return None if accuracy is None else 100 - accuracy
+
+
+def with_errors(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics, and after them `<part>_error` for every `<part>_accuracy` that was tested."""
+    errors = {
+        key.replace("_accuracy", "_error"): error_of(value)
+        for key, value in metrics.items()
+        if key.endswith("_accuracy")
+    }
+    return {**metrics, **errors}
+
+
+def summarize_layers(rows: Iterable[LayerRow]) -> dict[str, Any]:
+    """The keys of summary.json that the last epoch's layers give.
+
+    `shift_ratio_mean` is the mean over layers, `shift_ratio_max` the largest; None where no ratio
+    was measured or none is finite.
+    """
+    rows = list(rows)
+    ratios = [
+        (row.shift_ratio, row.layer)
+        for row in rows
+        if row.shift_ratio is not None and math.isfinite(row.shift_ratio)
+    ]
+    highest = max(ratios, default=(None, None))
+    return {
+        "shift_ratio_mean": sum(ratio for ratio, _ in ratios) / len(ratios) if ratios else None,
+        "shift_ratio_max": highest[0],
+        "shift_ratio_max_layer": highest[1],
+        "bn_layers": len(rows),
+    }
+
+
+def describe_columns(columns: Mapping[str, Column]) -> str:
+    """The columns as a Markdown table, for the documents."""
+    lines = ["| column | unit | meaning |", "|---|---|---|"]
+    lines += [f"| `{c.key}` | {c.unit or '–'} | {c.meaning} |" for c in columns.values()]
+    return "\n".join(lines)
