@@ -1,6 +1,7 @@
 """The columns of a run folder's files, declared once."""
 
 import math
+from pathlib import Path
 
 from vshift.runs.schema import (
     EPOCH_COLUMNS,
@@ -10,6 +11,7 @@ from vshift.runs.schema import (
     LayerRow,
     describe_columns,
     error_of,
+    fill_document,
     summarize_layers,
     with_errors,
 )
@@ -71,3 +73,11 @@ def test_every_column_says_what_it_is() -> None:
     for columns in (LAYER_COLUMNS, EPOCH_COLUMNS, SUMMARY_COLUMNS):
         assert all(column.meaning and key == column.key for key, column in columns.items())
         assert len(describe_columns(columns).splitlines()) == 2 + len(columns)
+
+
+def test_the_document_has_every_column() -> None:
+    """`python -m vshift.runs.schema docs/run-folder.md` writes the tables."""
+    document = Path(__file__).parents[2] / "docs" / "run-folder.md"
+    text = document.read_text("utf-8")
+    assert fill_document(text) == text
+    assert all(f"| `{key}` |" in text for key in (*LAYER_COLUMNS, *EPOCH_COLUMNS))

@@ -94,22 +94,32 @@ class LayerRow(_Row):
         "training/eval variance: `local_ratio` × `inherited_ratio`",
         default=None, heading="total", digits=3,
     )  # fmt: skip
-    total_ratio_se: float | None = _column("its jackknife standard error", default=None)
+    total_ratio_se: float | None = _column(
+        "jackknife standard error of `total_ratio`", default=None
+    )
     local_ratio: float | None = _column(
-        "the noise in front of this layer: with it against without it, all else as in training",
+        "shift by the noise in front of this layer: with it against without it, all else as "
+        "in training",
         default=None, heading="local", digits=3, tag="local_ratio",
     )  # fmt: skip
-    local_ratio_se: float | None = _column("its jackknife standard error", default=None)
+    local_ratio_se: float | None = _column(
+        "jackknife standard error of `local_ratio`", default=None
+    )
     inherited_ratio: float | None = _column(
-        "everything before: without the layer's own noise, upstream as in training against eval",
+        "shift from the layers before: without the layer's own noise, upstream in train "
+        "against eval mode",
         default=None, heading="inherited", digits=3, tag="inherited_ratio",
     )  # fmt: skip
-    inherited_ratio_se: float | None = _column("its jackknife standard error", default=None)
+    inherited_ratio_se: float | None = _column(
+        "jackknife standard error of `inherited_ratio`", default=None
+    )
     predicted_ratio: float | None = _column(
         "the local ratio from s², the weights and the noise-free input alone",
         default=None, heading="predicted", digits=3, tag="predicted_ratio",
     )  # fmt: skip
-    predicted_ratio_se: float | None = _column("its jackknife standard error", default=None)
+    predicted_ratio_se: float | None = _column(
+        "jackknife standard error of `predicted_ratio`", default=None
+    )
     predicted_exact: bool | None = _column(
         "whether the formula is exact there: one noise, at most one linear layer after it",
         default=None,
@@ -121,7 +131,7 @@ class LayerRow(_Row):
     cos2: float | None = _column(
         "cos²θ of the linear layer whose output the BN normalises, mean over filters", default=None
     )
-    dcos2: float | None = _column("d·cos²θ of the same", default=None)
+    dcos2: float | None = _column("d·cos²θ of the same layer, d its number of inputs", default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,23 +140,34 @@ class EpochRow(_Row):
 
     epoch: int = _column("completed epochs")
     step: int = _column("optimizer steps since the start of the run")
-    learning_rate: float = _column("of the epoch's last step", tag="learning_rate")
-    train_loss: float = _column("mean over the epoch's batches", unit="nats", tag="loss/train")
-    train_accuracy: float | None = _column(
-        "of the same batches, in train mode", unit="%", digits=2, tag="accuracy/train"
+    learning_rate: float = _column("learning rate of the epoch's last step", tag="learning_rate")
+    train_loss: float = _column(
+        "mean loss over the epoch's batches, in train mode", unit="nats", tag="loss/train"
     )
-    test_loss: float | None = _column("in eval mode", unit="nats", tag="loss/test")
-    test_accuracy: float | None = _column("in eval mode", unit="%", digits=2, tag="accuracy/test")
+    train_accuracy: float | None = _column(
+        "accuracy on the same batches", unit="%", digits=2, tag="accuracy/train"
+    )
+    test_loss: float | None = _column(
+        "loss on the test images, in eval mode", unit="nats", tag="loss/test"
+    )
+    test_accuracy: float | None = _column(
+        "accuracy on the test images, in eval mode", unit="%", digits=2, tag="accuracy/test"
+    )
     validation_loss: float | None = _column(
-        "of the images held out by `data.validation`",
+        "loss on the training images held out by `data.validation`, in eval mode",
         default=None, unit="nats", tag="loss/validation", absent=True,
     )  # fmt: skip
     validation_accuracy: float | None = _column(
-        "of the same", default=None, unit="%", digits=2, tag="accuracy/validation", absent=True
+        "accuracy on the same images",
+        default=None,
+        unit="%",
+        digits=2,
+        tag="accuracy/validation",
+        absent=True,
     )
-    seconds: float = _column("of the epoch, with everything that is measured", unit="s", digits=1)
+    seconds: float = _column("duration of the epoch, measurements included", unit="s", digits=1)
     images_per_second: float = _column(
-        "training images per second, without measuring", digits=0, tag="images_per_second"
+        "training images per second, measurements excluded", digits=0, tag="images_per_second"
     )
 
 
@@ -159,30 +180,30 @@ SUMMARY_COLUMNS = {
     column.key: column
     for column in (
         Column("epoch", "the last epoch"),
-        Column("test_error", "of the last epoch", "test error %", "%", 2, 98),
-        Column("test_accuracy", "of the last epoch", "", "%", 2),
-        Column("test_loss", "of the last epoch", "test loss", "nats", 4, 98),
-        Column("test_error_recalibrated", "by the first method of `recalibration.methods`",
+        Column("test_error", "test error of the last epoch", "test error %", "%", 2, 98),
+        Column("test_accuracy", "test accuracy of the last epoch", "", "%", 2),
+        Column("test_loss", "test loss of the last epoch", "test loss", "nats", 4, 98),
+        Column("test_error_recalibrated", "test error after the first method of `recalibration.methods`",
                "after\nrecalibration", "%", 2, 7),
-        Column("test_loss_recalibrated", "likewise", "", "nats", 4),
-        Column("recalibration", "the first method", "", is_text=True),
-        Column("validation_error", "of the last epoch", "validation\nerror %", "%", 2, 6),
-        Column("validation_accuracy", "of the last epoch", "", "%", 2),
-        Column("validation_loss", "of the last epoch", "", "nats", 4),
-        Column("train_loss", "of the last epoch", "", "nats", 4),
-        Column("train_accuracy", "of the last epoch, in train mode", "", "%", 2),
-        Column("train_accuracy_eval_mode", "all augmented training images, in eval mode",
+        Column("test_loss_recalibrated", "test loss after the same", "", "nats", 4),
+        Column("recalibration", "the first of `recalibration.methods`", "", is_text=True),
+        Column("validation_error", "validation error of the last epoch", "validation\nerror %", "%", 2, 6),
+        Column("validation_accuracy", "validation accuracy of the last epoch", "", "%", 2),
+        Column("validation_loss", "validation loss of the last epoch", "", "nats", 4),
+        Column("train_loss", "training loss of the last epoch", "", "nats", 4),
+        Column("train_accuracy", "training accuracy of the last epoch, in train mode", "", "%", 2),
+        Column("train_accuracy_eval_mode", "accuracy on all augmented training images, in eval mode",
                "train acc %\n(eval mode)", "%", 2, 8),
         Column("train_accuracy_train_mode",
-               "the same images with noise on and BN on each batch's own statistics",
+               "accuracy on the same with noise on and BN on each batch's own statistics",
                "train acc %\n(train mode)", "%", 2, 8),
-        Column("train_loss_eval_mode", "likewise", "", "nats", 4),
-        Column("train_loss_train_mode", "likewise", "", "nats", 4),
+        Column("train_loss_eval_mode", "loss on the same images, in eval mode", "", "nats", 4),
+        Column("train_loss_train_mode", "loss on the same images, in train mode", "", "nats", 4),
         Column("shift_ratio_mean", "mean over BN layers of `shift_ratio`", "shift mean", "", 3, 11),
-        Column("shift_ratio_max", "the largest of them", "shift max", "", 3, 6),
-        Column("shift_ratio_max_layer", "the layer of the largest", "largest shift at",
+        Column("shift_ratio_max", "largest `shift_ratio` over BN layers", "shift max", "", 3, 6),
+        Column("shift_ratio_max_layer", "layer of the largest `shift_ratio`", "largest shift at",
                priority=5, is_text=True),
-        Column("parameters", "of the network", "parameters", "", 0, 1),
+        Column("parameters", "parameters of the network", "parameters", "", 0, 1),
         Column("bn_layers", "BN layers of the network", "", "", 0),
     )
 }  # fmt: skip
@@ -229,3 +250,26 @@ def describe_columns(columns: Mapping[str, Column]) -> str:
     lines = ["| column | unit | meaning |", "|---|---|---|"]
     lines += [f"| `{c.key}` | {c.unit or '–'} | {c.meaning} |" for c in columns.values()]
     return "\n".join(lines)
+
+
+def fill_document(text: str) -> str:
+    """docs/run-folder.md with its tables of columns as they are declared here."""
+    tables = {
+        "EpochRow": EPOCH_COLUMNS,
+        "LayerRow": LAYER_COLUMNS,
+        "the summary": SUMMARY_COLUMNS,
+    }
+    for name, columns in tables.items():
+        start = f"<!-- columns of {name} -->\n"
+        before, rest = text.split(start)
+        _, after = rest.split("<!-- end -->", 1)
+        text = f"{before}{start}{describe_columns(columns)}\n<!-- end -->{after}"
+    return text
+
+
+if __name__ == "__main__":  # python -m vshift.runs.schema docs/run-folder.md
+    import sys
+    from pathlib import Path
+
+    document = Path(sys.argv[1])
+    document.write_text(fill_document(document.read_text("utf-8")), "utf-8")
