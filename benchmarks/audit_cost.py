@@ -19,15 +19,14 @@ from torch import Tensor, nn
 from torchvision import models
 
 from vshift import audit
-from vshift.shift.modes import modes
-from vshift.shift.probe import preserved
+from vshift.shift.modes import modes, restoring_state
 
 
 @torch.no_grad()
 def bare(model: nn.Module, batches: list[Tensor], repairs: int) -> float:
     """Seconds of the passes an audit cannot do without."""
     began = time.perf_counter()
-    with preserved(model):
+    with restoring_state(model):
         model.train()
         for images in batches:
             model(images)

@@ -20,7 +20,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from vshift.data import Stream
 from vshift.data.augment import Plan
 from vshift.networks import BatchNorm
-from vshift.shift.probe import Moments, batch_norms
+from vshift.shift.stats import Moments, batch_norms
 from vshift.train.objective import Objective
 from vshift.train.seeding import derive
 
@@ -100,7 +100,7 @@ class Stack(nn.Module):
 
 
 class StackedLog:
-    """`vshift.shift.probe.TrainingLog` for a stack."""
+    """`vshift.shift.training_log.TrainingLog` for a stack."""
 
     def __init__(self, stack: Stack, network: nn.Module) -> None:
         state = stack.stacked()

@@ -10,7 +10,7 @@ import torch
 from benchmarks.cases import Case, make_config
 from vshift.data import ImageSet
 from vshift.data.images import Part, image_set
-from vshift.shift.probe import TrainingLog
+from vshift.shift.training_log import TrainingLog
 from vshift.train.choose_step import make_step
 from vshift.train.loop import make_subject
 from vshift.train.objective import objective_of
@@ -97,5 +97,5 @@ class Training:
         """The once-an-epoch copies of scores and of the log to the host; the mean loss."""
         score = self.tally.take()
         if self.log is not None:
-            self.log.take()
+            self.log.compute_and_reset()
         return score.loss

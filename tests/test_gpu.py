@@ -11,10 +11,11 @@ from tests.train.test_resume import attempt
 from vshift.data import load
 from vshift.networks import build
 from vshift.runs import prepare
-from vshift.shift.explain import explain
-from vshift.shift.graph import noise_in_front
-from vshift.shift.probe import TrainingLog, running_moments
+from vshift.shift.decompose import decompose
+from vshift.shift.noise_graph import noise_in_front
 from vshift.shift.recalibration import recalibrate
+from vshift.shift.stats import running_moments
+from vshift.shift.training_log import TrainingLog
 from vshift.train.choose_step import make_step
 from vshift.train.loop import make_subject, train
 from vshift.train.progress import Reporter
@@ -108,7 +109,7 @@ def test_every_step_trains_what_the_eager_one_trains(kind):
         for number in range(2):
             epoch(step, stream, number, 0.005)
             scores.append(step.tally.take())
-        found.append((scores, step.log.take(), running_moments(step.model)))
+        found.append((scores, step.log.compute_and_reset(), running_moments(step.model)))
     (eager, eager_log, eager_running), (scores, log, running) = found
     assert [score.count for score in scores] == [620, 620]
     for ours, theirs in zip(scores, eager, strict=True):
@@ -134,7 +135,7 @@ def test_every_step_has_the_noise_that_it_should(kind, noise):
         seen = []
         for number in range(12):
             epoch(step, stream, number, 0.0)
-            seen.append(float(step.log.take()[layer].variance.mean()))
+            seen.append(float(step.log.compute_and_reset()[layer].variance.mean()))
         assert len(set(seen)) == len(seen)
         found.append(torch.tensor(seen, dtype=torch.float64))
     a, b = found
@@ -164,9 +165,9 @@ def test_prediction_and_repair_on_the_device():
     data = [torch.randn(128, 3, 16, 16, device="cuda") for _ in range(10)]
     for batch in data:
         model(batch)
-    found = explain(model, lambda: data)
+    found = decompose(model, lambda: data)
     for e in found.values():
         if e.noises:
             assert abs(e.excess.value) < 4 * e.excess.error
     recalibrate(model, lambda: data, "layerwise", at_once=True)
-    assert max(abs(e.total.value) for n, e in explain(model, lambda: data).items()) > 1
+    assert max(abs(e.total.value) for n, e in decompose(model, lambda: data).items()) > 1

@@ -15,7 +15,7 @@ from examples.patients import Net, data, fit, trained
 from tests.auditing.conftest import everything
 from vshift import audit
 from vshift.auditing import AuditError
-from vshift.shift.explain import explain
+from vshift.shift.decompose import decompose
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_the_local_ratio_is_that_of_the_exact_split(shifted):
     """Against `explain`, which takes the noise out of each activation by the traced graph."""
     model, batches = shifted
     found = audit(model, batches).layers[1]
-    exact = explain(model, lambda: (x for x, _ in batches))["bn2"]
+    exact = decompose(model, lambda: (x for x, _ in batches))["bn2"]
     assert found["local_ratio"] == pytest.approx(exact.local.value, rel=0.03)
     assert found["local_ratio"] * found["inherited_ratio"] == pytest.approx(
         exact.total.value, rel=0.03

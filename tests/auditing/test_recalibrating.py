@@ -116,7 +116,7 @@ def test_what_cannot_be_recalibrated_is_refused():
         recalibrate(nn.Linear(2, 2), [])
     with pytest.raises(AuditError, match="layerwise: BN layer"):
         recalibrate(Twice(), data(0, 64), "layerwise")
-    with pytest.raises(AuditError, match="method is one of swap"):
+    with pytest.raises(AuditError, match="method is one of precise"):
         recalibrate(Net(), data(0, 64), "precisely")
     model = Net()
     before = everything(model)

@@ -10,7 +10,7 @@ from benchmarks.stack import Stack, StackedLog, StackedStream, seed_of, stacked
 from benchmarks.training import random_images
 from vshift.data import Stream, train_stream
 from vshift.networks import BatchNorm
-from vshift.shift.probe import TrainingLog
+from vshift.shift.training_log import TrainingLog
 from vshift.train.captured_step import CapturedStep
 from vshift.train.loop import build_for
 from vshift.train.objective import classification
@@ -87,7 +87,7 @@ def test_a_stack_trains_each_seed_as_it_is_trained_alone(kind, network):
     objective = stacked(classification)
     step = kind(stack, optimizer, "float32", Tally(CPU), log, objective, **options)
     sums = train(step, StackedStream(stream, SEEDS))
-    seen = log.take()
+    seen = log.compute_and_reset()
     losses = []
     for place, model in enumerate(alone):
         own = TrainingLog(model)
@@ -95,7 +95,7 @@ def test_a_stack_trains_each_seed_as_it_is_trained_alone(kind, network):
             model, make_optimizer(model, config.optimizer), "float32", Tally(CPU), own
         )
         losses.append(train(single, SeedOf(stream, place)))
-        for name, moments in own.take().items():
+        for name, moments in own.compute_and_reset().items():
             close(seen[place][name].variance, moments.variance)
             close(seen[place][name].mean, moments.mean)
     assert torch.tensor(losses).sum(0).tolist() == pytest.approx(sums, rel=1e-6)

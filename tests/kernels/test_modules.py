@@ -9,8 +9,8 @@ from torch import nn
 from tests.configs import make_config
 from vshift.kernels.modules import fuse
 from vshift.networks import BatchNorm, build
-from vshift.shift.graph import noise_in_front
 from vshift.shift.modes import bn_state
+from vshift.shift.noise_graph import noise_in_front
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -26,8 +26,8 @@ from vshift.networks.noise import (
     Uniform,
     make_noise,
 )
+from vshift.shift.decompose import extra_variance, noise_variance
 from vshift.shift.modes import modes, noise_modules
-from vshift.shift.prediction import extra_variance, noise_variance
 
 RATES = [0.1, 0.5, 0.7]
 FLOOR = -1.7580993408473766  # of SELU

@@ -10,7 +10,8 @@ from vshift.errors import ConfigError
 from vshift.networks import build
 from vshift.networks.norm import BatchNorm, make_norm
 from vshift.networks.summary import summarise
-from vshift.shift.probe import TrainingLog, preserved
+from vshift.shift.modes import restoring_state
+from vshift.shift.training_log import TrainingLog
 
 SHAPES = [(8,), (8, 6, 6)]
 
@@ -62,7 +63,9 @@ def test_ghost_with_a_cumulative_average_and_what_the_log_takes():
         seen.append(by_hand(x, 4)[2].mean(0))
     expected = torch.stack(seen).mean(0)
     torch.testing.assert_close(model[0].running_var, expected)
-    torch.testing.assert_close(log.take()["0"].variance, expected.double(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        log.compute_and_reset()["0"].variance, expected.double(), rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("ghost", [16, 17, 1000])
@@ -97,7 +100,7 @@ def test_measuring_leaves_a_ghost_layer_as_it_was():
     model = nn.Sequential(BatchNorm(8, ghost=4))
     model(batch(8, 8))
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with preserved(model):
+    with restoring_state(model):
         model(batch(8, 8, seed=1))
     assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
 

@@ -156,7 +156,7 @@ def test_what_recalibration_gave_back(study: Study) -> None:
     assert "(95 % CI +19.33 to +20.70). That is more than chance (p &lt; 0.001)." in text
     assert "More than chance, the other configs:" in text
     assert "Methods: precise, averages over training batches with noise off" in card.fine
-    assert "; swap, what each layer met in eval mode" in card.fine
+    assert "; swap, each layer’s input in eval mode" in card.fine
 
 
 def test_nothing_measured_says_which_key_would(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.configs import make_config
+from vshift.networks import build
 from vshift.networks.noise import Dropout, Gaussian
 from vshift.networks.norm import BatchNorm
 from vshift.shift.modes import (
@@ -12,6 +14,7 @@ from vshift.shift.modes import (
     load_bn_state,
     modes,
     noise_modules,
+    restoring_state,
     seeded,
 )
 
@@ -108,7 +111,7 @@ def test_own_0_is_plain_eval_and_own_1_is_batch_mode():
         plain = model(x)
     with modes(model, noise=False, norm="batch"):
         batch = model(x)
-    with batch_statistics(model, own=0):
+    with batch_statistics(model, batch_weight=0):
         assert torch.equal(model(x), plain)
     with batch_statistics(model):
         torch.testing.assert_close(model(x), batch, rtol=1e-5, atol=1e-5)
@@ -203,3 +206,28 @@ def test_a_layer_told_to_test_on_batch_statistics_obeys_the_modes():
         torch.testing.assert_close(model(x), x / (1 + layer.eps) ** 0.5)
     assert layer.evaluate == "batch"
     assert model(x).std().item() == pytest.approx(1, abs=0.05)
+
+
+def small_net(noise=None):
+    network = {"name": "preresnet", "depth": 8, **({"noise": noise} if noise else {})}
+    return build(make_config(network=network), classes=10, channels=3, size=16, seed=0)
+
+
+def test_restoring_state_restores_buffers_modes_and_random_numbers_even_after_an_error():
+    model = small_net({"kind": "dropout", "rate": 0.5, "position": "before_last_bn"})
+    model.stage2.eval()
+    modes = [m.training for m in model.modules()]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+
+    def work():
+        with restoring_state(model):
+            model.train()
+            model(torch.randn(8, 3, 16, 16))
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        work()
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    assert torch.equal(state, torch.random.get_rng_state())

@@ -12,9 +12,8 @@ from tests.configs import make_config
 from tests.shift.test_modes import everything
 from vshift.networks import build
 from vshift.shift.modes import bn_state, load_bn_state, modes
-from vshift.shift.moments import pooled_moments
-from vshift.shift.probe import batch_norms, shift_ratio
-from vshift.shift.recalibration import estimate, recalibrate
+from vshift.shift.recalibration import estimate_statistics, recalibrate
+from vshift.shift.stats import batch_norms, pooled_moments, shift_ratio
 
 METHODS = ("swap", "precise", "layerwise", "dropout_on")
 DROPOUT = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
@@ -85,7 +84,7 @@ def test_swap_measures_behind_the_old_statistics():
     model, batches = plain_net().eval(), images()
     first = model[0](torch.cat(batches))
     second = model[4](model[2](model[1](first)))
-    close(estimate(model, lambda: batches, "swap"), set_of({"1": first, "5": second}))
+    close(estimate_statistics(model, lambda: batches, "swap"), set_of({"1": first, "5": second}))
 
 
 @torch.no_grad()
@@ -95,7 +94,9 @@ def test_layerwise_measures_behind_the_new_statistics():
     variance, mean = torch.var_mean(first, (0, 2, 3), correction=1)
     normed = F.batch_norm(first, mean, variance, model[1].weight, model[1].bias)
     second = model[4](F.relu(normed))
-    close(estimate(model, lambda: batches, "layerwise"), set_of({"1": first, "5": second}))
+    close(
+        estimate_statistics(model, lambda: batches, "layerwise"), set_of({"1": first, "5": second})
+    )
 
 
 @torch.no_grad()
@@ -106,12 +107,12 @@ def test_precise_measures_behind_batch_statistics():
     normed = [F.batch_norm(x, None, None, weight, bias, training=True) for x in first]
     second = [model[4](F.relu(x)) for x in normed]
     wanted = set_of({"1": torch.cat(first), "5": torch.cat(second)})
-    close(estimate(model, lambda: batches, "precise"), wanted)
+    close(estimate_statistics(model, lambda: batches, "precise"), wanted)
 
 
 def test_the_methods_agree_on_the_first_layer_and_differ_behind_it(trained):
     batches = images(side=16)
-    states = [estimate(trained, lambda: batches, method) for method in METHODS]
+    states = [estimate_statistics(trained, lambda: batches, method) for method in METHODS]
     first, *_, last = batch_norms(trained)
     for one, other in pairwise(states):
         close(*({n: s[n] for n in s if n.startswith(f"{first}.")} for s in (one, other)))
@@ -133,15 +134,17 @@ def test_all_at_once_equals_layer_by_layer(trained):
     batches = images(side=16)
     for estimator in ("pooled", "average"):
         options = {"estimator": estimator, "moments": "both"}
-        one_by_one = estimate(trained, lambda: batches, "layerwise", **options)
-        at_once = estimate(trained, lambda: batches, "layerwise", at_once=True, **options)
+        one_by_one = estimate_statistics(trained, lambda: batches, "layerwise", **options)
+        at_once = estimate_statistics(
+            trained, lambda: batches, "layerwise", at_once=True, **options
+        )
         close(at_once, one_by_one, rtol=1e-4)
 
 
 def test_layer_by_layer_stops_at_the_layer_that_is_measured():
     model, batches, calls = plain_net(), images(), []
     model[4].register_forward_pre_hook(lambda *_: calls.append(1))
-    estimate(model, lambda: batches, "layerwise")
+    estimate_statistics(model, lambda: batches, "layerwise")
     # Once to find the order, not at all for the first layer, three batches for the second.
     assert len(calls) == 1 + 0 + 3
 
@@ -157,21 +160,21 @@ def test_all_at_once_where_the_model_folds_patches_into_the_batch():
 
     model, batches = Folded(), images()
     options = {"method": "layerwise", "estimator": "average"}
-    wanted = estimate(model, lambda: batches, **options)
-    close(estimate(model, lambda: batches, at_once=True, **options), wanted)
+    wanted = estimate_statistics(model, lambda: batches, **options)
+    close(estimate_statistics(model, lambda: batches, at_once=True, **options), wanted)
 
 
 def test_with_one_bn_layer_all_methods_without_noise_agree():
     model, batches = plain_net()[:2], images()
-    wanted = estimate(model, lambda: batches, "precise")
+    wanted = estimate_statistics(model, lambda: batches, "precise")
     for method in ("swap", "layerwise"):
-        close(estimate(model, lambda: batches, method), wanted)
+        close(estimate_statistics(model, lambda: batches, method), wanted)
 
 
 def test_dropout_on_is_update_bn():
     model, batches = plain_net(), images()
     torch.manual_seed(5)
-    found = estimate(model, lambda: batches, "dropout_on", estimator="average")
+    found = estimate_statistics(model, lambda: batches, "dropout_on", estimator="average")
     torch.manual_seed(5)
     update_bn(batches, model)
     close(found, bn_state(model))
@@ -181,7 +184,7 @@ def test_precise_is_fvcores_up_to_the_bias():
     """fvcore pools as well, but writes the BIASED variance: n/(n − 1) lies between."""
     precise_bn = pytest.importorskip("fvcore.nn.precise_bn")
     model, batches = plain_net(), images()
-    found = estimate(model, lambda: batches, "precise")
+    found = estimate_statistics(model, lambda: batches, "precise")
     for name, side in (("1", 6), ("5", 4)):
         count = sum(map(len, batches)) * side * side
         found[f"{name}.running_var"] *= (count - 1) / count
@@ -212,8 +215,8 @@ def test_moments_variance_leaves_the_means():
 def test_limit_uses_the_first_batches():
     model, batches = plain_net(), images()
     for method in ("swap", "precise", "layerwise"):
-        wanted = estimate(model, lambda: batches[:2], method)
-        close(estimate(model, lambda: iter(batches), method, limit=2), wanted)
+        wanted = estimate_statistics(model, lambda: batches[:2], method)
+        close(estimate_statistics(model, lambda: iter(batches), method, limit=2), wanted)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -306,6 +309,6 @@ def test_under_autocast_statistics_are_those_of_the_input_as_it_arrives():
     model, batches = plain_net(), images()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         first = model[0](torch.cat(batches))
-        found = estimate(model, lambda: batches, "swap")
+        found = estimate_statistics(model, lambda: batches, "swap")
     assert first.dtype == torch.bfloat16
     close({n: found[n] for n in ("1.running_mean", "1.running_var")}, set_of({"1": first}))

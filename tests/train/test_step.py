@@ -12,7 +12,7 @@ from tests.configs import make_config
 from vshift.data import load
 from vshift.errors import ConfigError
 from vshift.kernels import KernelsMissing
-from vshift.shift.probe import TrainingLog
+from vshift.shift.training_log import TrainingLog
 from vshift.train import choose_step as choose
 from vshift.train.captured_step import STEPS, CapturedStep
 from vshift.train.choose_step import make_step
@@ -54,7 +54,7 @@ def trained(step, stream, epochs=2, skip=0, seed=0):
         taken = list(step.epoch(stream, derive(seed, epoch, "data"), rates, skip))
         assert sum(taken) == stream.steps - skip
         scores.append(step.tally.take())
-    return scores, step.log.take(), step.model.state_dict()
+    return scores, step.log.compute_and_reset(), step.model.state_dict()
 
 
 def equal(a, b):
@@ -136,7 +136,7 @@ def test_preparing_captures_an_epochs_graphs_and_leaves_no_trace(monkeypatch):
     assert sizes == {(1, 64): [64], (1, 44): [44], (STEPS, 64): [64] * STEPS}
     equal(kept, subject.model.state_dict())
     assert parts["tally"].take().count == 0
-    assert not any(moments.variance.any() for moments in parts["log"].take().values())
+    assert not any(moments.variance.any() for moments in parts["log"].compute_and_reset().values())
 
 
 def test_a_graph_with_another_loss_is_not_used(monkeypatch):
@@ -279,13 +279,13 @@ def test_sums_go_on_where_they_were_saved():
         next(steps)
     saved = parts["tally"].state_dict(), parts["log"].state_dict()
     parts["tally"].take()
-    parts["log"].take()
+    parts["log"].compute_and_reset()
     parts["tally"].load_state_dict(saved[0])
     parts["log"].load_state_dict(saved[1])
     for _ in steps:
         pass
     assert parts["tally"].take() == whole[0][0]
-    for name, moments in parts["log"].take().items():
+    for name, moments in parts["log"].compute_and_reset().items():
         assert torch.equal(moments.variance, whole[1][name].variance)
 
 

@@ -31,7 +31,7 @@ from vshift.auditing.repairs import Repair, try_repairs
 from vshift.auditing.result import Audit, Noise, layer_rows, unknowns
 from vshift.auditing.samples import AuditError, Unpack, collect, unpack
 from vshift.auditing.scores import Loss, Scores, gain
-from vshift.shift.probe import Moments
+from vshift.shift.stats import Moments
 
 # The specific causes before the general ones; their repairs are tried in this order.
 CAUSES: tuple[Callable[[Case], Iterator[Draft]], ...] = (

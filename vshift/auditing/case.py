@@ -23,7 +23,7 @@ from vshift.auditing.noise import Source, Traced
 from vshift.auditing.probes import Pass, Probes, Subject
 from vshift.auditing.samples import Samples
 from vshift.auditing.scores import Scores
-from vshift.shift.probe import Moments
+from vshift.shift.stats import Moments
 
 
 @dataclass

@@ -10,7 +10,7 @@ from vshift.auditing.causes_buffers import draft, where
 from vshift.auditing.findings import Draft
 from vshift.auditing.moments import apart, worth
 from vshift.auditing.repairs import Repair
-from vshift.shift.probe import Moments
+from vshift.shift.stats import Moments
 
 SMALL_WORTH = 100  # n_eff below which the noise floor is above 0.1
 HIGH_MOMENTUM = 0.5

@@ -15,7 +15,7 @@ import torch
 from vshift.auditing.case import Case, finite
 from vshift.auditing.findings import Draft, listed
 from vshift.auditing.repairs import Repair
-from vshift.shift.probe import Moments
+from vshift.shift.stats import Moments
 
 FAR = 0.5  # standard deviations; augmentation of training data makes up to 0.3
 

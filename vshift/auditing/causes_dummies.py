@@ -21,7 +21,7 @@ from vshift.auditing.findings import Draft
 from vshift.auditing.moments import LayerStats, apart, deviations, fit
 from vshift.auditing.probes import run_pass
 from vshift.auditing.samples import Batch, tensors_of
-from vshift.shift.probe import Moments
+from vshift.shift.stats import Moments
 from vshift.text import pluralize
 
 CLEAR = 0.9  # of the deviation explained

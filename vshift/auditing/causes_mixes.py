@@ -14,7 +14,7 @@ from vshift.auditing.case import Case
 from vshift.auditing.causes_buffers import draft, tracked, where
 from vshift.auditing.findings import Draft
 from vshift.auditing.moments import share_of
-from vshift.shift.probe import Moments
+from vshift.shift.stats import Moments
 from vshift.text import pluralize
 
 LOW_MOMENTUM = 0.05

@@ -15,7 +15,7 @@ from vshift.auditing.findings import Draft, listed
 from vshift.auditing.moments import Ratio, apart
 from vshift.auditing.repairs import Repair
 from vshift.auditing.samples import Samples, tensors_of
-from vshift.shift.probe import Moments
+from vshift.shift.stats import Moments
 from vshift.text import pluralize
 
 # Standard deviations between inputs; augmentation, crops with black borders say, makes up to 0.3.

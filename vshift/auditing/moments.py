@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vshift.shift.probe import Moments
+from vshift.shift.stats import Moments
 
 SHIFT = 0.05  # relative change of variance that is worth a word
 

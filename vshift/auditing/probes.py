@@ -25,7 +25,7 @@ from vshift.auditing.moments import LayerStats
 from vshift.auditing.samples import AuditError, Batch, Samples, call, main_output
 from vshift.auditing.scores import Loss, Scorer, Scores
 from vshift.auditing.watch import Names, Watch
-from vshift.shift.moments import batch_moments
+from vshift.shift.stats import batch_moments
 
 # What a model raises that cannot be run in training mode on inputs alone.
 CANNOT_RUN = (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, AuditError)

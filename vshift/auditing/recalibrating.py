@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from vshift.auditing.guard import random_state_kept, run_eagerly, unwrapped
 from vshift.auditing.samples import AuditError, Unpack, call, collect, main_output, unpack
-from vshift.shift.probe import batch_norms
 from vshift.shift.recalibration import Estimator, Method, NotFiniteError
 from vshift.shift.recalibration import recalibrate as re_estimate
+from vshift.shift.stats import batch_norms
 
 
 def recalibrate(

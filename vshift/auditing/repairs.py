@@ -15,7 +15,7 @@ from vshift.auditing.noise import silenced
 from vshift.auditing.probes import Pass, Subject, run_pass
 from vshift.auditing.samples import Samples
 from vshift.networks.norm import BatchNorm
-from vshift.shift.probe import Moments
+from vshift.shift.stats import Moments
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from vshift.auditing.findings import Finding, listed, reaches
 from vshift.auditing.moments import apart
 from vshift.auditing.noise import Source
 from vshift.auditing.samples import tensors_of
-from vshift.shift.probe import Moments, shift_ratio
+from vshift.shift.stats import Moments, shift_ratio
 from vshift.text import pluralize
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from vshift.auditing.moments import LayerStats
 from vshift.auditing.probes import make_subject, run_pass
 from vshift.auditing.result import plain
 from vshift.auditing.samples import AuditError, Unpack, collect, unpack
-from vshift.shift.probe import batch_norms, shift_ratio
+from vshift.shift.stats import batch_norms, shift_ratio
 
 if TYPE_CHECKING:
     import pandas as pd

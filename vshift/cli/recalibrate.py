@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vshift.cli.options import DeviceOption, changes_of
+from vshift.config.recalibration import ADJUST, METHODS
 
 
 def recalibrate(
@@ -16,8 +17,8 @@ def recalibrate(
         list[str] | None,
         typer.Option(
             "--method",
-            help="swap, precise, layerwise, dropout_on (the trap), batch or mix; repeatable. "
-            "Default: swap, precise and layerwise.",
+            help=f"{', '.join(METHODS)} (see docs/science.md); repeatable. "
+            f"Default: {', '.join(ADJUST)}.",
         ),
     ] = None,
     batches: Annotated[
@@ -45,7 +46,7 @@ def recalibrate(
 
     from vshift.runs import find_runs
 
-    wanted = methods or ["swap", "precise", "layerwise"]
+    wanted = methods or ADJUST
     changes = [f"recalibration.methods={json.dumps(wanted)}", f"measure.monte_carlo={monte_carlo}"]
     changes += [] if batches is None else [f"recalibration.batches={batches}"]
     changes += ["measure.modes=true"] if modes else ["measure.modes=false"]

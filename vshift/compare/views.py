@@ -15,6 +15,7 @@ from vshift.compare.fields import Fields, Row, metric
 from vshift.compare.groups import by_config, known
 from vshift.compare.published import View
 from vshift.compare.statistics import Sample, describe
+from vshift.config.recalibration import ADJUST
 from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord, number
 from vshift.tables import Column, Table
@@ -27,8 +28,6 @@ from vshift.text import (
     format_value,
 )
 
-# Three readings of the paper's Adjust, which is under-specified.
-METHODS = ("precise", "swap", "layerwise")
 _PLACES = {
     "before_last_bn": "(a) before last BN",
     "before_last_conv": "(b) before last conv",
@@ -120,7 +119,7 @@ def _lines(family: Family, view: View, levels: Sequence[float]) -> Iterator[_Lin
             yield _Line(family, place, slots, [theirs.get(level) for level in levels])
         return
     (level,) = view.levels
-    methods = [method for method in METHODS if _has(family, method)] or ["none"]
+    methods = [method for method in ADJUST if _has(family, method)] or ["none"]
     for method in methods:
         slots = [_Slot(p, level, m) for p in view.positions for m in (None, method)]
         pairs = [value for p in view.positions for value in (values[p] or (None, None))]

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from vshift.config.base import OneOrList, Section
 from vshift.config.networks import Autoencoder, Network
 from vshift.config.norm import BatchNorm, Norm
+from vshift.config.recalibration import METHODS, MethodName
 from vshift.text import pluralize
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -215,13 +216,10 @@ class Measure(Section):
 class Recalibration(Section):
     """Re-estimating BN statistics after the last epoch: what Li et al. 2019 call Adjust."""
 
-    methods: list[Literal["swap", "precise", "layerwise", "dropout_on", "batch", "mix"]] = Field(
+    methods: list[MethodName] = Field(
         ["precise"],
-        max_length=6,
-        description="swap: all layers at once in eval mode. precise: noise off, BN on batch "
-        "statistics. layerwise: from the input on, each behind the new ones. dropout_on: the trap "
-        "of leaving noise on. batch: test with each test batch's own statistics. mix: of those and "
-        "the running ones.",
+        max_length=len(METHODS),
+        description=" ".join(f"{name}: {method.words}." for name, method in METHODS.items()),
     )
     batches: Count = Field(30, description="Training batches of data.batch_size they are taken of.")
     augment: bool = Field(True, description="Crop and flip them as in training.")

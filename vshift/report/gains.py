@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from vshift.compare.paired import Change, paired, seeds_to_tell_change
 from vshift.compare.statistics import holm_once
+from vshift.config.recalibration import METHODS
 from vshift.report.data import Study
 from vshift.report.effects import Effect, Tested, most_affected
 from vshift.report.groups import Group
@@ -126,22 +127,12 @@ def recalibration(study: Study, effects: Sequence[Effect]) -> Card:
 
 
 # docs/science.md defines them.
-_METHODS = {
-    "precise": "averages over training batches with noise off, BN on each batch’s own statistics",
-    "layerwise": "layer by layer, each behind those already re-estimated",
-    "swap": "what each layer met in eval mode, all at once, so that later ones are corrected twice",
-    "dropout_on": "with noise on, a trap: testing does not meet that variance",
-    "batch": "no re-estimation, each test batch’s own statistics",
-    "mix": "a mixture of the test batch’s and the running statistics",
-}
-
-
 def _methods_in_words(study: Study) -> Markup:
     """What the methods are, where there are several."""
-    tried = [m for m in dict.fromkeys(study.recalibration["method"]) if m in _METHODS]
+    tried = [m for m in dict.fromkeys(study.recalibration["method"]) if m in METHODS]
     if len(tried) < 2:
         return Markup("")
-    return say(" Methods: {}.", Markup("; ").join(f"{m}, {_METHODS[m]}" for m in tried))
+    return say(" Methods: {}.", Markup("; ").join(f"{m}, {METHODS[m].words}" for m in tried))
 
 
 def _sentence(study: Study, gain: Gain, lost: float | None) -> Markup:

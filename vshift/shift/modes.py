@@ -1,4 +1,4 @@
-"""Noise and BN switched each for itself, which `model.train()` and `model.eval()` cannot do.
+"""Modes that `model.train()` and `model.eval()` cannot set: noise and BN each on its own.
 
 Noise is what these modules know to be noise (`noise_modules`). A random operation that a forward
 calls by itself, such as `F.dropout(x, training=self.training)`, follows its own module, which is in
@@ -17,8 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from vshift.networks.noise import Noise
 from vshift.networks.norm import BatchNorm
-from vshift.shift.moments import batch_moments, watching
-from vshift.shift.probe import batch_norms
+from vshift.shift.stats import batch_moments, batch_norms, capturing_inputs
 
 # `<layer>.running_mean` and `<layer>.running_var` of every BN layer, named as in a state dict.
 BNState = Mapping[str, Tensor]
@@ -26,16 +25,16 @@ BNState = Mapping[str, Tensor]
 
 def noise_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Every `vshift.networks.noise.Noise` and every dropout module of PyTorch's, by name."""
-    found = model.named_modules()
-    return {name: module for name, module in found if isinstance(module, Noise | _DropoutNd)}
+    modules = model.named_modules()
+    return {name: module for name, module in modules if isinstance(module, Noise | _DropoutNd)}
 
 
 @contextmanager
 def modes(model: nn.Module, *, noise: bool, norm: Literal["batch", "running"]) -> Iterator[None]:
-    """Noise on or off, BN on each batch's or on running statistics, all else in eval mode.
+    """Switch noise on or off and BN to batch or running statistics; all else is in eval mode.
 
-    Afterwards every module's mode is as it was, and with `batch` so are the BN layers' buffers,
-    which move inside. Random numbers are drawn as they come: see `seeded`.
+    On exit every module's mode is restored, and with `batch` the BN layers' buffers, which move
+    inside. Random numbers are drawn as they come: see `seeded`.
 
     Args:
         norm: `batch`, each batch's mean and biased variance, as in training; `running`, the
@@ -48,80 +47,119 @@ def modes(model: nn.Module, *, noise: bool, norm: Literal["batch", "running"]) -
     if norm not in ("batch", "running"):
         raise ValueError(f"norm is batch or running, not {norm!r}")
     norms = list(batch_norms(model).values())
-    # vshift's BN may be told to test on batch statistics; here the caller says which.
-    told = [(layer, layer.evaluate) for layer in norms if isinstance(layer, BatchNorm)]
-    before = [(module, module.training) for module in model.modules()]
+    # vshift's BN can be configured to test on batch statistics; here the caller decides.
+    configured = [(layer, layer.evaluate) for layer in norms if isinstance(layer, BatchNorm)]
+    training = [(module, module.training) for module in model.modules()]
     moving = norms if norm == "batch" else []
     buffers = [(b, b.clone()) for layer in moving for b in layer.buffers(recurse=False)]
     try:
-        _set(model.modules(), False)
-        _set(noise_modules(model).values(), noise)
-        _set(norms, norm == "batch")
-        for layer, _ in told:
+        _set_training(model.modules(), False)
+        _set_training(noise_modules(model).values(), noise)
+        _set_training(norms, norm == "batch")
+        for layer, _ in configured:
             layer.evaluate = "running"
         yield
     finally:
-        for layer, evaluate in told:
+        for layer, evaluate in configured:
             layer.evaluate = evaluate
-        for module, mode in before:
-            module.training = mode
-        with torch.no_grad():
-            for buffer, old in buffers:
-                buffer.copy_(old)
+        _restore(training, buffers)
 
 
-def _set(modules: Iterable[nn.Module], training: bool) -> None:
+def _set_training(modules: Iterable[nn.Module], training: bool) -> None:
     # Not module.train(), which models override and which reaches the children as well.
     for module in modules:
         module.training = training
 
 
+@torch.no_grad()
+def _restore(
+    training: Iterable[tuple[nn.Module, bool]], buffers: Iterable[tuple[Tensor, Tensor]]
+) -> None:
+    for module, mode in training:
+        module.training = mode
+    for buffer, old in buffers:
+        buffer.copy_(old)
+
+
 @contextmanager
-def batch_statistics(model: nn.Module, own: float = 1.0) -> Iterator[None]:
-    """Eval mode, noise off, with BN on a mix of each batch's own and the running statistics.
+def restoring_state(model: nn.Module) -> Iterator[None]:
+    """Restore buffers, train/eval modes and random states on exit."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    training = [(module, module.training) for module in model.modules()]
+    with torch.random.fork_rng(devices=_cuda_devices(model)):
+        try:
+            yield
+        finally:
+            _restore(training, buffers)
 
-    mean = own·(batch mean) + (1 − own)·(running mean), the second moment likewise, and the variance
-    is what remains of it (Summers & Dinneen 2020, arXiv 1906.03548, section 3.1). The batch's
-    variance is the biased one, as in training. With `own` 1 this is prediction-time BN (Nado et
-    al. 2020, arXiv 2006.10963), with 0 plain eval mode. Meant for evaluation: gradients take the
-    statistics for constants. A batch of one value per channel has variance 0, which no error tells.
 
-    The buffers are exchanged inside and the same tensors, untouched, put back afterwards.
+@contextmanager
+def seeded(model: nn.Module, seed: int) -> Iterator[None]:
+    """Draw random numbers from `seed`, on the CPU and the model's devices; restored on exit."""
+    devices = _cuda_devices(model)
+    with torch.random.fork_rng(devices=devices):
+        # torch.manual_seed would also reseed devices whose state is not restored.
+        torch.default_generator.manual_seed(seed)
+        for index in devices:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        yield
+
+
+def _cuda_devices(model: nn.Module) -> list[int]:
+    return sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
+
+
+@contextmanager
+def batch_statistics(model: nn.Module, batch_weight: float = 1.0) -> Iterator[None]:
+    """Eval mode, noise off, with BN on a mix of each batch's and the running statistics.
+
+    mean = w·(batch mean) + (1 − w)·(running mean), the second moment likewise, and the variance is
+    what remains of it (Summers & Dinneen 2020, arXiv 1906.03548, section 3.1). The batch's variance
+    is the biased one, as in training. With `batch_weight` w = 1 this is prediction-time BN (Nado et
+    al. 2020, arXiv 2006.10963), with 0 plain eval mode. Meant for evaluation: gradients treat the
+    statistics as constants. A batch of one value per channel has variance 0, which raises no error.
+
+    The buffers are exchanged inside; on exit the same tensors are put back, untouched.
 
     Raises:
-        ValueError: if `own` is not between 0 and 1.
+        ValueError: if `batch_weight` is not between 0 and 1.
     """
-    if not 0 <= own <= 1:
-        raise ValueError(f"own is a share between 0 and 1, not {own}")
+    w = batch_weight
+    if not 0 <= w <= 1:
+        raise ValueError(f"batch_weight is a share between 0 and 1, not {w}")
     layers = batch_norms(model)
-    kept = {name: (layer.running_mean, layer.running_var) for name, layer in layers.items()}
+    running = {name: (layer.running_mean, layer.running_var) for name, layer in layers.items()}
 
     def mix(name: str, x: Tensor) -> None:
-        mean, variance = kept[name]
+        mean, variance = running[name]
         assert mean is not None
         assert variance is not None
-        own_mean, own_variance = batch_moments(x.detach())
+        batch_mean, batch_variance = batch_moments(x.detach())
         # The mixed second moment less the mixed mean's square, written so that nothing cancels.
-        apart = (own_mean - mean).square() * (own * (1 - own))
-        mixed = own * own_variance + (1 - own) * variance + apart
-        layers[name].running_mean = (own * own_mean + (1 - own) * mean).to(mean.dtype)
+        between = (batch_mean - mean).square() * (w * (1 - w))
+        mixed = w * batch_variance + (1 - w) * variance + between
+        layers[name].running_mean = (w * batch_mean + (1 - w) * mean).to(mean.dtype)
         layers[name].running_var = mixed.to(variance.dtype)
 
     try:
-        with modes(model, noise=False, norm="running"), watching(layers, mix):
+        with modes(model, noise=False, norm="running"), capturing_inputs(layers, mix):
             yield
     finally:
         for name, layer in layers.items():
-            layer.running_mean, layer.running_var = kept[name]
+            layer.running_mean, layer.running_var = running[name]
+
+
+def _running_buffers(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        f"{name}.{kind}".removeprefix("."): getattr(layer, kind).detach()
+        for name, layer in batch_norms(model).items()
+        for kind in ("running_mean", "running_var")
+    }
 
 
 def bn_state(model: nn.Module) -> dict[str, Tensor]:
     """Copies of every BN layer's running mean and variance, on their device."""
-    return {
-        f"{name}.{kind}".removeprefix("."): getattr(layer, kind).detach().clone()
-        for name, layer in batch_norms(model).items()
-        for kind in ("running_mean", "running_var")
-    }
+    return {name: buffer.clone() for name, buffer in _running_buffers(model).items()}
 
 
 @torch.no_grad()
@@ -131,25 +169,13 @@ def load_bn_state(model: nn.Module, state: BNState) -> None:
     Raises:
         ValueError: if names or shapes are not those of this model's BN layers.
     """
-    own = {name: tensor for name, tensor in model.named_buffers() if name in bn_state(model)}
-    if wrong := sorted(own.keys() ^ state.keys()):
-        side = "lacks" if wrong[0] in own else "has an unknown"
+    buffers = _running_buffers(model)
+    if wrong := sorted(buffers.keys() ^ state.keys()):
+        side = "lacks" if wrong[0] in buffers else "has an unknown"
         raise ValueError(f"the BN statistics do not fit the model: {side} {wrong[0]}")
-    for name, tensor in own.items():
-        if tensor.shape != state[name].shape:
-            shapes = f"{list(state[name].shape)}, not {list(tensor.shape)}"
+    for name, buffer in buffers.items():
+        if buffer.shape != state[name].shape:
+            shapes = f"{list(state[name].shape)}, not {list(buffer.shape)}"
             raise ValueError(f"the BN statistics do not fit the model: {name} is {shapes}")
-    for name, tensor in own.items():
-        tensor.copy_(state[name])
-
-
-@contextmanager
-def seeded(model: nn.Module, seed: int) -> Iterator[None]:
-    """Random numbers from `seed` on the CPU and the model's devices; states restored afterwards."""
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
-    with torch.random.fork_rng(devices=devices):
-        # torch.manual_seed would also reseed devices whose state is not restored.
-        torch.default_generator.manual_seed(seed)
-        for index in devices:
-            torch.cuda.default_generators[index].manual_seed(seed)
-        yield
+    for name, buffer in buffers.items():
+        buffer.copy_(state[name])

@@ -1,41 +1,48 @@
 """Re-estimating BN statistics after training: the paper's "Adjust", in all its readings.
 
 Li et al. (2019, section 5.1) re-estimate the moving averages of a trained net with the parameters
-fixed and do not say how. Four ways, by what each layer's statistics are taken of:
+fixed and do not say how. The methods differ in the input that a layer's statistics are taken of:
 
     swap        (R1) its input in eval mode with the OLD statistics everywhere; all change at once
     precise     (R2) its input with noise off and BN on each batch's own statistics
                 (Wu & Johnson 2021, arXiv 2105.07576)
     layerwise   (R3) its input in eval mode with the NEW statistics in all layers before it
     dropout_on  its input in model.train(), noise ON: what torch.optim.swa_utils.update_bn does.
-                A TRAP: it re-estimates the very variance that eval mode does not meet
+                A TRAP: it re-estimates the very variance that eval mode does not have
 
-Only `layerwise` leaves every layer with the statistics of what it meets in eval mode: after `swap`
-the layers behind a changed one meet something else than was measured.
+Only `layerwise` leaves every layer with the statistics of its own eval-mode input: after `swap` the
+input of the layers after a changed one is no longer what was measured.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from vshift.shift.modes import BNState, bn_state, load_bn_state, modes
-from vshift.shift.moments import Batches, Pooled, Welford, pooled_moments, watching
-from vshift.shift.probe import batch_norms, preserved
+from vshift.config.recalibration import Estimating
+from vshift.shift.modes import BNState, bn_state, load_bn_state, modes, restoring_state
+from vshift.shift.stats import (
+    Batches,
+    InputStats,
+    PooledMoments,
+    batch_norms,
+    capturing_inputs,
+    pooled_moments,
+)
 from vshift.text import pluralize
+
+Method = Estimating
+Estimator = Literal["pooled", "average"]
 
 
 class NotFiniteError(ValueError):
     """A layer's input has no finite statistics: the network has diverged, or nearly so."""
-
-
-Method = Literal["swap", "precise", "layerwise", "dropout_on"]
-Estimator = Literal["pooled", "average"]
-Which = Literal["both", "variance"]
 
 
 def recalibrate(
@@ -43,16 +50,17 @@ def recalibrate(
     batches: Batches,
     method: Method = "precise",
     *,
-    moments: Which = "both",
+    moments: Literal["both", "variance"] = "both",
     estimator: Estimator = "pooled",
     limit: int | None = None,
     at_once: bool = False,
 ) -> None:
     """Re-estimate every BN layer's `running_mean` and `running_var` in place, and nothing else.
 
-    The arguments and errors are those of `estimate`. After an error the model is as it was.
+    The arguments and errors are those of `estimate_statistics`. After an error the model is as it
+    was.
     """
-    state = estimate(
+    state = estimate_statistics(
         model,
         batches,
         method,
@@ -65,17 +73,17 @@ def recalibrate(
 
 
 @torch.no_grad()
-def estimate(
+def estimate_statistics(
     model: nn.Module,
     batches: Batches,
     method: Method = "precise",
     *,
-    moments: Which = "both",
+    moments: Literal["both", "variance"] = "both",
     estimator: Estimator = "pooled",
     limit: int | None = None,
     at_once: bool = False,
 ) -> BNState:
-    """New statistics for every BN layer, for `load_bn_state`; the model stays as it is.
+    """New statistics for every BN layer, for `load_bn_state`; the model does not change.
 
     Costs one forward pass over the batches. `layerwise` costs about L/2 for L layers, as each
     layer's pass stops there: more where the first layers are the slow ones (13 for the 19 of a
@@ -89,7 +97,7 @@ def estimate(
             population's; `average`, the batches' means and unbiased variances averaged with equal
             weights, which is what a moving average estimates and leaves out the spread between
             batch means.
-        limit: use the first so many batches.
+        limit: use only this number of batches.
         at_once: `layerwise` in one single forward over all batches joined: the same result, as
             images do not see one another in eval mode, with all their activations in memory.
 
@@ -99,126 +107,157 @@ def estimate(
         NotFiniteError: if a layer's statistics are not finite (a diverged net, or a single value
             per channel).
     """
-    _check("method", method, Method)
-    _check("moments", moments, Which)
-    _check("estimator", estimator, Estimator)
-    if not batch_norms(model):
+    words = {
+        "method": (method, tuple(_METHODS)),
+        "moments": (moments, ("both", "variance")),
+        "estimator": (estimator, get_args(Estimator)),
+    }
+    for key, (word, allowed) in words.items():
+        if word not in allowed:
+            raise ValueError(f"{key} is one of {', '.join(allowed)}, not {word!r}")
+    layers = batch_norms(model)
+    if not layers:
         raise ValueError("the model has no BN layer that keeps running statistics")
-    # Restores buffers and random states; modes() restores the modes it changes.
-    with preserved(model):
-        if method == "layerwise":
-            measure = _joined if at_once else _one_by_one
-            with modes(model, noise=False, norm="running"):
-                measure(model, batches, limit, moments, estimator)
-        else:
-            for name, pooled in _in_one_pass(model, batches, limit, method).items():
-                _write(model, name, pooled, moments, estimator)
+    task = _Task(model, layers, batches, limit, moments == "both", estimator == "average", at_once)
+    with restoring_state(model):
+        _METHODS[method](task)
         return bn_state(model)
 
 
-def _check(what: str, word: str, allowed: object) -> None:
-    if word not in get_args(allowed):
-        raise ValueError(f"{what} is one of {', '.join(get_args(allowed))}, not {word!r}")
+@dataclass(frozen=True)
+class _Task:
+    """What a method works on. It may change modes, buffers and random states: they are restored."""
+
+    model: nn.Module
+    layers: dict[str, nn.modules.batchnorm._BatchNorm]
+    batches: Batches
+    limit: int | None
+    writes_means: bool
+    averages: bool
+    at_once: bool
+
+    def inputs(self) -> Iterable[Tensor]:
+        return islice(self.batches(), self.limit)
+
+    def write(self, name: str, pooled: PooledMoments) -> None:
+        """Put a layer's new statistics into its buffers."""
+        mean = pooled.average_mean if self.averages else pooled.mean
+        variance = pooled.average_variance if self.averages else pooled.variance
+        if not (mean.isfinite().all() and variance.isfinite().all()):
+            raise NotFiniteError(
+                f"the input of BN layer {name!r} has no finite statistics over {pooled.count} "
+                f"values per channel in {pluralize(pooled.batches, 'batch', 'batches')}"
+            )
+        layer = self.layers[name]
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        layer.running_var.copy_(variance)
+        if self.writes_means:
+            layer.running_mean.copy_(mean)
+
+    def write_all(self, pooled: dict[str, PooledMoments]) -> None:
+        if not pooled:
+            raise _nothing_ran()
+        for name, layer in pooled.items():
+            self.write(name, layer)
 
 
-def _in_one_pass(
-    model: nn.Module, batches: Batches, limit: int | None, method: Method
-) -> dict[str, Pooled]:
-    if method == "dropout_on":
-        model.train()
-        found = pooled_moments(model, batches, limit)
-    else:
-        with modes(model, noise=False, norm="batch" if method == "precise" else "running"):
-            found = pooled_moments(model, batches, limit)
-    if not found:
-        raise ValueError("no BN layer ran: there were no batches, or the model uses none of them")
-    return found
+def _nothing_ran() -> ValueError:
+    return ValueError("no BN layer ran: there were no batches, or the model uses none of them")
 
 
-def _write(
-    model: nn.Module, name: str, pooled: Pooled, moments: Which, estimator: Estimator
-) -> None:
-    """Put a layer's new statistics into its buffers."""
-    average = estimator == "average"
-    mean = pooled.average_mean if average else pooled.mean
-    variance = pooled.average_variance if average else pooled.variance
-    if not (mean.isfinite().all() and variance.isfinite().all()):
-        raise NotFiniteError(
-            f"the input of BN layer {name!r} has no finite statistics over {pooled.count} values "
-            f"per channel in {pluralize(pooled.batches, 'batch', 'batches')}"
-        )
-    layer = batch_norms(model)[name]
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    layer.running_var.copy_(variance)
-    if moments == "both":
-        layer.running_mean.copy_(mean)
+def _precise(task: _Task) -> None:
+    with modes(task.model, noise=False, norm="batch"):
+        pooled = pooled_moments(task.model, task.batches, task.limit)
+    task.write_all(pooled)
+
+
+def _swap(task: _Task) -> None:
+    with modes(task.model, noise=False, norm="running"):
+        pooled = pooled_moments(task.model, task.batches, task.limit)
+    task.write_all(pooled)
+
+
+def _dropout_on(task: _Task) -> None:
+    with restoring_state(task.model):
+        task.model.train()
+        pooled = pooled_moments(task.model, task.batches, task.limit)
+    task.write_all(pooled)
+
+
+def _layerwise(task: _Task) -> None:
+    with modes(task.model, noise=False, norm="running"):
+        _layerwise_joined(task) if task.at_once else _layerwise_by_passes(task)
 
 
 class _Reached(Exception):
-    """The layer that is measured has seen its input: the rest of the forward is not needed."""
+    """The layer that is measured has its input: the rest of the forward is not needed."""
 
 
-def _one_by_one(
-    model: nn.Module, batches: Batches, limit: int | None, moments: Which, estimator: Estimator
-) -> None:
+def _layerwise_by_passes(task: _Task) -> None:
     """One pass for each layer, broken off at that layer."""
-    layers = batch_norms(model)
-    for name in _forward_order(model, batches):
-        welford = Welford()
+    for name in _forward_order(task):
+        stats = InputStats()
 
-        def see(_: str, x: Tensor, welford: Welford = welford) -> None:
-            welford.add(x)
+        def capture(_: str, x: Tensor, stats: InputStats = stats) -> None:
+            stats.add(x)
             raise _Reached
 
-        with watching({name: layers[name]}, see):
-            for images in islice(batches(), limit):
+        with capturing_inputs({name: task.layers[name]}, capture):
+            for images in task.inputs():
                 with suppress(_Reached):
-                    model(images)
-        _write(model, name, welford.take(), moments, estimator)
+                    task.model(images)
+        task.write(name, stats.pooled())
 
 
-def _forward_order(model: nn.Module, batches: Batches) -> list[str]:
+def _forward_order(task: _Task) -> list[str]:
     """The BN layers in the order in which they run, found with the first batch."""
     order: list[str] = []
-    with watching(batch_norms(model), lambda name, _: order.append(name)):
-        for images in islice(batches(), 1):
-            model(images)
+    with capturing_inputs(task.layers, lambda name, _: order.append(name)):
+        for images in islice(task.batches(), 1):
+            task.model(images)
     for name in order:
         if order.count(name) > 1:
-            raise _shared(name)
+            raise _runs_repeatedly(name)
     if not order:
-        raise ValueError("no BN layer ran: there were no batches, or the model uses none of them")
+        raise _nothing_ran()
     return order
 
 
-def _shared(name: str) -> ValueError:
-    # What such a layer gives out changes what it is given next: nothing to go by layer by layer.
+def _runs_repeatedly(name: str) -> ValueError:
+    # The output of such a layer changes its own next input, so there is no order to follow.
     return ValueError(
         f"layerwise: BN layer {name!r} runs several times in one forward; use swap or precise"
     )
 
 
-def _joined(
-    model: nn.Module, batches: Batches, limit: int | None, moments: Which, estimator: Estimator
-) -> None:
+def _layerwise_joined(task: _Task) -> None:
     """One forward over all batches joined; every layer gets its statistics just before it runs."""
-    inputs = list(islice(batches(), limit))
+    inputs = list(task.inputs())
     sizes = [len(images) for images in inputs]
     done: set[str] = set()
 
-    def see(name: str, x: Tensor) -> None:
+    def capture(name: str, x: Tensor) -> None:
         if name in done:
-            raise _shared(name)
+            raise _runs_repeatedly(name)
         done.add(name)
-        # Where a model folds, say, patches into the batch, an image has several rows.
+        # Where a model folds, for instance, patches into the batch, an image has several rows.
         rows = len(x) // sum(sizes)
-        welford = Welford()
+        stats = InputStats()
         for part in torch.split(x, [rows * size for size in sizes]):
-            welford.add(part)
-        _write(model, name, welford.take(), moments, estimator)
+            stats.add(part)
+        task.write(name, stats.pooled())
 
     if not inputs:
-        raise ValueError("no BN layer ran: there were no batches, or the model uses none of them")
-    with watching(batch_norms(model), see):
-        model(torch.cat(inputs))
+        raise _nothing_ran()
+    with capturing_inputs(task.layers, capture):
+        task.model(torch.cat(inputs))
+
+
+# How each method of `vshift.config.recalibration.METHODS` estimates.
+_METHODS: dict[Method, Callable[[_Task], None]] = {
+    "precise": _precise,
+    "swap": _swap,
+    "layerwise": _layerwise,
+    "dropout_on": _dropout_on,
+}

@@ -16,7 +16,7 @@ import torch
 
 from vshift.errors import Damaged, RunError
 from vshift.runs import RunFolder, checkpoint_file
-from vshift.shift.probe import TrainingLog
+from vshift.shift.training_log import TrainingLog
 from vshift.train.evaluate import Subject
 from vshift.train.sgd import SGD
 from vshift.train.signals import Request

@@ -11,7 +11,7 @@ from vshift.data import Stream
 from vshift.errors import ConfigError
 from vshift.kernels import KernelsMissing
 from vshift.kernels.modules import fuse
-from vshift.shift.probe import TrainingLog
+from vshift.shift.training_log import TrainingLog
 from vshift.train.captured_step import CapturedStep
 from vshift.train.compiled_step import CannotCompile, CompiledStep
 from vshift.train.objective import Objective, classification

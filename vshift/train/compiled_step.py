@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vshift.shift.probe import preserved
+from vshift.shift.modes import restoring_state
 from vshift.train.device import autocast
 from vshift.train.step import EagerStep
 
@@ -44,7 +44,7 @@ class CompiledStep(EagerStep):
         """
         self._full = images.shape
         try:
-            with preserved(self.model):
+            with restoring_state(self.model):
                 self.model.train()
                 with autocast(images.device, self.precision):
                     output = self.forward(images).float()

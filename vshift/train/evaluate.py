@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from vshift.config.schema import Config, Recalibration
 from vshift.data import ImageSet, Part, Stream, plain_stream
-from vshift.shift.explain import Explanation, explain
-from vshift.shift.graph import noise_in_front
-from vshift.shift.matrix import mode_matrix, monte_carlo, split
-from vshift.shift.modes import BNState, batch_statistics, load_bn_state
-from vshift.shift.moments import Pooled, pooled_moments
-from vshift.shift.probe import batch_norms, preserved, running_moments
-from vshift.shift.probe import shift_ratio as ratio_of
-from vshift.shift.recalibration import Method, NotFiniteError, estimate
+from vshift.shift.decompose import Decomposition, decompose
+from vshift.shift.mode_matrix import mode_costs, mode_matrix, monte_carlo
+from vshift.shift.modes import BNState, batch_statistics, load_bn_state, restoring_state
+from vshift.shift.noise_graph import noise_in_front
+from vshift.shift.recalibration import Method, NotFiniteError, estimate_statistics
+from vshift.shift.stats import PooledMoments, batch_norms, pooled_moments, running_moments
+from vshift.shift.stats import shift_ratio as ratio_of
 from vshift.train.device import autocast
 from vshift.train.objective import objective_of
 from vshift.train.seeding import derive
@@ -109,7 +108,7 @@ def test_scores(subject: Subject) -> Row:
     row: Row = {}
     for name, part in parts.items():
         if part is not None:
-            with preserved(subject.model):
+            with restoring_state(subject.model):
                 subject.model.eval()
                 found = score(subject, subject.to_test(part))
             row |= {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy}
@@ -123,7 +122,7 @@ def train_scores(subject: Subject, epoch: int) -> Row:
     """
     row: Row = {}
     for mode in ("eval", "train"):
-        with preserved(subject.model):
+        with restoring_state(subject.model):
             subject.model.train(mode == "train")
             torch.manual_seed(derive(subject.seed, epoch, "final noise"))
             found = score(subject, subject.augmented(epoch, None)())
@@ -137,7 +136,7 @@ def code_scores(subject: Subject) -> Row:
     """An autoencoder's code, its last hidden layer, on the test images: how much of it is on."""
     coder = nn.Sequential(*list(subject.model.children())[:-1])
     sums, count = torch.zeros(2, dtype=torch.float64), 0
-    with preserved(subject.model), subject.autocast():
+    with restoring_state(subject.model), subject.autocast():
         subject.model.eval()
         for pixels, _ in subject.to_test(subject.images.test):
             code = coder(pixels).double().cpu()
@@ -159,22 +158,22 @@ def meets_eval(config: Config, epoch: int) -> bool:
     return epoch == config.epochs or named == "all" or epoch in named
 
 
-def eval_moments(subject: Subject, epoch: int) -> dict[str, Pooled]:
+def eval_moments(subject: Subject, epoch: int) -> dict[str, PooledMoments]:
     """What every BN layer meets in eval mode on augmented training batches."""
     batches = subject.augmented(epoch, subject.config.measure.eval_batches)
-    with preserved(subject.model), subject.autocast():
+    with restoring_state(subject.model), subject.autocast():
         subject.model.eval()
         return pooled_moments(subject.model, _images(batches))
 
 
-def explanations(subject: Subject, epoch: int) -> dict[str, Explanation]:
+def explanations(subject: Subject, epoch: int) -> dict[str, Decomposition]:
     """Each layer's shift split into local and inherited, with the prediction; {} if turned off."""
     limit = subject.config.measure.explain_batches
     if not limit or not batch_norms(subject.model):
         return {}
     batches = subject.augmented(epoch, limit)
     with subject.autocast():
-        return explain(
+        return decompose(
             subject.model, _images(batches), derive(subject.seed, epoch, "explain noise")
         )
 
@@ -198,7 +197,7 @@ def recalibrations(
     rows: list[Row] = []
     states: dict[str, BNState] = {}
     for method in how.methods:
-        with preserved(subject.model):
+        with restoring_state(subject.model):
             if method == "batch" or method == "mix":
                 own = 1.0 if method == "batch" else how.batch_weight
                 tested = _with_batch_statistics(subject, own)
@@ -216,7 +215,7 @@ def recalibrations(
 
 def _estimated(subject: Subject, how: Recalibration, method: Method, batches: Pairs) -> BNState:
     with subject.autocast():
-        return estimate(
+        return estimate_statistics(
             subject.model,
             _images(batches),
             method,
@@ -257,7 +256,7 @@ def mode_rows(subject: Subject, states: dict[str, BNState], epoch: int) -> list[
 
 def mode_summary(rows: list[Row]) -> Row:
     """The test part's costs in points: of the noise, of stale statistics, and what came back."""
-    costs = split([row for row in rows if row["data"] == "test"])
+    costs = mode_costs([row for row in rows if row["data"] == "test"])
     return {f"test_{key.replace('.', '_')}": value for key, value in costs.items()}
 
 

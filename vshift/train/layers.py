@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from vshift.shift.explain import Explanation
-from vshift.shift.jackknife import Estimate
-from vshift.shift.moments import Pooled
-from vshift.shift.probe import Moments, ratio_error, shift_ratio
+from vshift.shift.decompose import Decomposition
+from vshift.shift.stats import Estimate, Moments, PooledMoments, ratio_error, shift_ratio
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,8 +32,8 @@ class Seen:
 
     train: Layers
     running: Layers
-    met: dict[str, Pooled]
-    explained: dict[str, Explanation]
+    met: dict[str, PooledMoments]
+    explained: dict[str, Decomposition]
     average: float
 
     def rows(self, epoch: int, noisy: Set[str]) -> list[Row]:
@@ -83,7 +81,7 @@ class Seen:
 RATIOS = ("total", "local", "inherited", "predicted")
 
 
-def _explained(found: Explanation | None) -> Row:
+def _explained(found: Decomposition | None) -> Row:
     """Its columns: ratios training/testing with standard errors, and the layer's cosines."""
     row: Row = {}
     for name in RATIOS:

@@ -16,7 +16,8 @@ from vshift.data import ImageSet, train_stream
 from vshift.errors import ConfigError
 from vshift.networks import build
 from vshift.runs import RunFolder
-from vshift.shift.probe import TrainingLog, running_moments
+from vshift.shift.stats import running_moments
+from vshift.shift.training_log import TrainingLog
 from vshift.text import pluralize
 from vshift.train.checkpointer import Keeper
 from vshift.train.choose_step import STEPS, make_step, works_on
@@ -150,7 +151,7 @@ def see_layers(subject: Subject, log: TrainingLog, epoch: int, folder: RunFolder
     """The epoch's rows of layers.jsonl; in the last epoch also the channels' vectors."""
     config, model = subject.config, subject.model
     steps = subject.stream.steps
-    seen = log.take()
+    seen = log.compute_and_reset()
     if not is_measured(config, epoch):
         return []
     meets = meets_eval(config, epoch)

@@ -10,7 +10,7 @@ from vshift.config import load as load_config
 from vshift.data import load as load_images
 from vshift.errors import RunError
 from vshift.runs import PROBE, RunFolder
-from vshift.shift.probe import batch_norms
+from vshift.shift.stats import batch_norms
 from vshift.text import escape_control
 from vshift.train.device import choose_device, configure
 from vshift.train.evaluate import (

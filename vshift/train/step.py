@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vshift.config import schema as config
 from vshift.data import Stream
-from vshift.shift.probe import TrainingLog
+from vshift.shift.training_log import TrainingLog
 from vshift.train.device import autocast
 from vshift.train.objective import Objective, classification
 from vshift.train.sgd import SGD

@@ -6,7 +6,7 @@ from torch import nn
 from tests.configs import make_config
 from vshift.networks import BatchNorm, build
 from vshift.networks.noise import Dropout
-from vshift.shift.graph import noise_in_front
+from vshift.shift.noise_graph import noise_in_front
 
 
 def found(position, **network):

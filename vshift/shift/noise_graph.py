@@ -1,9 +1,9 @@
-"""How noise reaches BN layers, found by walking the network as built, not by names."""
+"""Paths from noise modules to BN layers, found by tracing the network as built, not by names."""
 
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.fx
@@ -17,7 +17,7 @@ Linear = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 class _Tracer(torch.fx.Tracer):
-    """Traces through containers and stops at what has a meaning of its own."""
+    """Traces through containers and stops at BN layers and noise modules."""
 
     def __init__(self, leaves: set[nn.Module]) -> None:
         super().__init__()
@@ -28,12 +28,12 @@ class _Tracer(torch.fx.Tracer):
 
 
 @dataclass(frozen=True)
-class Arrival:
-    """One way of a noise module's output to a BN layer's input.
+class NoisePath:
+    """One path from a noise module's output to a BN layer's input.
 
     Attributes:
-        noise: its name.
-        linears: the convolutions and fc layers on the way, in order.
+        noise: the module's name.
+        linears: the convolutions and fc layers on the path, in order.
         offset: the first channel of the BN's input that it reaches (concatenation shifts it).
     """
 
@@ -42,8 +42,8 @@ class Arrival:
     offset: int = 0
 
 
-class Layout:
-    """A traced model: for every BN layer what noise arrives, and through what.
+class NoiseGraph:
+    """A traced model: the noise that arrives at every BN layer, and the layers it passed.
 
     Raises:
         ValueError: the model cannot be traced, because its forward depends on values.
@@ -79,7 +79,7 @@ class Layout:
         return self.modules.get(str(node.target)) if node.op == "call_module" else None
 
     def noise_in_front(self) -> dict[str, list[str]]:
-        """For every BN layer the noise modules whose output reaches it through no other BN.
+        """For every BN layer, the noise modules whose output reaches it through no other BN.
 
         Noise on a residual branch reaches the next BN through the addition, and counts.
         """
@@ -88,24 +88,21 @@ class Layout:
         }
 
     def linear_in_front(self) -> dict[str, str]:
-        """For every BN layer the convolution or fc layer whose output, noisy or not, is its input.
+        """For every BN layer, the convolution or fc layer whose output, noisy or not, is its input.
 
         Layers whose input is something else, for instance a sum, are left out.
         """
-        found = {}
+        linears = {}
         for name, node in self.batch_norms.items():
-            source = self._behind_noise(_input(node))
+            source = _input(node)
+            while source.op == "call_module" and str(source.target) in self.noises:
+                source = _input(source)
             if isinstance(self.module(source), Linear):
-                found[name] = str(source.target)
-        return found
+                linears[name] = str(source.target)
+        return linears
 
-    def _behind_noise(self, node: Node) -> Node:
-        while str(node.target) in self.noises and node.op == "call_module":
-            node = _input(node)
-        return node
-
-    def arrivals(self, name: str) -> list[Arrival] | None:
-        """How each noise in front of a BN layer arrives; None if not all of it can be followed.
+    def paths_to(self, name: str) -> list[NoisePath] | None:
+        """The path of each noise in front of a BN layer; None if not all can be followed.
 
         Followed are convolutions, fc layers, additions, and concatenations of channels at the end:
         what is linear in the noise.
@@ -115,39 +112,40 @@ class Layout:
         except _NotFollowed:
             return None
 
-    def _follow(self, node: Node) -> list[Arrival]:
+    def _follow(self, node: Node) -> list[NoisePath]:
         if not self._reaching[node]:
             return []
         module = self.module(node)
         if module is not None and str(node.target) in self.noises:
             if self._reaching[_input(node)]:
                 raise _NotFollowed  # noise upon noise
-            return [Arrival(str(node.target))]
+            return [NoisePath(str(node.target))]
         if isinstance(module, Linear):
             before = self._follow(_input(node))
-            if any(arrival.offset for arrival in before):
+            if any(path.offset for path in before):
                 raise _NotFollowed
-            return [Arrival(a.noise, (*a.linears, str(node.target))) for a in before]
+            return [NoisePath(p.noise, (*p.linears, str(node.target))) for p in before]
         if isinstance(module, nn.Identity):
             return self._follow(_input(node))
         if node.op == "call_function" and node.target in (operator.add, torch.add):
-            return [a for source in node.all_input_nodes for a in self._follow(source)]
+            return [path for source in node.all_input_nodes for path in self._follow(source)]
         if node.op == "call_function" and node.target in (torch.cat, torch.concat):
-            return self._concatenated(node)
+            return self._follow_concatenation(node)
         raise _NotFollowed
 
-    def _concatenated(self, node: Node) -> list[Arrival]:
+    def _follow_concatenation(self, node: Node) -> list[NoisePath]:
         dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
         if dim != 1:
             raise _NotFollowed
-        found, offset = [], 0
+        paths: list[NoisePath] = []
+        offset = 0
         for source in node.all_input_nodes:
-            found += [Arrival(a.noise, a.linears, a.offset + offset) for a in self._follow(source)]
+            paths += [replace(p, offset=p.offset + offset) for p in self._follow(source)]
             offset += self._channels(source)
-        return found
+        return paths
 
     def _channels(self, node: Node) -> int:
-        """Channels of a node's output, read off the layers that made it."""
+        """Number of channels of a node's output, from the layers that compute it."""
         module = self.module(node)
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             return module.out_channels
@@ -163,7 +161,7 @@ class Layout:
 
 
 class _NotFollowed(Exception):
-    """Noise takes a way for which there is no exact formula."""
+    """Noise takes a path for which there is no exact formula."""
 
 
 def _input(node: Node) -> Node:
@@ -176,4 +174,4 @@ def noise_in_front(model: nn.Module) -> dict[str, list[str]]:
     Raises:
         ValueError: the model cannot be traced.
     """
-    return Layout(model).noise_in_front()
+    return NoiseGraph(model).noise_in_front()

@@ -8,9 +8,9 @@ from torch import nn
 
 from tests.shift.test_modes import everything, net
 from vshift.networks.noise import Dropout
-from vshift.shift.matrix import mode_matrix, monte_carlo, split
+from vshift.shift.mode_matrix import mode_costs, mode_matrix, monte_carlo
 from vshift.shift.modes import bn_state, modes
-from vshift.shift.recalibration import estimate
+from vshift.shift.recalibration import estimate_statistics
 
 
 class Threshold(nn.Module):
@@ -33,7 +33,7 @@ def stale_net():
 
 def test_stale_statistics_cost_half_and_are_recovered():
     model, (x, y) = stale_net(), signs()
-    new = estimate(model, lambda: [x], "layerwise")
+    new = estimate_statistics(model, lambda: [x], "layerwise")
     rows = mode_matrix(model, lambda: [(x[:60], y[:60]), (x[60:], y[60:])], {"layerwise": new})
     accuracy = {(row["noise"], row["statistics"]): row["accuracy"] for row in rows}
     for noise in ("on", "off"):
@@ -41,7 +41,7 @@ def test_stale_statistics_cost_half_and_are_recovered():
         assert accuracy[noise, "running"] == 50
         assert accuracy[noise, "layerwise"] == 100
     assert {row["count"] for row in rows} == {100}
-    assert split(rows) == {"noise_cost": 0, "stale_cost": 50, "recovered.layerwise": 50}
+    assert mode_costs(rows) == {"noise_cost": 0, "stale_cost": 50, "recovered.layerwise": 50}
 
 
 def test_loss_is_the_mean_cross_entropy():
@@ -60,7 +60,7 @@ def test_noise_costs_what_the_binomial_says():
     model = nn.Sequential(Dropout(1.0), Threshold())
     rows = mode_matrix(model, lambda: [(x, torch.ones(4000, dtype=torch.long))], seed=1)
     # Four standard errors of a share of one half in 4000.
-    assert split(rows)["noise_cost"] == pytest.approx(50, abs=400 * math.sqrt(0.25 / 4000))
+    assert mode_costs(rows)["noise_cost"] == pytest.approx(50, abs=400 * math.sqrt(0.25 / 4000))
     assert rows == mode_matrix(model, lambda: [(x, torch.ones(4000, dtype=torch.long))], seed=1)
     assert rows != mode_matrix(model, lambda: [(x, torch.ones(4000, dtype=torch.long))], seed=2)
 

@@ -1,4 +1,4 @@
-"""Accuracy in every mode that train() and eval() are two of: what noise costs, what stale BN costs.
+"""Accuracy with noise on and off and with every kind of BN statistics: what each of them costs.
 
 A network with dropout is trained with noise on and BN on batch statistics, and tested with noise
 off and BN on running statistics. Between the two lie the others, and their differences say which of
@@ -15,11 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vshift.shift.modes import BNState, load_bn_state, modes, seeded
-from vshift.shift.probe import preserved
+from vshift.shift.modes import BNState, load_bn_state, modes, restoring_state, seeded
 
 Row = dict[str, Any]
-# Called once for each pass; gives the same (inputs, labels [N]) in the same order every time.
+# Called once per pass; gives the same (inputs, labels [N]) in the same order every time.
 Labelled = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
@@ -33,8 +32,8 @@ def mode_matrix(
 ) -> list[Row]:
     """Loss and accuracy with noise on and off, for each kind of BN statistics.
 
-    Model and random states are afterwards as before. Noise is drawn from `seed`, the same for every
-    kind; `batches` should draw from a generator of its own.
+    Model and random states are restored. Noise is drawn from `seed`, the same for every kind;
+    `batches` should draw from a generator of its own.
 
     Args:
         recalibrated: sets of statistics by a name of your choice, as `estimate` gives them.
@@ -50,30 +49,21 @@ def mode_matrix(
     recalibrated = recalibrated or {}
     if taken := {"batch", "running"} & recalibrated.keys():
         raise ValueError(f"recalibrated: {min(taken)!r} names the model's own statistics already")
-    return [
-        {
-            "noise": "on" if noise else "off",
-            "statistics": name,
-            **_scored(model, batches, noise, name, recalibrated.get(name), seed),
-        }
-        for noise in (True, False)
-        for name in ("batch", "running", *recalibrated)
-    ]
-
-
-def _scored(
-    model: nn.Module, batches: Labelled, noise: bool, name: str, state: BNState | None, seed: int
-) -> Row:
-    norm: Literal["batch", "running"] = "batch" if name == "batch" else "running"
-    with preserved(model), seeded(model, seed):
-        if state is not None:
-            load_bn_state(model, state)
-        with modes(model, noise=noise, norm=norm):
-            return _score(model, batches)
+    rows: list[Row] = []
+    for noise in (True, False):
+        for name in ("batch", "running", *recalibrated):
+            norm: Literal["batch", "running"] = "batch" if name == "batch" else "running"
+            with restoring_state(model), seeded(model, seed):
+                if name in recalibrated:
+                    load_bn_state(model, recalibrated[name])
+                with modes(model, noise=noise, norm=norm):
+                    scores = _score(model, batches)
+            rows.append({"noise": "on" if noise else "off", "statistics": name, **scores})
+    return rows
 
 
 def _score(model: nn.Module, batches: Labelled) -> Row:
-    """Over all images, in the model's present mode; one synchronisation at the end."""
+    """Loss and accuracy in the model's present mode, with one synchronisation at the end."""
     sums: list[Tensor] = []
     count = 0
     for images, labels in batches():
@@ -88,13 +78,14 @@ def _score(model: nn.Module, batches: Labelled) -> Row:
     return {"loss": loss / count, "accuracy": 100 * hit / count, "count": count}
 
 
-def split(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """What costs accuracy, in percentage points, from the rows of `mode_matrix`.
+def mode_costs(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Costs in accuracy, in percentage points, from the rows of `mode_matrix`.
 
     Returns:
         `noise_cost`: noise off less noise on, both on batch statistics: the noise by itself.
-        `stale_cost`: batch less running statistics, both with noise off: what BN remembers is not
-        what it meets. `recovered.<name>`: that set of statistics less the running ones, noise off.
+        `stale_cost`: batch less running statistics, both with noise off: the running statistics do
+        not fit eval mode. `recovered.<name>`: that set of statistics less the running ones, noise
+        off.
     """
     accuracy = {(row["noise"], row["statistics"]): float(row["accuracy"]) for row in rows}
     running = accuracy["off", "running"]
@@ -119,7 +110,7 @@ class MonteCarlo:
         loss: cross-entropy of the mean prediction, nats.
         pass_accuracy: mean over the passes of a single pass's accuracy, percent.
         accuracy_sd: standard deviation of that over the passes (n − 1), points.
-        passes, count: how many passes over how many images.
+        passes, count: number of passes and of images.
     """
 
     mean_probabilities: Tensor
@@ -134,25 +125,27 @@ class MonteCarlo:
 
 @torch.no_grad()
 def monte_carlo(model: nn.Module, batches: Labelled, passes: int = 20, seed: int = 0) -> MonteCarlo:
-    """Noise left on at test, BN on running statistics (Gal & Ghahramani 2016, arXiv 1506.02142).
+    """Predict with noise on and BN on running statistics (Gal & Ghahramani 2016, arXiv 1506.02142).
 
-    Each batch is taken once and predicted `passes` times. Model and random states are afterwards
-    as before; a noise of rate 0 gives spread 0.
+    Each batch is taken once and predicted `passes` times. Model and random states are restored; a
+    noise of rate 0 gives spread 0.
 
     Raises:
         ValueError: for fewer than two passes, which have no spread, or without batches.
     """
     if passes < 2:
         raise ValueError(f"a spread takes at least 2 passes, not {passes}")
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    answers: list[Tensor] = []
-    with preserved(model), seeded(model, seed), modes(model, noise=True, norm="running"):
+    means, spreads, hits, answers = [], [], [], []
+    with restoring_state(model), seeded(model, seed), modes(model, noise=True, norm="running"):
         for images, labels in batches():
-            parts.append(_predictions(model, images, labels, passes))
+            # Passes × classes of one batch are small, so they are kept: two-pass and exact.
+            every = torch.stack([model(images).double().softmax(1) for _ in range(passes)])
+            means.append(every.mean(0).cpu())
+            spreads.append(every.std(0, correction=1).cpu())
+            hits.append((every.argmax(2) == labels).sum(1).double().cpu())
             answers.append(labels.cpu())
-    if not parts:
+    if not means:
         raise ValueError("no batches to predict")
-    means, spreads, hits = zip(*parts, strict=True)
     mean, truth = torch.cat(means), torch.cat(answers)
     count = len(truth)
     accuracies = 100 * torch.stack(hits).sum(0) / count
@@ -166,13 +159,3 @@ def monte_carlo(model: nn.Module, batches: Labelled, passes: int = 20, seed: int
         passes=passes,
         count=count,
     )
-
-
-def _predictions(
-    model: nn.Module, images: Tensor, labels: Tensor, passes: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of one batch, on the CPU: mean and sd of the probabilities [N, K], hits of each pass [P]."""
-    # Passes × classes of one batch are small, so they are kept: two-pass and exact.
-    every = torch.stack([model(images).double().softmax(1) for _ in range(passes)])
-    hits = (every.argmax(2) == labels).sum(1).double()
-    return every.mean(0).cpu(), every.std(0, correction=1).cpu(), hits.cpu()

@@ -6,9 +6,27 @@ import pytest
 import torch
 from torch import nn
 
-from vshift.shift.moments import Welford, batch_moments, pooled_moments, watching
+from tests.configs import make_config
+from vshift.networks import build
+from vshift.shift.stats import (
+    InputStats,
+    batch_moments,
+    batch_norms,
+    capturing_inputs,
+    jackknife,
+    leave_one_out,
+    pooled_moments,
+    ratio_error,
+    running_moments,
+    shift_ratio,
+)
 
 SIZES = (8, 8, 3)
+
+
+def small_net(noise=None):
+    network = {"name": "preresnet", "depth": 8, **({"noise": noise} if noise else {})}
+    return build(make_config(network=network), classes=10, channels=3, size=16, seed=0)
 
 
 def drawn(seed=0, channels=5):
@@ -21,10 +39,10 @@ def drawn(seed=0, channels=5):
 
 
 def pooled(batches):
-    welford = Welford()
+    stats = InputStats()
     for batch in batches:
-        welford.add(batch)
-    return welford.take()
+        stats.add(batch)
+    return stats.pooled()
 
 
 def test_pooled_statistics_are_those_of_the_joined_batches():
@@ -106,7 +124,7 @@ def test_an_empty_batch_changes_nothing():
 
 def test_without_batches_there_is_nothing_to_take():
     with pytest.raises(ValueError, match="no batches"):
-        Welford().take()
+        InputStats().pooled()
 
 
 def two_norms():
@@ -159,9 +177,81 @@ def test_hooks_go_after_an_error():
     model = two_norms().eval()
 
     def work():
-        with watching({"0": model[0]}, lambda name, x: None):
+        with capturing_inputs({"0": model[0]}, lambda name, x: None):
             model(torch.randn(2, 7, 4, 4))
 
     with pytest.raises(RuntimeError):
         work()
     assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_leave_one_out_is_the_pooled_variance_of_all_and_of_all_but_one_batch():
+    torch.manual_seed(0)
+    batches = [torch.randn(n, 3, 4) * (i + 1) + i for i, n in enumerate((5, 8, 2))]
+    stats = InputStats()
+    for batch in batches:
+        stats.add(batch)
+    for i, level in enumerate(stats.leave_one_out().tolist()):
+        kept = torch.cat([b for j, b in enumerate(batches) if j != i - 1]).double()
+        assert level == pytest.approx(kept.var((0, 2), correction=0).mean().item(), rel=1e-6)
+
+
+def test_leave_one_out_gives_sums_to_weight_by_counts():
+    counts = torch.tensor([[10.0], [30.0]]).double()
+    rows = torch.tensor([[1.0, 3.0], [4.0, 6.0]]).double()
+    means = (leave_one_out(counts * rows) / leave_one_out(counts)).mean(1)
+    assert means.tolist() == pytest.approx([(2 * 10 + 5 * 30) / 40, 5, 2])
+
+
+def test_jackknife_error_of_a_mean_is_its_standard_error():
+    torch.manual_seed(0)
+    rows = torch.randn(25, 1).double()
+    found = jackknife((leave_one_out(rows) / leave_one_out(torch.ones_like(rows))).flatten())
+    assert found.value == pytest.approx(rows.mean().item())
+    assert found.error == pytest.approx(rows.std().item() / 5)
+
+
+def test_one_batch_has_no_error():
+    assert math.isnan(jackknife(leave_one_out(torch.ones(1, 1).double()).flatten()).error)
+
+
+def test_running_moments_are_the_buffers():
+    model = small_net()
+    model(torch.randn(8, 3, 16, 16))
+    running = running_moments(model)
+    assert list(running) == list(batch_norms(model))
+    for name, layer in batch_norms(model).items():
+        assert torch.equal(running[name].variance, layer.running_var.double())
+
+
+def test_layers_without_running_statistics_are_left_out():
+    model = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.BatchNorm1d(3))
+    assert list(batch_norms(model)) == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("running", "met", "ratio"),
+    [([2.0, 4.0], [1.0, 2.0], 2.0), ([1.0, 2.0], [2.0, 4.0], 2.0), ([1.0, 3.0], [3.0, 1.0], 1.0)],
+)
+def test_shift_ratio_is_a_ratio_of_channel_means(running, met, ratio):
+    assert shift_ratio(torch.tensor(running), torch.tensor(met)) == pytest.approx(ratio)
+
+
+def test_shift_ratio_without_variance():
+    zero = torch.zeros(3)
+    assert shift_ratio(zero, zero) == 1.0
+    assert shift_ratio(zero, torch.ones(3)) != shift_ratio(zero, torch.ones(3))  # NaN
+
+
+def test_ratio_error_against_monte_carlo():
+    """Both variances are averages over batches: the moving one is worth (2 − m)/m of them."""
+    torch.manual_seed(0)
+    momentum, batches, repeats = 0.1, 30, 4000
+    one = torch.randn(repeats, 200).double() * 0.05 + 1  # a layer's variance in 200 train batches
+    running = torch.ones(repeats, dtype=torch.float64)
+    for step in range(200):
+        running = running.lerp(one[:, step], momentum)
+    met = torch.randn(repeats, batches).double() * 0.05 + 1
+    ratio = running / met.mean(1)
+    claimed = ratio_error(1.0, 1.0, 0.05 / batches**0.5, batches, (2 - momentum) / momentum)
+    assert ratio.std().item() == pytest.approx(claimed, rel=0.05)
