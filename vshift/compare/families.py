@@ -21,7 +21,6 @@ from vshift.config.schema import Config
 from vshift.runs.read import RunRecord
 from vshift.text import format_value
 
-_SIZES = ("depth", "width", "cardinality", "base_width", "growth_rate")
 _LISTED = 3
 
 
@@ -155,9 +154,7 @@ def _training(config: Config) -> Row:
 def _network_label(config: Config) -> str:
     """`preresnet-164`, `wrn-28-10`, `mlp-512-512`."""
     network = config.network
-    sizes = [getattr(network, key) for key in _SIZES if hasattr(network, key)]
-    sizes += getattr(network, "widths", [])
-    label = "-".join([network.name, *(f"{size:g}" for size in sizes)])
+    label = network.size_label
     return label if network.block is None or not network.noises else f"{label}{_block(config)}"
 
 

@@ -139,7 +139,7 @@ def noise_of(network: Any) -> Noise | None:
     None if it is no noise of a view: several entries, another place, or not drawn elementwise. The
     place is taken from the block order, so `block: … noise bn …` is `before_last_bn` too.
     """
-    noises = [noise for noise in network.noises if getattr(noise, "variance", None) != 0]
+    noises = [noise for noise in network.noises if noise.variance]
     if not noises:
         return Noise(None, None, 0.0)
     if len(network.noises) > 1 or getattr(noises[0], "unit", "") != "element":

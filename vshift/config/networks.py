@@ -16,6 +16,8 @@ class _Network(Section):
     """What every family shares. Field order matters: a validator sees the fields above its own."""
 
     own_block: ClassVar[str]
+    size_keys: ClassVar[tuple[str, ...]] = ("depth",)  # what a label names after the family
+    name: str
     linear: ClassVar[Literal["conv", "fc"]] = "conv"
     may_pool: ClassVar[bool] = False
 
@@ -54,6 +56,18 @@ class _Network(Section):
         language.check(order, linear=cls.linear, may_pool=cls.may_pool, what=f"a {name}")
         language.place(order, [noise.positions for noise in _as_list(info.data["noise"])])
         return None if block is None else " ".join(order)
+
+    @property
+    def halvings(self) -> int:
+        """How often the network halves the image."""
+        return 2
+
+    @property
+    def size_label(self) -> str:
+        """The family with its sizes: `wrn-28-10`, `mlp-512-512`."""
+        sizes = [getattr(self, key) for key in self.size_keys]
+        flat = [size for value in sizes for size in (value if isinstance(value, list) else [value])]
+        return "-".join([self.name, *(f"{size:g}" for size in flat)])
 
     @property
     def noises(self) -> tuple[AnyNoise, ...]:
@@ -146,6 +160,10 @@ class ResNet(_ThreeStages):
     other_depths = (18, 34)
     name: Literal["resnet"] = Field(description="Residual net, BN and ReLU behind convolutions.")
 
+    @property
+    def halvings(self) -> int:
+        return 3 if self.depth in self.other_depths else 2
+
     @field_validator("depth")
     @classmethod
     def _four_stages_are_basic(cls, depth: int, info: ValidationInfo) -> int:
@@ -158,6 +176,7 @@ class WRN(_Network):
     """Zagoruyko and Komodakis 2016 (1605.07146): a wide PreResNet."""
 
     own_block = _PRE[0]
+    size_keys = ("depth", "width")
     name: Literal["wrn"] = Field(description="Wide residual net.")
     depth: Depth = Field(28, description="6n + 4.")
     width: Width = Field(10, description="Factor on the widths 16, 32, 64.")
@@ -172,6 +191,7 @@ class ResNeXt(_Network):
     """Xie et al. 2017 (1611.05431): bottlenecks whose 3×3 convolution works in groups."""
 
     own_block = _POST[1]
+    size_keys = ("depth", "cardinality", "base_width")
     name: Literal["resnext"] = Field(description="Residual net of grouped bottlenecks.")
     depth: Depth = Field(29, description="9n + 2.")
     cardinality: Width = Field(8, description="Number of groups.")
@@ -187,6 +207,7 @@ class DenseNet(_Network):
     """Huang et al. 2017 (1608.06993), with bottlenecks and compression: DenseNet-BC."""
 
     own_block = "bn relu conv1x1 bn relu conv3x3"
+    size_keys = ("depth", "growth_rate")
     name: Literal["densenet"] = Field(description="Every layer sees all layers before it.")
     bottleneck: bool = Field(True, description="A 1×1 convolution to 4k channels in each layer.")
     depth: Depth = Field(100, description="6n + 4 with bottlenecks, 3n + 4 without.")
@@ -212,20 +233,30 @@ class VGG(_Network):
 
     own_block = "conv3x3 bn relu maxpool"
     may_pool = True
+    size_keys = ("depth", "width")
     name: Literal["vgg"] = Field(description="Convolutions in a row, with BN.")
     depth: Literal[11, 13, 16, 19] = Field(16, description="11, 13, 16 or 19.")
     width: float = Field(
         1.0, ge=1 / 64, le=8, description="Factor on the widths 64, 128, 256, 512, 512."
     )
 
+    @property
+    def halvings(self) -> int:
+        return 5
+
 
 class FullyConnected(_Network):
     """Hidden layers over the flattened image."""
 
     linear = "fc"
+    size_keys = ("widths",)
     widths: list[Width] = Field(
         [512, 512], min_length=1, max_length=1000, description="Channels of each hidden layer."
     )
+
+    @property
+    def halvings(self) -> int:
+        return 0
 
 
 class MLP(FullyConnected):

@@ -1,23 +1,34 @@
-"""The entries of `network.noise`: kinds of noise, how strong they are, and where they sit."""
+"""The entries of `network.noise`: kinds of noise, how strong they are, and where they sit.
+
+A kind is one class: its keys, its noise variance s² and its name in words. A new one is added here,
+to `AnyNoise`, and as a module in `networks/noise.py`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from vshift.config import block
 from vshift.config.base import OneOrList, Section
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
+Strength = Annotated[float, Field(ge=0)]
 Positions = OneOrList[
     block.Position, Annotated[list[block.Position], Field(min_length=1, max_length=5)]
 ]
 _DROP_RATE = "The DROP rate in [0, 1), the paper's 1 − p."
 
 
-class _Noise(Section):
+class BaseNoise(Section):
     """What every kind shares."""
+
+    label: ClassVar[str] = ""  # in the middle of a sentence
+    # Keys of which exactly one is given and says how strong the noise is → its symbol; the kind's
+    # own key first.
+    strength_keys: ClassVar[dict[str, str]] = {"rate": ""}
 
     position: Positions | None = Field(
         None,
@@ -33,37 +44,56 @@ class _Noise(Section):
             raise ValueError("a position is listed twice")
         return position
 
+    @model_validator(mode="after")
+    def _one_strength(self) -> Self:
+        given = [key for key in self.strength_keys if getattr(self, key) is not None]
+        if len(given) != 1:
+            keys = " and ".join(self.strength_keys)
+            raise ValueError(f"give exactly one of {keys}; {len(given)} are given")
+        return self
+
     @property
     def positions(self) -> tuple[str, ...]:
         if self.position is None:
             return ()
         return (self.position,) if isinstance(self.position, str) else tuple(self.position)
 
+    @property
+    def strength_key(self) -> str | None:
+        """Which key says how strong the noise is; None only where a run folder does not say."""
+        given = (k for k in self.strength_keys if getattr(self, k, None) is not None)
+        return next(given, None)
 
-class _Multiplicative(_Noise):
-    """Kinds that multiply by independent numbers of mean 1; `variance` is theirs."""
+    @property
+    def strength(self) -> float | None:
+        """The value of `strength_key`; 0 is no noise."""
+        return None if self.strength_key is None else float(getattr(self, self.strength_key))
 
-    unit: Literal["element", "channel", "sample"] = Field(
-        "element",
-        description="One random number for each value, one for each channel of an image, or one "
-        "for each image.",
-    )
+    @property
+    def strength_text(self) -> str:
+        """`0.3` for a rate, `σ 0.5`."""
+        if self.strength_key is None:
+            return ""
+        return f"{self.strength_keys[self.strength_key]} {self.strength:g}".strip()
+
+    @property
+    def phrase(self) -> str:
+        """The noise in words, up to the value of its strength: `Gaussian noise with σ`."""
+        if self.strength_key is None:
+            return self.label
+        if self.strength_key != "rate":
+            return f"{self.label} with {self.strength_keys[self.strength_key]}"
+        matched = "" if next(iter(self.strength_keys)) == "rate" else " as strong as dropout"
+        return f"{self.label}{matched} at rate"
 
     @property
     def variance(self) -> float:
-        """The noise variance s², which alone decides the variance shift."""
-        raise NotImplementedError
+        """The noise variance s².
 
-
-class Dropout(_Multiplicative):
-    kind: Literal["dropout"] = Field(
-        description="Each value is dropped, or kept and divided by 1 − rate."
-    )
-    rate: Rate = Field(description=_DROP_RATE)
-
-    @property
-    def variance(self) -> float:
-        return dropout_variance(self.rate)
+        It alone decides the variance shift of noise that multiplies by independent numbers of mean
+        1. The other kinds give that of dropout at their rate, which orders them by strength.
+        """
+        return dropout_variance(self.strength or 0.0)
 
 
 def dropout_variance(rate: float) -> float:
@@ -71,38 +101,49 @@ def dropout_variance(rate: float) -> float:
     return rate / (1 - rate)
 
 
-def _one_of(section: Section, *names: str) -> None:
-    given = [name for name in names if getattr(section, name) is not None]
-    if len(given) != 1:
-        raise ValueError(f"give exactly one of {' and '.join(names)}; {len(given)} are given")
+class _Multiplicative(BaseNoise):
+    """Kinds that multiply by independent numbers of mean 1."""
+
+    unit: Literal["element", "channel", "sample"] = Field(
+        "element",
+        description="One random number for each value, one for each channel of an image, or one "
+        "for each image.",
+    )
+
+
+class Dropout(_Multiplicative):
+    label = "dropout"
+    kind: Literal["dropout"] = Field(
+        description="Each value is dropped, or kept and divided by 1 − rate."
+    )
+    rate: Rate = Field(description=_DROP_RATE)
 
 
 class Gaussian(_Multiplicative):
+    label = "Gaussian noise"
+    strength_keys: ClassVar[dict[str, str]] = {"sigma": "σ", "rate": ""}
     kind: Literal["gaussian"] = Field(description="Multiply by a normal number of mean 1.")
-    sigma: Annotated[float, Field(ge=0)] | None = Field(
+    sigma: Strength | None = Field(
         None, description="Standard deviation of the multiplier; 1 matches dropout at rate 0.5."
     )
     rate: Rate | None = Field(
         None, description="Instead of sigma: the dropout rate whose noise variance it matches."
     )
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _one_of(self, "sigma", "rate")
-        return self
-
     @property
     def variance(self) -> float:
-        return dropout_variance(self.rate) if self.rate is not None else (self.sigma or 0.0) ** 2
+        return super().variance if self.sigma is None else self.sigma**2
 
 
 class Uniform(_Multiplicative):
     """Uout: x + x·r with r ~ U(−β, β)."""
 
+    label = "uniform noise (Uout)"
+    strength_keys: ClassVar[dict[str, str]] = {"beta": "β", "rate": ""}
     kind: Literal["uniform", "uout"] = Field(
         description="Multiply by a number drawn evenly around 1."
     )
-    beta: Annotated[float, Field(ge=0)] | None = Field(
+    beta: Strength | None = Field(
         None,
         description="Half width of the multiplier's range around 1; the paper uses 0.1 to 0.5.",
     )
@@ -115,19 +156,15 @@ class Uniform(_Multiplicative):
     def _one_name(cls, kind: str) -> str:
         return "uniform"
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _one_of(self, "beta", "rate")
-        return self
-
     @property
     def variance(self) -> float:
-        return dropout_variance(self.rate) if self.rate is not None else (self.beta or 0.0) ** 2 / 3
+        return super().variance if self.beta is None else self.beta**2 / 3
 
 
-class StochasticDepth(_Noise):
+class StochasticDepth(BaseNoise):
     """Huang et al. 2016 (1603.09382), with the scaling in training: `dropout` of unit `sample`."""
 
+    label = "stochastic depth"
     kind: Literal["stochastic_depth"] = Field(
         description="An image's whole tensor is dropped, or kept and divided by 1 − rate; belongs "
         "at the end of a residual branch."
@@ -138,14 +175,11 @@ class StochasticDepth(_Noise):
     def unit(self) -> str:
         return "sample"
 
-    @property
-    def variance(self) -> float:
-        return dropout_variance(self.rate)
 
-
-class ClassicDropout(_Noise):
+class ClassicDropout(BaseNoise):
     """Srivastava et al. 2014, the form before inverted dropout."""
 
+    label = "classic dropout (scaled in testing, not in training)"
     kind: Literal["classic_dropout"] = Field(
         description="Each value is dropped or kept as it is; in testing all are multiplied by "
         "1 − rate."
@@ -153,7 +187,8 @@ class ClassicDropout(_Noise):
     rate: Rate = Field(description=_DROP_RATE)
 
 
-class ScaledDropout(_Noise):
+class ScaledDropout(BaseNoise):
+    label = "dropout scaled by √(1 − rate)"
     kind: Literal["scaled_dropout"] = Field(
         description="Dropout, then times √(1 − rate) in training: the standard deviation of a "
         "zero-mean input stays, the mean shrinks."
@@ -161,18 +196,20 @@ class ScaledDropout(_Noise):
     rate: Rate = Field(description=_DROP_RATE)
 
 
-class AlphaDropout(_Noise):
+class AlphaDropout(BaseNoise):
     """Klambauer et al. 2017 (1706.02515)."""
 
+    label = "alpha dropout"
     kind: Literal["alpha_dropout"] = Field(
         description="Dropped values become SELU's lower limit; mean 0 and variance 1 stay."
     )
     rate: Rate = Field(description=_DROP_RATE)
 
 
-class DropBlock(_Noise):
+class DropBlock(BaseNoise):
     """Ghiasi et al. 2018 (1810.12890)."""
 
+    label = "DropBlock"
     kind: Literal["dropblock"] = Field(
         description="Squares of a channel's image are dropped, the rest is divided by 1 − rate."
     )
@@ -182,6 +219,47 @@ class DropBlock(_Noise):
     size: int = Field(7, ge=1, le=256, description="Side of a square in pixels; 1 is dropout.")
 
 
-Multiplicative = Dropout | Gaussian | Uniform | StochasticDepth
-AnyNoise = Multiplicative | ClassicDropout | ScaledDropout | AlphaDropout | DropBlock
+AnyNoise = (
+    Dropout
+    | Gaussian
+    | Uniform
+    | StochasticDepth
+    | ClassicDropout
+    | ScaledDropout
+    | AlphaDropout
+    | DropBlock
+)
 Noise = Annotated[AnyNoise, Field(discriminator="kind")]
+_BY_KIND: dict[Any, type[BaseNoise]] = {
+    kind: section
+    for section in get_args(AnyNoise)
+    for kind in get_args(section.model_fields["kind"].annotation)
+}
+
+
+class _OtherNoise(BaseNoise):
+    """An entry of a run folder whose kind this version does not know."""
+
+    strength_keys: ClassVar[dict[str, str]] = {"rate": "", "sigma": "σ", "beta": "β"}
+    kind: str = ""
+    rate: Rate | None = None
+    sigma: Strength | None = None
+    beta: Strength | None = None
+    unit: str = "element"
+
+    @property
+    def phrase(self) -> str:
+        return f"{self.kind}{super().phrase}"
+
+
+def read_noise(entry: Mapping[str, Any]) -> BaseNoise:
+    """An entry of `network.noise` as a run folder says it; what this version cannot read is left
+    out."""
+    kind = entry.get("kind")
+    section = _BY_KIND.get(kind, _OtherNoise) if isinstance(kind, str) else _OtherNoise
+    known = {key: value for key, value in entry.items() if key in section.model_fields}
+    try:
+        return section.model_validate(known)
+    except ValidationError as error:
+        wrong = {item["loc"][0] for item in error.errors() if item["loc"]}
+        return section.model_construct(**{k: v for k, v in known.items() if k not in wrong})

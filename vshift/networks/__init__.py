@@ -70,21 +70,12 @@ def build(
     return model
 
 
-def _halvings(network: config.Network) -> int:
-    """How often a network halves the image."""
-    if isinstance(network, config.VGG):
-        return 5
-    if isinstance(network, config.ResNet) and network.depth in network.other_depths:
-        return 3
-    return 0 if isinstance(network, config.FullyConnected) else 2
-
-
 def _check_size(network: config.Network, size: int) -> None:
     """At least two pixels must reach the last halving, or the last stage sees no image."""
-    smallest = 2 ** (_halvings(network) - 1) + 1 if _halvings(network) else 1
+    smallest = 2 ** (network.halvings - 1) + 1 if network.halvings else 1
     if size < smallest:
         raise DataError(
             f"images of {size}×{size} pixels do not fit {network.name}, which halves them "
-            f"{_halvings(network)} times: it needs at least {smallest}×{smallest}; "
+            f"{network.halvings} times: it needs at least {smallest}×{smallest}; "
             "set data.size to enlarge them"
         )

@@ -11,7 +11,8 @@ from typing import Any
 
 from vshift.compare import Comparison
 from vshift.compare.fields import heard
-from vshift.runs.read import RunRecord, number
+from vshift.config.noise import read_noise
+from vshift.runs.read import RunRecord
 from vshift.text import escape_control, natural
 
 Row = dict[str, Any]
@@ -145,14 +146,8 @@ def _place(entry: Row, block: Any) -> str:
 
 def _strength(entry: Row) -> tuple[str, float | None]:
     """As text, and as the noise variance s²."""
-    rate, sigma, beta = (number(entry.get(key)) for key in ("rate", "sigma", "beta"))
-    if rate is not None:
-        return f"{rate:g}", rate / (1 - rate) if 0 <= rate < 1 else None
-    if sigma is not None:
-        return f"σ {sigma:g}", sigma**2
-    if beta is not None:
-        return f"β {beta:g}", beta**2 / 3
-    return "", None
+    noise = read_noise(entry)
+    return noise.strength_text, None if noise.strength is None else noise.variance
 
 
 def _drawn(groups: list[Group]) -> list[Group]:

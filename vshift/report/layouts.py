@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vshift.config.identity import Scope, scope_of
+from vshift.config.noise import read_noise
 from vshift.report.data import Study
 from vshift.report.groups import Group, entries_of
 from vshift.report.keys import differing, short_key, shown
@@ -25,17 +26,6 @@ _PLACES = {
 _PAPERS = {
     "before_last_bn": "; Dropout-(a) of Li et al. 2019",
     "before_last_conv": "; Dropout-(b) of Li et al. 2019",
-}
-_KINDS = {
-    "dropout": "dropout",
-    "gaussian": "Gaussian noise",
-    "uniform": "uniform noise (Uout)",
-    "uout": "uniform noise (Uout)",
-    "stochastic_depth": "stochastic depth",
-    "classic_dropout": "classic dropout (scaled in testing, not in training)",
-    "scaled_dropout": "dropout scaled by √(1 − rate)",
-    "alpha_dropout": "alpha dropout",
-    "dropblock": "DropBlock",
 }
 _UNITS = {"channel": "on whole channels", "sample": "on whole images"}
 _FULLY_CONNECTED = ("mlp", "autoencoder")
@@ -86,20 +76,11 @@ def noise_in_words(config: Row) -> Phrase:
 
 
 def _entry_in_words(entry: Row, network: Row) -> Phrase:
-    kind = entry.get("kind")
-    named = _KINDS.get(kind) if isinstance(kind, str) else None
-    rate, sigma, beta = (number(entry.get(key)) for key in ("rate", "sigma", "beta"))
-    before, strength = named or escape_control(str(kind)), ""
-    if rate is not None:
-        before += " as strong as dropout" if kind in ("gaussian", "uniform", "uout") else ""
-        before, strength = f"{before} at rate", f"{rate:g}"
-    elif sigma is not None:
-        before, strength = f"{before} with σ", f"{sigma:g}"
-    elif beta is not None:
-        before, strength = f"{before} with β", f"{beta:g}"
-    unit = entry.get("unit")
-    parts = [_UNITS[unit]] if kind != "stochastic_depth" and unit in ("channel", "sample") else []
-    return Phrase(before, strength, ", ".join([*parts, _place(entry, network)]))
+    noise, unit = read_noise(entry), entry.get("unit")
+    strength = "" if noise.strength is None else f"{noise.strength:g}"
+    parts = [_UNITS[unit]] if unit in ("channel", "sample") else []
+    after = ", ".join([*parts, _place(entry, network)])
+    return Phrase(escape_control(noise.phrase), strength, after)
 
 
 def _place(entry: Row, network: Row) -> str:
