@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vshift.config import config_hash, expand, load
-from vshift.sweep import plan
+from vshift.sweep.plan import plan
 from vshift.train.progress import Reporter
 from vshift.train.run import train_seeds
 

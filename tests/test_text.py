@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from vshift.text import pluralize
+import pytest
+
+from vshift.text import format_duration, pluralize
 
 
 def test_one_is_singular_and_all_else_plural() -> None:
@@ -12,3 +14,12 @@ def test_one_is_singular_and_all_else_plural() -> None:
     assert (pluralize(1, "batch", "batches"), pluralize(3, "batch", "batches")) == (
         "1 batch", "3 batches",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "1 s"), (89, "89 s"), (90, "2 min"), (3541, "59 min"), (3599, "1 h 00 min"),
+     (12_000, "3 h 20 min"), (180_000, "2 d 2 h")],
+)  # fmt: skip
+def test_durations(seconds: float, words: str) -> None:
+    assert format_duration(seconds) == words

@@ -300,6 +300,7 @@ def html_table(table: Table) -> str:
 
 _GAP = 2  # between columns: one of padding, one of the box's invisible line
 _NAME = 14  # a label is folded to this width before a column is left out
+_LIVE_NAME = 16  # the same in a live table, where a label is one line
 _LEAST_NAME = 8
 
 
@@ -354,6 +355,39 @@ def _rich_table(table: Table) -> RichTable:
     return drawn
 
 
+def live_table(table: Table, width: int, styles: Sequence[str]) -> RichTable:
+    """The table for a display that is drawn again and again: every row is one line.
+
+    The first column is shortened in its middle, and columns that do not fit are left out.
+
+    Args:
+        styles: one per row, for its second cell.
+    """
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    table = table.part(_fitting(table, width, _LIVE_NAME))
+    others = [_width(table, index) for index in range(1, len(table.columns))]
+    name = max(_LEAST_NAME, min(_width(table, 0), width - sum(others) - _GAP * len(others)))
+    drawn = RichTable(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, show_edge=False)
+    for column, size in zip(table.columns, [name, *others], strict=True):
+        side: Literal["left", "right"] = "left" if column.is_text else "right"
+        drawn.add_column(
+            Text(column.one_line), justify=side, no_wrap=True, min_width=size, max_width=size
+        )
+    for (label, word, *cells), style in zip(table.rows, styles, strict=True):
+        drawn.add_row(Text(shorten_middle(label, name)), Text(word, style), *map(Text, cells))
+    return drawn
+
+
+def shorten_middle(text: str, width: int) -> str:
+    """The text without its middle: names begin with the study and end with what is special."""
+    if len(text) <= width:
+        return text
+    tail = (width - 1) * 2 // 3
+    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
+
+
 def _width(table: Table, index: int) -> int:
     from rich.cells import cell_len
 
@@ -374,10 +408,10 @@ def _least(table: Table) -> int:
     return sum(_widths(table, _LEAST_NAME)) - _GAP
 
 
-def _fitting(table: Table, width: int) -> list[int]:
+def _fitting(table: Table, width: int, label: int = _NAME) -> list[int]:
     """The numbers of the columns that fit, the important ones first; the labels and one more
     always stay."""
-    widths, kept = _widths(table, _NAME), list(range(table.labels))
+    widths, kept = _widths(table, label), list(range(table.labels))
     others = range(table.labels, len(table.columns))
     for index in sorted(others, key=lambda i: -table.columns[i].priority):
         needed = sum(widths[i] for i in [*kept, index]) - _GAP

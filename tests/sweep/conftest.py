@@ -13,8 +13,9 @@ import pytest
 from rich.console import Console
 
 from vshift.config import config_hash, load
-from vshift.sweep import Job, Local, plan, sweep
-from vshift.sweep.board import Entry
+from vshift.sweep.local import LocalOptions, sweep
+from vshift.sweep.plan import Job, plan
+from vshift.sweep.progress import Entry
 from vshift.train.progress import Reporter
 
 STUB = Path(__file__).with_name("stub.py")
@@ -67,7 +68,7 @@ class Bench:
         said = reporter()
         how = {"jobs": 2, "patience": 0.5, **how}
         try:
-            entries = sweep(self.jobs, self.runs, Local(**how), said, self.command)
+            entries = sweep(self.jobs, self.runs, LocalOptions(**how), said, self.command)
         finally:
             self.said = said.console.file.getvalue()  # type: ignore[attr-defined]
         return {entry.job.label.removeprefix("s "): entry for entry in entries}

@@ -12,9 +12,9 @@ import pytest
 
 from vshift.errors import DataError, Interrupted, RunError, Stopped, TrainingFailed
 from vshift.runs import RunFolder
-from vshift.sweep import raise_if_failed
 from vshift.sweep.logs import LARGEST, excerpt, log_path, open_log, trim
-from vshift.sweep.state import State
+from vshift.sweep.progress import raise_if_failed
+from vshift.sweep.status import State
 
 
 def states(entries):
@@ -45,7 +45,9 @@ def test_a_failed_run_is_tried_once_more_behind_the_others(bench):
     bench.behaviours = {"s seed 0": ["fail", "done"]}
     assert states(bench.sweep(jobs=1))["seed 0"] == "done"
     assert bench.begun() == ["seed 0", "seed 1", "seed 2", "seed 0"]
-    assert "s seed 0: failed (exit code 1), it is tried again\nerror: it did not work" in bench.said
+    assert (
+        "s seed 0: failed (exit code 1), it will be retried\nerror: it did not work" in bench.said
+    )
 
 
 def test_after_its_last_attempt_a_failed_run_is_named_with_its_log(bench):
@@ -125,17 +127,17 @@ def test_runs_share_a_gpu_only_if_asked_to(bench, monkeypatch):
 
 
 def test_cores_are_shared_out(bench, monkeypatch):
-    monkeypatch.setattr("vshift.sweep.places.cores", lambda: 8)
+    monkeypatch.setattr("vshift.sweep.slots.available_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     bench.sweep(jobs=3)
     assert {row["OMP_NUM_THREADS"] for row in bench.journal} == {"2"}
 
 
 def test_threads_that_do_not_fit_are_said(bench, monkeypatch):
-    monkeypatch.setattr("vshift.sweep.places.cores", lambda: 2)
+    monkeypatch.setattr("vshift.sweep.slots.available_cores", lambda: 2)
     bench.sets = ["hardware.threads=2"]
     bench.sweep(jobs=3)
-    assert "3 runs at a time on 2 processor cores disturb each other" in bench.said
+    assert "3 runs at a time on 2 processor cores slow each other down" in bench.said
     assert "hardware.threads: 2 in 3 runs at a time on 2 processor cores" in bench.said
 
 
@@ -143,7 +145,7 @@ def test_runs_of_another_process_are_left_to_it_and_named(bench):
     with another_process_in(bench.runs / "s" / "seed-1") as pid:
         entries = bench.sweep()
         assert states(entries) == {"seed 0": "done", "seed 1": "running", "seed 2": "done"}
-        assert f"s seed 1: left to pid {pid} on " in bench.said
+        assert f"s seed 1: skipped, pid {pid} on " in bench.said
         assert "seed 1" not in bench.begun()
         raise_if_failed(list(entries.values()))  # it has not failed
 
@@ -279,7 +281,7 @@ def test_a_signal_stops_the_runs_and_the_same_sweep_goes_on(bench):
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=15)
     assert process.returncode == 143
-    assert "interrupted with 3 of 3 runs to go; the same command goes on with them" in out
+    assert "interrupted with 3 of 3 runs to go; the same command resumes them" in out
     assert [row["what"] for row in bench.journal] == ["begin", "begin", "stopped", "stopped"]
     bench.behaviours = {}
     assert set(states(bench.sweep()).values()) == {"done"}
@@ -295,7 +297,7 @@ def test_ctrl_c_waits_for_the_runs_and_a_second_one_does_not(bench, monkeypatch,
             pressed.append(1)
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("vshift.sweep.board.Board.refresh", interrupt)
+    monkeypatch.setattr("vshift.sweep.progress.ProgressTable.refresh", interrupt)
     with pytest.raises(error) as stopped:
         bench.sweep()
     assert stopped.value.exit_code == 130
@@ -352,7 +354,7 @@ def test_an_excerpt_is_the_last_attempts_error(tmp_path):
     assert excerpt(path).splitlines()[-1] == "line 49"
     assert len(excerpt(path).splitlines()) == 12
     path.write_text("--- one\n")
-    assert excerpt(path) == "it said nothing"
+    assert excerpt(path) == "it printed nothing"
     assert "No such file" in excerpt(tmp_path / "none")
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vshift.errors import ConfigError, VShiftError
-from vshift.sweep import plan, shard
+from vshift.sweep.plan import plan, shard
 
 jobs_and_parts = st.tuples(st.lists(st.integers(), max_size=60, unique=True), st.integers(1, 70))
 

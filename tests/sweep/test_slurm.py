@@ -20,11 +20,10 @@ from tests.sweep.test_local import another_process_in, wait_for
 from vshift.config import config_hash, dump
 from vshift.errors import RunError, TrainingFailed, VShiftError
 from vshift.runs import lock
-from vshift.sweep import queue, slurm
-from vshift.sweep import stay as stays
-from vshift.sweep.sbatch import Slurm, minutes, parameters
-from vshift.sweep.state import State, see
-from vshift.sweep.task import MOST_IDLE, Task, job_id, threads
+from vshift.sweep import slurm
+from vshift.sweep.slurm import SlurmOptions, parse_time, sbatch_parameters
+from vshift.sweep.slurm_job import MOST_IDLE, SlurmTask, job_id, job_threads
+from vshift.sweep.status import State, job_status, mark_queued, marker, unmark_queued
 
 
 @pytest.mark.parametrize(
@@ -33,19 +32,22 @@ from vshift.sweep.task import MOST_IDLE, Task, job_id, threads
      ("1-0:0:1", 1441), (" 5 ", 5)],
 )  # fmt: skip
 def test_time_limits_as_slurm_writes_them(text, expected):
-    assert minutes(text) == expected
+    assert parse_time(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "0", "1h", "-5", "1:2:3:4", "1-", "one", "1:00\n#SBATCH"])
 def test_other_time_limits_are_refused(text):
     with pytest.raises(VShiftError, match=r"--time .*write minutes, hours:minutes:seconds"):
-        minutes(text)
+        parse_time(text)
 
 
 def test_what_the_batch_script_says():
-    found = parameters(Slurm(partition="gpu", account="lab", minutes=480, gpus=1, cpus=4, mem="8G",
-                             setup=("module load cuda",), sets=("qos=high", "--mail-type=END",
-                             "exclusive")))  # fmt: skip
+    found = sbatch_parameters(
+        SlurmOptions(
+            partition="gpu", account="lab", minutes=480, gpus=1, cpus=4, mem="8G",
+            setup=("module load cuda",), sets=("qos=high", "--mail-type=END", "exclusive"),
+        )
+    )  # fmt: skip
     assert (found["partition"], found["account"]) == ("gpu", "lab")
     assert (found["time"], found["gpus_per_node"], found["cpus_per_task"]) == (480, 1, 4)
     assert found["setup"] == ["export SUBMITIT_PREEMPT_SIGNAL=USR1", "module load cuda"]
@@ -53,7 +55,9 @@ def test_what_the_batch_script_says():
         "requeue": True, "signal": "USR1@120", "qos": "high", "mail_type": "END", "exclusive": True,
     }  # fmt: skip
     assert "constraint" not in found
-    assert parameters(Slurm(minutes=1))["additional_parameters"]["signal"] == "USR1@30"
+    assert (
+        sbatch_parameters(SlurmOptions(minutes=1))["additional_parameters"]["signal"] == "USR1@30"
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,21 +75,21 @@ def test_what_the_batch_script_says():
 )
 def test_options_that_are_not_the_users_are_refused(text, message, bench):
     with pytest.raises(VShiftError, match=message):
-        slurm.sweep(bench.jobs, bench.runs, Slurm(sets=(text,)), reporter())
+        slurm.sweep(bench.jobs, bench.runs, SlurmOptions(sets=(text,)), reporter())
     assert not bench.runs.exists()
 
 
 def test_a_missing_submitit_says_how_to_install_it(bench, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(VShiftError, match=r"pip install 'vshift\[slurm\]'"):
-        slurm.sweep(bench.jobs, bench.runs, Slurm(), reporter())
+        slurm.sweep(bench.jobs, bench.runs, SlurmOptions(), reporter())
 
 
 def test_a_machine_without_slurm_says_where_to_start_it(bench, monkeypatch, tmp_path):
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(VShiftError, match="there is no srun here"):
-        slurm.sweep(bench.jobs, bench.runs, Slurm(), reporter())
+        slurm.sweep(bench.jobs, bench.runs, SlurmOptions(), reporter())
 
 
 @pytest.fixture
@@ -112,7 +116,7 @@ def cluster(tmp_path, monkeypatch):
 
 def submit(bench, **how):
     said = reporter()
-    entries = slurm.sweep(bench.jobs, bench.runs, Slurm(**how), said)
+    entries = slurm.sweep(bench.jobs, bench.runs, SlurmOptions(**how), said)
     bench.said = said.console.file.getvalue()
     return [str(entry.state) for entry in entries]
 
@@ -141,7 +145,7 @@ def test_the_throttle_and_the_largest_array(bench, cluster):
     arrays = [(cluster / f"script.{n}").read_text() for n in (0, 1)]
     assert "--array=0-3%1" in arrays[0]
     assert "--array=0-1%1" in arrays[1]
-    assert [see(job, bench.runs).by for job in bench.jobs] == [
+    assert [job_status(job, bench.runs).by for job in bench.jobs] == [
         "1_0", "1_1", "1_2", "1_3", "2_0", "2_1"
     ]  # fmt: skip
 
@@ -170,7 +174,7 @@ def test_what_sbatch_refuses_is_told_in_its_words(bench, cluster):
         submit(bench, partition="x")
     assert "sbatch: error: invalid partition specified: x" in str(error.value)
     assert error.value.exit_code == 2
-    assert [str(see(job, bench.runs).state) for job in bench.jobs] == ["new"] * 3
+    assert [str(job_status(job, bench.runs).state) for job in bench.jobs] == ["new"] * 3
 
 
 def test_two_processes_do_not_submit_at_the_same_time(bench, cluster):
@@ -200,20 +204,20 @@ def test_a_cuda_config_needs_gpus(bench, cluster):
 
 
 def test_waiting_ends_when_every_run_is_settled_or_lost(bench, cluster, monkeypatch):
-    monkeypatch.setattr(stays, "SQUEUE_EVERY", 0.2)
+    monkeypatch.setattr(slurm, "SQUEUE_EVERY", 0.2)
 
-    original = stays.Watch.until_over
+    original = slurm.Waiter.wait
 
-    def meanwhile(watch):
+    def meanwhile(waiter):
         """In the cluster seed 0 gets done, seed 1 fails, and seed 2's job vanishes."""
         bench.seeds, bench.behaviours = 2, {"s seed 1": ["refuse"]}
         bench.sweep()
         for seed in (0, 1):
-            queue.unmark(bench.runs / "s" / f"seed-{seed}")
+            unmark_queued(bench.runs / "s" / f"seed-{seed}")
         (cluster / "jobs").write_text("")
-        original(watch)
+        original(waiter)
 
-    monkeypatch.setattr(stays.Watch, "until_over", meanwhile)
+    monkeypatch.setattr(slurm.Waiter, "wait", meanwhile)
     assert submit(bench, wait=True, grace=0.5) == ["done", "failed", "failed"]
     assert "[1/3] s seed 0: done" in bench.said
     assert "[2/3] s seed 1: failed" in bench.said
@@ -223,11 +227,11 @@ def test_waiting_ends_when_every_run_is_settled_or_lost(bench, cluster, monkeypa
 
 
 def test_the_threads_of_a_job_are_slurms(monkeypatch):
-    monkeypatch.setattr("vshift.sweep.task.cores", lambda: 8)
-    assert threads({"SLURM_CPUS_PER_TASK": "4", "SLURM_CPUS_ON_NODE": "6"}) == 4
-    assert threads({"SLURM_CPUS_ON_NODE": "6"}) == 6
-    assert threads({"SLURM_CPUS_PER_TASK": "99"}) == 8
-    assert threads({}) == 8
+    monkeypatch.setattr("vshift.sweep.slurm_job.available_cores", lambda: 8)
+    assert job_threads({"SLURM_CPUS_PER_TASK": "4", "SLURM_CPUS_ON_NODE": "6"}) == 4
+    assert job_threads({"SLURM_CPUS_ON_NODE": "6"}) == 6
+    assert job_threads({"SLURM_CPUS_PER_TASK": "99"}) == 8
+    assert job_threads({}) == 8
 
 
 def test_a_jobs_name_is_what_squeue_calls_it():
@@ -241,20 +245,20 @@ def task(bench, monkeypatch):
     """The bench's only run as a job would do it, in this process, with the stub as its command."""
     bench.seeds = 1
     (job,) = bench.jobs
-    monkeypatch.setattr("vshift.sweep.task.train_command", bench.command)
-    queue.mark(job, bench.runs, "12_0")
+    monkeypatch.setattr("vshift.sweep.slurm_job.train_command", bench.command)
+    mark_queued(job.path(bench.runs), "12_0")
     before = signal.getsignal(signal.SIGTERM)
-    yield Task("s", 0, dump(job.config), str(bench.runs))
+    yield SlurmTask("s", 0, dump(job.config), str(bench.runs))
     signal.signal(signal.SIGTERM, before)
 
 
 def is_marked(bench):
-    return queue.marker(bench.runs / "s" / "seed-0").exists()
+    return marker(bench.runs / "s" / "seed-0").exists()
 
 
 def test_a_job_trains_its_run_and_removes_the_marker(bench, task):
     assert task() == "done"
-    assert see(bench.jobs[0], bench.runs).state is State.done
+    assert job_status(bench.jobs[0], bench.runs).state is State.done
     assert not is_marked(bench)
     assert "attempt 1, Slurm job ? on " in (bench.runs / "s" / "seed-0.log").read_text()
     assert task() == "done"  # a job that comes back too late finds nothing to do
@@ -264,7 +268,7 @@ def test_a_job_tries_again_and_then_fails(bench, task):
     bench.behaviours = {"s seed 0": ["fail", "done"]}
     assert task() == "done"
     bench.behaviours = {"s seed 0": ["fail"]}
-    queue.mark(bench.jobs[0], bench.runs, "12_0")
+    mark_queued(bench.jobs[0].path(bench.runs), "12_0")
     with pytest.raises(TrainingFailed, match=r"s seed 0: failed; .*log:\nerror: it did not work"):
         task()
     assert len(bench.begun()) == 4
@@ -282,9 +286,9 @@ JOB = """
 import signal, sys, os, pickle
 from pathlib import Path
 from tests.sweep.conftest import Bench
-from vshift.sweep import task as tasks
+from vshift.sweep import slurm_job
 bench = Bench(Path(sys.argv[1]), 1, [], __import__("json").loads(sys.argv[2]))
-tasks.train_command = bench.command
+slurm_job.train_command = bench.command
 task = pickle.loads(Path(sys.argv[1], "task").read_bytes())
 
 def requeue(number, frame):  # what submitit does at the warning

@@ -21,7 +21,7 @@ from vshift.cli.report import report, watch
 from vshift.cli.sweep import sweep
 from vshift.cli.train import train
 from vshift.errors import Stopped, VShiftError
-from vshift.sweep.children import end_with_parent
+from vshift.sweep.process_group import die_with_parent
 from vshift.text import escape_lines
 from vshift.train.signals import stopping_at_once
 
@@ -69,7 +69,7 @@ def main() -> None:
     """Run the command line; errors for people become one message and an exit code."""
     try:
         with stopping_at_once():
-            end_with_parent()
+            die_with_parent()
             app()
     except VShiftError as error:
         _complain(f"error: {error}")

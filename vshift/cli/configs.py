@@ -40,7 +40,7 @@ def check(
 
     A data.root that is not here is remarked on.
     """
-    from vshift.sweep import config_files, expand_all
+    from vshift.sweep.plan import config_files, expand_all
 
     problems: list[str] = []
     for path in config_files(configs):

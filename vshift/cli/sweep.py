@@ -23,21 +23,21 @@ def sweep(
         typer.Option(
             "--jobs",
             min=1,
-            help="Runs at a time. Default: one for each GPU, one without GPUs, 100 with --slurm.",
+            help="Runs at a time. Default: one per GPU, one without GPUs, 100 with --slurm.",
         ),
     ] = None,
     jobs_per_gpu: Annotated[
         int, typer.Option("--jobs-per-gpu", min=1, help="Runs that share a GPU.")
     ] = 1,
     retries: Annotated[
-        int, typer.Option("--retries", min=0, help="How often a run that failed is tried again.")
+        int, typer.Option("--retries", min=0, help="Further attempts at a run that failed.")
     ] = 1,
     part: Annotated[
         str | None,
         typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts of the runs."),
     ] = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Stay until runs that others train are done too.")
+        bool, typer.Option("--wait", help="Also wait for runs that other processes train.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs and the time they may take.")
@@ -50,12 +50,14 @@ def sweep(
     limit: Annotated[
         str,
         typer.Option(
-            "--time", help="Slurm: time limit, 90 or 8:00:00; longer runs go on in a further job."
+            "--time", help="Slurm: time limit, 90 or 8:00:00; longer runs resume in another job."
         ),
     ] = "1:00:00",
-    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Slurm: GPUs a run.")] = None,
-    cpus: Annotated[int, typer.Option("--cpus", min=1, help="Slurm: cores a run.")] = 1,
-    mem: Annotated[str | None, typer.Option("--mem", help="Slurm: memory a run, e.g. 8G.")] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Slurm: GPUs per run.")] = None,
+    cpus: Annotated[int, typer.Option("--cpus", min=1, help="Slurm: cores per run.")] = 1,
+    mem: Annotated[
+        str | None, typer.Option("--mem", help="Slurm: memory per run, e.g. 8G.")
+    ] = None,
     constraint: Annotated[
         str | None, typer.Option("--constraint", help="Slurm: features of the nodes.")
     ] = None,
@@ -74,32 +76,32 @@ def sweep(
 
     Ends with the table of `vshift compare`, and with exit code 1 if a run failed.
     """
-    from vshift import sweep as sweeps
+    from vshift.sweep import local, plan, progress
     from vshift.train.progress import Reporter
 
-    planned = sweeps.plan(configs, changes_of(sets, device, seeds))
-    planned = sweeps.shard(planned, part) if part else planned
-    local = sweeps.Local(jobs, jobs_per_gpu, retries, fresh, wait)
+    planned = plan.plan(configs, changes_of(sets, device, seeds))
+    planned = plan.shard(planned, part) if part else planned
+    here = local.LocalOptions(jobs, jobs_per_gpu, retries, fresh, wait)
     if dry_run:
-        places = (jobs or 100) if on_slurm else len(sweeps.room(planned, local)[0])
-        lines, rows, total = sweeps.describe(planned, runs_dir, places, fresh)
+        slots = (jobs or 100) if on_slurm else len(local.local_slots(planned, here)[0])
+        lines, rows, total = progress.dry_run(planned, runs_dir, slots, fresh)
         typer.echo(rows if as_json else lines)
         typer.echo(total, err=True)
         return
     reporter = Reporter(quiet)
     if on_slurm:
-        from vshift.sweep import sbatch, slurm
+        from vshift.sweep import slurm
 
-        asked = sbatch.Slurm(
-            jobs or 100, partition, account, sbatch.minutes(limit), gpus, cpus, mem, constraint,
+        options = slurm.SlurmOptions(
+            jobs or 100, partition, account, slurm.parse_time(limit), gpus, cpus, mem, constraint,
             tuple(setup or ()), tuple(slurm_sets or ()), retries, fresh, wait,
         )  # fmt: skip
-        entries = slurm.sweep(planned, runs_dir, asked, reporter)
+        entries = slurm.sweep(planned, runs_dir, options, reporter)
     else:
-        entries = sweeps.sweep(planned, runs_dir, local, reporter)
-    done = sweeps.paths_of(entries)
+        entries = local.sweep(planned, runs_dir, here, reporter)
+    done = progress.finished_paths(entries)
     if done and (not on_slurm or all(entry.is_over for entry in entries)):
         from vshift.compare import Request
 
         line_up(done, Format.table, Request())
-    sweeps.raise_if_failed(entries)
+    progress.raise_if_failed(entries)

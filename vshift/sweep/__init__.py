@@ -1,28 +1,6 @@
-"""Many runs: on this machine (`local`), or on a Slurm cluster (`slurm`). Nothing imports torch.
+"""Many runs, on this machine (`local`) or on a Slurm cluster (`slurm`), without importing torch.
 
-In reading order: `plan` (configs → jobs), `state` (how far each run is, from its folder alone),
-`attempt` (one process and what its end means), `local`, `slurm` (with `task`, what a job does), and
-`board` (what a person sees).
+In reading order: `plan` (configs → jobs), `status` (how far each run is, from its folder alone),
+`process_group` and `logs` (processes and what they print), `progress` (estimates, the live table),
+`slots` (cores and GPUs), `local`, and `slurm` with `slurm_job` (what runs on the node).
 """
-
-from vshift.sweep.dryrun import describe
-from vshift.sweep.ending import paths_of, raise_if_failed
-from vshift.sweep.local import Local, room, sweep
-from vshift.sweep.plan import Job, config_files, expand_all, plan, shard
-from vshift.sweep.state import State, see_all
-
-__all__ = [
-    "Job",
-    "Local",
-    "State",
-    "config_files",
-    "describe",
-    "expand_all",
-    "paths_of",
-    "plan",
-    "raise_if_failed",
-    "room",
-    "see_all",
-    "shard",
-    "sweep",
-]

@@ -1,6 +1,7 @@
-"""What a run's process said: `<runs-dir>/<name>/seed-<n>.log`, beside the run folder.
+"""The output of a run's processes: `<runs-dir>/<name>/seed-<n>.log`, beside the run folder.
 
-Beside it and not in it, because a process that fails before it has made the folder has most to say.
+Beside it rather than in it, because a process that fails before it has made the folder has most to
+say.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import IO
 from vshift.runs import files, now
 from vshift.text import escape_lines
 
-LARGEST = 2**20  # bytes; a longer log keeps its end
+LARGEST = 2**20  # bytes; only the end of a longer log is kept
 KEPT = LARGEST // 4
 EXCERPT = 12  # lines
 
@@ -22,7 +23,7 @@ def log_path(path: Path) -> Path:
 
 
 def open_log(path: Path, title: str) -> IO[bytes]:
-    """A log, opened to append one attempt under a title; RunError where that cannot be done."""
+    """Open a log to append one attempt under a title; RunError if that fails."""
     with files.explained(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
         trim(path)
@@ -32,7 +33,7 @@ def open_log(path: Path, title: str) -> IO[bytes]:
 
 
 def trim(path: Path) -> None:
-    """Cut a log that has grown too long down to its end; its writer may go on appending."""
+    """Cut a log that is too long down to its end; its writer may go on appending."""
     try:
         if path.stat().st_size <= LARGEST:
             return
@@ -47,7 +48,7 @@ def trim(path: Path) -> None:
 
 
 def excerpt(path: Path) -> str:
-    """What a person needs to see of a log: the last attempt's error, or its last lines."""
+    """The part of a log that explains a failure: the last attempt's error, or its last lines."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
@@ -61,4 +62,4 @@ def excerpt(path: Path) -> str:
     errors = [n for n, line in enumerate(lines) if line.startswith("error: ")]
     if errors:
         return "\n".join(lines[errors[-1] :][:EXCERPT])
-    return "\n".join(lines[-EXCERPT:]) or "it said nothing"
+    return "\n".join(lines[-EXCERPT:]) or "it printed nothing"

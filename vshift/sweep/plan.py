@@ -1,4 +1,4 @@
-"""What a sweep runs: the points of configs × seeds, and the part of them that is this machine's."""
+"""The runs of a sweep: every point of its configs with every seed, and the part of one machine."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from vshift.config import Point, expand
-from vshift.config.schema import Config
-from vshift.errors import ConfigError, VShiftError
+from vshift.config.schema import Cifar, Config
+from vshift.data import describe, fetch
+from vshift.errors import ConfigError, DataError, VShiftError
 from vshift.runs import run_path
 from vshift.text import escape_control
 
@@ -36,7 +37,7 @@ class Job:
         return f"{self.config.name} seed {self.seed}"
 
     def path(self, runs_dir: Path) -> Path:
-        """Its run folder."""
+        """The run folder."""
         return run_path(runs_dir, self.config.name, self.seed)
 
     def command(self, sets: Sequence[str], runs_dir: Path, fresh: bool = False) -> list[str]:
@@ -44,24 +45,30 @@ class Job:
         values = [*sets, f"name={json.dumps(self.config.name)}"]
         values += [f"{section}=null" for section in self.point.of]
         values += [f"{key}={json.dumps(value)}" for key, value in self.point.assignments.items()]
-        words = [sys.executable, "-m", "vshift", "train", str(self.source)]
-        for value in values:
-            words += ["--set", value]
-        words += ["--seed", str(self.seed), "--runs-dir", str(runs_dir)]
+        changes = [word for value in values for word in ("--set", value)]
+        words = train_command(self.source, self.seed, runs_dir, changes)
         return [*words, "--fresh"] if fresh else words
 
 
+def train_command(
+    config: Path, seed: int, runs_dir: Path, changes: Sequence[str] = ()
+) -> list[str]:
+    """The command that trains one run of a config file."""
+    words = [sys.executable, "-m", "vshift", "train", str(config), *changes]
+    return [*words, "--seed", str(seed), "--runs-dir", str(runs_dir)]
+
+
 def config_files(paths: Iterable[Path]) -> list[Path]:
-    """Files as they are; for a folder the *.yaml in it, in order of name."""
-    found: list[Path] = []
+    """Files as they are; folders replaced by the *.yaml files in them, sorted by name."""
+    files: list[Path] = []
     for path in paths:
         inside = sorted(p for p in path.glob("*.y*ml") if p.is_file()) if path.is_dir() else [path]
         if not inside:
             folders = sorted({str(p.parent.relative_to(path)) for p in path.rglob("*.y*ml")})
             hint = f"; there are some in {', '.join(folders[:8])}" if folders else ""
             raise ConfigError(f"{path}: no *.yaml in this folder{hint}")
-        found += inside
-    return found
+        files += inside
+    return files
 
 
 def expand_all(paths: Iterable[Path], sets: Sequence[str]) -> dict[Path, list[Point]]:
@@ -70,23 +77,23 @@ def expand_all(paths: Iterable[Path], sets: Sequence[str]) -> dict[Path, list[Po
     Raises:
         ConfigError: every problem of every config.
     """
-    found: dict[Path, list[Point]] = {}
+    points: dict[Path, list[Point]] = {}
     problems: list[str] = []
     for path in paths:
         try:
-            found[path] = expand(path, sets)
+            points[path] = expand(path, sets)
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(*problems)
-    return found
+    return points
 
 
 def plan(paths: Iterable[Path], sets: Sequence[str]) -> list[Job]:
-    """Every run that configs, their arms, zips, grids and seeds name.
+    """Every run of the configs: their arms, zips and grids with every seed.
 
     Raises:
-        ConfigError: the problems of every config, or two configs with one name.
+        ConfigError: the problems of every config, or two configs with the same name.
     """
     jobs: dict[tuple[str, int], Job] = {}
     for path, points in expand_all(config_files(paths), sets).items():
@@ -103,10 +110,11 @@ def plan(paths: Iterable[Path], sets: Sequence[str]) -> list[Job]:
 
 
 def shard(jobs: Sequence[T], part: str) -> list[T]:
-    """The i-th of n parts, `i/n` with i from 1: no run is in two parts, none is in no part.
+    """The i-th of n disjoint parts that together are all runs; `part` is `i/n` with i from 1.
 
-    Every n-th run, not a block of neighbours: a config's seeds and a grid's slow corner spread over
-    all parts. It depends on the plan only, not on what is done, so machines need not agree on that.
+    Every n-th run rather than a block of neighbours, so that a config's seeds and a grid's slow
+    corner spread over all parts. It depends on the plan only, not on which runs are done, so
+    machines need not agree on that.
 
     Raises:
         VShiftError: `part` is not like 1/4.
@@ -118,3 +126,22 @@ def shard(jobs: Sequence[T], part: str) -> list[T]:
         f"--shard {escape_control(part)}: write i/n with 1 ≤ i ≤ n; --shard 1/4, 2/4, 3/4 and 4/4 "
         "together are all runs"
     )
+
+
+def check_data(jobs: Iterable[Job]) -> None:
+    """Check that the images are there; CIFAR is downloaded, once instead of once per run.
+
+    Raises:
+        DataError: missing images, which would stop every run with the same message.
+    """
+    sections = {job.config.data.model_dump_json(): job.config.data for job in jobs}
+    problems: dict[str, None] = {}
+    for data in sections.values():
+        try:
+            describe(data)
+            if isinstance(data, Cifar):
+                fetch(data.name, data.root)
+        except DataError as error:
+            problems[str(error)] = None
+    if problems:
+        raise DataError("\n".join(problems))

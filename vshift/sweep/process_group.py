@@ -1,4 +1,4 @@
-"""Processes that a sweep starts: when the sweep is asked to stop, so are they, and it waits."""
+"""The processes that a sweep starts: they stop when it is asked to stop, and do not outlive it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PARENT = "VSHIFT_PARENT"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-class Children:
+class ProcessGroup:
     """Starts processes until a signal asks to stop."""
 
     def __init__(self) -> None:
@@ -24,49 +24,49 @@ class Children:
         self._running: list[subprocess.Popen[bytes]] = []
 
     @contextmanager
-    def listening(self, message: str = "") -> Iterator[None]:
-        """Inside, SIGINT, SIGTERM and SIGUSR1 reach every process, and no further one starts.
+    def forwarding_signals(self, message: str = "") -> Iterator[None]:
+        """Inside, SIGINT, SIGTERM and SIGUSR1 terminate every process, and no more are started.
 
-        Ctrl-C at a terminal reaches the processes without us. They get a SIGTERM all the same: it
+        Ctrl-C at a terminal reaches the processes directly. They get a SIGTERM all the same: it
         changes nothing for those that are stopping already.
         """
-        with signals.noted(message, then=self.end_all) as self.stop:
+        with signals.noted(message, then=self.terminate) as self.stop:
             yield
 
     def start(
         self, command: list[str], env: Mapping[str, str], **options: Any
     ) -> subprocess.Popen[bytes] | None:
-        """Start a command; None if there is to be no further one.
+        """Start a command; None after a signal asked to stop.
 
-        A `vshift` among them ends when this process does, see `end_with_parent`.
+        A `vshift` among them stops when this process ends, see `die_with_parent`.
         """
         if self.stop.asked:
             return None
         env = {**env, _PARENT: str(os.getpid())}
         process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, **options)
         self._running = [p for p in self._running if p.returncode is None] + [process]
-        if self.stop.asked:  # it came while the process was starting
+        if self.stop.asked:  # the signal arrived while the process was starting
             process.send_signal(signal.SIGTERM)
         return process
 
-    def end_all(self) -> None:
-        """Ask every process to write its checkpoint and end."""
+    def terminate(self) -> None:
+        """Ask every process to write its checkpoint and exit."""
         for process in self._running:
             process.send_signal(signal.SIGTERM)
 
 
-def end_with_parent() -> None:
-    """In a process that `Children` started: stop as by SIGTERM as soon as its parent is gone.
+def die_with_parent() -> None:
+    """In a process that a `ProcessGroup` started: stop, as by SIGTERM, once the parent is gone.
 
-    A sweep that is killed with -9 cannot pass that on, and its orphans would fight with the runs of
-    the next sweep for cores and GPUs. Linux only; elsewhere the orphans finish, and the next sweep
-    leaves their runs to them.
+    A sweep killed with -9 cannot forward the signal, and its orphans would compete with the runs
+    of the next sweep for cores and GPUs. Linux only; elsewhere the orphans finish, and the next
+    sweep skips their runs.
     """
-    parent = os.environ.pop(_PARENT, "")  # what this process starts is not the sweep's
+    parent = os.environ.pop(_PARENT, "")  # not for the processes that this one starts
     if not parent.isdecimal() or not sys.platform.startswith("linux"):
         return
     import ctypes
 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(parent):  # it was gone before
+    if os.getppid() != int(parent):  # the parent was gone before the call
         os.kill(os.getpid(), signal.SIGTERM)

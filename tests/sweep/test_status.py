@@ -10,8 +10,16 @@ from tests.sweep.test_local import another_process_in
 from vshift.errors import RunError
 from vshift.runs import RunFolder, lock
 from vshift.runs.holder import holder
-from vshift.sweep import queue, see_all
-from vshift.sweep.state import State, last_epoch, see
+from vshift.sweep.slurm import known_jobs
+from vshift.sweep.status import (
+    State,
+    all_statuses,
+    job_status,
+    last_epoch,
+    mark_queued,
+    marker,
+    unmark_queued,
+)
 
 
 @pytest.fixture
@@ -32,7 +40,7 @@ def one(bench):
 
 
 def state(bench, job):
-    return see(job, bench.runs).state
+    return job_status(job, bench.runs).state
 
 
 def test_states_of_a_runs_life(bench, one):
@@ -67,7 +75,7 @@ def test_another_configs_folders_are_named_and_counted(bench):
         job.path(bench.runs).mkdir(parents=True)
         (job.path(bench.runs) / "run.json").write_text('{"config_hash": "other"}')
     with pytest.raises(RunError) as error:
-        see_all(bench.jobs, bench.runs)
+        all_statuses(bench.jobs, bench.runs)
     assert str(error.value).count("holds another config's run") == 10
     assert str(error.value).endswith("and 4 more runs of other configs")
 
@@ -75,10 +83,10 @@ def test_another_configs_folders_are_named_and_counted(bench):
 def test_a_run_is_running_as_long_as_its_process_lives(bench, one):
     job, folder, _ = one
     with another_process_in(folder) as pid:
-        seen = see(job, bench.runs)
-        assert seen.state is State.running
-        assert seen.by is not None
-        assert seen.by.startswith(f"pid {pid} on ")
+        status = job_status(job, bench.runs)
+        assert status.state is State.running
+        assert status.by is not None
+        assert status.by.startswith(f"pid {pid} on ")
     assert (folder / lock.OWNER).exists()  # it was killed
     assert state(bench, job) is State.new
 
@@ -99,13 +107,13 @@ def test_an_owner_elsewhere_is_believed_until_it_was_silent_for_long(tmp_path):
 
 def test_a_marker_says_that_a_run_is_queued_until_it_is_removed(bench, one):
     job, folder, write = one
-    queue.mark(job, bench.runs, "12_3")
-    assert see(job, bench.runs).by == "12_3"
+    mark_queued(folder, "12_3")
+    assert job_status(job, bench.runs).by == "12_3"
     assert state(bench, job) is State.queued
     write(status="interrupted")  # the job was stopped, and will go on
     assert state(bench, job) is State.queued
-    queue.unmark(folder)
-    queue.unmark(folder)
+    unmark_queued(folder)
+    unmark_queued(folder)
     assert state(bench, job) is State.new
 
 
@@ -113,7 +121,7 @@ def test_a_marker_says_that_a_run_is_queued_until_it_is_removed(bench, one):
 def test_a_marker_that_says_nothing_is_none(bench, one, text):
     job, folder, _ = one
     folder.parent.mkdir(parents=True)
-    queue.marker(folder).write_text(text)
+    marker(folder).write_text(text)
     assert state(bench, job) is State.new
 
 
@@ -123,7 +131,7 @@ def test_markers_and_logs_are_no_runs(bench, one):
 
     bench.sweep()
     bench.seeds = 2
-    queue.mark(bench.jobs[1], bench.runs, "1")
+    mark_queued(bench.jobs[1].path(bench.runs), "1")
     assert len(find_runs([bench.runs])) == 1
 
 
@@ -142,17 +150,17 @@ def squeue(tmp_path, monkeypatch):
 
 def test_which_jobs_slurm_still_knows(squeue):
     squeue('[ "$4" = --jobs=12,13 ] || exit 7\necho 12_0\necho 13')
-    assert queue.still_there(["12_0", "12_1", "13"]) == {"12_0", "13"}
+    assert known_jobs(["12_0", "12_1", "13"]) == {"12_0", "13"}
     squeue("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
-    assert queue.still_there(["12_0"]) == set()
+    assert known_jobs(["12_0"]) == set()
     squeue("echo 'Unable to contact slurm controller' >&2; exit 1")
-    assert queue.still_there(["12_0"]) is None
-    assert queue.still_there([]) == set()
+    assert known_jobs(["12_0"]) is None
+    assert known_jobs([]) == set()
 
 
 def test_without_squeue_nothing_is_known(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert queue.still_there(["12_0"]) is None
+    assert known_jobs(["12_0"]) is None
 
 
 def test_the_last_whole_row_of_the_metrics(tmp_path):
@@ -172,6 +180,6 @@ def test_seeing_writes_nothing(bench, one):
     job, folder, write = one
     write(status="interrupted")
     before = sorted(path.name for path in bench.runs.rglob("*"))
-    see(job, bench.runs)
+    job_status(job, bench.runs)
     assert sorted(path.name for path in bench.runs.rglob("*")) == before
     assert RunFolder(folder).status == "interrupted"

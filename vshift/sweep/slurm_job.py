@@ -1,9 +1,9 @@
-"""What a Slurm job does: train one run in a process of its own, and hand the job on in time.
+"""What a Slurm job does: train one run in a process of its own, and requeue itself in time.
 
-Slurm warns all processes of a job with SIGUSR1 before its time limit (and, where the site asks for
-it, before pre-emption). The run then writes its checkpoint and ends, and submitit puts the job back
-into the queue. At a plain SIGTERM (pre-emption with requeue, `scontrol requeue`, `scancel`) the run
-writes its checkpoint too, and Slurm alone decides whether the job comes back.
+Slurm sends all processes of a job SIGUSR1 before its time limit (and before pre-emption, if the
+site asks for it). The run then writes its checkpoint and exits, and submitit requeues the job. At a
+plain SIGTERM (pre-emption with requeue, `scontrol requeue`, `scancel`) the run writes its
+checkpoint too, and Slurm alone decides whether the job comes back.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from typing import Any
 
 from vshift.config import Point, load
 from vshift.errors import TrainingFailed
-from vshift.runs import RunFolder
-from vshift.sweep.attempt import Outcome, outcome, train_command
-from vshift.sweep.children import Children
+from vshift.runs import RunFolder, run_path
 from vshift.sweep.logs import excerpt, log_path, open_log, trim
-from vshift.sweep.places import Place, cores
-from vshift.sweep.plan import Job
-from vshift.sweep.queue import unmark
+from vshift.sweep.plan import Job, train_command
+from vshift.sweep.process_group import ProcessGroup
+from vshift.sweep.slots import Slot, available_cores
+from vshift.sweep.status import Outcome, outcome, unmark_queued
 
 TICK = 0.2  # seconds between two looks at the process
 LOOK = 60.0  # seconds between two looks at the log's size
@@ -36,14 +35,14 @@ MOST_IDLE = 3  # time limits in a row without a new checkpoint after which a job
 
 
 @dataclass
-class Task:
-    """One run, as it travels to the node: the whole config, which nobody edits on the way.
+class SlurmTask:
+    """One run as it travels to the node, with the whole config, so that edits do not matter.
 
     Args:
         config: as YAML, for all its seeds.
         runs_dir: absolute, on a file system that the nodes share.
         retries: of a run that failed, within the job.
-        idle: how many time limits in a row brought no new checkpoint.
+        idle: time limits in a row that brought no new checkpoint.
     """
 
     name: str
@@ -54,16 +53,16 @@ class Task:
     idle: int = 0
 
     def __call__(self) -> str:
-        """Train, and say how it ended; a run that failed makes the job fail.
+        """Train, and return how it ended.
 
         Raises:
-            TrainingFailed: for Slurm, and for who looks at the job's output.
+            TrainingFailed: so that Slurm shows the job of a failed run as failed.
         """
         self._work = _Work(self)
         return str(self._work.run())
 
     def checkpoint(self) -> Any:
-        """submitit calls this at SIGUSR1, and requeues the job with what it returns."""
+        """Called by submitit at SIGUSR1; it requeues the job with what this returns."""
         from submitit.helpers import DelayedSubmission
 
         work: _Work | None = getattr(self, "_work", None)
@@ -77,41 +76,41 @@ class Task:
 class _Work:
     """The run's process, and the signals that reach this one."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: SlurmTask) -> None:
         self.task = task
         self.runs_dir = Path(task.runs_dir)
-        self.folder = RunFolder(self.runs_dir / task.name / f"seed-{task.seed}")
+        self.folder = RunFolder(run_path(self.runs_dir, task.name, task.seed))
         self.log = log_path(self.folder.path)
-        self.children = Children()
+        self.processes = ProcessGroup()
         self.process: subprocess.Popen[bytes] | None = None
-        self.asked_to_stop = False
-        self.before = self._stamp()
+        self.stop_requested = False
+        self.first_checkpoint = self._checkpoint_stamp()
 
     def run(self) -> Outcome:
-        signal.signal(signal.SIGTERM, self._terminated)  # submitit's own handler ignores it
-        with tempfile.TemporaryDirectory(prefix="vshift-") as here:
-            config = Path(here) / f"{self.task.name}.yaml"
+        signal.signal(signal.SIGTERM, self._on_sigterm)  # submitit's own handler ignores it
+        with tempfile.TemporaryDirectory(prefix="vshift-") as folder:
+            config = Path(folder) / f"{self.task.name}.yaml"
             config.write_text(self.task.config, encoding="utf-8")
             job = Job(config, Point(self.task.name, load(config), {}), self.task.seed)
             for attempt in range(1, self.task.retries + 2):
                 code = self._train(config, attempt)
-                found = outcome(job, self.runs_dir, code, self.asked_to_stop)
-                if found is not Outcome.failed:
+                end = outcome(job, self.runs_dir, code, self.stop_requested)
+                if end is not Outcome.failed:
                     break
-        if found is not Outcome.stopped:
-            unmark(self.folder.path)
-        if found in (Outcome.failed, Outcome.refused, Outcome.diverged):
-            raise TrainingFailed(f"{job.label}: {found}; {self.log}:\n{excerpt(self.log)}")
-        return found
+        if end is not Outcome.stopped:
+            unmark_queued(self.folder.path)
+        if end in (Outcome.failed, Outcome.refused, Outcome.diverged):
+            raise TrainingFailed(f"{job.label}: {end}; {self.log}:\n{excerpt(self.log)}")
+        return end
 
     def _train(self, config: Path, attempt: int) -> int:
         """One attempt; its exit code."""
-        environment = Place(None, threads(os.environ)).environment(os.environ)
-        where = f"Slurm job {job_id(os.environ)} on {os.uname().nodename}"
+        environment = Slot(None, job_threads(os.environ)).environment(os.environ)
+        title = f"attempt {attempt}, Slurm job {job_id(os.environ)} on {os.uname().nodename}"
         words = train_command(config, self.task.seed, self.runs_dir)
-        with open_log(self.log, f"attempt {attempt}, {where}") as log:
-            self.process = self.children.start(words, environment, stdout=log, stderr=log)
-            assert self.process is not None  # nobody told `children` to stop
+        with open_log(self.log, title) as log:
+            self.process = self.processes.start(words, environment, stdout=log, stderr=log)
+            assert self.process is not None  # this group catches no signals
             looked = time.monotonic()
             while (code := self.process.poll()) is None:
                 time.sleep(TICK)
@@ -121,17 +120,17 @@ class _Work:
         return code
 
     def stop(self) -> bool:
-        """Let the run write its checkpoint and end; whether it came further than it was.
+        """Let the run write its checkpoint and exit; whether there is a new checkpoint.
 
-        This runs inside a signal handler, perhaps while Popen holds its lock: the process is asked
-        for behind Popen's back.
+        This runs inside a signal handler, perhaps while Popen holds its lock, so the process is
+        waited for without Popen.
         """
-        self.asked_to_stop = True
-        self.children.end_all()
+        self.stop_requested = True
+        self.processes.terminate()
         deadline = time.monotonic() + PATIENCE
         while not self._has_ended() and time.monotonic() < deadline:
             time.sleep(TICK)
-        return self._stamp() != self.before
+        return self._checkpoint_stamp() != self.first_checkpoint
 
     def _has_ended(self) -> bool:
         if self.process is None or self.process.returncode is not None:
@@ -142,17 +141,17 @@ class _Work:
         except ChildProcessError:
             return True
 
-    def _terminated(self, number: int, frame: FrameType | None) -> None:
-        self.asked_to_stop = True
-        self.children.end_all()
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        self.stop_requested = True
+        self.processes.terminate()
 
     def give_up(self, reason: str) -> None:
-        unmark(self.folder.path)
+        unmark_queued(self.folder.path)
         with open_log(self.log, "given up") as log:
             log.write(f"error: {reason}\n".encode())
 
-    def _stamp(self) -> tuple[int, int] | None:
-        """What changes with every checkpoint."""
+    def _checkpoint_stamp(self) -> tuple[int, int] | None:
+        """A value that changes with every checkpoint."""
         try:
             status = self.folder.checkpoints()[0].stat()
         except (OSError, IndexError):
@@ -160,12 +159,12 @@ class _Work:
         return status.st_mtime_ns, status.st_ino
 
 
-def threads(environment: Mapping[str, str]) -> int:
-    """Cores that Slurm gave this job; its node may not keep jobs to their own."""
+def job_threads(environment: Mapping[str, str]) -> int:
+    """Cores that Slurm gave this job; its node may not confine jobs to their own."""
     for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
         if environment.get(name, "").isdecimal():
-            return max(1, min(int(environment[name]), cores()))
-    return cores()
+            return max(1, min(int(environment[name]), available_cores()))
+    return available_cores()
 
 
 def job_id(environment: Mapping[str, str]) -> str:

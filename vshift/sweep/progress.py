@@ -1,0 +1,357 @@
+"""What a person sees of a sweep: estimates, the live table, one line per run, and its end."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from vshift.config import load
+from vshift.config.schema import Config
+from vshift.errors import TrainingFailed, VShiftError
+from vshift.runs import RunFolder, find_runs, number
+from vshift.runs.files import Row
+from vshift.runs.folder import CONFIG
+from vshift.sweep.logs import log_path
+from vshift.sweep.plan import Job
+from vshift.sweep.status import State, all_statuses, last_epoch
+from vshift.tables import Column, Table, live_table
+from vshift.text import NONE, escape_lines, format_duration, format_integer, format_number
+from vshift.train.progress import Reporter
+
+# ---- estimates
+
+MOST_READ = 100  # runs that are not the sweep's own; reading a config takes some milliseconds
+
+
+class RuntimeEstimator:
+    """How long runs take, from the median seconds per epoch of finished runs of the same kind."""
+
+    def __init__(self) -> None:
+        self._per_epoch: dict[str, list[float]] = defaultdict(list)
+
+    def add(self, config: Config, seconds: float | None) -> None:
+        """Record a finished run and its seconds for all epochs together."""
+        if seconds is not None and seconds > 0:
+            self._per_epoch[cost_key(config)].append(seconds / config.epochs)
+
+    def add_run(self, path: Path, config: Config) -> None:
+        """Record the run in a folder, if it is done."""
+        try:
+            run = RunFolder(path).run
+        except VShiftError:
+            return
+        if run.get("status") == "done":
+            self.add(config, number(run.get("seconds")))
+
+    def add_others(self, jobs: Sequence[Job], runs_dir: Path) -> None:
+        """Record the newest other runs in the folder, if nothing is known of one of the jobs."""
+        if all(self.seconds(job.config) is not None for job in jobs):
+            return
+        own = {job.path(runs_dir).resolve() for job in jobs}
+        try:
+            records = find_runs([runs_dir])
+        except VShiftError:
+            return
+        others = [r for r in records if r.status == "done" and r.path.resolve() not in own]
+        others.sort(key=lambda record: str(record.run.get("finished")), reverse=True)
+        for record in others[:MOST_READ]:
+            try:
+                config = load(record.path / CONFIG)
+            except (VShiftError, UnicodeDecodeError):
+                continue  # `vshift compare` reports damaged runs
+            self.add_run(record.path, config)
+
+    def seconds(self, config: Config, guess: bool = False) -> float | None:
+        """About how long a run takes; None if no run of the same kind is known.
+
+        Args:
+            guess: then use the median over all kinds.
+        """
+        known = self._per_epoch.get(cost_key(config))
+        if not known and guess:
+            known = [second for seconds in self._per_epoch.values() for second in seconds]
+        return statistics.median(known) * config.epochs if known else None
+
+
+def cost_key(config: Config) -> str:
+    """What decides the time of an epoch: data, network, hardware and what is measured.
+
+    Noise, norm and the optimizer hardly count.
+    """
+    sections = config.model_dump(include={"data", "network", "hardware", "measure"}, mode="json")
+    for key in ("noise", "block"):
+        sections["network"].pop(key, None)
+    sections["data"].pop("augment", None)
+    sections["hardware"].pop("threads", None)  # a finished run's config has the number it was given
+    return json.dumps(sections, sort_keys=True)
+
+
+def makespan(running: Iterable[float], waiting: Iterable[float], slots: int) -> float:
+    """Seconds until all runs are done, if each waiting run starts in the first free slot."""
+    free = sorted(running)[-slots:]
+    free = [0.0] * (slots - len(free)) + free
+    heapq.heapify(free)
+    for seconds in waiting:
+        heapq.heappush(free, heapq.heappop(free) + seconds)
+    return max(free, default=0.0)
+
+
+def dry_run(jobs: Sequence[Job], runs_dir: Path, slots: int, fresh: bool) -> tuple[str, str, str]:
+    """(one line per run, the same as JSON, the total time). Nothing is written."""
+    estimator = RuntimeEstimator()
+    for job in jobs:
+        estimator.add_run(job.path(runs_dir), job.config)
+    estimator.add_others(jobs, runs_dir)
+    rows: list[dict[str, Any]] = []
+    lines: list[str] = []
+    for job, status in zip(jobs, all_statuses(jobs, runs_dir), strict=True):
+        path = job.path(runs_dir)
+        state = State.new if fresh and status.state is not State.running else status.state
+        seconds = 0.0 if state.settled else estimator.seconds(job.config)
+        if seconds and state is not State.new:
+            done = last_epoch(path).get("epoch", 0)
+            seconds *= 1 - min(done, job.config.epochs) / job.config.epochs
+        row = {"name": job.config.name, "seed": job.seed, "path": str(path), "state": str(state)}
+        rows.append({**row, "by": status.by, "epochs": job.config.epochs, "seconds_left": seconds})
+        by = f" ({status.by})" if status.by else ""
+        time_left = f", about {format_duration(seconds)}" if seconds else ""
+        lines.append(f"{path}: {state}{by}{time_left}")
+    return "\n".join(lines), json.dumps(rows, indent=1), _total(rows, slots)
+
+
+def _total(rows: Sequence[dict[str, Any]], slots: int) -> str:
+    left = [row for row in rows if row["state"] not in (State.done, State.diverged)]
+    text = f"{len(rows)} runs, {len(left)} to do"
+    if not left:
+        return text
+    known = [row["seconds_left"] for row in left if row["seconds_left"] is not None]
+    if len(known) < len(left):
+        return (
+            f"{text}; the time of {len(left) - len(known)} of them is unknown: no finished run in "
+            "this --runs-dir has their data, network and hardware"
+        )
+    return (
+        f"{text}: about {format_duration(sum(known))} one after the other, "
+        f"{format_duration(makespan([], known, slots))} with {slots} at a time"
+    )
+
+
+# ---- while it runs
+
+INTERVAL = 1.0  # seconds between two looks at the running runs' metrics
+_WORDS = {State.new: "waiting", State.resume: "waiting"}
+# The order of the line of counts.
+_COUNTED = ("done", "running", "running elsewhere", "queued", "waiting", "failed", "diverged")
+_STYLES = {"failed": "red", "diverged": "red", "done": "green"}
+_RECENT = 5  # finished runs that stay in the table
+_FRAME = 5  # lines of the table that are not runs
+_COLUMNS = (
+    Column("run", is_text=True),
+    Column("state", is_text=True),
+    Column("epoch"),
+    Column("test", 40),
+    Column("images/s", 10),
+    Column("left", 30),
+)
+
+
+@dataclass
+class Entry:
+    """A run of the sweep, as far as it is known."""
+
+    job: Job
+    path: Path
+    state: State
+    by: str | None = None  # the process elsewhere, or the Slurm job
+    attempts: int = 0
+    started: float = 0.0  # the attempt that is running here, on time.monotonic's clock
+    ended: float | None = None  # when it was settled here
+    fault: str = ""
+    last: Row = field(default_factory=dict)  # of metrics.jsonl
+
+    @property
+    def word(self) -> str:
+        if self.state is State.running and self.by:
+            return "running elsewhere"
+        return _WORDS.get(self.state, str(self.state))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether this sweep does nothing more about it."""
+        return self.state.settled or self.state is State.failed
+
+    def seconds_left(self, estimator: RuntimeEstimator) -> float | None:
+        """Seconds until it is done, once it runs."""
+        done, per_epoch = number(self.last.get("epoch")), number(self.last.get("seconds"))
+        if done and per_epoch is not None:
+            return (self.job.config.epochs - done) * per_epoch
+        return estimator.seconds(self.job.config, guess=True)
+
+
+def entries_of(jobs: Sequence[Job], runs_dir: Path) -> list[Entry]:
+    """One entry per job, in its present state; RunError if folders hold other configs' runs."""
+    return [
+        Entry(job, job.path(runs_dir), status.state, status.by)
+        for job, status in zip(jobs, all_statuses(jobs, runs_dir), strict=True)
+    ]
+
+
+class ProgressTable:
+    """Shows a sweep's entries while other code changes them.
+
+    On a terminal it is a live table, elsewhere one plain line per run that ends.
+    """
+
+    def __init__(
+        self, entries: Sequence[Entry], estimator: RuntimeEstimator, slots: int, reporter: Reporter
+    ) -> None:
+        self.entries, self.estimator = entries, estimator
+        self.slots, self.reporter = slots, reporter
+        self._refreshed = -INTERVAL
+        self._live: Live | None = None
+
+    def __enter__(self) -> ProgressTable:
+        if self.reporter.console.is_terminal and not self.reporter.quiet:
+            self._live = Live(console=self.reporter.console, auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def refresh(self) -> None:
+        """On a terminal, read the running runs and draw, at most once per INTERVAL."""
+        if self._live is None or time.monotonic() - self._refreshed < INTERVAL:
+            return
+        self._refreshed = time.monotonic()
+        for entry in self.entries:
+            if entry.state is State.running:
+                entry.last = last_epoch(entry.path)
+        console = self.reporter.console
+        self._live.update(self.table(console.height, console.width), refresh=True)
+
+    def settle(self, entry: Entry, state: State, fault: str = "") -> None:
+        """Record how a run ended, and without a table print its line."""
+        entry.state, entry.by, entry.fault = state, None, fault
+        entry.ended = time.monotonic()
+        if state is State.done:
+            entry.last = last_epoch(entry.path)
+            if self._live is not None:
+                return
+        over = sum(e.is_over for e in self.entries)
+        text = f"[{over}/{len(self.entries)}] {entry.job.label}: {entry.word}"
+        if entry.started:
+            text += f" after {format_duration(entry.ended - entry.started)}"
+        if tested := _tested(entry.last):
+            text += f", test {tested}"
+        self.reporter.say(text + self._about_left() + (f"\n{fault}" if fault else ""))
+
+    def counts(self) -> str:
+        """`3 done, 2 running, 7 waiting`."""
+        words = Counter(entry.word for entry in self.entries)
+        return ", ".join(f"{words[word]} {word}" for word in _COUNTED if words[word])
+
+    def _about_left(self) -> str:
+        left = self.seconds_left()
+        return f"; about {format_duration(left)} left" if left else ""
+
+    def seconds_left(self) -> float | None:
+        """Seconds until this sweep's own runs are done; None if that cannot be known."""
+        here = [e for e in self.entries if e.state is State.running and not e.by]
+        speeds = [speed for e in here if (speed := number(e.last.get("seconds"))) is not None]
+        epoch = statistics.median(speeds) if speeds else None  # before any run is done
+        running = [entry.seconds_left(self.estimator) for entry in here]
+        waiting = [
+            self.estimator.seconds(e.job.config, guess=True)
+            or (epoch * e.job.config.epochs if epoch else None)
+            for e in self.entries
+            if e.word in ("waiting", "queued")
+        ]
+        known = [seconds for seconds in (*running, *waiting) if seconds is not None]
+        if len(known) < len(running) + len(waiting):
+            return None
+        return makespan(known[: len(running)], known[len(running) :], self.slots)
+
+    def table(self, height: int, width: int) -> RenderableType:
+        """Counts, running runs and the last ones that ended, in at most `height` lines."""
+        room = max(1, height - _FRAME)
+        running = [e for e in self.entries if e.state is State.running]
+        recent = [e for e in self.entries if e.is_over and e.ended is not None]
+        recent.sort(key=lambda entry: entry.ended or 0.0)
+        recent = recent[-min(_RECENT, max(0, room - 1)) :] if room > 1 else []
+        shown = running[: room - len(recent)] + recent
+        rows = Table(_COLUMNS, [_cells(entry, self.estimator) for entry in shown], labels=3)
+        styles = [_STYLES.get(entry.word, "") for entry in shown]
+        hidden = len(running) - sum(entry.state is State.running for entry in shown)
+        head = Text(self.counts() + self._about_left(), "bold", no_wrap=True, overflow="ellipsis")
+        foot = [Text(f"and {hidden} more that are running", "dim")] if hidden > 0 else []
+        return Group(head, live_table(rows, width, styles), *foot)
+
+
+def _cells(entry: Entry, estimator: RuntimeEstimator) -> list[str]:
+    running = entry.state is State.running
+    epoch = f"{number(entry.last.get('epoch')) or 0:.0f}/{entry.job.config.epochs}"
+    return [
+        escape_lines(entry.job.label),
+        entry.word + (f" ({entry.by})" if entry.by else ""),
+        epoch if entry.last or running else NONE,
+        _tested(entry.last) or NONE,
+        format_integer(number(entry.last.get("images_per_second"))),
+        format_duration(entry.seconds_left(estimator) if running else None),
+    ]
+
+
+def _tested(row: Row) -> str:
+    """`89.31 %`, or the loss if the network is not a classifier; empty before the first epoch."""
+    accuracy, loss = number(row.get("test_accuracy")), number(row.get("test_loss"))
+    if accuracy is not None:
+        return f"{format_number(accuracy, 2)} %"
+    return f"loss {loss:.3g}" if loss is not None else ""
+
+
+# ---- at its end
+
+MOST_NAMED = 20
+
+
+def finished_paths(entries: Sequence[Entry]) -> list[Path]:
+    """The run folders that can be compared."""
+    return [entry.path for entry in entries if entry.state is State.done]
+
+
+def raise_if_failed(entries: Sequence[Entry]) -> None:
+    """Name the runs that failed or diverged, and where their messages are.
+
+    Raises:
+        TrainingFailed: if there are any.
+    """
+    failed = [e for e in entries if e.state in (State.failed, State.diverged)]
+    if not failed:
+        return
+    lines = []
+    for entry in failed:
+        why = f"{entry.word}, " if entry.state is State.diverged else ""
+        log = log_path(entry.path)
+        lines.append(f"  {entry.job.label}: {why}see {log if log.exists() else entry.path}")
+    if len(lines) > MOST_NAMED:
+        lines[MOST_NAMED:] = [f"  and {len(lines) - MOST_NAMED} more"]
+    raise TrainingFailed("\n".join([f"{len(failed)} of {len(entries)} runs failed:", *lines]))
