@@ -27,7 +27,7 @@ from benchmarks.race import Epoch
 from vshift.data import ImageSet
 from vshift.networks import BatchNorm, Noise
 from vshift.networks.noise import Dropout, Gaussian, Uniform
-from vshift.train.loop import build_for
+from vshift.train.loop import build_model
 
 
 class GaussianNoise(nn.Module):
@@ -90,7 +90,7 @@ class Peer:
 def make_peer(name: str, case: Case, images: ImageSet) -> Peer:
     """A loop of `peers.py` on vshift's network and initial weights, from PyTorch's own layers."""
     work = Work(
-        model=as_plain(build_for(make_config(case), images, 0)),
+        model=as_plain(build_model(make_config(case), images, 0)),
         images=images.train.images.cpu(),
         labels=images.train.labels.cpu(),
         mean=tuple(images.mean.tolist()),

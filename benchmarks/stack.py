@@ -22,7 +22,7 @@ from vshift.data.augment import Plan
 from vshift.networks import BatchNorm
 from vshift.shift.stats import Moments, batch_norms
 from vshift.train.objective import Objective
-from vshift.train.seeding import derive
+from vshift.train.seeding import derive_seed
 
 
 class Stack(nn.Module):
@@ -170,7 +170,7 @@ class StackedStream:
 
 def seed_of(seed: int, copy: int) -> int:
     """The seed of a copy's batches in the epoch that has this seed."""
-    return derive(seed, copy, "data")
+    return derive_seed(seed, copy, "data")
 
 
 def stacked(objective: Objective) -> Objective:

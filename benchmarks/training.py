@@ -12,11 +12,11 @@ from vshift.data import ImageSet
 from vshift.data.images import Part, image_set
 from vshift.shift.training_log import TrainingLog
 from vshift.train.choose_step import make_step
-from vshift.train.loop import make_subject
-from vshift.train.objective import objective_of
+from vshift.train.loop import make_context
+from vshift.train.objective import make_objective
 from vshift.train.schedule import learning_rates
-from vshift.train.seeding import derive
-from vshift.train.step import Tally, make_optimizer
+from vshift.train.seeding import derive_seed
+from vshift.train.step import MetricAccumulator, make_optimizer
 
 CLASSES, SIZE = 10, 32
 
@@ -60,12 +60,12 @@ class Training:
         device = images.train.images.device
         hardware = {"device": device.type, "threads": threads}
         config = make_config(case, log=log, kind=kind, hardware=hardware)
-        subject = make_subject(config, seed, images)
-        self.stream, self.model = subject.stream, subject.model.train()
+        context = make_context(config, seed, images)
+        self.stream, self.model = context.stream, context.model.train()
         self.rates = learning_rates(
             config.schedule, config.optimizer.learning_rate, 1, self.stream.steps
         )
-        self.tally = Tally(device)
+        self.tally = MetricAccumulator(device)
         self.log = TrainingLog(self.model) if log else None
         self._step = make_step(
             kind,
@@ -75,7 +75,7 @@ class Training:
             config.hardware.precision,
             self.tally,
             self.log,
-            objective_of(config),
+            make_objective(config),
             say,
         )
         self.step = self._step.name
@@ -90,12 +90,12 @@ class Training:
     def steps(self) -> Iterator[int]:
         """An epoch's steps, as they are taken: how many since the last time."""
         number = next(self._epochs)
-        torch.manual_seed(derive(self._seed, number, "noise"))
-        return self._step.epoch(self.stream, derive(self._seed, number, "data"), self.rates)
+        torch.manual_seed(derive_seed(self._seed, number, "noise"))
+        return self._step.epoch(self.stream, derive_seed(self._seed, number, "data"), self.rates)
 
     def end(self) -> float:
         """The once-an-epoch copies of scores and of the log to the host; the mean loss."""
-        score = self.tally.take()
+        score = self.tally.compute_and_reset()
         if self.log is not None:
             self.log.compute_and_reset()
         return score.loss

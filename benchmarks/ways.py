@@ -23,10 +23,10 @@ from vshift.errors import VShiftError
 from vshift.train.captured_step import CapturedStep
 from vshift.train.compiled_step import CannotCompile
 from vshift.train.device import configure
-from vshift.train.loop import build_for
+from vshift.train.loop import build_model
 from vshift.train.objective import classification
 from vshift.train.schedule import learning_rates
-from vshift.train.step import EagerStep, Tally, make_optimizer
+from vshift.train.step import EagerStep, MetricAccumulator, make_optimizer
 
 
 def say(text: str) -> None:
@@ -108,16 +108,16 @@ class Stacked:
         if case.noise == "dropout" and work.device.type == "cpu":
             raise VShiftError("vmap cannot draw the 16 bits a value that dropout takes on a CPU")
         config = make_config(case, hardware={"device": work.device.type})
-        models = [build_for(config, images, seed).to(work.device) for seed in range(work.count)]
+        models = [build_model(config, images, seed).to(work.device) for seed in range(work.count)]
         models = [model.to(memory_format=torch.channels_last) for model in models]
         augment = config.data.augment
         stream = train_stream(images, case.batch, augment.crop, augment.flip)
         self.stack = Stack(models).train()
-        self.log = StackedLog(self.stack, build_for(config, images, 0))
+        self.log = StackedLog(self.stack, build_model(config, images, 0))
         self.stream: Any = StackedStream(stream, work.count)
         rate = config.optimizer.learning_rate
         self.rates = learning_rates(config.schedule, rate, 1, stream.steps)
-        self.tally = Tally(work.device)
+        self.tally = MetricAccumulator(work.device)
         parts: dict[str, Any] = {
             "model": self.stack,
             "optimizer": make_optimizer(self.stack, config.optimizer),
@@ -134,7 +134,7 @@ class Stacked:
         self._epochs += 1
         for _ in self._step.epoch(self.stream, self._epochs, self.rates):
             pass
-        score = self.tally.take()
+        score = self.tally.compute_and_reset()
         self.log.take()
         return score.loss / self.stack.count
 

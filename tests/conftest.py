@@ -55,6 +55,13 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+def pytest_collection_modifyitems(items):
+    """In GPU tests warnings are no errors: Inductor and CUDA warn of what is intended here."""
+    for item in items:
+        if item.get_closest_marker("gpu") is not None:
+            item.add_marker(pytest.mark.filterwarnings("default"))
+
+
 def pytest_runtest_setup(item):
     """Tests marked `gpu` are skipped without a CUDA device, and with VSHIFT_REQUIRE_GPU=1 fail."""
     if item.get_closest_marker("gpu") is None or torch.cuda.is_available():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.configs import make_config
+from tests.gpu import no_synchronization
 from tests.soak.harness import differences
 from tests.train.test_resume import attempt
 from vshift.data import load
@@ -17,9 +18,9 @@ from vshift.shift.recalibration import recalibrate
 from vshift.shift.stats import running_moments
 from vshift.shift.training_log import TrainingLog
 from vshift.train.choose_step import make_step
-from vshift.train.loop import make_subject, train
+from vshift.train.loop import make_context, train
 from vshift.train.progress import Reporter
-from vshift.train.step import Tally, make_optimizer
+from vshift.train.step import MetricAccumulator, make_optimizer
 
 pytestmark = pytest.mark.gpu
 DATA = {"name": "shapes", "train": 620, "test": 50, "batch_size": 64}
@@ -82,14 +83,14 @@ def step_of(kind, noise=None, precision="float32", train=620):
     """A step of this kind on the GPU, 9 full batches of 64 and a last one of 44."""
     network = {"name": "preresnet", "depth": 8, "noise": noise and {**NOISE, "kind": noise}}
     config = make_config(network=network, data={**DATA, "train": train})
-    subject = make_subject(config, 0, load(config.data, torch.device("cuda")))
-    model, device, said = subject.model.train(), torch.device("cuda"), []
+    context = make_context(config, 0, load(config.data, torch.device("cuda")))
+    model, device, said = context.model.train(), torch.device("cuda"), []
     step = make_step(
-        kind, subject.stream, model, make_optimizer(model, config.optimizer), precision,
-        Tally(device), TrainingLog(model), say=said.append,
+        kind, context.stream, model, make_optimizer(model, config.optimizer), precision,
+        MetricAccumulator(device), TrainingLog(model), say=said.append,
     )  # fmt: skip
     assert (step.name, said) == (kind, [])
-    return step, subject.stream
+    return step, context.stream
 
 
 def epoch(step, stream, number, rate):
@@ -108,7 +109,7 @@ def test_every_step_trains_what_the_eager_one_trains(kind):
         scores = []
         for number in range(2):
             epoch(step, stream, number, 0.005)
-            scores.append(step.tally.take())
+            scores.append(step.tally.compute_and_reset())
         found.append((scores, step.log.compute_and_reset(), running_moments(step.model)))
     (eager, eager_log, eager_running), (scores, log, running) = found
     assert [score.count for score in scores] == [620, 620]
@@ -149,14 +150,10 @@ def test_every_step_has_the_noise_that_it_should(kind, noise):
 def test_no_synchronisation_inside_an_epoch(kind, noise):
     step, stream = step_of(kind, noise, "bf16")
     epoch(step, stream, 0, 0.01)  # warm-up: cuDNN's search may wait
-    step.tally.take()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    step.tally.compute_and_reset()
+    with no_synchronization():
         epoch(step, stream, 1, 0.01)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert step.tally.take().count == 620
+    assert step.tally.compute_and_reset().count == 620
 
 
 def test_prediction_and_repair_on_the_device():

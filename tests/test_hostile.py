@@ -30,7 +30,7 @@ from vshift.runs import RunFolder, find_runs, look, prepare
 from vshift.tables import FORMATS
 from vshift.train.progress import Reporter
 from vshift.train.run import train_one
-from vshift.train.signals import Request
+from vshift.train.signals import StopSignal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,7 +45,7 @@ TINY = make_config(
 )
 
 
-class Two(Request):
+class Two(StopSignal):
     """Asks to stop behind the first step of the second epoch."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Two(Request):
         self.left = 4  # two steps, a batch of testing, the end of the epoch
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         self.left -= 1
         return self.left < 0
 
@@ -394,8 +394,8 @@ def test_numbers_of_absurd_size_are_refused_before_they_do_harm() -> None:
 
 
 def test_too_many_steps_are_refused(images: Any) -> None:
-    from vshift.train.loop import build_for
+    from vshift.train.loop import build_model
 
     config = TINY.model_copy(update={"epochs": 10**8})
     with pytest.raises(VShiftError, match="200,000,000 steps; at most 100,000,000"):
-        build_for(config, images, 0)
+        build_model(config, images, 0)

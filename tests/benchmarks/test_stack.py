@@ -12,9 +12,9 @@ from vshift.data import Stream, train_stream
 from vshift.networks import BatchNorm
 from vshift.shift.training_log import TrainingLog
 from vshift.train.captured_step import CapturedStep
-from vshift.train.loop import build_for
+from vshift.train.loop import build_model
 from vshift.train.objective import classification
-from vshift.train.step import EagerStep, Tally, make_optimizer
+from vshift.train.step import EagerStep, MetricAccumulator, make_optimizer
 
 CPU = torch.device("cpu")
 SEEDS, STEPS = 2, 3
@@ -30,7 +30,7 @@ def parts(noise="none", network="preresnet-8"):
         Case(network, 8, noise), hardware={"device": "cpu", "precision": "float32"}
     )
     images = random_images(8, STEPS, CPU)
-    models = [build_for(config, images, seed).train() for seed in range(SEEDS)]
+    models = [build_model(config, images, seed).train() for seed in range(SEEDS)]
     return config, images, models
 
 
@@ -40,7 +40,7 @@ def train(step, stream, epochs=2):
     for epoch in range(epochs):
         for _ in step.epoch(stream, epoch, [0.01] * STEPS):
             pass
-        losses.append(step.tally.take().loss)
+        losses.append(step.tally.compute_and_reset().loss)
     return losses
 
 
@@ -85,14 +85,14 @@ def test_a_stack_trains_each_seed_as_it_is_trained_alone(kind, network):
     options = {"compile": False} if kind is CapturedStep else {}
     optimizer = make_optimizer(stack, config.optimizer)
     objective = stacked(classification)
-    step = kind(stack, optimizer, "float32", Tally(CPU), log, objective, **options)
+    step = kind(stack, optimizer, "float32", MetricAccumulator(CPU), log, objective, **options)
     sums = train(step, StackedStream(stream, SEEDS))
     seen = log.compute_and_reset()
     losses = []
     for place, model in enumerate(alone):
         own = TrainingLog(model)
         single = EagerStep(
-            model, make_optimizer(model, config.optimizer), "float32", Tally(CPU), own
+            model, make_optimizer(model, config.optimizer), "float32", MetricAccumulator(CPU), own
         )
         losses.append(train(single, SeedOf(stream, place)))
         for name, moments in own.compute_and_reset().items():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.gpu import no_synchronization
 from vshift.data import Part, Stream, epoch_plan, plain_stream, train_stream
 from vshift.data.images import image_set
 
@@ -140,11 +141,8 @@ def test_the_gpu_sees_the_same_batches_without_waiting():
     there = Stream(data.to("cuda"), MEAN.cuda(), STD.cuda(), 7, 2, True)
     there.padded()
     list(there.epoch(3))  # the first use of a kernel may wait
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_synchronization():
         batches = list(there.epoch(4))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     for (images, labels), (expected, right) in zip(batches, here.epoch(4), strict=True):
         torch.testing.assert_close(images.cpu(), expected, rtol=0, atol=2e-6)
         assert labels.cpu().equal(right)

@@ -154,18 +154,18 @@ def test_batches_are_random_samples_though_files_come_class_by_class():
     """In the order of the files every test batch would hold one class and its statistics."""
     from dataclasses import replace
 
-    from vshift.train.loop import make_subject
+    from vshift.train.loop import make_context
 
     config = make_config()
     images = load(config.data, "cpu")
     order = images.test.labels.argsort()
     part = replace(images.test, images=images.test.images[order], labels=images.test.labels[order])
-    subject = make_subject(config, 0, replace(images, test=part))
-    first = next(iter(subject.plain(part)()))[1]
+    context = make_context(config, 0, replace(images, test=part))
+    first = next(iter(context.plain(part)()))[1]
     assert len(first.unique()) == 10
-    seen = torch.cat([labels for _, labels in subject.plain(part)()])
+    seen = torch.cat([labels for _, labels in context.plain(part)()])
     assert torch.equal(seen.sort().values, part.labels.sort().values)
-    again = torch.cat([labels for _, labels in subject.plain(part)()])
+    again = torch.cat([labels for _, labels in context.plain(part)()])
     assert torch.equal(seen, again)
 
 
@@ -184,7 +184,7 @@ def test_the_mode_matrix_is_shown_as_a_table():
 def test_statistics_that_are_not_finite_become_rows_that_say_so(tmp_path):
     """As a run near divergence has them: its weights are finite, its activations are not."""
     from vshift.train.evaluate import mode_rows, mode_summary, recalibrations
-    from vshift.train.loop import make_subject
+    from vshift.train.loop import make_context
 
     config = make_config(
         network={"name": "preresnet", "depth": 8, "noise": NOISE},
@@ -192,19 +192,19 @@ def test_statistics_that_are_not_finite_become_rows_that_say_so(tmp_path):
         measure={"eval_batches": 2, "modes": True},
         epochs=1,
     )
-    subject = make_subject(config, 0, load(config.data, "cpu"))
+    context = make_context(config, 0, load(config.data, "cpu"))
     with torch.no_grad():
-        next(m for m in subject.model.modules() if isinstance(m, torch.nn.Conv2d)).weight.fill_(
+        next(m for m in context.model.modules() if isinstance(m, torch.nn.Conv2d)).weight.fill_(
             3e38
         )
-    rows, states = recalibrations(subject, config.recalibration, 1)
+    rows, states = recalibrations(context, config.recalibration, 1)
     by_method = {row["method"]: row for row in rows}
     assert list(by_method) == METHODS
     for method in ("swap", "precise", "layerwise", "dropout_on"):
         assert by_method[method]["test_accuracy"] is None
         assert "has no finite statistics over" in by_method[method]["problem"]
         assert method not in states
-    mode_summary(mode_rows(subject, states, 1))
+    mode_summary(mode_rows(context, states, 1))
     before = {"method": "none", "test_accuracy": 10.0, "test_loss": 2.3}
     text = render("x\x1b[1m", [before, *rows])
     assert "no finite statistics" in text
@@ -219,18 +219,18 @@ def test_a_run_whose_statistics_overflow_is_finished(tmp_path):
         recalibration={"methods": ["precise", "swap"], "batches": 2},
     )  # fmt: skip
     folder, _ = prepare(tmp_path, config, 0)
-    original = module.see_layers
+    original = module.measure_layers
 
-    def overflow(subject, log, epoch, folder):
-        rows = original(subject, log, epoch, folder)
+    def overflow(context, log, epoch, folder):
+        rows = original(context, log, epoch, folder)
         with torch.no_grad():
-            next(m for m in subject.model.modules() if isinstance(m, torch.nn.Conv2d)).weight.fill_(
+            next(m for m in context.model.modules() if isinstance(m, torch.nn.Conv2d)).weight.fill_(
                 3e38
             )
         return rows
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(module, "see_layers", overflow)
+    patch.setattr(module, "measure_layers", overflow)
     with patch.context():
         status = train(config, 0, load(config.data, "cpu"), folder, Reporter(quiet=True))
     patch.undo()

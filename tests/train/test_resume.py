@@ -17,7 +17,7 @@ from vshift.errors import RunError, Stopped
 from vshift.runs import prepare
 from vshift.train.loop import train
 from vshift.train.progress import Reporter
-from vshift.train.signals import Request
+from vshift.train.signals import StopSignal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,7 +35,7 @@ STEPS = 5
 class Watch(Reporter):
     """Keeps what is said, and asks to stop behind the step of this number, over all epochs."""
 
-    def __init__(self, stop: Request, steps: int | None) -> None:
+    def __init__(self, stop: StopSignal, steps: int | None) -> None:
         super().__init__(quiet=True)
         self.said: list[str] = []
         self.stop, self.left = stop, steps
@@ -49,7 +49,7 @@ class Watch(Reporter):
             self.stop.number = SIGTERM if self.left <= 0 else None
 
 
-class Asked(Request):
+class Asked(StopSignal):
     """Asks to stop when it was looked at so many times."""
 
     def __init__(self, times: int) -> None:
@@ -57,7 +57,7 @@ class Asked(Request):
         self.left = times
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         self.left -= 1
         return self.left < 0
 
@@ -65,7 +65,7 @@ class Asked(Request):
 def attempt(runs, config=CONFIG, stop=None, steps=None, device="cpu"):
     """Train until a stop or the end; returns the folder, the status and what was said."""
     folder, _ = prepare(runs, config, 0)
-    stop = stop or Request()
+    stop = stop or StopSignal()
     watch, status = Watch(stop, steps), "interrupted"
     try:
         with suppress(Stopped):

@@ -182,10 +182,10 @@ def handlers() -> list[object]:
 
 def test_the_first_signal_is_noted_and_a_second_sigint_raises(capfd):
     before, calls = handlers(), []
-    with signals.noted("stopping", then=lambda: calls.append(1)) as stop:
-        assert not stop.asked
+    with signals.catch_stop_signals("stopping", then=lambda: calls.append(1)) as stop:
+        assert not stop.requested
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.asked
+        assert stop.requested
         assert stop.exit_code == 143
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
@@ -221,8 +221,8 @@ def test_a_thread_leaves_the_signals_alone():
     seen = []
 
     def run():
-        with signals.noted() as stop, signals.stopping_at_once():
-            seen.append((handlers(), stop.asked))
+        with signals.catch_stop_signals() as stop, signals.stopping_at_once():
+            seen.append((handlers(), stop.requested))
 
     before = handlers()
     thread = threading.Thread(target=run)

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+import warnings
 from contextlib import contextmanager
 
 import pytest
@@ -17,29 +18,29 @@ from vshift.train import choose_step as choose
 from vshift.train.captured_step import STEPS, CapturedStep
 from vshift.train.choose_step import make_step
 from vshift.train.compiled_step import CannotCompile, CompiledStep
-from vshift.train.loop import make_subject
+from vshift.train.loop import make_context
 from vshift.train.objective import classification
-from vshift.train.seeding import derive
+from vshift.train.seeding import derive_seed
 from vshift.train.sgd import SGD
-from vshift.train.step import Tally, make_optimizer
+from vshift.train.step import MetricAccumulator, make_optimizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
 LEFT_OVER = {"name": "shapes", "train": 620, "test": 50, "batch_size": 64}  # 9 batches and 44
 
 
-def subject_of(**sections):
+def context_of(**sections):
     config = make_config(**sections)
-    return config, make_subject(config, 0, load(config.data, torch.device("cpu")))
+    return config, make_context(config, 0, load(config.data, torch.device("cpu")))
 
 
-def parts_of(config, subject):
-    model = subject.model
+def parts_of(config, context):
+    model = context.model
     return {
         "model": model.train(),
         "optimizer": make_optimizer(model, config.optimizer),
         "precision": config.hardware.precision,
-        "tally": Tally(torch.device("cpu")),
+        "tally": MetricAccumulator(torch.device("cpu")),
         "log": TrainingLog(model),
         "objective": classification,
     }
@@ -49,11 +50,11 @@ def trained(step, stream, epochs=2, skip=0, seed=0):
     """Scores, logged moments and weights after some epochs."""
     scores = []
     for epoch in range(epochs):
-        torch.manual_seed(derive(seed, epoch, "noise"))
+        torch.manual_seed(derive_seed(seed, epoch, "noise"))
         rates = [0.01 * (1 + i) for i in range(stream.steps)]
-        taken = list(step.epoch(stream, derive(seed, epoch, "data"), rates, skip))
+        taken = list(step.epoch(stream, derive_seed(seed, epoch, "data"), rates, skip))
         assert sum(taken) == stream.steps - skip
-        scores.append(step.tally.take())
+        scores.append(step.tally.compute_and_reset())
     return scores, step.log.compute_and_reset(), step.model.state_dict()
 
 
@@ -67,8 +68,8 @@ def test_what_a_graph_captures_is_the_eager_step_bit_for_bit(skip):
     sections = {"network": {"name": "preresnet", "depth": 8, "noise": NOISE}, "data": LEFT_OVER}
     results = []
     for make in (lambda **p: CapturedStep(compile=False, **p), choose.EagerStep):
-        config, subject = subject_of(**sections)
-        results.append(trained(make(**parts_of(config, subject)), subject.stream, skip=skip))
+        config, context = context_of(**sections)
+        results.append(trained(make(**parts_of(config, context)), context.stream, skip=skip))
     (scores, log, weights), (eager_scores, eager_log, eager_weights) = results
     assert scores == eager_scores
     assert scores[0].count == 620 - 64 * skip
@@ -78,24 +79,24 @@ def test_what_a_graph_captures_is_the_eager_step_bit_for_bit(skip):
 
 
 def test_a_captured_epoch_comes_in_few_pieces():
-    config, subject = subject_of(data=LEFT_OVER)
-    step = CapturedStep(compile=False, **parts_of(config, subject))
-    assert list(step.epoch(subject.stream, 0, [0.01] * 10)) == [STEPS, 1, 1]
+    config, context = context_of(data=LEFT_OVER)
+    step = CapturedStep(compile=False, **parts_of(config, context))
+    assert list(step.epoch(context.stream, 0, [0.01] * 10)) == [STEPS, 1, 1]
 
 
 def test_capturing_restores_all_that_a_step_changes():
-    config, subject = subject_of(data=LEFT_OVER)
-    parts = parts_of(config, subject)
+    config, context = context_of(data=LEFT_OVER)
+    parts = parts_of(config, context)
     step = CapturedStep(compile=False, **parts)
-    step._place(subject.stream, 0, [0.1] * 10, 0)
+    step._place(context.stream, 0, [0.1] * 10, 0)
     before = step._state()
-    kept = copy.deepcopy(subject.model.state_dict())
+    kept = copy.deepcopy(context.model.state_dict())
     step.advance(64)
     step._restore(before)
-    equal(kept, subject.model.state_dict())
+    equal(kept, context.model.state_dict())
     assert parts["optimizer"].tensors()
     assert not any(buffer.any() for buffer in parts["optimizer"].tensors())
-    assert parts["tally"].take().count == 0
+    assert parts["tally"].compute_and_reset().count == 0
     assert int(step._first) == 0
     assert int(step._now) == 0
 
@@ -126,22 +127,22 @@ def capture_on_the_cpu(monkeypatch, step):
 
 
 def test_preparing_captures_an_epochs_graphs_and_leaves_no_trace(monkeypatch):
-    config, subject = subject_of(data=LEFT_OVER)
-    parts = parts_of(config, subject)
+    config, context = context_of(data=LEFT_OVER)
+    parts = parts_of(config, context)
     step = CapturedStep(compile=False, **parts)
-    kept = copy.deepcopy(subject.model.state_dict())
+    kept = copy.deepcopy(context.model.state_dict())
     capture_on_the_cpu(monkeypatch, step)
-    step.prepare_graphs(subject.stream)
+    step.prepare_graphs(context.stream)
     sizes = {key: graph.sizes for key, graph in step._graphs.items()}
     assert sizes == {(1, 64): [64], (1, 44): [44], (STEPS, 64): [64] * STEPS}
-    equal(kept, subject.model.state_dict())
-    assert parts["tally"].take().count == 0
+    equal(kept, context.model.state_dict())
+    assert parts["tally"].compute_and_reset().count == 0
     assert not any(moments.variance.any() for moments in parts["log"].compute_and_reset().values())
 
 
 def test_a_graph_with_another_loss_is_not_used(monkeypatch):
-    config, subject = subject_of(data=LEFT_OVER)
-    step = CapturedStep(compile=False, **parts_of(config, subject))
+    config, context = context_of(data=LEFT_OVER)
+    step = CapturedStep(compile=False, **parts_of(config, context))
     advance = step.advance
     capture_on_the_cpu(monkeypatch, step)
 
@@ -151,7 +152,7 @@ def test_a_graph_with_another_loss_is_not_used(monkeypatch):
 
     monkeypatch.setattr(Graph, "replay", replay)
     with pytest.raises(CannotCompile, match=r"a captured step's loss is 4\.\d+, not 2\.\d+"):
-        step.prepare_graphs(subject.stream)
+        step.prepare_graphs(context.stream)
 
 
 def test_the_compiled_step_agrees_within_rounding():
@@ -159,11 +160,11 @@ def test_the_compiled_step_agrees_within_rounding():
     sections = {"network": {"name": "mlp", "widths": [16]}, "data": {**LEFT_OVER, "train": 100}}
     results = []
     for kind in ("compiled", "eager"):
-        config, subject = subject_of(**sections)
+        config, context = context_of(**sections)
         said = []
-        step = make_step(kind, subject.stream, **parts_of(config, subject), say=said.append)
+        step = make_step(kind, context.stream, **parts_of(config, context), say=said.append)
         assert (step.name, said) == (kind, [])
-        results.append(trained(step, subject.stream, epochs=1))
+        results.append(trained(step, context.stream, epochs=1))
     assert results[0][0][0].loss == pytest.approx(results[1][0][0].loss, rel=1e-4)
     for name, moments in results[1][1].items():
         torch.testing.assert_close(
@@ -174,23 +175,23 @@ def test_the_compiled_step_agrees_within_rounding():
 def test_making_a_step_changes_nothing(monkeypatch):
     """Compiling runs a batch: weights, buffers, gradients and the random state are put back."""
     monkeypatch.setattr("vshift.train.compiled_step.compile_network", lambda model: model)
-    config, subject = subject_of(network={"name": "preresnet", "depth": 8, "noise": NOISE})
-    parts = parts_of(config, subject)
-    kept, random = copy.deepcopy(subject.model.state_dict()), torch.get_rng_state()
-    make_step("compiled", subject.stream, **parts)
-    equal(kept, subject.model.state_dict())
+    config, context = context_of(network={"name": "preresnet", "depth": 8, "noise": NOISE})
+    parts = parts_of(config, context)
+    kept, random = copy.deepcopy(context.model.state_dict()), torch.get_rng_state()
+    make_step("compiled", context.stream, **parts)
+    equal(kept, context.model.state_dict())
     assert torch.equal(random, torch.get_rng_state())
-    assert all(p.grad is None for p in subject.model.parameters())
-    assert parts["tally"].take().count == 0
+    assert all(p.grad is None for p in context.model.parameters())
+    assert parts["tally"].compute_and_reset().count == 0
 
 
 def test_the_fused_step_agrees_within_rounding():
     results = []
     for kind in ("auto", "eager"):
-        config, subject = subject_of(data={**LEFT_OVER, "train": 200})
-        step = make_step(kind, subject.stream, **parts_of(config, subject))
+        config, context = context_of(data={**LEFT_OVER, "train": 200})
+        step = make_step(kind, context.stream, **parts_of(config, context))
         assert step.name == {"auto": "fused", "eager": "eager"}[kind]
-        results.append(trained(step, subject.stream, epochs=1))
+        results.append(trained(step, context.stream, epochs=1))
     assert results[0][0][0].loss == pytest.approx(results[1][0][0].loss, rel=1e-3)
     torch.testing.assert_close(
         bn_state_of(results[0][2]), bn_state_of(results[1][2]), rtol=2e-2, atol=1e-2
@@ -206,9 +207,9 @@ def test_no_compiler_is_one_line_and_a_slower_step(monkeypatch):
         raise KernelsMissing("no C++ compiler (c++, g++ or clang++)")
 
     monkeypatch.setattr(choose, "fuse", missing)
-    config, subject = subject_of()
+    config, context = context_of()
     said = []
-    step = make_step("auto", subject.stream, **parts_of(config, subject), say=said.append)
+    step = make_step("auto", context.stream, **parts_of(config, context), say=said.append)
     assert step.name == "eager"
     assert said == [
         "no fused step: no C++ compiler (c++, g++ or clang++); going on with a slower one"
@@ -223,14 +224,31 @@ def test_a_failing_compiler_is_one_line_and_the_eager_step(monkeypatch):
         return forward
 
     monkeypatch.setattr("vshift.train.compiled_step.compile_network", broken)
-    config, subject = subject_of()
-    parts = parts_of(config, subject)
+    config, context = context_of()
+    parts = parts_of(config, context)
     with pytest.raises(CannotCompile, match=r"RuntimeError:   lowering failed$"):
-        CompiledStep(**parts).prepare(*next(subject.stream.epoch(0)))
+        CompiledStep(**parts).prepare(*next(context.stream.epoch(0)))
     said = []
-    assert make_step("compiled", subject.stream, **parts, say=said.append).name == "eager"
+    assert make_step("compiled", context.stream, **parts, say=said.append).name == "eager"
     assert len(said) == 1
     assert "lowering failed" in said[0]
+
+
+def test_a_warning_turned_into_an_error_changes_no_step(monkeypatch):
+    """As under `python -W error`, which pytest's settings here amount to."""
+
+    def advising(model):
+        def forward(images):
+            warnings.warn("TensorFloat32 is available but not enabled", stacklevel=1)
+            return model(images)
+
+        return forward
+
+    monkeypatch.setattr("vshift.train.compiled_step.compile_network", advising)
+    config, context = context_of()
+    said = []
+    step = make_step("compiled", context.stream, **parts_of(config, context), say=said.append)
+    assert (step.name, said) == ("compiled", [])
 
 
 @pytest.mark.parametrize("failing", [1, 2])
@@ -246,9 +264,9 @@ def test_a_captured_step_does_without_the_compiler_if_it_fails(monkeypatch, fail
     monkeypatch.setattr(CapturedStep, "prepare_graphs", capture)
     monkeypatch.setattr(CompiledStep, "prepare", lambda *batch: None)
     monkeypatch.setitem(choose.AUTO, "cpu", choose.AUTO["cuda"])
-    config, subject = subject_of()
+    config, context = context_of()
     said = []
-    step = make_step("auto", subject.stream, **parts_of(config, subject), say=said.append)
+    step = make_step("auto", context.stream, **parts_of(config, context), say=said.append)
     assert tried == [True, False]
     assert step.name == {1: "captured", 2: "compiled"}[failing]
     assert (
@@ -261,30 +279,32 @@ def test_a_captured_step_does_without_the_compiler_if_it_fails(monkeypatch, fail
 
 
 def test_a_step_for_another_device_is_refused():
-    config, subject = subject_of()
+    config, context = context_of()
     with pytest.raises(ConfigError, match=r"hardware\.step: captured works on cuda only"):
-        make_step("captured", subject.stream, **parts_of(config, subject))
+        make_step("captured", context.stream, **parts_of(config, context))
 
 
 def test_sums_go_on_where_they_were_saved():
-    config, subject = subject_of()
-    parts = parts_of(config, subject)
-    whole = trained(make_step("eager", subject.stream, **parts), subject.stream, epochs=1)
-    config, subject = subject_of()
-    parts = parts_of(config, subject)
-    step = make_step("eager", subject.stream, **parts)
-    torch.manual_seed(derive(0, 0, "noise"))
-    steps = step.epoch(subject.stream, derive(0, 0, "data"), [0.01 * (1 + i) for i in range(5)])
+    config, context = context_of()
+    parts = parts_of(config, context)
+    whole = trained(make_step("eager", context.stream, **parts), context.stream, epochs=1)
+    config, context = context_of()
+    parts = parts_of(config, context)
+    step = make_step("eager", context.stream, **parts)
+    torch.manual_seed(derive_seed(0, 0, "noise"))
+    steps = step.epoch(
+        context.stream, derive_seed(0, 0, "data"), [0.01 * (1 + i) for i in range(5)]
+    )
     for _ in range(2):
         next(steps)
     saved = parts["tally"].state_dict(), parts["log"].state_dict()
-    parts["tally"].take()
+    parts["tally"].compute_and_reset()
     parts["log"].compute_and_reset()
     parts["tally"].load_state_dict(saved[0])
     parts["log"].load_state_dict(saved[1])
     for _ in steps:
         pass
-    assert parts["tally"].take() == whole[0][0]
+    assert parts["tally"].compute_and_reset() == whole[0][0]
     for name, moments in parts["log"].compute_and_reset().items():
         assert torch.equal(moments.variance, whole[1][name].variance)
 
@@ -292,12 +312,12 @@ def test_sums_go_on_where_they_were_saved():
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sgd_is_pytorchs_bit_for_bit(momentum, nesterov):
-    _, subject = subject_of()
+    _, context = context_of()
     options = {"momentum": momentum, "nesterov": nesterov and momentum > 0}
-    ours, theirs = subject.model, copy.deepcopy(subject.model)
+    ours, theirs = context.model, copy.deepcopy(context.model)
     own = SGD([{"params": list(ours.parameters())}], 0.1, weight_decay=1e-4, **options)
     other = torch.optim.SGD(theirs.parameters(), 0.1, weight_decay=1e-4, **options)
-    for images, labels in subject.stream.epoch(0):
+    for images, labels in context.stream.epoch(0):
         for model, optimizer in ((ours, own), (theirs, other)):
             optimizer.zero_grad()
             classification(model(images), images, labels)[0].backward()
@@ -308,7 +328,7 @@ def test_sgd_is_pytorchs_bit_for_bit(momentum, nesterov):
 def test_starting_does_not_import_the_compiler():
     """Two seconds of every run: PyTorch's optimizers import it, and so might much else."""
     code = (
-        "import sys, torch; from tests.train.test_step import *; c, s = subject_of();"
+        "import sys, torch; from tests.train.test_step import *; c, s = context_of();"
         "step = make_step('auto', s.stream, **parts_of(c, s)); step(*next(s.stream.epoch(0)), 0.1);"
         "print('torch._dynamo' in sys.modules)"
     )

@@ -13,9 +13,9 @@ from tests.configs import make_config
 from vshift.data import epoch_plan, load
 from vshift.networks import build
 from vshift.runs import prepare
-from vshift.train.loop import make_subject, train
+from vshift.train.loop import make_context, train
 from vshift.train.progress import Reporter
-from vshift.train.seeding import derive
+from vshift.train.seeding import derive_seed
 
 NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
 NOISY = {"name": "preresnet", "depth": 8, "noise": NOISE}
@@ -58,14 +58,14 @@ def test_against_a_plain_loop(tmp_path):
     assert status == "done"
 
     images = load(config.data, "cpu")
-    model = build(config, classes=10, channels=3, size=32, seed=derive(3, 0, "weights"))
+    model = build(config, classes=10, channels=3, size=32, seed=derive_seed(3, 0, "weights"))
     model.to(memory_format=torch.channels_last)  # the same kernels: rounding is amplified fast
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     scheduler = OneCycleLR(optimizer, 0.02, total_steps=10, cycle_momentum=False)
     mean, std = images.mean.view(3, 1, 1), images.std.view(3, 1, 1)
     losses = []
     for epoch in (1, 2):
-        plan = epoch_plan(300, 4, True, derive(3, epoch, "data"))
+        plan = epoch_plan(300, 4, True, derive_seed(3, epoch, "data"))
         total = 0.0
         for start in range(0, 300, 64):
             crops = []
@@ -287,14 +287,14 @@ def test_golden_trace(tmp_path, step, network, expected):
 
 def test_bn_that_tests_with_batch_statistics_gets_shuffled_batches(tmp_path):
     """Files come class by class; in that order each batch would hold few classes."""
-    norm = {"kind": "batch", "evaluate": "batch"}
+    norm = {"kind": "batch", "eval_statistics": "batch"}
     config = make_config(norm=norm, epochs=1)
     images = load(config.data, "cpu")
     order = images.test.labels.argsort()
     test = type(images.test)(images.test.images[order], images.test.labels[order])
-    subject = make_subject(config, 0, replace(images, test=test))
-    batches = list(subject.to_test(test))
+    context = make_context(config, 0, replace(images, test=test))
+    batches = list(context.to_test(test))
     assert [len(labels) for _, labels in batches] == [64, 36]
     assert all(len(labels.unique()) == 10 for _, labels in batches)
-    running = make_subject(make_config(epochs=1), 0, images)
+    running = make_context(make_config(epochs=1), 0, images)
     assert [len(labels) for _, labels in running.to_test(test)] == [100]

@@ -18,7 +18,7 @@ from vshift.auditing.weights import load_weights, read_state
 from vshift.text import did_you_mean
 
 if TYPE_CHECKING:
-    from vshift.train.evaluate import Subject
+    from vshift.train.evaluate import TrainingContext
 
 ALLOWED = (
     "torchvision:NAME, timm:NAME, FILE.py:FACTORY, FILE.pt2 (an exported program), or a run folder"
@@ -75,7 +75,7 @@ def _meant(spec: str) -> str:
     return f": torchvision:{spec}?" if spec in models.list_models() else ""
 
 
-def opened_run(path: Path) -> Subject:
+def opened_run(path: Path) -> TrainingContext:
     """The network of a finished run, with its data.
 
     Raises:

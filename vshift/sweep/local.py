@@ -161,7 +161,7 @@ class _Pool:
             for one in self.running:
                 one.log.close()
         left, total = len(self.todo) + len(self.held), len(self.progress.entries)
-        if self.processes.stop.asked and left:
+        if self.processes.stop.requested and left:
             raise Interrupted(
                 f"interrupted with {left} of {total} runs to go; the same command"
                 f"{' without --fresh' if self.options.fresh else ''} resumes them",
@@ -174,7 +174,7 @@ class _Pool:
         if self.running:
             self.idle_since = time.monotonic()
             return True
-        if self.processes.stop.asked:
+        if self.processes.stop.requested:
             return False
         is_patient = time.monotonic() - self.idle_since < self.options.patience
         return bool(self.todo or (self.held and (self.options.wait or is_patient)))
@@ -192,7 +192,7 @@ class _Pool:
 
     def _fill(self) -> None:
         """Start runs while there are free slots."""
-        while self.todo and self.free and not self.processes.stop.asked:
+        while self.todo and self.free and not self.processes.stop.requested:
             entry = self.todo.popleft()
             try:
                 self._start_or_skip(entry)
@@ -242,7 +242,7 @@ class _Pool:
             self._handle_end(one.entry, one.process.returncode)
 
     def _handle_end(self, entry: Entry, code: int) -> None:
-        match outcome(entry.job, self.runs_dir, code, self.processes.stop.asked):
+        match outcome(entry.job, self.runs_dir, code, self.processes.stop.requested):
             case Outcome.done:
                 self.estimator.add_run(entry.path, entry.job.config)
                 self.progress.settle(entry, State.done)

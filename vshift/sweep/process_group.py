@@ -20,7 +20,7 @@ class ProcessGroup:
     """Starts processes until a signal asks to stop."""
 
     def __init__(self) -> None:
-        self.stop = signals.Request()
+        self.stop = signals.StopSignal()
         self._running: list[subprocess.Popen[bytes]] = []
 
     @contextmanager
@@ -30,7 +30,7 @@ class ProcessGroup:
         Ctrl-C at a terminal reaches the processes directly. They get a SIGTERM all the same: it
         changes nothing for those that are stopping already.
         """
-        with signals.noted(message, then=self.terminate) as self.stop:
+        with signals.catch_stop_signals(message, then=self.terminate) as self.stop:
             yield
 
     def start(
@@ -40,12 +40,12 @@ class ProcessGroup:
 
         A `vshift` among them stops when this process ends, see `die_with_parent`.
         """
-        if self.stop.asked:
+        if self.stop.requested:
             return None
         env = {**env, _PARENT: str(os.getpid())}
         process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, **options)
         self._running = [p for p in self._running if p.returncode is None] + [process]
-        if self.stop.asked:  # the signal arrived while the process was starting
+        if self.stop.requested:  # the signal arrived while the process was starting
             process.send_signal(signal.SIGTERM)
         return process
 

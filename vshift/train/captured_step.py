@@ -85,10 +85,10 @@ class CapturedStep(CompiledStep):
         before = self._state()
         losses = []
         for work in (self._graphs[1, size].replay, lambda: self.advance(size)):
-            self.tally.take()
+            self.tally.compute_and_reset()
             with self._aside():
                 work()
-            losses.append(self.tally.take().loss)
+            losses.append(self.tally.compute_and_reset().loss)
             self._restore(before)
         if not abs(losses[0] - losses[1]) <= 0.25 * abs(losses[1]):
             raise CannotCompile(f"a captured step's loss is {losses[0]:.4g}, not {losses[1]:.4g}")

@@ -17,15 +17,15 @@ import torch
 from vshift.errors import Damaged, RunError
 from vshift.runs import RunFolder, checkpoint_file
 from vshift.shift.training_log import TrainingLog
-from vshift.train.evaluate import Subject
+from vshift.train.evaluate import TrainingContext
 from vshift.train.sgd import SGD
-from vshift.train.signals import Request
-from vshift.train.step import Tally
+from vshift.train.signals import StopSignal
+from vshift.train.step import MetricAccumulator
 
 State = dict[str, Any]
 
 
-class Keeper:
+class Checkpointer:
     """Writes a run's checkpoints and puts the last one back. The loop says where it is.
 
     A place is (finished epochs, steps of the next one). An epoch whose steps are all done and that
@@ -35,17 +35,17 @@ class Keeper:
     def __init__(
         self,
         folder: RunFolder,
-        subject: Subject,
+        context: TrainingContext,
         optimizer: SGD,
-        tally: Tally,
+        tally: MetricAccumulator,
         log: TrainingLog | None,
-        stop: Request,
+        stop: StopSignal,
         say: Callable[[str], None],
     ) -> None:
         self.folder, self.stop, self.say = folder, stop, say
-        self.model, self.optimizer, self.tally, self.log = subject.model, optimizer, tally, log
-        self.when, self.epochs = subject.config.checkpoint, subject.config.epochs
-        self.steps = subject.stream.steps
+        self.model, self.optimizer, self.tally, self.log = context.model, optimizer, tally, log
+        self.when, self.epochs = context.config.checkpoint, context.config.epochs
+        self.steps = context.stream.steps
         self.epoch = self.done = 0  # the place
         self._inside: State | None = None  # of the epoch that is restored or being measured
         self._buffers: dict[str, torch.Tensor] = {}  # before measuring, which borrows them
@@ -97,7 +97,7 @@ class Keeper:
             self._end_of_steps()
         self._save_or_stop(due=self._is_time())
 
-    def between(self) -> None:
+    def check_stop(self) -> None:
         """Between two batches of measuring: as `step`, with the epoch's state before measuring."""
         self._save_or_stop(due=False)
 
@@ -122,13 +122,13 @@ class Keeper:
         return minutes is not None and time.monotonic() - self._saved > 60 * minutes
 
     def _save_or_stop(self, due: bool) -> None:
-        asked = self.stop.asked  # once: a signal may come at any moment
-        if asked or due:
+        requested = self.stop.requested  # once: a signal may come at any moment
+        if requested or due:
             self._save()
-        if asked:
+        if requested:
             inside = f", step {self.done} of {self.steps}" if self.done else ""
             self.say(f"{self.folder.path}: checkpoint behind epoch {self.epoch}{inside}")
-            raise self.stop.stop()
+            raise self.stop.stopped()
         self.folder.pulse()
 
     def _save(self) -> None:
@@ -186,7 +186,7 @@ class Keeper:
         """Weights, optimizer and sums from a state; Damaged if it is not one of this run."""
         state = {"step": 0, "inside": None, **state}
         inside = state["inside"]
-        self.tally.take()  # whatever a damaged one left in it
+        self.tally.compute_and_reset()  # whatever a damaged one left in it
         try:
             if not (0 <= state["epoch"] <= self.epochs and 0 <= state["step"] <= self.steps):
                 raise ValueError(f"epoch {state['epoch']}, step {state['step']} are not this run's")

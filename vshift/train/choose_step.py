@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from vshift.train.captured_step import CapturedStep
 from vshift.train.compiled_step import CannotCompile, CompiledStep
 from vshift.train.objective import Objective, classification
 from vshift.train.sgd import SGD
-from vshift.train.step import EagerStep, FusedStep, Tally
+from vshift.train.step import EagerStep, FusedStep, MetricAccumulator
 
 # What `auto` tries, the fastest first. Compiling on the CPU won less than the kernels do.
 AUTO = {"cuda": ["captured", "compiled", "eager"], "cpu": ["fused", "eager"]}
@@ -40,7 +41,7 @@ def make_step(
     model: nn.Module,
     optimizer: SGD,
     precision: str,
-    tally: Tally,
+    tally: MetricAccumulator,
     log: TrainingLog | None = None,
     objective: Objective = classification,
     say: Callable[[str], None] = print,
@@ -75,7 +76,9 @@ def make_step(
     *first, last = AUTO[device] if kind == "auto" else dict.fromkeys([kind, "eager"])
     for name in first:
         try:
-            return _made(name, stream, parts, say)
+            # A library's advice, raised as an error under `python -W error`, must not decide.
+            with warnings.catch_warnings(action="ignore"):
+                return _made(name, stream, parts, say)
         except (KernelsMissing, CannotCompile) as reason:
             say(f"no {name} step: {reason}; going on with a slower one")
     return STEPS[last](**parts)

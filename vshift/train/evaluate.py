@@ -21,9 +21,9 @@ from vshift.shift.recalibration import Method, NotFiniteError, estimate_statisti
 from vshift.shift.stats import PooledMoments, batch_norms, pooled_moments, running_moments
 from vshift.shift.stats import shift_ratio as ratio_of
 from vshift.train.device import autocast
-from vshift.train.objective import objective_of
-from vshift.train.seeding import derive
-from vshift.train.step import Score, Tally
+from vshift.train.objective import make_objective
+from vshift.train.seeding import derive_seed
+from vshift.train.step import MetricAccumulator, Score
 
 Row = dict[str, Any]
 Pairs = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -34,11 +34,11 @@ def _nothing() -> None:
 
 
 @dataclass(frozen=True)
-class Subject:
+class TrainingContext:
     """A run's network with its data: what the functions below measure.
 
-    `between` is called before each batch, and each pass over one: measuring can take minutes, and
-    what it raises ends it.
+    `check_stop` is called before every batch, so that a signal can interrupt an evaluation that
+    takes minutes.
     """
 
     config: Config
@@ -46,7 +46,7 @@ class Subject:
     model: nn.Module
     images: ImageSet
     stream: Stream
-    between: Callable[[], None] = _nothing
+    check_stop: Callable[[], None] = _nothing
 
     @cached_property
     def noisy(self) -> frozenset[str]:
@@ -58,7 +58,7 @@ class Subject:
 
     def augmented(self, epoch: int, limit: int | None) -> Pairs:
         """Training batches with crop and flip, the same at every call; all with limit None."""
-        purpose = derive(self.seed, epoch, "measure")
+        purpose = derive_seed(self.seed, epoch, "measure")
         return lambda: self._watched(islice(self.stream.epoch(purpose), limit))
 
     def plain(self, part: Part, limit: int | None = None) -> Pairs:
@@ -71,7 +71,7 @@ class Subject:
         if len(part) % size == 1:  # one image alone has no batch statistics in an mlp
             size += 1
         stream = plain_stream(self.images, part, size)
-        purpose = derive(self.seed, 0, "shuffle")
+        purpose = derive_seed(self.seed, 0, "shuffle")
         return lambda: self._watched(islice(stream.epoch(purpose), limit))
 
     def to_test(self, part: Part) -> Iterable[tuple[Tensor, Tensor]]:
@@ -82,7 +82,7 @@ class Subject:
 
     def _watched(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches:
-            self.between()
+            self.check_stop()
             yield batch
 
 
@@ -91,54 +91,54 @@ def _images(pairs: Pairs) -> Callable[[], Iterator[Tensor]]:
 
 
 @torch.no_grad()
-def score(subject: Subject, batches: Iterable[tuple[Tensor, Tensor]]) -> Score:
+def score(context: TrainingContext, batches: Iterable[tuple[Tensor, Tensor]]) -> Score:
     """Mean loss and accuracy over batches, in the model's present mode."""
-    tally = Tally(subject.images.train.images.device)
-    objective = objective_of(subject.config)
+    tally = MetricAccumulator(context.images.train.images.device)
+    objective = make_objective(context.config)
     for pixels, labels in batches:
-        with subject.autocast():
-            output = subject.model(pixels).float()
+        with context.autocast():
+            output = context.model(pixels).float()
         tally.add(*objective(output, pixels, labels), len(labels))
-    return tally.take()
+    return tally.compute_and_reset()
 
 
-def test_scores(subject: Subject) -> Row:
+def test_scores(context: TrainingContext) -> Row:
     """Test loss and accuracy, and the validation part's where there is one, in eval mode."""
-    parts = {"test": subject.images.test, "validation": subject.images.validation}
+    parts = {"test": context.images.test, "validation": context.images.validation}
     row: Row = {}
     for name, part in parts.items():
         if part is not None:
-            with restoring_state(subject.model):
-                subject.model.eval()
-                found = score(subject, subject.to_test(part))
+            with restoring_state(context.model):
+                context.model.eval()
+                found = score(context, context.to_test(part))
             row |= {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy}
     return row
 
 
-def train_scores(subject: Subject, epoch: int) -> Row:
+def train_scores(context: TrainingContext, epoch: int) -> Row:
     """Accuracy on all augmented training images, in eval and in train mode.
 
     In train mode noise is on and BN uses each batch's statistics; buffers stay as they are.
     """
     row: Row = {}
     for mode in ("eval", "train"):
-        with restoring_state(subject.model):
-            subject.model.train(mode == "train")
-            torch.manual_seed(derive(subject.seed, epoch, "final noise"))
-            found = score(subject, subject.augmented(epoch, None)())
+        with restoring_state(context.model):
+            context.model.train(mode == "train")
+            torch.manual_seed(derive_seed(context.seed, epoch, "final noise"))
+            found = score(context, context.augmented(epoch, None)())
         row[f"train_accuracy_{mode}_mode"] = found.accuracy
         row[f"train_loss_{mode}_mode"] = found.loss
     return row
 
 
 @torch.no_grad()
-def code_scores(subject: Subject) -> Row:
+def code_scores(context: TrainingContext) -> Row:
     """An autoencoder's code, its last hidden layer, on the test images: how much of it is on."""
-    coder = nn.Sequential(*list(subject.model.children())[:-1])
+    coder = nn.Sequential(*list(context.model.children())[:-1])
     sums, count = torch.zeros(2, dtype=torch.float64), 0
-    with restoring_state(subject.model), subject.autocast():
-        subject.model.eval()
-        for pixels, _ in subject.to_test(subject.images.test):
+    with restoring_state(context.model), context.autocast():
+        context.model.eval()
+        for pixels, _ in context.to_test(context.images.test):
             code = coder(pixels).double().cpu()
             sums += torch.stack([code.sum(), (code > 0.5).double().sum()])
             count += code.numel()
@@ -146,40 +146,40 @@ def code_scores(subject: Subject) -> Row:
     return {"code_mean_activity": mean, "code_share_above_half": active}
 
 
-def is_measured(config: Config, epoch: int) -> bool:
+def measures_layers_at(config: Config, epoch: int) -> bool:
     """Whether the layers' variances are written at this epoch: each n-th, and the last."""
     every = config.measure.every
     return bool(every) and (epoch % every == 0 or epoch == config.epochs)
 
 
-def meets_eval(config: Config, epoch: int) -> bool:
+def measures_eval_at(config: Config, epoch: int) -> bool:
     """Whether eval_variance is measured at this epoch: those named, and the last."""
     named = config.measure.eval_epochs
     return epoch == config.epochs or named == "all" or epoch in named
 
 
-def eval_moments(subject: Subject, epoch: int) -> dict[str, PooledMoments]:
+def eval_moments(context: TrainingContext, epoch: int) -> dict[str, PooledMoments]:
     """What every BN layer meets in eval mode on augmented training batches."""
-    batches = subject.augmented(epoch, subject.config.measure.eval_batches)
-    with restoring_state(subject.model), subject.autocast():
-        subject.model.eval()
-        return pooled_moments(subject.model, _images(batches))
+    batches = context.augmented(epoch, context.config.measure.eval_batches)
+    with restoring_state(context.model), context.autocast():
+        context.model.eval()
+        return pooled_moments(context.model, _images(batches))
 
 
-def explanations(subject: Subject, epoch: int) -> dict[str, Decomposition]:
+def explanations(context: TrainingContext, epoch: int) -> dict[str, Decomposition]:
     """Each layer's shift split into local and inherited, with the prediction; {} if turned off."""
-    limit = subject.config.measure.explain_batches
-    if not limit or not batch_norms(subject.model):
+    limit = context.config.measure.explain_batches
+    if not limit or not batch_norms(context.model):
         return {}
-    batches = subject.augmented(epoch, limit)
-    with subject.autocast():
+    batches = context.augmented(epoch, limit)
+    with context.autocast():
         return decompose(
-            subject.model, _images(batches), derive(subject.seed, epoch, "explain noise")
+            context.model, _images(batches), derive_seed(context.seed, epoch, "explain noise")
         )
 
 
 def recalibrations(
-    subject: Subject, how: Recalibration, epoch: int
+    context: TrainingContext, how: Recalibration, epoch: int
 ) -> tuple[list[Row], dict[str, BNState]]:
     """Re-estimate BN statistics by every method asked for, and test with each.
 
@@ -188,35 +188,37 @@ def recalibrations(
         are ways to test). Where a method finds no finite statistics, its row has no scores and
         says so as `problem`.
     """
-    if not batch_norms(subject.model):
+    if not batch_norms(context.model):
         return [], {}
-    part = subject.images.train
+    part = context.images.train
     batches = (
-        subject.augmented(epoch, how.batches) if how.augment else subject.plain(part, how.batches)
+        context.augmented(epoch, how.batches) if how.augment else context.plain(part, how.batches)
     )
     rows: list[Row] = []
     states: dict[str, BNState] = {}
     for method in how.methods:
-        with restoring_state(subject.model):
+        with restoring_state(context.model):
             if method == "batch" or method == "mix":
                 own = 1.0 if method == "batch" else how.batch_weight
-                tested = _with_batch_statistics(subject, own)
+                tested = _with_batch_statistics(context, own)
             else:
-                torch.manual_seed(derive(subject.seed, epoch, "recalibration noise"))
+                torch.manual_seed(derive_seed(context.seed, epoch, "recalibration noise"))
                 try:
-                    states[method] = _estimated(subject, how, method, batches)
-                    load_bn_state(subject.model, states[method])
-                    tested = test_scores(subject) | _ratios(subject, epoch)
+                    states[method] = _estimated(context, how, method, batches)
+                    load_bn_state(context.model, states[method])
+                    tested = test_scores(context) | _ratios(context, epoch)
                 except NotFiniteError as error:
                     tested = {"test_loss": None, "test_accuracy": None, "problem": str(error)}
         rows.append({"method": method, **how.model_dump(exclude={"methods"}), **tested})
     return rows, states
 
 
-def _estimated(subject: Subject, how: Recalibration, method: Method, batches: Pairs) -> BNState:
-    with subject.autocast():
+def _estimated(
+    context: TrainingContext, how: Recalibration, method: Method, batches: Pairs
+) -> BNState:
+    with context.autocast():
         return estimate_statistics(
-            subject.model,
+            context.model,
             _images(batches),
             method,
             moments=how.moments,
@@ -225,31 +227,33 @@ def _estimated(subject: Subject, how: Recalibration, method: Method, batches: Pa
         )
 
 
-def _with_batch_statistics(subject: Subject, own: float) -> Row:
+def _with_batch_statistics(context: TrainingContext, own: float) -> Row:
     """Test with BN on a mix of each test batch's own statistics and the running ones."""
-    with batch_statistics(subject.model, own):
-        found = score(subject, subject.plain(subject.images.test)())
+    with batch_statistics(context.model, own):
+        found = score(context, context.plain(context.images.test)())
     return {"test_loss": found.loss, "test_accuracy": found.accuracy, "own": own}
 
 
-def _ratios(subject: Subject, epoch: int) -> Row:
+def _ratios(context: TrainingContext, epoch: int) -> Row:
     """Shift ratios with the model's present statistics."""
-    met, running = eval_moments(subject, epoch), running_moments(subject.model)
-    ratios = [ratio_of(running[name].variance, met[name].average_variance) for name in met]
+    eval_stats, running = eval_moments(context, epoch), running_moments(context.model)
+    ratios = [
+        ratio_of(running[name].variance, eval_stats[name].average_variance) for name in eval_stats
+    ]
     return {"shift_ratio_mean": sum(ratios) / len(ratios), "shift_ratio_max": max(ratios)}
 
 
-def mode_rows(subject: Subject, states: dict[str, BNState], epoch: int) -> list[Row]:
+def mode_rows(context: TrainingContext, states: dict[str, BNState], epoch: int) -> list[Row]:
     """The mode matrix on test images and on augmented training images."""
     parts = {
-        "train": subject.augmented(epoch, subject.config.measure.eval_batches),
-        "test": subject.plain(subject.images.test),
+        "train": context.augmented(epoch, context.config.measure.eval_batches),
+        "test": context.plain(context.images.test),
     }
-    seed = derive(subject.seed, epoch, "mode noise")
+    seed = derive_seed(context.seed, epoch, "mode noise")
     rows = []
     for name, batches in parts.items():
-        with subject.autocast():
-            found = mode_matrix(subject.model, batches, states, seed=seed)
+        with context.autocast():
+            found = mode_matrix(context.model, batches, states, seed=seed)
         rows += [{"data": name, **row} for row in found]
     return rows
 
@@ -260,13 +264,13 @@ def mode_summary(rows: list[Row]) -> Row:
     return {f"test_{key.replace('.', '_')}": value for key, value in costs.items()}
 
 
-def monte_carlo_scores(subject: Subject, passes: int, epoch: int) -> Row:
+def monte_carlo_scores(context: TrainingContext, passes: int, epoch: int) -> Row:
     """Monte Carlo dropout on the test images: noise on, BN on running statistics, k passes."""
-    seed = derive(subject.seed, epoch, "monte carlo")
-    watched = subject.model.register_forward_pre_hook(lambda *_: subject.between())
+    seed = derive_seed(context.seed, epoch, "monte carlo")
+    watched = context.model.register_forward_pre_hook(lambda *_: context.check_stop())
     try:
-        with subject.autocast():
-            found = monte_carlo(subject.model, subject.plain(subject.images.test), passes, seed)
+        with context.autocast():
+            found = monte_carlo(context.model, context.plain(context.images.test), passes, seed)
     finally:
         watched.remove()
     return {

@@ -20,19 +20,19 @@ Layers = dict[str, Moments]
 
 
 @dataclass(frozen=True)
-class Seen:
+class EpochLayerStats:
     """What an epoch tells of every BN layer, by name.
 
     Attributes:
         train: moments in training batches; running: what BN keeps.
-        met: moments of what it meets in eval mode; {} if not measured at this epoch.
+        eval_stats: moments of what it meets in eval mode; {} if not measured at this epoch.
         explained: the shift split up; {} likewise.
         average: how many batches BN's average is worth; see `ratio_error`.
     """
 
     train: Layers
     running: Layers
-    met: dict[str, PooledMoments]
+    eval_stats: dict[str, PooledMoments]
     explained: dict[str, Decomposition]
     average: float
 
@@ -58,18 +58,18 @@ class Seen:
         ]
 
     def _shift(self, name: str) -> Row:
-        if name not in self.met:
+        if name not in self.eval_stats:
             return dict.fromkeys(("eval_variance", "shift_ratio", "shift_ratio_se"))
-        met, kept = self.met[name], self.running[name].variance
-        variance = float(met.average_variance.mean())
-        ratio = shift_ratio(kept, met.average_variance)
-        error = ratio_error(ratio, variance, met.standard_error, met.batches, self.average)
+        stats, running = self.eval_stats[name], self.running[name].variance
+        variance = float(stats.average_variance.mean())
+        ratio = shift_ratio(running, stats.average_variance)
+        error = ratio_error(ratio, variance, stats.standard_error, stats.batches, self.average)
         return {"eval_variance": variance, "shift_ratio": ratio, "shift_ratio_se": error}
 
     def vectors(self) -> dict[str, np.ndarray]:
         """The contents of `channels.safetensors`: float32 vectors `<layer>.<what>_<moment>`."""
-        met = {n: Moments(p.average_mean, p.average_variance) for n, p in self.met.items()}
-        kinds = {"train": self.train, "running": self.running, "eval": met}
+        stats = {n: Moments(p.average_mean, p.average_variance) for n, p in self.eval_stats.items()}
+        kinds = {"train": self.train, "running": self.running, "eval": stats}
         return {
             f"{name}.{kind}_{moment}": getattr(moments, moment).float().numpy()
             for kind, layers in kinds.items()

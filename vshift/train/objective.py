@@ -28,5 +28,5 @@ def reconstruction(output: Tensor, images: Tensor, labels: Tensor) -> tuple[Tens
     return F.mse_loss(output, images.flatten(1).float()), output.new_full((), torch.nan)
 
 
-def objective_of(config: Config) -> Objective:
+def make_objective(config: Config) -> Objective:
     return reconstruction if isinstance(config.network, Autoencoder) else classification

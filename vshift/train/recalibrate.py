@@ -14,18 +14,18 @@ from vshift.shift.stats import batch_norms
 from vshift.text import escape_control
 from vshift.train.device import choose_device, configure
 from vshift.train.evaluate import (
-    Subject,
+    TrainingContext,
     mode_rows,
     monte_carlo_scores,
     recalibrations,
     test_scores,
 )
-from vshift.train.loop import make_subject
+from vshift.train.loop import make_context
 
 Row = dict[str, Any]
 
 
-def open_run(path: Path, sets: Sequence[str] = ()) -> Subject:
+def open_run(path: Path, sets: Sequence[str] = ()) -> TrainingContext:
     """The trained network of a finished run with its data.
 
     Args:
@@ -50,13 +50,13 @@ def open_run(path: Path, sets: Sequence[str] = ()) -> Subject:
     config = load_config(path / "config.yaml", sets)
     device = choose_device(config.hardware.device)
     configure(config.hardware, device)
-    subject = make_subject(config, config.seeds[0], load_images(config.data, device))
+    context = make_context(config, config.seeds[0], load_images(config.data, device))
     try:
-        subject.model.load_state_dict(folder.load_checkpoint()["model"])
+        context.model.load_state_dict(folder.load_checkpoint()["model"])
     except (KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(f"{path}: the checkpoint does not fit this config: {reason}") from error
-    return subject
+    return context
 
 
 def recalibrate_run(path: Path, sets: Sequence[str]) -> list[Row]:
@@ -69,22 +69,22 @@ def recalibrate_run(path: Path, sets: Sequence[str]) -> list[Row]:
         A row for the run as it was trained (method `none`), one for each method, and with
         measure.monte_carlo one more (method `monte_carlo`).
     """
-    subject = open_run(path, sets)
-    config, folder = subject.config, RunFolder(path)
-    if not batch_norms(subject.model):
+    context = open_run(path, sets)
+    config, folder = context.config, RunFolder(path)
+    if not batch_norms(context.model):
         raise RunError(f"{path}: the network has no BN layer to recalibrate")
-    before = {"method": "none", **test_scores(subject)}
-    rows, states = recalibrations(subject, config.recalibration, config.epochs)
+    before = {"method": "none", **test_scores(context)}
+    rows, states = recalibrations(context, config.recalibration, config.epochs)
     if config.measure.modes:
-        folder.write_modes(mode_rows(subject, states, config.epochs))
+        folder.write_modes(mode_rows(context, states, config.epochs))
     if config.measure.monte_carlo:
-        rows.append(_monte_carlo(subject, config.measure.monte_carlo))
+        rows.append(_monte_carlo(context, config.measure.monte_carlo))
     folder.write_recalibration([before, *rows], states)
     return [before, *rows]
 
 
-def _monte_carlo(subject: Subject, passes: int) -> Row:
-    found = monte_carlo_scores(subject, passes, subject.config.epochs)
+def _monte_carlo(context: TrainingContext, passes: int) -> Row:
+    found = monte_carlo_scores(context, passes, context.config.epochs)
     tested = {
         "test_accuracy": found["monte_carlo_accuracy"],
         "test_loss": found["monte_carlo_loss"],

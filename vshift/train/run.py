@@ -15,7 +15,7 @@ from vshift.runs import RunFolder, look, number, prepare, run_path
 from vshift.text import pluralize
 from vshift.train import signals
 from vshift.train.device import choose_device, configure, device_name
-from vshift.train.loop import build_for, train
+from vshift.train.loop import build_model, train
 from vshift.train.progress import Reporter
 
 _NOTED = "stopping behind this step, with a checkpoint; Ctrl-C again stops at once"
@@ -43,10 +43,10 @@ def train_seeds(config: Config, runs_dir: Path, fresh: bool, reporter: Reporter)
         device = choose_device(config.hardware.device)
         configure(config.hardware, device)
         images = load(config.data, device)
-        build_for(config, images, waiting[0])
-    with signals.noted("" if reporter.quiet else _NOTED) as stop:
+        build_model(config, images, waiting[0])
+    with signals.catch_stop_signals("" if reporter.quiet else _NOTED) as stop:
         for seed in waiting:
-            if stop.asked:
+            if stop.requested:
                 raise Interrupted(
                     f"{config.name}: stopped before seed {seed}; the same command goes on with it",
                     stop.exit_code,
@@ -77,7 +77,7 @@ def train_one(
     runs_dir: Path,
     fresh: bool,
     reporter: Reporter,
-    stop: signals.Request = signals.NEVER,
+    stop: signals.StopSignal = signals.NO_STOP,
 ) -> str:
     """One run from prepare to finish; returns its status.
 

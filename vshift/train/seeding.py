@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 
-def derive(seed: int, epoch: int, purpose: str) -> int:
+def derive_seed(seed: int, epoch: int, purpose: str) -> int:
     """A 32-bit seed for one purpose in one epoch; other arguments give an unrelated one.
 
     32 bits because PyTorch's CPU generator uses no more of a seed.

@@ -26,39 +26,38 @@ def exit_code(number: int) -> int:
     return 130 if number == signal.SIGINT else 143
 
 
-class Request:
-    """Whether a signal has asked to stop, and which."""
+class StopSignal:
+    """Whether a signal has requested a stop, and which one."""
 
     def __init__(self) -> None:
         self.number: int | None = None
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         return self.number is not None
 
     @property
     def exit_code(self) -> int:
         return exit_code(signal.SIGINT if self.number is None else self.number)
 
-    def stop(self) -> Stopped:
-        """What to raise where stopping is convenient."""
+    def stopped(self) -> Stopped:
+        """The exception to raise at the next convenient place."""
         return Stopped(self.exit_code, at_once=False)
 
 
-NEVER = Request()  # for callers to whom no signal matters
+NO_STOP = StopSignal()  # never requested: for callers that handle no signals
 
 
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Inside, a signal raises `Stopped` wherever the program is.
+    """Raise `Stopped` on a signal, wherever the program is: for code that holds no results.
 
-    For everything that holds no results in memory. Only SIGINT raises twice: a SIGTERM that follows
-    must not disturb the cleaning up.
+    Only SIGINT raises twice: a SIGTERM that follows must not disturb the cleaning up.
     """
-    request = Request()
+    stop = StopSignal()
 
     def handle(number: int, _: FrameType | None) -> None:
-        first, request.number = not request.asked, number
+        first, stop.number = not stop.requested, number
         if first or number == signal.SIGINT:
             raise Stopped(exit_code(number))
 
@@ -67,14 +66,16 @@ def stopping_at_once() -> Iterator[None]:
 
 
 @contextmanager
-def noted(message: str = "", then: Callable[[], None] | None = None) -> Iterator[Request]:
-    """Inside, signals are noted, for the program to ask; a second SIGINT raises `Stopped` at once.
+def catch_stop_signals(
+    message: str = "", then: Callable[[], None] | None = None
+) -> Iterator[StopSignal]:
+    """Record signals for the program to check; a second SIGINT raises `Stopped` at once.
 
     Args:
-        message: said on stderr at the first one.
-        then: called at the first one.
+        message: printed to stderr at the first signal.
+        then: called at the first signal.
     """
-    request = Request()
+    stop = StopSignal()
     interrupts = 0
 
     def handle(number: int, _: FrameType | None) -> None:
@@ -82,25 +83,21 @@ def noted(message: str = "", then: Callable[[], None] | None = None) -> Iterator
         interrupts += number == signal.SIGINT
         if interrupts > 1:
             raise Stopped(130)
-        first, request.number = not request.asked, request.number or number
+        first, stop.number = not stop.requested, stop.number or number
         if first and message:
-            _say(message)
+            # Past Python's buffers: the handler may have interrupted a write to them.
+            with suppress(OSError, ValueError, AttributeError):
+                os.write(sys.stderr.fileno(), f"{message}\n".encode())
         if first and then:
             then()
 
     with _handled_by(handle):
-        yield request
-
-
-def _say(message: str) -> None:
-    """Past Python's buffers: a handler may have interrupted somebody who is writing there."""
-    with suppress(OSError, ValueError, AttributeError):
-        os.write(sys.stderr.fileno(), f"{message}\n".encode())
+        yield stop
 
 
 @contextmanager
 def _handled_by(handle: Handler) -> Iterator[None]:
-    """Install a handler for all three signals and put the old ones back; main thread only."""
+    """Install a handler for all three signals, restored on exit; main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

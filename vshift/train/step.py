@@ -27,7 +27,7 @@ class Score:
     count: int
 
 
-class Tally:
+class MetricAccumulator:
     """Sums losses and hits on the device; one copy to the host when the score is asked for."""
 
     def __init__(self, device: torch.device) -> None:
@@ -44,7 +44,7 @@ class Tally:
         images = self._images[count]
         self._sums += torch.stack([loss.detach().double() * count, hits.double(), images])
 
-    def take(self) -> Score:
+    def compute_and_reset(self) -> Score:
         """The score since the last call, and start anew."""
         loss, hits, images = self._sums.tolist()
         count = max(images, 1)
@@ -86,7 +86,7 @@ class EagerStep:
         model: nn.Module,
         optimizer: SGD,
         precision: str,
-        tally: Tally,
+        tally: MetricAccumulator,
         log: TrainingLog | None = None,
         objective: Objective = classification,
     ) -> None:
