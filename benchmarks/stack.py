@@ -113,7 +113,7 @@ class StackedLog:
     def add(self) -> None:
         torch._foreach_add_(self._sums, self._seen)
 
-    def take(self) -> list[dict[str, Moments]]:
+    def compute_and_reset(self) -> list[dict[str, Moments]]:
         """Each copy's averages since the last call."""
         *sums, steps = (total.detach().to("cpu", torch.float64) for total in self._sums)
         averages = [total / steps.clamp(min=1) for total in sums]

@@ -135,7 +135,7 @@ class Stacked:
         for _ in self._step.epoch(self.stream, self._epochs, self.rates):
             pass
         score = self.tally.compute_and_reset()
-        self.log.take()
+        self.log.compute_and_reset()
         return score.loss / self.stack.count
 
 
