@@ -1,7 +1,8 @@
 """Variance-shift studies in PyTorch.
 
-`audit`, `recalibrate` and `VarianceProbe` work on any PyTorch model. They are imported when first
-asked for, so that the command line starts without PyTorch.
+`audit`, `recalibrate` and `VarianceProbe` work on any PyTorch model; `load_runs` gives the runs in
+a folder as pandas DataFrames. They are imported when first used, so that the command line starts
+without PyTorch.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ if TYPE_CHECKING:
     from vshift.auditing.audit import audit
     from vshift.auditing.recalibrating import recalibrate
     from vshift.auditing.variance_probe import VarianceProbe
+    from vshift.runs.frames import load_runs
 
-__all__ = ["VarianceProbe", "__version__", "audit", "recalibrate"]
+__all__ = ["VarianceProbe", "__version__", "audit", "load_runs", "recalibrate"]
 
 _LAZY = {
     "VarianceProbe": "vshift.auditing.variance_probe",
     "audit": "vshift.auditing.audit",
+    "load_runs": "vshift.runs.frames",
     "recalibrate": "vshift.auditing.recalibrating",
 }
 

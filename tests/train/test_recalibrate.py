@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -242,3 +244,14 @@ def test_a_run_whose_statistics_overflow_is_finished(tmp_path):
     assert summary["test_accuracy_precise"] is None
     assert summary["test_error_recalibrated"] is None
     folder.close()
+
+
+def test_a_run_of_version_0_1_is_recalibrated(tmp_path):
+    """Its config, checkpoint and results were written by the code before the names of now."""
+    old = Path(__file__).parents[1] / "runs" / "old_run" / "seed-0"
+    path = shutil.copytree(old, tmp_path / "seed-0")
+    rows = {row["method"]: row for row in recalibrate_run(path, ["recalibration.methods=[swap]"])}
+    summary = json.loads((old / "summary.json").read_text())
+    assert rows["none"]["test_accuracy"] == summary["test_accuracy"]
+    kept = json.loads((path / "recalibration.json").read_text())["methods"]
+    assert {row["method"] for row in kept} == {"none", "swap", "precise", "mix", "monte_carlo"}
