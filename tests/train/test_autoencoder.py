@@ -8,11 +8,13 @@ from pydantic import ValidationError
 
 from tests.configs import make_config
 from tests.train.test_train import run, weights
+from vshift.cli.recalibrate import scores_table
 from vshift.compare import compare
 from vshift.data import load, plain_stream
 from vshift.networks import build
 from vshift.runs import find_runs
-from vshift.train.recalibrate import recalibrate_run, render
+from vshift.tables import render
+from vshift.train.recalibrate import recalibrate_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -84,8 +86,8 @@ def test_tables_show_its_loss(tmp_path):
 def test_recalibrating_it_shows_its_loss(tmp_path):
     folder, _ = run(tmp_path, make_config(network=NETWORK, epochs=1))
     rows = recalibrate_run(folder.path, ["recalibration.methods=[precise, batch, mix]"])
-    text = render("run", rows)
-    assert "loss" in text.splitlines()[1]
+    text = render(scores_table(rows), "table")
+    assert "loss" in text.splitlines()[0]
     assert f"{rows[0]['test_loss']:.4f}" in text
 
 

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from tests.configs import make_config
+from vshift.cli.recalibrate import modes_table, scores_table
 from vshift.data import load
 from vshift.errors import ConfigError, RunError
 from vshift.runs import prepare
+from vshift.tables import render
 from vshift.train.loop import train
 from vshift.train.progress import Reporter
-from vshift.train.recalibrate import open_run, recalibrate_run, render, render_modes
+from vshift.train.recalibrate import open_run, recalibrate_run
 
 NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
 METHODS = ["swap", "precise", "layerwise", "dropout_on", "batch", "mix"]
@@ -146,10 +148,9 @@ def test_rows_as_text():
             "shift_ratio_max": 1.5,
         },
     ]
-    lines = render("runs/a/seed-0", rows).splitlines()
-    assert lines[0] == "runs/a/seed-0"
-    assert lines[2].split() == ["none", "40.00", "+0.00", "–", "–"]
-    assert lines[3].split() == ["precise", "55.50", "+15.50", "1.000", "1.500"]
+    _, *cells = (line.split() for line in render(scores_table(rows), "table").splitlines())
+    assert cells[0] == ["none", "40.00", "+0.00", "–", "–"]
+    assert cells[1] == ["precise", "55.50", "+15.50", "1.000", "1.500"]
 
 
 def test_batches_are_random_samples_though_files_come_class_by_class():
@@ -176,7 +177,7 @@ def test_the_mode_matrix_is_shown_as_a_table():
         {"data": "train", "noise": "on", "statistics": "batch", "loss": 1.5, "accuracy": 40.7},
         {"data": "test", "noise": "off", "statistics": "precise", "loss": 12.5, "accuracy": None},
     ]
-    assert render_modes(rows).splitlines() == [
+    assert render(modes_table(rows), "table").splitlines() == [
         " data  noise  statistics    loss  accuracy",
         "train     on       batch  1.5000     40.70",
         " test    off     precise   12.50         –",
@@ -208,9 +209,7 @@ def test_statistics_that_are_not_finite_become_rows_that_say_so(tmp_path):
         assert method not in states
     mode_summary(mode_rows(context, states, 1))
     before = {"method": "none", "test_accuracy": 10.0, "test_loss": 2.3}
-    text = render("x\x1b[1m", [before, *rows])
-    assert "no finite statistics" in text
-    assert "\x1b" not in text
+    assert "no finite statistics" in render(scores_table([before, *rows]), "table")
 
 
 def test_a_run_whose_statistics_overflow_is_finished(tmp_path):

@@ -14,8 +14,9 @@ import typer
 from vshift.cli import data
 from vshift.cli.audit import audit
 from vshift.cli.bench import bench
+from vshift.cli.check import check, schema
 from vshift.cli.compare import compare
-from vshift.cli.configs import check, inspect, schema
+from vshift.cli.inspect import inspect
 from vshift.cli.recalibrate import recalibrate
 from vshift.cli.report import report, watch
 from vshift.cli.sweep import sweep

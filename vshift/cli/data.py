@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -11,15 +12,22 @@ app = typer.Typer(help="The data sets.", no_args_is_help=True, rich_markup_mode=
 
 @app.command("list")
 def data_list() -> None:
-    """The data sets, and which of them are here."""
+    """List the data sets, and which of them are on this machine."""
     from vshift.data import available
+    from vshift.tables import Column, Table, write
+    from vshift.text import format_integer
 
-    typer.echo(f"{'name':12} {'classes':>7} {'size':>5} {'train':>7} {'test':>7}  where")
-    for entry in available():
-        numbers = (entry.classes, entry.size, entry.train, entry.test)
-        classes, size, train, test = ("–" if n is None else f"{n:,}" for n in numbers)
-        where = f"{entry.where} ({entry.note})"
-        typer.echo(f"{entry.name:12} {classes:>7} {size:>5} {train:>7} {test:>7}  {where}")
+    columns = [Column("name", is_text=True), Column("classes"), Column("size")]
+    columns += [Column("train"), Column("test"), Column("where", is_text=True)]
+    rows = [
+        [
+            entry.name,
+            *map(format_integer, (entry.classes, entry.size, entry.train, entry.test)),
+            f"{entry.where} ({entry.note})",
+        ]
+        for entry in available()
+    ]
+    write(Table(columns, rows), "table", sys.stdout)
 
 
 @app.command("fetch")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vshift.cli.options import DeviceOption, changes_of
-from vshift.config.recalibration import ADJUST, METHODS
+from vshift.tables import Column, Table, write
+from vshift.text import NONE, escape_control, format_number
 
 
 def recalibrate(
@@ -17,8 +21,8 @@ def recalibrate(
         list[str] | None,
         typer.Option(
             "--method",
-            help=f"{', '.join(METHODS)} (see docs/science.md); repeatable. "
-            f"Default: {', '.join(ADJUST)}.",
+            help="One of the config's recalibration.methods, see docs/science.md; repeatable. "
+            "Default: the readings of the paper's Adjust.",
         ),
     ] = None,
     batches: Annotated[
@@ -28,7 +32,7 @@ def recalibrate(
         bool, typer.Option("--modes", help="Also write the mode matrix, modes.json.")
     ] = False,
     monte_carlo: Annotated[
-        int, typer.Option("--monte-carlo", help="Also test with so many passes with noise on.")
+        int, typer.Option("--monte-carlo", help="Also test with this many passes with noise on.")
     ] = 0,
     sets: Annotated[
         list[str] | None,
@@ -42,26 +46,63 @@ def recalibrate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Re-estimate BN statistics of finished runs and test; the checkpoint stays as it is."""
-    import json
+    from vshift.config.recalibration import ADJUST
+    from vshift.runs import RunFolder, find_runs
 
-    from vshift.runs import find_runs
-
-    wanted = methods or ADJUST
-    changes = [f"recalibration.methods={json.dumps(wanted)}", f"measure.monte_carlo={monte_carlo}"]
+    changes = [f"recalibration.methods={json.dumps(methods or ADJUST)}"]
+    changes += [f"measure.monte_carlo={monte_carlo}", f"measure.modes={json.dumps(modes)}"]
     changes += [] if batches is None else [f"recalibration.batches={batches}"]
-    changes += ["measure.modes=true"] if modes else ["measure.modes=false"]
     folders = [record.path for record in find_runs(runs)]
-    from vshift.runs import RunFolder
-    from vshift.train.recalibrate import recalibrate_run, render, render_modes
+    from vshift.train.recalibrate import recalibrate_run
 
-    found = {}
+    results = {}
     for path in folders:
-        rows = found[str(path)] = recalibrate_run(
-            path, changes_of([*changes, *(sets or [])], device)
-        )
+        rows = recalibrate_run(path, changes_of([*changes, *(sets or [])], device))
+        results[str(path)] = rows
         if not as_json:
-            typer.echo(render(str(path), rows))
+            typer.echo(escape_control(str(path)))
+            write(scores_table(rows), "table", sys.stdout)
             if modes:
-                typer.echo(render_modes(RunFolder(path).modes()))
+                write(modes_table(RunFolder(path).modes()), "table", sys.stdout)
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(results))
+
+
+def scores_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """One row per method: accuracies in percent, or losses if the network is not a classifier."""
+    is_classifier = rows[0]["test_accuracy"] is not None
+    key, digits = ("test_accuracy", 2) if is_classifier else ("test_loss", 4)
+    heads = ["test %", "gain"] if is_classifier else ["loss", "change"]
+    columns = [Column("method", is_text=True)]
+    columns += [Column(head) for head in (*heads, "shift mean", "max")]
+    problems = [row.get("problem") or "" for row in rows]
+    columns += [Column("problem", is_text=True)] if any(problems) else []
+    before = rows[0][key]
+    cells = [
+        [
+            row["method"],
+            format_number(row[key], digits),
+            format_number(None if None in (row[key], before) else row[key] - before, digits, "+"),
+            format_number(row.get("shift_ratio_mean"), 3),
+            format_number(row.get("shift_ratio_max"), 3),
+            problem,
+        ][: len(columns)]
+        for row, problem in zip(rows, problems, strict=True)
+    ]
+    return Table(columns, cells)
+
+
+def modes_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The mode matrix, one row per combination."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+
+    def cell(value: Any) -> str:
+        if isinstance(value, bool):
+            return "on" if value else "off"
+        if isinstance(value, float):
+            return format_number(value, 2 if abs(value) >= 10 else 4)
+        return NONE if value is None else str(value)
+
+    return Table(
+        [Column(key) for key in keys], [[cell(row.get(key)) for key in keys] for row in rows]
+    )

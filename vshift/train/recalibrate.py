@@ -11,7 +11,6 @@ from vshift.data import load as load_images
 from vshift.errors import RunError
 from vshift.runs import PROBE, RunFolder
 from vshift.shift.stats import batch_norms
-from vshift.text import escape_control
 from vshift.train.device import choose_device, configure
 from vshift.train.evaluate import (
     TrainingContext,
@@ -90,46 +89,3 @@ def _monte_carlo(context: TrainingContext, passes: int) -> Row:
         "test_loss": found["monte_carlo_loss"],
     }
     return {"method": "monte_carlo", **tested, **found}
-
-
-def render_modes(rows: list[Row]) -> str:
-    """The mode matrix as aligned text, one line a combination."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
-    widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)]
-    lines = [columns, *cells]
-    return "\n".join(
-        "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, float):
-        return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
-    return "–" if value is None else str(value)
-
-
-def render(path: str, rows: list[Row]) -> str:
-    """The rows as aligned text: accuracies in percent, or losses where nothing is classified."""
-    classified = rows[0]["test_accuracy"] is not None
-    key, head, digits = ("test_accuracy", "test %", 2) if classified else ("test_loss", "loss", 4)
-    gain = "gain" if classified else "change"
-    lines = [
-        escape_control(path),
-        f"{'method':12} {head:>7} {gain:>7} {'shift mean':>11} {'max':>7}",
-    ]
-    before = rows[0][key]
-    for row in rows:
-        mean, highest = (_fixed(row.get(f"shift_ratio_{what}"), ".3f") for what in ("mean", "max"))
-        gained = None if None in (row[key], before) else row[key] - before
-        tested = f"{_fixed(row[key], f'.{digits}f'):>7} {_fixed(gained, f'+.{digits}f'):>7}"
-        lines.append(f"{row['method']:12} {tested} {mean:>11} {highest:>7}")
-        lines += [f"{'':12} {row['problem']}"] if row.get("problem") else []
-    return "\n".join(lines)
-
-
-def _fixed(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)

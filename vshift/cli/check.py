@@ -1,4 +1,4 @@
-"""`vshift inspect`, `check` and `schema`: what a config says, before anything is trained."""
+"""`vshift check` and `vshift schema`: configs, without training anything."""
 
 from __future__ import annotations
 
@@ -7,29 +7,9 @@ from typing import Annotated
 
 import typer
 
-from vshift.cli.options import ConfigPath, Sets
+from vshift.cli.options import Sets
 from vshift.errors import ConfigError
 from vshift.text import escape_control, escape_lines, pluralize
-
-
-def inspect(
-    config: ConfigPath,
-    sets: Sets = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Show the network that a config builds: every layer in forward order, parameters and MACs."""
-    from vshift.config import load
-
-    chosen = load(config, sets or [])
-    from vshift.networks.inspect import describe_network, render_network
-
-    found = describe_network(chosen)
-    if as_json:
-        import json
-
-        typer.echo(json.dumps(found))
-    else:
-        typer.echo(render_network(chosen, found))
 
 
 def check(
@@ -38,7 +18,7 @@ def check(
 ) -> None:
     """Validate configs without running them; every problem of every file is shown.
 
-    A data.root that is not here is remarked on.
+    A missing data.root is a warning.
     """
     from vshift.sweep.plan import config_files, expand_all
 
