@@ -1,10 +1,10 @@
-"""A broken model for each finding of `vshift.audit`, beside its healthy twin.
+"""A broken model and its healthy twin for each finding of `vshift.audit`.
 
     python -m examples.broken_models              every fault
-    python -m examples.broken_models stale        one of them, with the whole report
+    python -m examples.broken_models stale        one of them, with the full report
 
-Each function takes a seed and whether to plant the fault, and returns a small trained model, what
-`audit` gets, and the layer that a finding has to name. About 25 seconds on one CPU core.
+Each function takes a seed and whether to plant the fault. It returns a small trained model, the
+arguments of `audit`, and the layers that a finding may name. About 25 seconds on one CPU core.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ALL = ("bn1", "bn2", "bn3")
 
 
 def nonfinite(seed: int, broken: bool) -> Patient:
-    """One bad batch: its loss was skipped, the buffers kept the infinity."""
+    """One bad batch: its loss was skipped, but the infinity stayed in the buffers."""
     model, batches = trained(seed)
     if broken:
         model.bn2.running_var[3] = float("inf")
@@ -44,7 +44,7 @@ def never_updated(seed: int, broken: bool) -> Patient:
 
 
 def initial_bias(seed: int, broken: bool) -> Patient:
-    """Statistics were reset a few steps before the end."""
+    """The statistics were reset a few steps before the end of training."""
     model, batches = trained(seed)
     if broken:
         for layer in norms(model).values():
@@ -56,12 +56,12 @@ def initial_bias(seed: int, broken: bool) -> Patient:
 
 
 def momentum_low(seed: int, broken: bool) -> Patient:
-    """0.999 was the other framework's decay; PyTorch's 0.001 needs thousands of steps."""
+    """Another framework's decay of 0.999 as a momentum of 0.001, which needs thousands of steps."""
     return Patient(*trained(seed, Net(momentum=0.001 if broken else 0.1)), ALL)
 
 
 def momentum_high(seed: int, broken: bool) -> Patient:
-    """The other framework's decay of 0.99 copied into PyTorch."""
+    """A decay of 0.99 of another framework, copied into PyTorch as the momentum."""
     return Patient(*trained(seed, Net(momentum=0.99 if broken else 0.1)), ALL)
 
 
@@ -76,7 +76,7 @@ def polluted(seed: int, broken: bool) -> Patient:
 
 
 def stale(seed: int, broken: bool) -> Patient:
-    """One layer's weights were changed after training, and its statistics not."""
+    """One layer's weights were changed after training, but its statistics were not."""
     model, batches = trained(seed)
     if broken:
         with torch.no_grad():
@@ -85,7 +85,7 @@ def stale(seed: int, broken: bool) -> Patient:
 
 
 def tiny_batches(seed: int, broken: bool) -> Patient:
-    """Batches of four behind global pooling."""
+    """Batches of four after global pooling."""
     torch.manual_seed(seed)
     size = 4 if broken else 64
     batches = data(seed, 512, size)
@@ -97,7 +97,7 @@ def tiny_batches(seed: int, broken: bool) -> Patient:
 
 
 def batches_not_random(seed: int, broken: bool) -> Patient:
-    """The training loader goes class by class."""
+    """The training loader is sorted by class."""
     torch.manual_seed(seed)
     images, labels = (torch.cat(parts) for parts in zip(*data(seed), strict=True))
     images = images + 1.5 * labels[:, None, None, None]  # classes differ in brightness
@@ -108,7 +108,7 @@ def batches_not_random(seed: int, broken: bool) -> Patient:
 
 
 class Siamese(Net):
-    """Two branches through the same layers; the second one's inputs have another range."""
+    """Two branches through the same layers."""
 
     def forward(self, pair: Tensor) -> Tensor:
         a, b = pair.chunk(2, 1)
@@ -116,7 +116,7 @@ class Siamese(Net):
 
 
 def several_distributions(seed: int, broken: bool) -> Patient:
-    """A siamese network whose branches get images of different ranges."""
+    """A siamese network whose branches get images with different value ranges."""
     torch.manual_seed(seed)
     second = 4.0 if broken else 1.0
     batches = [(torch.cat([x, second * x.flip(0)], 1), y) for x, y in data(seed)]
@@ -124,13 +124,14 @@ def several_distributions(seed: int, broken: bool) -> Patient:
 
 
 class Stubborn(nn.BatchNorm2d):
-    """A train() of its own that forgets to pass the mode on."""
+    """A batch norm whose custom train() ignores the mode."""
 
     def train(self, mode: bool = True) -> Stubborn:
         return super().train(True)
 
 
 def bn_wrong_mode(seed: int, broken: bool) -> Patient:
+    """A batch norm that stays in train mode."""
     model = Net()
     if broken:
         model.bn2 = Stubborn(8)
@@ -138,17 +139,20 @@ def bn_wrong_mode(seed: int, broken: bool) -> Patient:
 
 
 class StubbornDropout(nn.Dropout):
+    """A dropout whose custom train() ignores the mode."""
+
     def train(self, mode: bool = True) -> StubbornDropout:
         return super().train(True)
 
 
 def noise_wrong_mode(seed: int, broken: bool) -> Patient:
+    """A dropout that stays in train mode."""
     noise = StubbornDropout(0.3) if broken else nn.Dropout(0.3)
     return Patient(*trained(seed, Net(after_bn=noise)), ("after_bn",))
 
 
 class Hidden(Net):
-    """Keeps a layer in a plain list, where nothing that walks over modules finds it."""
+    """A network that keeps a layer in a plain list, where `modules()` does not find it."""
 
     def __init__(self, layer: nn.Module, broken: bool) -> None:
         super().__init__()
@@ -159,15 +163,17 @@ class Hidden(Net):
 
 
 def bn_out_of_reach(seed: int, broken: bool) -> Patient:
+    """A batch norm that is not registered as a module."""
     return Patient(*trained(seed, Hidden(nn.BatchNorm2d(8), broken)), ("extra[0]",))
 
 
 def noise_out_of_reach(seed: int, broken: bool) -> Patient:
+    """A dropout that is not registered as a module."""
     return Patient(*trained(seed, Hidden(nn.Dropout(0.3), broken)), ("extra[0]",))
 
 
 class Functional(nn.Module):
-    """F.dropout, with or without asking for the mode."""
+    """F.dropout that does or does not follow the mode."""
 
     def __init__(self, asks: bool) -> None:
         super().__init__()
@@ -178,11 +184,12 @@ class Functional(nn.Module):
 
 
 def noise_live(seed: int, broken: bool) -> Patient:
+    """Functional dropout that is on in eval mode."""
     return Patient(*trained(seed, Net(after_bn=Functional(not broken))), ("after_bn",))
 
 
 def batch_dependent(seed: int, broken: bool) -> Patient:
-    """track_running_stats=False: batch statistics for ever."""
+    """track_running_stats=False: batch statistics in eval mode too."""
     model = Net()
     if broken:
         model.bn2 = nn.BatchNorm2d(8, track_running_stats=False)
@@ -203,14 +210,14 @@ def variance_below_eps(seed: int, broken: bool) -> Patient:
 
 
 def input_differs(seed: int, broken: bool) -> Patient:
-    """Evaluation forgot to normalise."""
+    """Evaluation on images that are not normalised."""
     model, batches = trained(seed)
     ours = [(3 * x + 1 if broken else x, y) for x, y in data(seed + 100)]
     return Patient(model, ours, (None,), {"train_loader": batches})
 
 
 def drift(seed: int, broken: bool) -> Patient:
-    """A backbone with requires_grad=False, on new data, still in train mode."""
+    """A backbone with requires_grad=False that is trained on new data in train mode."""
     model, _ = trained(seed)
     reference = copy.deepcopy(model.state_dict())
     for name, parameter in model.named_parameters():
@@ -223,7 +230,7 @@ def drift(seed: int, broken: bool) -> Patient:
 
 
 def variance_shift(seed: int, broken: bool) -> Patient:
-    """Dropout right before the second of three batch norms, or behind the last one."""
+    """Dropout right before the second of three batch norms; in the twin, after the last one."""
     noise = {"before_bn2" if broken else "after_bn": nn.Dropout(0.5)}
     return Patient(*trained(seed, Net(**noise)), ("bn2",))
 

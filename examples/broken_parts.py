@@ -1,6 +1,6 @@
-"""Broken models whose fault is beside batch norm: instance norm, spectral norm, parts of one's own.
+"""Broken models whose fault is not in batch norm: instance norm, spectral norm, custom modules.
 
-They run with the others: `python -m examples.broken_models noise_scale`.
+Run them with the others: `python -m examples.broken_models noise_scale`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from examples.patients import Net, Patient, data, fit, trained
 
 
 def instance_norm(seed: int, broken: bool) -> Patient:
-    """Instance norm with running statistics: eval mode normalises otherwise than training."""
+    """Instance norm with running statistics: eval mode normalises differently from training."""
     model = Net()
     model.bn2 = nn.InstanceNorm2d(8, affine=True, track_running_stats=broken)  # type: ignore[assignment]
     torch.manual_seed(seed)
-    contrast = torch.rand(16, 32, 1, 1, 1) * 3 + 0.2  # which instance norm takes out
+    contrast = torch.rand(16, 32, 1, 1, 1) * 3 + 0.2  # which instance norm removes
     batches = [(x * c, y) for (x, y), c in zip(data(seed), contrast, strict=True)]
     model.bn1 = nn.Identity()  # type: ignore[assignment]
     return Patient(fit(model, batches, rate=0.02), batches, ("bn2",))
 
 
 def spectral_norm(seed: int, broken: bool) -> Patient:
-    """The weights of a spectral norm were loaded, its vectors were not."""
+    """Spectral norm whose weights were loaded, but not its vectors."""
     torch.manual_seed(seed)
     model, batches = Net(), data(seed)
     nn.utils.parametrizations.spectral_norm(model.fc)
@@ -37,7 +37,7 @@ def spectral_norm(seed: int, broken: bool) -> Patient:
 
 
 class OwnDropout(nn.Module):
-    """Sets values to zero in training, and forgets to make up for it."""
+    """A hand-written dropout, with or without the factor 1/(1 − rate)."""
 
     def __init__(self, rate: float, scaled: bool) -> None:
         super().__init__()
@@ -51,12 +51,12 @@ class OwnDropout(nn.Module):
 
 
 def noise_scale(seed: int, broken: bool) -> Patient:
-    """A dropout of one's own before the classifier, without the factor 1/(1 − rate)."""
+    """A hand-written dropout before the classifier, without the factor 1/(1 − rate)."""
     return Patient(*trained(seed, Net(after_bn=OwnDropout(0.7, not broken))), ("after_bn",))
 
 
 class OwnNorm(nn.Module):
-    """Divides by the batch's largest value in training, in eval mode by one it should remember."""
+    """Divides by the batch's largest value in training, and by a running value in eval mode."""
 
     def __init__(self, remembers: bool) -> None:
         super().__init__()
@@ -72,5 +72,5 @@ class OwnNorm(nn.Module):
 
 
 def output_nonfinite(seed: int, broken: bool) -> Patient:
-    """A running scale of one's own that is never updated."""
+    """A hand-written running scale that is never updated."""
     return Patient(*trained(seed, Net(after_bn=OwnNorm(not broken))), ("after_bn",))

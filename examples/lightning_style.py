@@ -1,9 +1,9 @@
-"""A LightningModule-like class: the audit gets the module, the batches stay as they are.
+"""Audit a LightningModule-like class: pass the module and the loader unchanged.
 
     python -m examples.lightning_style
 
-The trainer here is twenty lines in place of the library. The fault is the most common one: the
-averaged weights of the last epochs replace the weights, and the buffers stay behind.
+A short training loop stands in for the library's trainer. The fault is the most common one:
+averaged weights replace the weights, without their buffers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vshift.auditing import Audit
 
 
 class Classifier(nn.Module):
-    """What Lightning calls a system: the network, its loss and its optimizer."""
+    """The network, its loss and its optimizer, as in a LightningModule."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the examples share: a small network, made-up images, a training loop."""
+"""Shared by the examples: a small network, synthetic images, a training loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Batches = list[tuple[Tensor, Tensor]]
 
 @dataclass
 class Patient:
-    """What an audit is made of; `layers` are the culprits that a finding may name."""
+    """The arguments of an audit, and the `layers` that its finding may name."""
 
     model: nn.Module
     loader: Iterable[Any]
@@ -24,7 +24,7 @@ class Patient:
 
 
 def data(seed: int, count: int = 512, size: int = 32, scale: float = 1.0) -> Batches:
-    """Images [N, 3, 8, 8] of 4 classes, each a faint pattern under noise, in random order."""
+    """Images [N, 3, 8, 8] of 4 classes, each a faint pattern with noise, in random order."""
     patterns = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1234))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(4, (count,), generator=generator)
@@ -34,7 +34,7 @@ def data(seed: int, count: int = 512, size: int = 32, scale: float = 1.0) -> Bat
 
 
 class Net(nn.Module):
-    """Three times convolution, BN, ReLU; `noise` may sit before the second BN or after the last."""
+    """Three times convolution, BN, ReLU; `noise` goes before the second BN or after the last."""
 
     def __init__(self, momentum: float | None = 0.1, **noise: nn.Module) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Net(nn.Module):
 
 
 def fit(model: nn.Module, batches: Batches, epochs: int = 3, rate: float = 0.1) -> nn.Module:
-    """Train with SGD, the learning rate falling to zero; leaves the model in train mode."""
+    """Train with SGD and a linearly falling learning rate; the model stays in train mode."""
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, epochs * len(batches))
     model.train()
@@ -72,10 +72,12 @@ def fit(model: nn.Module, batches: Batches, epochs: int = 3, rate: float = 0.1) 
 
 
 def trained(seed: int, model: nn.Module | None = None, **how: Any) -> tuple[nn.Module, Batches]:
+    """A model trained on `data(seed)`, and these batches."""
     torch.manual_seed(seed)
     batches = data(seed)
     return fit(Net() if model is None else model, batches, **how), batches
 
 
 def norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
+    """The batch norms of a model by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}

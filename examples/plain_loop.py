@@ -1,9 +1,9 @@
-"""A probe in a training loop of one's own, and a run folder that `vshift compare` reads.
+"""Use a probe in your own training loop, and save a run folder for `vshift compare`.
 
     python -m examples.plain_loop [RUNS_DIR]
     vshift compare RUNS_DIR
 
-Ten seconds on one CPU core.
+About ten seconds on one CPU core.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main(runs_dir: Path) -> Path:
     model = Net(before_bn2=nn.Dropout(0.5))
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
 
-    probe = VarianceProbe(model)  # the first line
+    probe = VarianceProbe(model)  # before the loop
     for _ in range(3):
         model.train()
         for images, labels in train:
@@ -37,7 +37,7 @@ def main(runs_dir: Path) -> Path:
         with torch.no_grad():
             hits = [(model(x).argmax(1) == y).float().mean() for x, y in test]
         accuracy = 100 * float(torch.stack(hits).mean())
-        probe.end_epoch(train, test_accuracy=accuracy)  # the second
+        probe.end_epoch(train, test_accuracy=accuracy)  # after each epoch
     probe.remove()
 
     print(probe.frame().drop(columns=["index", "noise_before"]).to_string(index=False))

@@ -1,11 +1,11 @@
-"""timm with DropPath: where stochastic depth reaches batch norm, and what it does there.
+"""Audit a timm model with DropPath: where stochastic depth reaches batch norm, and its effect.
 
     pip install 'vshift[timm]'
     python -m examples.timm_drop_path
 
-A small ResNet is trained for a moment on 16-pixel images. Its DropPath sits at the end of each
-residual branch, behind the branch's last batch norm, and reaches the next block's through the
-addition and a convolution.
+A small ResNet is trained briefly on 32-pixel images. Its DropPath is at the end of each residual
+branch, after the branch's last batch norm, and reaches the batch norms of the next block through
+the addition and a convolution.
 """
 
 from __future__ import annotations
