@@ -1,20 +1,20 @@
 # make demo and make test set up everything they need in .venv; nothing else is installed or changed.
 PYTHON  ?= python3
 VENV    ?= .venv
-# Extra words for pip, for instance --index-url with PyTorch's CPU-only index on a machine without a GPU.
+# Extra arguments for pip, for instance --index-url with PyTorch's CPU-only index on a machine without a GPU.
 PIP_ARGS ?=
 RUNS    ?= runs
-# Runs at a time; without it one for each GPU, or one.
+# Runs at a time; default: one per GPU, or one without GPUs.
 JOBS    ?=
 CONFIGS ?= configs/quick
 SEEDS   ?=
 KILLS   ?= 200
 SEED    ?= 0
-# What every study changes, for instance STUDY_SETS="--set 'data={name: imagefolder, root: …}'"
+# Options for every study, for instance STUDY_SETS="--set 'data={name: imagefolder, root: …}'"
 STUDY_SETS ?=
 STUDIES ?= $(sort $(wildcard configs/studies/*.yaml))
 BENCH_ARGS ?= --networks preresnet-20 --noise none,dropout,gaussian,uniform --peers
-# make gpu installs nothing: the machine may have no network, and its own PyTorch.
+# make gpu installs nothing: the machine may have no network, but its own PyTorch.
 GPU_PYTHON ?= $(or $(wildcard $(VENV)/bin/python),$(PYTHON))
 GPU_OUT ?= benchmarks/results/gpu
 DATA_ROOT ?=
@@ -25,10 +25,10 @@ READY   := $(VENV)/.ready
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test soak lint sweep compare studies bench gpu clean
 
-help:  ## this list
+help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY)  ## .venv with vshift and its development tools
+setup: $(READY)  ## create .venv with vshift and its development tools
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -40,42 +40,42 @@ $(READY): pyproject.toml
 demo: $(READY)  ## train four small networks on the embedded images and compare them
 	$(VSHIFT) sweep configs/demo --jobs 2 --runs-dir $(RUNS)/demo
 
-test: $(READY)  ## the whole test suite
+test: $(READY)  ## run the whole test suite
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
-slurm-test: $(READY)  ## sweeps on a real Slurm of this machine; as root, installs slurm-wlm if it is missing
+slurm-test: $(READY)  ## test sweeps on a real Slurm on this machine; as root, installs slurm-wlm if missing
 	tests/slurm/cluster.sh start
 	@eval "$$(tests/slurm/cluster.sh env)"; code=0; \
 	VSHIFT_REQUIRE_SLURM=1 $(VENV)/bin/python -m pytest tests/slurm || code=$$?; \
 	tests/slurm/cluster.sh stop; exit $$code
 
-soak: $(READY)  ## kill small runs at KILLS random moments, go on with them, compare every bit
+soak: $(READY)  ## kill small runs at KILLS random moments, resume them, compare every bit
 	KILLS=$(KILLS) SEED=$(SEED) $(VENV)/bin/python -m pytest tests/soak -s
 
-lint: $(READY)  ## style and types
+lint: $(READY)  ## check style and types
 	$(VENV)/bin/ruff check vshift tests benchmarks
 	$(VENV)/bin/ruff format --check vshift tests benchmarks
 	$(VENV)/bin/mypy
 
-sweep: $(READY)  ## train CONFIGS (files or folders) with SEEDS, JOBS at a time, skipping runs that are done
+sweep: $(READY)  ## train CONFIGS (files or folders) with SEEDS, JOBS at a time, skipping finished runs
 	$(VSHIFT) sweep $(CONFIGS) $(foreach s,$(SEEDS),--seed $(s)) $(AT_A_TIME) --runs-dir $(RUNS)
 
-compare: $(READY)  ## the table of every run under RUNS
+compare: $(READY)  ## print the table of all runs under RUNS
 	$(VSHIFT) compare $(RUNS)
 
-studies: $(READY)  ## every study of configs/studies with STUDY_SETS, JOBS runs at a time, each with its table
+studies: $(READY)  ## run every study of configs/studies with STUDY_SETS, JOBS runs at a time, and print its table
 	@failed=0; for file in $(STUDIES); do \
 	  study=$$(basename $$file .yaml); echo; echo "## $$study"; \
 	  $(VSHIFT) sweep $$file $(STUDY_SETS) --jobs $(JOBS) --runs-dir $(RUNS)/studies/$$study || failed=1; \
 	done; exit $$failed
 
-bench: $(READY)  ## measure training with BENCH_ARGS, keep it in benchmarks/results, write the table
+bench: $(READY)  ## measure training speed with BENCH_ARGS, save it in benchmarks/results, write the table
 	$(VSHIFT) bench $(BENCH_ARGS) --json benchmarks/results
 	$(VENV)/bin/python -m benchmarks.render
 
-gpu:  ## on a machine with a GPU: its tests, the bench, a short study (of DATA_ROOT), in 9 minutes
+gpu:  ## on a machine with a GPU: its tests, the bench, a short study (on DATA_ROOT), in 9 minutes
 	@$(GPU_PYTHON) -m benchmarks.gpu --out '$(GPU_OUT)' $(if $(DATA_ROOT),--data-root '$(DATA_ROOT)')
 
-clean:  ## remove .venv and caches; runs stay
+clean:  ## remove .venv and caches, but not the runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
