@@ -432,7 +432,7 @@ def test_compare_refuses_in_words(vshift, study):
         (["--view", "table5"], "there are: figure4, table3, table4, table6"),
         (["--metrics", "accuracy"], "--metrics: no summary.json has a `accuracy`"),
         (["--difference", "nothing"], "--difference: no summary.json has a `nothing`"),
-        (["--view", "figure4", "--by", "seed"], "--by cannot go with --view"),
+        (["--view", "figure4", "--by", "seed"], "--by cannot be combined with --view"),
     ):
         code, out, err = vshift("compare", "runs", *words)
         assert (code, out) == (2, ""), words

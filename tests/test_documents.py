@@ -64,7 +64,7 @@ def test_the_readme_names_only_files_that_exist():
 
 def test_the_page_on_comparing_names_every_column_and_view():
     from vshift.compare import COLUMNS
-    from vshift.compare.published import views
+    from vshift.compare.paper import views
     from vshift.tables import FORMATS
 
     page = (ROOT / "docs" / "compare.md").read_text()

@@ -6,12 +6,14 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.factory import config_of, dropout, make_run, summary_of
 from tests.rendering import render
-from vshift.compare import Request, table_of
+from vshift.cli.compare import names
+from vshift.compare import CompareOptions, table_of
 from vshift.errors import VShiftError
 from vshift.runs import find_runs
 from vshift.tables import Table
@@ -32,7 +34,8 @@ def runs(tmp_path: Path) -> Path:
 
 
 def pivot(runs: Path, rows: str = POSITION, columns: str = RATE, **more: str) -> Table:
-    return table_of(find_runs([runs]), Request(rows=rows, columns=columns, **more))
+    options = CompareOptions(rows=names(rows, ""), columns=names(columns, ""), **more)
+    return table_of(find_runs([runs]), options)
 
 
 def test_rows_down_columns_across(runs: Path) -> None:
@@ -94,26 +97,42 @@ def test_several_keys_either_way(runs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "message"),
+    ("options", "message"),
     [
-        (Request(rows=RATE), "a pivot has --rows and --columns"),
-        (Request(rows=RATE, columns=RATE), "both name network.noise.rate"),
-        (Request(rows=RATE, columns=POSITION, by=RATE), "--by cannot go with --rows"),
-        (Request(rows=RATE, columns=POSITION, sort=RATE), "--sort cannot go with --rows"),
-        (Request(value="test_error", metrics="test_loss"), "--metrics cannot go with --value"),
-        (Request(view="table3", rows=RATE), "--rows cannot go with --view"),
-        (Request(view="table3", baseline="a"), "--baseline cannot go with --view"),
-        (Request(by="a,,b"), "--by a,,b: a name is missing"),
-        (Request(where="seed > 9"), "none of 12 runs is so"),
+        ({"rows": (RATE,)}, "a pivot has --rows and --columns"),
+        ({"rows": (RATE,), "columns": (RATE,)}, "both name network.noise.rate"),
+        (
+            {"rows": (RATE,), "columns": (POSITION,), "by": (RATE,)},
+            "--by cannot be combined with --rows",
+        ),
+        (
+            {"rows": (RATE,), "columns": (POSITION,), "sort": RATE},
+            "--sort cannot be combined with --rows",
+        ),
+        (
+            {"value": "test_error", "metrics": ("test_loss",)},
+            "--metrics cannot be combined with --value",
+        ),
+        ({"view": "table3", "rows": (RATE,)}, "--rows cannot be combined with --view"),
+        ({"view": "table3", "baseline": "a"}, "--baseline cannot be combined with --view"),
+        ({"where": "seed > 9"}, "matches none of the 12 runs"),
     ],
 )
-def test_options_that_do_not_go_together(runs: Path, request_: Request, message: str) -> None:
+def test_options_that_do_not_go_together(runs: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(VShiftError) as caught:
-        table_of(find_runs([runs]), request_)
+        table_of(find_runs([runs]), CompareOptions(**options))
     assert message in str(caught.value)
 
 
+def test_a_list_without_a_name_is_refused() -> None:
+    assert names("a, b,a", "--by") == ("a", "b")
+    with pytest.raises(VShiftError, match="--by a,,b: a name is missing"):
+        names("a,,b", "--by")
+
+
 def test_where_keeps_some_and_says_how_many(runs: Path) -> None:
-    sheet = table_of(find_runs([runs]), Request(where="network.noise.rate == 0.5 and seed < 2"))
+    sheet = table_of(
+        find_runs([runs]), CompareOptions(where="network.noise.rate == 0.5 and seed < 2")
+    )
     assert [row[1] for row in sheet.rows] == ["59.95 ± 0.07 (n=2)"] * 2
     assert sheet.notes[0] == "--where keeps 4 of 12 runs"

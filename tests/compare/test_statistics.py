@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,15 +12,16 @@ from scipy import stats
 
 from vshift.compare.statistics import (
     MOST_SEEDS,
+    Difference,
     Sample,
     describe,
     detectable,
     holm,
     holm_once,
+    paired,
     power_of,
     seeds_needed,
     seeds_to_tell,
-    verdict,
     welch,
 )
 
@@ -166,22 +168,28 @@ def test_holm_keeps_the_chance_of_any_false_alarm() -> None:
 
 def test_verdicts_in_words() -> None:
     base = Sample(3, 8.0, 0.142)
-    assert verdict(welch(Sample(1, 9.0, None), base)) == "one seed cannot tell; take 3 or more"
-    assert verdict(welch(Sample(3, 9.0, 0.142), base)) == "more than chance"
+    single = welch(Sample(1, 9.0, None), base)
+    assert (single.verdict(), single.cell) == ("not tested (one seed)", "one seed")
+    far = welch(Sample(3, 9.0, 0.142), base)
+    assert (far.verdict(), far.cell) == ("significant (p < 0.001)", "yes (p < 0.001)")
     close = welch(Sample(3, 8.2, 0.142), base)
-    assert verdict(close) == "cannot tell: needs about 9 seeds to see 0.2 points"
-    assert verdict(close, unit="nats").endswith("0.2 nats")
-    assert verdict(close, unit="").endswith("to see 0.2")
-    nothing = verdict(welch(Sample(3, 8.0, 0.142), base))
-    assert nothing == "no difference seen; 3 seeds see 0.44 points or more"
+    assert close.verdict() == "not significant (p = 0.160; about 9 seeds per config would tell)"
+    assert close.cell == "no (p = 0.160; needs 9 seeds)"
+    nothing = welch(Sample(3, 8.0, 0.142), base)
+    assert nothing.verdict() == "not significant (p = 1.000; 3 seeds detect 0.44 points or more)"
+    assert nothing.verdict("nats").endswith("0.44 nats or more)")
+    assert nothing.verdict("").endswith("detect 0.44 or more)")
+    assert nothing.cell == "no (p = 1.000)"
     clear = welch(Sample(3, 8.6, 0.142), base)
-    assert verdict(clear) == "more than chance"
+    assert clear.verdict().startswith("significant")
     assert clear.p_value is not None
-    many = verdict(clear, 20 * clear.p_value, 20)
-    assert many == "cannot tell among 20: needs about 5 seeds to see 0.6 points"
+    many = replace(clear, p_adjusted=20 * clear.p_value, tests=20)
+    assert many.verdict().endswith("; about 5 seeds per config would tell)")
+    assert not many.is_significant
     assert seeds_needed(0.6, 0.142, level=0.05 / 20) == 5
     same = welch(Sample(3, 8.5, 0.0), Sample(3, 8.0, 0.0))
-    assert verdict(same) == "no spread between seeds to test against"
+    assert (same.verdict(), same.cell) == ("not tested (no spread)", "no spread")
+    assert replace(same, same_training=True).cell == "same training"
 
 
 def test_rows_of_one_test_count_once_with_the_larger_p() -> None:
@@ -195,7 +203,7 @@ def test_rows_of_one_test_count_once_with_the_larger_p() -> None:
 def test_seeds_are_those_that_the_corrected_test_takes() -> None:
     found = welch(Sample(3, 8.2, 0.142), Sample(3, 8.0, 0.142))
     assert seeds_to_tell(found) == seeds_needed(0.2, 0.142) == 9
-    assert seeds_to_tell(found, 8) == seeds_needed(0.2, 0.142, level=0.05 / 8)
+    assert seeds_to_tell(replace(found, tests=8)) == seeds_needed(0.2, 0.142, level=0.05 / 8)
     assert seeds_needed(0.2, 0.142, level=0.05 / 8) > 9  # type: ignore[operator]
 
 
@@ -206,6 +214,57 @@ def test_seeds_to_tell_are_more_than_either_arm_has() -> None:
     assert seeds_to_tell(found) == 8
     for n in (2, 3, 4, 6):
         for size in (0.1, 0.5, 1.0, 2.0):
-            needed = seeds_to_tell(welch(Sample(n, size, 0.4), Sample(3, 0.0, 0.3)), 5)
+            found = welch(Sample(n, size, 0.4), Sample(3, 0.0, 0.3))
+            needed = seeds_to_tell(replace(found, tests=5))
             assert needed is not None
             assert needed > max(n, 3)
+
+
+# ---- the same runs before and after
+
+BEFORE, AFTER = [69.1, 71.6, 66.8], [65.2, 66.1, 64.3]
+
+
+def test_interval_and_p_are_the_paired_t_tests() -> None:
+    found = paired(b - a for b, a in zip(BEFORE, AFTER, strict=True))
+    assert found is not None
+    expected = stats.ttest_rel(BEFORE, AFTER)
+    interval = expected.confidence_interval(0.95)
+    assert found.value == pytest.approx(np.mean(BEFORE) - np.mean(AFTER))
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.p_value == pytest.approx(expected.pvalue)
+
+
+def test_one_seed_or_no_spread_leaves_no_test() -> None:
+    one, same = paired([3.0]), paired([2.0, 2.0])
+    assert one is not None
+    assert one == Difference(3.0, (Sample(1, 3.0, None),))
+    assert same is not None
+    assert same.p_value is None
+    assert seeds_to_tell(one) is seeds_to_tell(same) is None
+    assert paired([]) is None
+
+
+def test_seeds_are_those_that_simulated_tests_take() -> None:
+    """A change of 1 ± 1: of so many seeds' tests 80 % see it, of one fewer not."""
+    change = paired([0.0, 1.0, 2.0])
+    assert change is not None
+    needed = seeds_to_tell(change)
+    assert needed == 10  # Cohen's d 1 in a one-sample test
+    random = np.random.default_rng(4)
+    for n, enough in ((needed, True), (needed - 1, False)):
+        values = random.normal(1.0, 1.0, (40_000, n))
+        seen = np.mean(stats.ttest_1samp(values, 0.0, axis=1).pvalue < 0.05)
+        assert bool(seen > 0.8) is enough
+
+
+def test_more_tests_take_more_seeds_and_always_more_than_there_are() -> None:
+    change = paired([4.0, 5.5, 2.5])
+    assert change is not None
+    alone, among = seeds_to_tell(change), seeds_to_tell(replace(change, tests=9))
+    assert alone is not None
+    assert among is not None
+    assert 3 < alone < among
+    clear = paired([4.0, 4.1, 4.2, 4.1])
+    assert clear is not None
+    assert seeds_to_tell(clear) == 5

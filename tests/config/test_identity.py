@@ -11,13 +11,12 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from tests.factory import make_run
-from vshift.compare import families, published
+from vshift.compare import paper
 from vshift.compare.fields import Fields
-from vshift.compare.groups import differing
+from vshift.compare.groups import differing, without_noise
 from vshift.config import Config, config_hash, differences
 from vshift.config.identity import SCOPES, Scope, hash_of, identity, scope_of
 from vshift.errors import RunError
-from vshift.report import effects
 from vshift.runs import find_runs, prepare
 
 PLACE = {"position": "before_last_bn"}
@@ -198,21 +197,17 @@ def test_the_papers_tables_agree(key: str) -> None:
     """They leave the noise and the arithmetic apart, and know what is re-estimated by what."""
     one, other = PAIRS[key]
     apart = key.startswith(("network", "data.name", "data.root", "hardware"))
-    recipe = [published._training(config) for config in (one, other)]
+    recipe = [paper.recipe_of(config) for config in (one, other)]
     expected = scope_of(key) == Scope.TRAINING and not apart
     assert (recipe[0] != recipe[1]) == expected
-    own = [families._training(config) for config in (one, other)]
+    own = [paper.family_of(config, trained_only=False) for config in (one, other)]
     if not key.startswith(("network", "recalibration")):
         assert (own[0] != own[1]) == (scope_of(key) == Scope.TRAINING)
 
 
 @pytest.mark.parametrize("key", [k for k in PAIRS if not k.startswith("network")])
-def test_the_reports_pairs_agree(key: str, tmp_path: Path) -> None:
-    class Stub:
-        def __init__(self, config: Config) -> None:
-            self.config = config.model_dump()
-
-    rest = [effects._rest(Stub(config)) for config in PAIRS[key]]  # type: ignore[arg-type]
+def test_the_reports_pairs_agree(key: str) -> None:
+    rest = [without_noise(config.model_dump()) for config in PAIRS[key]]
     assert (rest[0] != rest[1]) == (scope_of(key) == Scope.TRAINING)
 
 

@@ -11,9 +11,10 @@ from safetensors.numpy import save_file
 
 from tests.factory import config_of, dropout, make_run, summary_of
 from tests.report.study import EVIL, LAYERS, make_study
+from vshift.compare.groups import NO_NOISE, Noise, noise_of
 from vshift.errors import RunError
 from vshift.report.data import Study, collect
-from vshift.report.groups import NO_NOISE, Noise, noise_of, short_labels
+from vshift.report.groups import short_labels
 from vshift.report.layers import kept, short_layer
 from vshift.report.reading import layer_rows
 from vshift.runs import find_runs

@@ -182,7 +182,7 @@ def test_what_a_person_did_wrong(tmp_path: Path) -> None:
     make_run(tmp_path / "runs")
     with pytest.raises(RunError, match="no folder"):
         write_report([tmp_path / "rums"], tmp_path / "page.html")
-    with pytest.raises(VShiftError, match="no config is called so"):
+    with pytest.raises(VShiftError, match="no config has that name"):
         write_report([tmp_path / "runs"], tmp_path / "page.html", baseline="b")
     with pytest.raises(RunError, match="cannot write"):
         write_report([tmp_path / "runs"], tmp_path)

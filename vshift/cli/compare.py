@@ -5,9 +5,14 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from vshift.errors import VShiftError
+
+if TYPE_CHECKING:
+    from vshift.compare import CompareOptions
 
 
 class Format(StrEnum):
@@ -62,19 +67,45 @@ def compare(
         typer.Option("--view", help="A table of the paper: table3, table4, table6 or figure4."),
     ] = None,
 ) -> None:
-    """Line runs up: one row a config, with error, accuracy on training data and shift ratio."""
-    from vshift.compare import Request
+    """Compare runs in a table: one row per config, with errors, differences and shift ratios."""
+    from vshift.compare import CompareOptions
 
-    request = Request(baseline, by, rows, columns, value, metrics, difference, sort, where, view)
-    line_up(runs_dirs, form, request)
+    options = CompareOptions(
+        baseline=baseline,
+        by=names(by, "--by"),
+        rows=names(rows, "--rows"),
+        columns=names(columns, "--columns"),
+        value=value,
+        metrics=names(metrics, "--metrics"),
+        difference=difference,
+        sort=sort,
+        where=where,
+        view=view,
+    )
+    print_comparison(runs_dirs, form, options)
 
 
-def line_up(runs: list[Path], form: Format, request: Any) -> None:
-    from vshift.compare import table_of
+def names(text: str | None, option: str) -> tuple[str, ...]:
+    """The names in a list with commas, each once; () where the option is not given.
+
+    Raises:
+        VShiftError: a name is missing.
+    """
+    words = [word.strip() for word in text.split(",")] if text is not None else []
+    if not all(words):
+        raise VShiftError(f"{option} {text}: a name is missing; write for instance a,b")
+    return tuple(dict.fromkeys(words))
+
+
+def print_comparison(
+    runs: list[Path], form: Format = Format.table, options: CompareOptions | None = None
+) -> None:
+    """Write the table to stdout and its notes to stderr."""
+    from vshift.compare import CompareOptions, table_of
     from vshift.runs import find_runs
     from vshift.tables import write
 
-    table = table_of(find_runs(runs), request)
+    table = table_of(find_runs(runs), options or CompareOptions())
     write(table, form.value, sys.stdout)
     for note in table.notes:
         typer.echo(note, err=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vshift.cli.compare import Format, line_up
+from vshift.cli.compare import print_comparison
 from vshift.cli.options import DeviceOption, Fresh, Quiet, RunsDir, Seeds, Sets, changes_of
 
 
@@ -101,7 +101,5 @@ def sweep(
         entries = local.sweep(planned, runs_dir, here, reporter)
     done = progress.finished_paths(entries)
     if done and (not on_slurm or all(entry.is_over for entry in entries)):
-        from vshift.compare import Request
-
-        line_up(done, Format.table, Request())
+        print_comparison(done)
     progress.raise_if_failed(entries)

@@ -1,7 +1,7 @@
 """Run folders → tables. Importing this does not import torch."""
 
 from vshift.compare.columns import to_table
-from vshift.compare.request import Request, table_of
+from vshift.compare.options import CompareOptions, table_of
 from vshift.compare.table import COLUMNS, Comparison, compare
 
-__all__ = ["COLUMNS", "Comparison", "Request", "compare", "table_of", "to_table"]
+__all__ = ["COLUMNS", "CompareOptions", "Comparison", "compare", "table_of", "to_table"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from vshift.compare.baseline import SAME
 from vshift.compare.fields import Row
 from vshift.compare.groups import short_heads
-from vshift.compare.statistics import LEVEL
-from vshift.compare.table import Comparison
+from vshift.compare.statistics import LEVEL, ONE_SEED
+from vshift.compare.table import SHOWN, Comparison, row_key
+from vshift.runs import schema
 from vshift.tables import Column, Table
 from vshift.text import (
     NONE,
@@ -19,10 +19,10 @@ from vshift.text import (
     format_spread,
     format_text,
     format_value,
+    list_names,
 )
 
-ONE_SEED = "one seed"
-_WHOLE = ("epoch", "parameters", "bn_layers", "monte_carlo_passes")
+_WHOLE = ("epoch", "monte_carlo_passes")
 _KEYS = 3  # shown of those in which a row differs
 
 
@@ -32,13 +32,9 @@ class _Spec:
 
     head: str
     cell: Callable[[Row], str]
-    keep: int
+    priority: int
     is_text: bool = False
     folds: bool = False  # into the caption, where all rows say the same
-
-    @property
-    def column(self) -> Column:
-        return Column(self.head, self.keep, self.is_text)
 
 
 def to_table(comparison: Comparison) -> Table:
@@ -46,21 +42,18 @@ def to_table(comparison: Comparison) -> Table:
     labels = _labels(comparison)
     specs = [*labels, *(_chosen(comparison) if comparison.metrics else _standard(comparison))]
     silent = {NONE, "baseline", ONE_SEED}
-    shown_columns, same = [], []
+    shown, same = [], []
     for spec in specs:
         values = {spec.cell(row) for row in comparison.rows}
-        if not values - silent and spec not in labels:
-            continue
-        if spec.folds and len(values) == 1:
+        if spec.folds and len(values) == 1 and not values <= silent:
             same.append(f"{spec.head} {values.pop()}")
-        else:
-            shown_columns.append(spec)
-    caption = comparison.caption + _shared_differences(comparison)
-    caption = escape_control(caption) + (f" All rows: {', '.join(same)}." if same else "")
+        elif spec in labels or not values <= silent:
+            shown.append(spec)
+    caption = escape_control(comparison.caption + _shared_differences(comparison))
     return Table(
-        [spec.column for spec in shown_columns],
-        [[spec.cell(row) for spec in shown_columns] for row in comparison.rows],
-        caption,
+        [Column(spec.head, spec.priority, spec.is_text) for spec in shown],
+        [[spec.cell(row) for spec in shown] for row in comparison.rows],
+        caption + (f" All rows: {', '.join(same)}." if same else ""),
         comparison.rows,
         comparison.notes,
         labels=len(labels),
@@ -69,16 +62,15 @@ def to_table(comparison: Comparison) -> Table:
 
 def _labels(comparison: Comparison) -> list[_Spec]:
     """The config's name, or a column for each key that rows are grouped by."""
+    if not comparison.by:
+        return [_Spec("config", lambda row: escape_control(row["label"]), 99, is_text=True)]
 
     def cell(key: str) -> Callable[[Row], str]:
         return lambda row: format_value(row[key])
 
-    if not comparison.by:
-        return [_Spec("config", lambda row: escape_control(row["label"]), 99, is_text=True)]
-    heads = short_heads(comparison.by)
     return [
         _Spec(escape_control(head), cell(key), 99, is_text=True)
-        for head, key in zip(heads, comparison.by, strict=True)
+        for head, key in zip(short_heads(comparison.by), comparison.by, strict=True)
     ]
 
 
@@ -90,20 +82,14 @@ def _chosen(comparison: Comparison) -> list[_Spec]:
 
 
 def _standard(comparison: Comparison) -> list[_Spec]:
+    """The scores, the difference, what summary.json declares with a heading, the circumstances."""
+    error, loss, *others = (_summary_spec(column) for column in SHOWN.values())
     difference, *tested = _tested(comparison)
     return [
-        _Spec("test error %", _test_error, 98),
-        _Spec("test loss", _test_loss, 98),
+        replace(error, cell=_test_error),
+        replace(loss, cell=_test_loss),
         difference,
-        _Spec("after\nrecalibration", _fixed("recalibrated_error_mean", 2), 7),
-        _Spec("validation\nerror %", _validation_error, 6),
-        _Spec("train acc %\n(eval mode)", _fixed("train_accuracy_eval_mode_mean", 2), 8),
-        _Spec("train acc %\n(train mode)", _fixed("train_accuracy_train_mode_mean", 2), 8),
-        _Spec("shift mean", _fixed("shift_ratio_mean", 3), 11),
-        _Spec("shift max", _fixed("shift_ratio_max", 3), 6),
-        _Spec(
-            "largest shift at", lambda r: format_text(r["shift_ratio_max_layer"]), 5, is_text=True
-        ),
+        *others,
         *tested,
         *_differing(comparison),
         _Spec("data", lambda r: format_text(r["data"]), 4, is_text=True, folds=True),
@@ -114,101 +100,15 @@ def _standard(comparison: Comparison) -> list[_Spec]:
     ]
 
 
-def _tested(comparison: Comparison) -> list[_Spec]:
-    """The difference to the baseline, its interval, and whether it is more than chance."""
-    digits = digits_of(comparison.metric)
-
-    def difference(row: Row) -> str:
-        if row["label"] == comparison.baseline:
-            return "baseline"
-        text = format_spread(row["difference"], row["difference_se"], sign="+", digits=digits)
-        return f"{text} *" if is_clear(row) else text
-
-    def interval(row: Row) -> str:
-        low, high = (
-            format_number(row[f"difference_{end}"], digits, "+") for end in ("low", "high")
-        )
-        return NONE if NONE in (low, high) else f"{low} to {high}"
-
-    head = "difference"
-    if comparison.metric != "test_error":
-        head += f"\nin {escape_control(comparison.metric)}"
-    return [
-        _Spec(head, difference, 97),
-        _Spec("95 % interval\nof difference", interval, 9),
-        _Spec("more than\nchance", _chance, 10, is_text=True),
-    ]
-
-
-def is_clear(row: Row) -> bool:
-    """Whether a row's difference is more than chance: what a star marks."""
-    return row["p_adjusted"] is not None and row["p_adjusted"] < LEVEL
-
-
-def _chance(row: Row) -> str:
-    """The verdict in three words; p is adjusted for the table."""
-    p_value = row["p_adjusted"]
-    if row["verdict"] == SAME:
-        return "same training"
-    if p_value is None:
-        return ONE_SEED if row["verdict"] and row["difference_se"] is None else NONE
-    p_text = "p<0.001" if p_value < 0.001 else f"p={p_value:.3f}"
-    if is_clear(row):
-        return f"yes ({p_text})"
-    needed = row["seeds_needed"]
-    return f"needs {needed:,} seeds ({p_text})" if needed else f"not seen ({p_text})"
-
-
-def _differing(comparison: Comparison) -> list[_Spec]:
-    """In which keys a config differs from the reference, where that is not the same for all."""
-    if comparison.by or len(_all_differences(comparison)) < 2:
-        return []
+def _summary_spec(column: schema.Column) -> _Spec:
+    key, spread = row_key(column), f"{column.key}_sd"
 
     def cell(row: Row) -> str:
-        keys = row["differs_in"]
-        more = f" and {len(keys) - _KEYS} more" if len(keys) > _KEYS else ""
-        return escape_control(", ".join(keys[:_KEYS])) + more if keys else NONE
-
-    return [
-        _Spec(
-            f"differs from\n{escape_control(comparison.reference or '')} in", cell, 4, is_text=True
-        )
-    ]
-
-
-def _all_differences(comparison: Comparison) -> set[tuple[str, ...]]:
-    return {tuple(row["differs_in"]) for row in comparison.rows if row["differs_in"]}
-
-
-def _shared_differences(comparison: Comparison) -> str:
-    """A sentence where all configs differ from the reference in the same keys."""
-    found = _all_differences(comparison)
-    if comparison.by or len(found) != 1:
-        return ""
-    (keys,) = found
-    more = f" and {len(keys) - _KEYS} more keys" if len(keys) > _KEYS else ""
-    return f" Configs differ from {comparison.reference} in {', '.join(keys[:_KEYS])}{more}."
-
-
-def digits_of(key: str) -> int:
-    """Decimals of a metric for people: percent 2, ratios 3, the rest 4."""
-    if "_error" in key or "_accuracy" in key or key.endswith("_cost") or "_recovered_" in key:
-        return 2
-    return 3 if "_ratio" in key else 4
-
-
-def metric_cell(key: str) -> Callable[[Row], str]:
-    """A row's mean ± standard deviation of a metric, or its most frequent word."""
-
-    def cell(row: Row) -> str:
-        mean, sd = row.get(f"{key}_mean"), row.get(f"{key}_sd")
-        if isinstance(row.get(key), str):
+        if column.is_text:
             return format_text(row[key])
-        if key in _WHOLE:
-            return format_integer(mean)
-        return format_spread(mean, sd, digits=digits_of(key))
+        return format_spread(row[key], row.get(spread), digits=column.digits)
 
-    return cell
+    return _Spec(column.heading, cell, column.priority, column.is_text)
 
 
 def _test_error(row: Row) -> str:
@@ -224,9 +124,80 @@ def _test_loss(row: Row) -> str:
     return f"{format_spread(row['test_loss_mean'], row['test_loss_sd'], digits=4)} (n={row['n']})"
 
 
-def _validation_error(row: Row) -> str:
-    return format_spread(row["validation_error_mean"], row["validation_error_sd"])
+def _tested(comparison: Comparison) -> list[_Spec]:
+    """The difference to the baseline, its interval, and whether it is significant."""
+    digits = digits_of(comparison.metric)
+    pairs = zip(comparison.rows, comparison.differences, strict=True)
+    found = {id(row): difference for row, difference in pairs}
+
+    def interval(row: Row) -> str:
+        low, high = (
+            format_number(row[f"difference_{end}"], digits, "+") for end in ("low", "high")
+        )
+        return NONE if NONE in (low, high) else f"{low} to {high}"
+
+    def significant(row: Row) -> str:
+        difference = found[id(row)]
+        return NONE if difference is None else difference.cell
+
+    head = "difference"
+    if comparison.metric != "test_error":
+        head += f"\nin {escape_control(comparison.metric)}"
+    return [
+        _Spec(head, lambda row: difference_cell(row, comparison.baseline, digits), 97),
+        _Spec("95 % interval\nof difference", interval, 9),
+        _Spec("significant", significant, 10, is_text=True),
+    ]
 
 
-def _fixed(key: str, digits: int) -> Callable[[Row], str]:
-    return lambda row: format_number(row[key], digits)
+def difference_cell(row: Row, baseline: str | None, digits: int = 2) -> str:
+    """`+10.42 ± 1.40`, with a star where it is significant."""
+    if row["label"] == baseline:
+        return "baseline"
+    text = format_spread(row["difference"], row["difference_se"], sign="+", digits=digits)
+    return f"{text} *" if row["p_adjusted"] is not None and row["p_adjusted"] < LEVEL else text
+
+
+def _differing(comparison: Comparison) -> list[_Spec]:
+    """In which keys a config differs from the reference, where that is not the same for all."""
+    if comparison.by or len(_all_differences(comparison)) < 2:
+        return []
+    head = f"differs from\n{escape_control(comparison.reference or '')} in"
+    return [_Spec(head, lambda row: list_names(row["differs_in"], _KEYS) or NONE, 4, is_text=True)]
+
+
+def _all_differences(comparison: Comparison) -> set[tuple[str, ...]]:
+    return {tuple(row["differs_in"]) for row in comparison.rows if row["differs_in"]}
+
+
+def _shared_differences(comparison: Comparison) -> str:
+    """A sentence where all configs differ from the reference in the same keys."""
+    found = _all_differences(comparison)
+    if comparison.by or len(found) != 1:
+        return ""
+    keys = list_names(found.pop(), _KEYS, "keys")
+    return f" Configs differ from {comparison.reference} in {keys}."
+
+
+def digits_of(key: str) -> int:
+    """Decimals of a metric for people: as declared, else percent 2, ratios 3, the rest 4."""
+    if key in schema.SUMMARY_COLUMNS:
+        return schema.SUMMARY_COLUMNS[key].digits
+    if "_error" in key or "_accuracy" in key or key.endswith("_cost") or "_recovered_" in key:
+        return 2
+    return 3 if "_ratio" in key else 4
+
+
+def metric_cell(key: str) -> Callable[[Row], str]:
+    """A row's mean ± standard deviation of a metric, or its most frequent word."""
+    digits = digits_of(key)
+
+    def cell(row: Row) -> str:
+        if isinstance(row.get(key), str):
+            return format_text(row[key])
+        mean, sd = row.get(f"{key}_mean"), row.get(f"{key}_sd")
+        if key in _WHOLE or digits == 0:
+            return format_integer(mean)
+        return format_spread(mean, sd, digits=digits)
+
+    return cell

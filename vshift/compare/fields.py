@@ -7,18 +7,24 @@ A field is a dotted key of the config (`network.noise.rate`), a number or word o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
+from pydantic import ValidationError
+
 from vshift.config.identity import Scope, identity
+from vshift.config.noise import read_noise
+from vshift.config.schema import Config
 from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord, number
-from vshift.text import did_you_mean, escape_control, format_value, natural
+from vshift.text import did_you_mean, escape_control, format_value, list_names, natural, suggest
 
 Row = dict[str, Any]
 OWN = ("name", "seed", "status")
 _SHOWN = 40  # names in an error
+_ACCURACY_OF = {"test_error": "test_accuracy", "validation_error": "validation_accuracy"}
 
 
 class Fields:
@@ -45,10 +51,19 @@ class Fields:
         """dotted key → whether it is a section, of every run's config."""
         found: dict[str, bool] = {}
         for run in self.runs:
-            for key, value in _flat(self.config(run)):
+            for key, value in flat(self.config(run)):
                 # `network.noise` is a section in some runs and null in others.
                 found[key] = found.get(key, False) or isinstance(value, Mapping)
         return found
+
+    @cached_property
+    def leaves(self) -> list[str]:
+        """The config keys that are no section."""
+        return [key for key, is_section in self.config_keys.items() if not is_section]
+
+    @cached_property
+    def _run_keys(self) -> set[str]:
+        return {f"run.{key}" for run in self.runs for key in run.run}
 
     def config(self, run: RunRecord) -> Row:
         """The complete config, defaults filled in; {} where config.yaml cannot be read.
@@ -67,21 +82,23 @@ class Fields:
         """
         key = run.config_hash or str(run.path)
         if key not in self._trainings:
-            self._trainings[key] = _training(self.config(run)) or key
+            values = identity(self.config(run), Scope.TRAINING)
+            network = values.get("network")
+            if isinstance(network, Mapping) and not network.get("block"):
+                values["network"] = {**network, "noise": active_noise(values) or None}
+            self._trainings[key] = json.dumps(values, sort_keys=True) if values else key
         return self._trainings[key]
 
-    @cached_property
-    def _run_keys(self) -> set[str]:
-        return {f"run.{key}" for run in self.runs for key in run.run}
-
-    def _is_plain(self, key: str) -> bool:
+    def _is_of_run(self, key: str) -> bool:
         return key in OWN or key in self.metrics or key in self._run_keys
 
     def is_known(self, key: str) -> bool:
-        return self._is_plain(key) or key in self.config_keys
+        """Whether any run has such a field."""
+        return self._is_of_run(key) or key in self.config_keys
 
     def is_of_config(self, key: str) -> bool:
-        return not self._is_plain(key) and key in self.config_keys
+        """Whether it is read from config.yaml."""
+        return not self._is_of_run(key) and key in self.config_keys
 
     def value(self, run: RunRecord, key: str) -> Any:
         """A run's value; None where it has none."""
@@ -89,147 +106,109 @@ class Fields:
             return getattr(run, key)
         if key in self._run_keys:
             return run.run.get(key.removeprefix("run."))
-        if key in self.metrics or key in _ERRORS:
+        if key in self.metrics or key in _ACCURACY_OF:
             return metric(run, key)
-        return _at(self.config(run), key.split("."))
+        return value_at(self.config(run), key)
 
-    def require(self, key: str, what: str, *, section: bool = False) -> str:
+    def require(self, key: str, option: str, *, section: bool = False) -> str:
         """The key, if there is such a field.
 
         Args:
-            what: the option that named it, for the message.
+            option: the one that named it, for the message.
             section: whether a section of the config will do.
 
         Raises:
             VShiftError: no run has it, or it is a section, with the nearest and the possible names.
         """
-        if self._is_plain(key):
-            return key
-        if key not in self.config_keys:
-            raise VShiftError(self._unknown(key, what))
-        if self.config_keys[key] and not section:
+        if not self.is_known(key):
+            names = [*OWN, *self.leaves, *self.metrics]
+            hint = did_you_mean(key, names) or same_leaf(key, names)
+            raise VShiftError(
+                f"{option}: none of these runs has a `{escape_control(key)}`; "
+                f"{hint + ' ' if hint else ''}config keys: {list_names(self.leaves, _SHOWN)}; "
+                f"of summary.json: {list_names(self.metrics, _SHOWN)}; and {', '.join(OWN)}"
+            )
+        if self.is_of_config(key) and self.config_keys[key] and not section:
             inside = [k for k in self.config_keys if k.startswith(f"{key}.")]
             raise VShiftError(
-                f"{what}: `{escape_control(key)}` is a section; name one of its keys: "
-                f"{listed(inside)}"
+                f"{option}: `{escape_control(key)}` is a section; name one of its keys: "
+                f"{list_names(inside, _SHOWN)}"
             )
         return key
 
-    def _unknown(self, key: str, what: str) -> str:
-        leaves = [k for k, is_section in self.config_keys.items() if not is_section]
-        names = [*OWN, *leaves, *self.metrics]
-        hint = did_you_mean(key, names) or _by_leaf(key, names)
-        return (
-            f"{what}: none of these runs has a `{escape_control(key)}`; "
-            f"{hint + ' ' if hint else ''}"
-            f"config keys: {listed(leaves)}; of summary.json: {listed(self.metrics)}; "
-            f"and {', '.join(OWN)}"
-        )
-
-    def require_metric(self, key: str, what: str) -> str:
+    def require_metric(self, key: str, option: str) -> str:
         """A key of summary.json.
 
         Raises:
             VShiftError: no run has it, with the nearest and all of them.
         """
-        if key in self.metrics or (key in _ERRORS and _ERRORS[key] in self.metrics):
+        if key in self.metrics or _ACCURACY_OF.get(key) in self.metrics:
             return key
-        hint = did_you_mean(key, self.metrics)
         raise VShiftError(
-            f"{what}: no summary.json has a `{escape_control(key)}`; {hint + ' ' if hint else ''}"
-            f"there are: {listed(self.metrics) or 'none'}"
+            f"{option}: no summary.json has a `{escape_control(key)}`; {suggest(key, self.metrics)}"
+            f"there are: {list_names(self.metrics, _SHOWN) or 'none'}"
         )
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names in a message: as many as a person reads."""
-    shown = ", ".join(escape_control(name) for name in names[:_SHOWN])
-    more = len(names) - _SHOWN
-    return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _by_leaf(key: str, names: Iterable[str]) -> str:
-    """`rate` for `network.noise.rate`."""
-    last = key.rsplit(".", 1)[-1]
-    found = [name for name in names if name.rsplit(".", 1)[-1] == last and name != key]
-    return f"did you mean {' or '.join(f'`{name}`' for name in found[:3])}?" if found else ""
+def same_leaf(key: str, names: Iterable[str]) -> str:
+    """``did you mean `network.noise.rate`?`` for `rate`; empty if no name ends like it."""
+    leaf = key.rsplit(".", 1)[-1]
+    found = [f"`{name}`" for name in names if name.rsplit(".", 1)[-1] == leaf and name != key]
+    return f"did you mean {' or '.join(found[:3])}?" if found else ""
 
 
 def _complete(config: Row) -> Row:
     """With defaults, as far as this version knows the config's keys; else as it stands."""
     if not config:
         return {}
-    from pydantic import ValidationError
-
-    from vshift.config.schema import Config
-
-    try:
+    with suppress(ValidationError, RecursionError):
         config = Config.model_validate(config).model_dump()
-    except (ValidationError, RecursionError):
-        config = dict(config)
     return identity(config, Scope.ROUNDING)
 
 
-def _training(config: Row) -> str:
-    if not config:
-        return ""
-    values = identity(config, Scope.TRAINING)
-    network = values.get("network")
-    if isinstance(network, Mapping) and not network.get("block"):
-        values["network"] = {**network, "noise": heard(network.get("noise")) or None}
-    return json.dumps(values, sort_keys=True)
-
-
-def heard(noise: Any) -> list[Row]:
-    """The entries of `network.noise` whose strength is not 0."""
+def active_noise(config: Row) -> list[Row]:
+    """The entries of a config's `network.noise` whose strength is not 0."""
+    noise = value_at(config, "network.noise")
     entries = noise if isinstance(noise, list) else [noise]
-    return [entry for entry in entries if isinstance(entry, dict) and not _is_silent(entry)]
+    return [e for e in entries if isinstance(e, dict) and read_noise(e).strength != 0]
 
 
-def _is_silent(noise: Row) -> bool:
-    strengths = [noise[key] for key in ("rate", "sigma", "beta") if noise.get(key) is not None]
-    return bool(strengths) and all(number(value) == 0 for value in strengths)
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key with its value, sections included."""
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key with its value, sections included; lists of sections by index."""
     if path:
         yield path, value
+    inside: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Mapping):
-        inside: Iterable[tuple[Any, Any]] = value.items()
+        inside = value.items()
     elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         inside = enumerate(value)
-    else:
-        return
     for key, item in inside:
-        yield from _flat(item, f"{path}.{key}" if path else str(key))
+        yield from flat(item, f"{path}.{key}" if path else str(key))
 
 
-def _at(value: Any, path: Sequence[str]) -> Any:
-    for key in path:
+def value_at(value: Any, key: str) -> Any:
+    """The value at a dotted key of a mapping; None where there is none."""
+    for part in key.split("."):
         if isinstance(value, Mapping):
-            value = value.get(key)
-        elif isinstance(value, list) and key.isdecimal() and int(key) < len(value):
-            value = value[int(key)]
+            value = value.get(part)
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
         else:
             return None
     return value
 
 
-_ERRORS = {"test_error": "test_accuracy", "validation_error": "validation_accuracy"}
-
-
 def metric(run: RunRecord, key: str) -> float | str | None:
     """A number or word of summary.json; an error in percent also from its accuracy."""
     value = run.summary.get(key)
-    if value is None and key in _ERRORS:
-        accuracy = number(run.summary.get(_ERRORS[key]))
+    if value is None and key in _ACCURACY_OF:
+        accuracy = number(run.summary.get(_ACCURACY_OF[key]))
         return None if accuracy is None else 100 - accuracy
     return value if isinstance(value, str) else number(value)
 
 
-def order(value: Any) -> tuple[Any, ...]:
-    """A sort key over values of any kind: nothing, then numbers, then text as people count."""
+def sort_key(value: Any) -> tuple[Any, ...]:
+    """Orders values of any kind: nothing, then numbers, then text as people count."""
     if value is None:
         return (0,)
     if isinstance(value, bool):

@@ -5,35 +5,60 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vshift.compare.fields import Fields, Row, metric, order
+from vshift.compare.fields import Fields, Row, active_noise, flat, metric, sort_key
+from vshift.compare.statistics import Sample, describe
 from vshift.config.identity import Scope, identity, value_differences
+from vshift.config.noise import read_noise
 from vshift.runs.read import RunRecord, number
-from vshift.text import format_value, natural
+from vshift.text import escape_control, format_value, natural
+
+NO_NOISE = "no noise"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A config's noise as people name it.
+
+    Attributes:
+        layout: where it sits, with kind and unit where they are not plain dropout's.
+        strength: `0.5` for a drop rate, `β 0.3`, `σ 1`; empty without noise.
+        variance: s², None where the kind has none that is known here.
+    """
+
+    layout: str
+    strength: str
+    variance: float | None
+
+    @property
+    def strength_in_words(self) -> str:
+        """`rate 0.5`, `β 0.3`; empty without noise."""
+        return f"rate {self.strength}" if self.strength[:1].isdigit() else self.strength
 
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one row.
+    """The runs of one row, of a table or of the report.
 
     Attributes:
         name: of the config, or of the values that the runs share.
         config_hash: None where the runs have several, or none that can be read.
         label: the name, with the hash where several configs have it.
         key: the values of `--by`; () where a row is a config.
-        used: whose numbers count; others: the rest.
+        runs: whose numbers count, one per seed; others: the rest.
         config: the first run's, complete; {} where none can be read.
-        mixed: config keys in which the used runs differ, besides those of `--by`.
-        observed: (training, seed) of the used runs. Rows that share it rest on the same trainings.
+        observed: (training, seed) of the runs. Rows that share it rest on the same trainings.
+        mixed: config keys in which the runs differ, besides those of `--by`.
     """
 
     name: str
     config_hash: str | None
     label: str
     key: tuple[Any, ...]
-    used: list[RunRecord]
+    runs: list[RunRecord]
     others: list[RunRecord]
     config: Row
     observed: frozenset[tuple[str, int]] = frozenset()
@@ -41,17 +66,117 @@ class Group:
 
     def numbers(self, key: str) -> list[float]:
         """The runs' values of a metric, without those that are none."""
-        return known(number(metric(run, key)) for run in self.used)
+        values = (number(metric(run, key)) for run in self.runs)
+        return [value for value in values if value is not None]
+
+    def sample(self, key: str) -> Sample | None:
+        """The runs' mean and standard deviation of a metric; None where no run has it."""
+        return describe(self.numbers(key))
 
     def most_frequent(self, key: str) -> str | None:
-        """Ties go to the earlier seed."""
-        texts = [metric(run, key) for run in self.used]
+        """The runs' most frequent word for a metric; ties go to the earlier seed."""
+        texts = [metric(run, key) for run in self.runs]
         counts = Counter(text for text in texts if isinstance(text, str))
         return counts.most_common(1)[0][0] if counts else None
 
+    @cached_property
+    def noise(self) -> Noise:
+        """Where the config's noise sits and how strong it is, from whatever its file says."""
+        return noise_of(self.config)
 
-def known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
+
+# ---- noise
+
+
+def noise_of(config: Row) -> Noise:
+    """Where a config's noise sits and how strong it is, from whatever its file says."""
+    entries = active_noise(config)
+    if not entries:
+        return Noise(NO_NOISE, "", 0.0)
+    block = config["network"].get("block")
+    known = [read_noise(entry) for entry in entries]
+    variances = {None if noise.strength is None else noise.variance for noise in known}
+    return Noise(
+        " + ".join(dict.fromkeys(_place(entry, block) for entry in entries)),
+        " + ".join(dict.fromkeys(noise.strength_text for noise in known if noise.strength_text)),
+        variances.pop() if len(variances) == 1 else None,
+    )
+
+
+def _place(entry: Row, block: Any) -> str:
+    position = entry.get("position")
+    if isinstance(position, list):
+        position = " and ".join(map(str, position))
+    place = str(position) if position else f"in `{block}`" if block else "somewhere"
+    extra = [str(entry.get("kind"))] if entry.get("kind") != "dropout" else []
+    extra += [f"per {entry['unit']}"] if entry.get("unit", "element") != "element" else []
+    return escape_control(", ".join([place, *extra]))
+
+
+def layout_pairs(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
+    """The pairs of groups that differ in nothing but where equally strong noise sits."""
+    noisy = [g for g in groups if g.noise.layout != NO_NOISE and g.noise.variance is not None]
+    return [
+        (one, other)
+        for i, other in enumerate(noisy)
+        for one in noisy[i + 1 :]
+        if one.noise.layout != other.noise.layout
+        and one.noise.variance == other.noise.variance
+        and without_noise(one.config) == without_noise(other.config)
+    ]
+
+
+def without_noise(config: Row) -> Row:
+    """What a config trains, but for its noise."""
+    training = identity(config, Scope.TRAINING)
+    network = training.get("network")
+    network = network if isinstance(network, dict) else {}
+    bare = {key: value for key, value in network.items() if key not in ("noise", "block")}
+    return {**training, "network": bare}
+
+
+# ---- configs that differ
+
+
+def differing(one: Row, other: Row) -> dict[str, tuple[Any, Any]]:
+    """dotted key → both values, of the settings in which two complete configs differ."""
+    return value_differences(identity(one, Scope.EXECUTION), identity(other, Scope.EXECUTION))
+
+
+def differing_keys(groups: Sequence[Group]) -> dict[str, list[Any]]:
+    """dotted key → each group's value, of the settings in which the groups' configs differ.
+
+    A group without a readable config does not count; its values are None.
+    """
+    configs = [dict(flat(identity(group.config, Scope.EXECUTION))) for group in groups]
+    known = [config for config in configs if config]
+    found = {}
+    for key in dict.fromkeys(key for config in known for key in config):
+        if len({repr(config.get(key)) for config in known}) > 1:
+            found[key] = [config.get(key) for config in configs]
+    # Sections are told by their keys: `network.noise` differs wherever `network.noise.rate` does.
+    return {k: v for k, v in found.items() if not any(o.startswith(f"{k}.") for o in found)}
+
+
+def unstudied(found: Iterable[str], studied: Sequence[str]) -> list[str]:
+    """The keys that are neither a studied key nor its section nor inside it."""
+    return [
+        key
+        for key in found
+        if not any(f"{key}.".startswith(f"{own}.") or own.startswith(f"{key}.") for own in studied)
+    ]
+
+
+def short_heads(keys: Sequence[str]) -> list[str]:
+    """`rate` for `network.noise.rate`, where no other key ends like it."""
+    leaves = [key.rsplit(".", 1)[-1] for key in keys]
+    return [
+        leaf if leaves.count(leaf) == 1 and not leaf.isdecimal() else key
+        for key, leaf in zip(keys, leaves, strict=True)
+    ]
+
+
+# ---- grouping
 
 
 def by_config(fields: Fields, notes: list[str]) -> list[Group]:
@@ -60,7 +185,7 @@ def by_config(fields: Fields, notes: list[str]) -> list[Group]:
     Two config_hashes of one name whose configs are equal are one config: versions of vshift may
     hash differently.
     """
-    hashes = _hashes(fields, notes)
+    hashes = _first_hashes(fields, notes)
     members: dict[tuple[str, str | None], list[RunRecord]] = defaultdict(list)
     for run in fields.runs:
         same = hashes[run.name]
@@ -68,43 +193,36 @@ def by_config(fields: Fields, notes: list[str]) -> list[Group]:
         if own is None and len(set(same.values())) == 1:
             own = next(iter(same.values()))  # too damaged to say its config: with its namesakes
         members[run.name, own].append(run)
-    keys = sorted(members, key=lambda key: (natural(key[0]), key[1] or ""))
-    names = Counter(name for name, _ in keys)
+    names = Counter(name for name, _ in members)
     groups = []
-    for name, own in keys:
+    for name, own in sorted(members, key=lambda key: (natural(key[0]), key[1] or "")):
         label = f"{name} ({(own or 'no hash')[:8]})" if names[name] > 1 else name
-        runs = members[name, own]
-        used, others = _sort_out(fields, runs, name, notes)
-        groups.append(_made(fields, name, own, label, (), used, others))
+        group = _group(fields, members[name, own], name, notes, one_config=True)
+        groups.append(replace(group, config_hash=own, label=label))
     for name in (name for name, count in names.items() if count > 1):
         labels = ", ".join(group.label for group in groups if group.name == name)
         notes.append(f"{name} is the name of different configs, each with its own row: {labels}")
     return groups
 
 
-def _hashes(fields: Fields, notes: list[str]) -> dict[str, dict[str, str]]:
+def _first_hashes(fields: Fields, notes: list[str]) -> dict[str, dict[str, str]]:
     """By name: every config_hash → the first hash of an equal config."""
-    firsts: dict[str, dict[str, RunRecord]] = {}
+    firsts: dict[tuple[str, str], RunRecord] = {}
     for run in fields.runs:
-        first = firsts.setdefault(run.name, {})
         if run.config_hash:
-            first.setdefault(run.config_hash, run)
-    found: dict[str, dict[str, str]] = {}
-    for name, first in firsts.items():
-        same = found[name] = {}
-        for own, run in first.items():
-            same[own] = next((o for o in same if _equal(fields, first[o], run)), own)
-            if same[own] != own:
-                notes.append(
-                    f"{name}: the config_hash is {same[own]} in some runs and {own} in others, "
-                    "as another version of vshift wrote them; the configs are equal and share a row"
-                )
+            firsts.setdefault((run.name, run.config_hash), run)
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for (name, own), run in firsts.items():
+        config, same = fields.config(run), found[name]
+        configs = ((other, fields.config(firsts[name, other])) for other in same)
+        equal = (other for other, c in configs if config and c and not differing(c, config))
+        same[own] = next(equal, own)
+        if same[own] != own:
+            notes.append(
+                f"{name}: the config_hash is {same[own]} in some runs and {own} in others, "
+                "as another version of vshift wrote them; the configs are equal and share a row"
+            )
     return found
-
-
-def _equal(fields: Fields, one: RunRecord, other: RunRecord) -> bool:
-    configs = fields.config(one), fields.config(other)
-    return all(configs) and not differing(*configs)
 
 
 def by_values(fields: Fields, keys: Sequence[str], notes: list[str]) -> list[Group]:
@@ -116,71 +234,71 @@ def by_values(fields: Fields, keys: Sequence[str], notes: list[str]) -> list[Gro
     for key in keys:
         fields.require(key, "--by", section=True)
     of_config = [key for key in keys if fields.is_of_config(key)]
-    members: dict[str, list[RunRecord]] = defaultdict(list)
-    values: dict[str, tuple[Any, ...]] = {}
+    members: dict[tuple[str, ...], list[RunRecord]] = defaultdict(list)
+    values: dict[tuple[str, ...], tuple[Any, ...]] = {}
     unreadable: list[RunRecord] = []
     for run in fields.runs:
         if of_config and not fields.config(run):
             unreadable.append(run)
             continue
         value = tuple(fields.value(run, key) for key in keys)
-        text = repr([format_value(item) for item in value])
+        text = tuple(map(format_value, value))
         values.setdefault(text, value)
         members[text].append(run)
     heads = short_heads(keys)
     groups = []
-    for text in sorted(members, key=lambda text: [order(item) for item in values[text]]):
+    for text in sorted(members, key=lambda text: [sort_key(item) for item in values[text]]):
         name = " ".join(
-            format_value(item) if head == "name" else f"{head}={format_value(item)}"
-            for head, item in zip(heads, values[text], strict=True)
+            item if head == "name" else f"{head}={item}"
+            for head, item in zip(heads, text, strict=True)
         )
-        groups.append(_group_of(fields, members[text], name, values[text], keys, notes))
+        group = _group(fields, members[text], name, notes)
+        mixed = _mixed(fields, group.runs, keys)
+        if mixed:
+            notes.append(f"{name} puts runs together that differ in {_with_values(mixed)}")
+        groups.append(replace(group, key=values[text], mixed=tuple(mixed)))
     if unreadable:
         why = f"its config.yaml does not say {of_config[0]}"
-        notes += [_left_out(run, run.name, _why_not(run) or why) for run in unreadable]
+        notes += [_left_out(run, _why_not(run) or why) for run in unreadable]
         nothing = ("unknown",) * len(keys)
         groups.append(Group("unknown", None, "unknown", nothing, [], unreadable, {}))
     return groups
 
 
-def short_heads(keys: Sequence[str]) -> list[str]:
-    """`rate` for `network.noise.rate`, where no other key ends like it."""
-    leaves = Counter(key.rsplit(".", 1)[-1] for key in keys)
-    return [
-        leaf if leaves[leaf] == 1 and not leaf.isdecimal() else key
-        for key, leaf in ((key, key.rsplit(".", 1)[-1]) for key in keys)
-    ]
-
-
-def _group_of(
+def _group(
     fields: Fields,
     runs: list[RunRecord],
     name: str,
-    values: tuple[Any, ...],
-    keys: Sequence[str],
     notes: list[str],
+    *,
+    one_config: bool = False,
 ) -> Group:
-    used, others = _sort_out(fields, runs, None, notes)
+    """A group of the runs that count and those that do not, with a note for each of the latter.
+
+    The same training with the same seed is one observation, however often it was done: counted
+    twice, it would make chance look like a finding.
+    """
+    used: dict[tuple[str, int], RunRecord] = {}
+    twice: list[tuple[RunRecord, RunRecord]] = []
+    others: list[RunRecord] = []
+    for run in runs:
+        why = _why_not(run)
+        own = ("" if one_config else fields.training(run), run.seed)
+        if why is None and own not in used:
+            used[own] = run
+            continue
+        others.append(run)
+        if why is None:
+            twice.append((run, used[own]))
+        else:
+            notes.append(_left_out(run, why))
+    notes += same_twice(twice)
+    counted = list(used.values())
     hashes = {run.config_hash for run in runs}
-    mixed = _mixed(fields, used, keys)
-    if mixed:
-        notes.append(f"{name} puts runs together that differ in {_with_values(mixed)}")
-    (own,) = hashes if len(hashes) == 1 else (None,)
-    return replace(_made(fields, name, own, name, values, used, others), mixed=tuple(mixed))
-
-
-def _made(
-    fields: Fields,
-    name: str,
-    config_hash: str | None,
-    label: str,
-    key: tuple[Any, ...],
-    used: list[RunRecord],
-    others: list[RunRecord],
-) -> Group:
-    config = next(filter(None, map(fields.config, used or others)), {})
-    observed = frozenset((fields.training(run), run.seed) for run in used)
-    return Group(name, config_hash, label, key, used, others, config, observed)
+    config = next(filter(None, map(fields.config, counted or others)), {})
+    observed = frozenset((fields.training(run), run.seed) for run in counted)
+    own_hash = hashes.pop() if len(hashes) == 1 else None
+    return Group(name, own_hash, name, (), counted, others, config, observed)
 
 
 def _mixed(fields: Fields, runs: list[RunRecord], keys: Sequence[str]) -> dict[str, list[Any]]:
@@ -204,53 +322,8 @@ def _with_values(found: dict[str, list[Any]]) -> str:
     return ", ".join(shown_keys) + (f" and {more} more keys" if more else "")
 
 
-def differing(one: Row, other: Row) -> dict[str, tuple[Any, Any]]:
-    """dotted key → both values, of the settings in which two complete configs differ.
-
-    Threads are no setting: they change the rounding, and a study does not mean to study them.
-    """
-    return value_differences(identity(one, Scope.EXECUTION), identity(other, Scope.EXECUTION))
-
-
-def unstudied(found: Iterable[str], studied: Sequence[str]) -> list[str]:
-    """Those keys that are neither a studied key nor its section nor inside it."""
-    return [
-        key
-        for key in found
-        if not any(
-            key == own or own.startswith(f"{key}.") or key.startswith(f"{own}.") for own in studied
-        )
-    ]
-
-
-def _sort_out(
-    fields: Fields, runs: Sequence[RunRecord], name: str | None, notes: list[str]
-) -> tuple[list[RunRecord], list[RunRecord]]:
-    """The runs that count, and those that do not; a note for each of the latter.
-
-    The same training with the same seed is one observation, however often it was done: counted
-    twice, it would make chance look like a finding. The runs of one name are one config anyway.
-    """
-    used: dict[tuple[str, int], RunRecord] = {}
-    twice: list[tuple[RunRecord, RunRecord]] = []
-    others: list[RunRecord] = []
-    for run in runs:
-        why = _why_not(run)
-        own = ("" if name else fields.training(run), run.seed)
-        if why is None and own not in used:
-            used[own] = run
-            continue
-        others.append(run)
-        if why is not None:
-            notes.append(_left_out(run, name or run.name, why))
-        else:
-            twice.append((run, used[own]))
-    notes += same_twice(twice)
-    return list(used.values()), others
-
-
 def same_twice(pairs: Iterable[tuple[RunRecord, RunRecord]]) -> list[str]:
-    """A note for every config of which runs are there a second time, each with the one used."""
+    """A note per config whose runs exist a second time, each pair with the run that is used."""
     found: dict[tuple[str, Path, Path], list[tuple[RunRecord, RunRecord]]] = defaultdict(list)
     for run, used in pairs:
         found[run.name, run.path.parent, used.path.parent].append((run, used))
@@ -258,8 +331,9 @@ def same_twice(pairs: Iterable[tuple[RunRecord, RunRecord]]) -> list[str]:
     for (name, own, other), same in found.items():
         if len(same) == 1:
             ((run, used),) = same
-            why = f"the same config and seed are in {used.path}, which is used"
-            notes.append(_left_out(run, name, why))
+            notes.append(
+                _left_out(run, f"the same config and seed are in {used.path}, which is used")
+            )
         else:
             seeds = ", ".join(str(run.seed) for run, _ in same)
             notes.append(
@@ -269,13 +343,13 @@ def same_twice(pairs: Iterable[tuple[RunRecord, RunRecord]]) -> list[str]:
     return notes
 
 
-def _left_out(run: RunRecord, name: str, why: str) -> str:
-    return f"left out: {name} seed {run.seed}: {why} ({run.path})"
+def _left_out(run: RunRecord, why: str) -> str:
+    return f"left out: {run.name} seed {run.seed}: {why} ({run.path})"
 
 
 _WHY = {
-    "running": "unfinished (running, or killed); the same `vshift train` goes on with it",
-    "interrupted": "interrupted; the same `vshift train` goes on with it",
+    "running": "unfinished (running, or killed); the same `vshift train` resumes it",
+    "interrupted": "interrupted; the same `vshift train` resumes it",
     "failed": "failed",
     "diverged": "diverged",
 }

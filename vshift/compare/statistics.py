@@ -1,10 +1,13 @@
-"""Statistics over seeds: spread, differences with their uncertainty, and how many seeds it takes.
+"""Statistics over seeds: spread, differences with their uncertainty, and the seeds a test needs.
 
-Pure functions on numbers; the distributions are scipy's (`scipy.special`, which starts three times
-quicker than `scipy.stats` and returns the same values). One value a seed, seeds independent, no
-equal variances assumed: a network that dropout unsettles spreads more than its baseline.
+Pure functions on numbers, one value per seed. Two configs are compared by Welch's test, which does
+not assume equal variances: a network that dropout unsettles spreads more than its baseline. The
+same runs before and after recalibration are compared by the paired t test, in which whatever seeds
+differ in cancels. The distributions are `scipy.special`'s: the values of `scipy.stats`, at a third
+of its start-up time.
 
 Sources:
+    Student 1908, "The probable error of a mean", Biometrika 6: the paired test.
     Welch 1947, "The generalization of 'Student's' problem when several different population
     variances are involved", Biometrika 34: the test and the interval.
     Satterthwaite 1946, "An approximate distribution of estimates of variance components",
@@ -18,18 +21,25 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from vshift.text import format_p
 
 CONFIDENCE = 0.95  # of intervals
 LEVEL = 0.05  # of tests, two-sided
-POWER = 0.8  # the chance to see a difference that is there
-MOST_SEEDS = 10_000  # an arm; who needs more does not need a number
+POWER = 0.8  # probability of detecting a true difference
+MOST_SEEDS = 10_000  # per arm; beyond this, report None
+
+SAME_TRAINING = "same training"  # the verdict on a row that rests on the baseline's own runs
+ONE_SEED = "one seed"
+NO_SPREAD = "no spread"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One arm's seeds: `sd` is the sample standard deviation (n − 1), None for one seed."""
+    """The seeds of one arm; `sd` is the sample standard deviation (n − 1), None for one seed."""
 
     n: int
     mean: float
@@ -38,24 +48,85 @@ class Sample:
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean minus another, in the unit of the values.
+    """A difference of means with its uncertainty, in the unit of the values.
 
     Attributes:
-        value: the difference of the means.
-        standard_error: √(sd₁²/n₁ + sd₂²/n₂); None where an arm has one seed.
-        degrees: Welch and Satterthwaite's degrees of freedom; None where there is no spread.
+        value: the difference of the means, or the mean change.
+        arms: the two samples that were compared; in a paired test one, of each seed's change.
+        standard_error: None where an arm has one seed.
+        degrees: degrees of freedom; None where there is no spread.
         low, high: the confidence interval; None likewise.
         p_value: two-sided, of no difference; None likewise.
-        arms: what was compared.
+        p_adjusted: corrected for all tests of a table, see `adjust`.
+        tests: the number of these tests.
+        same_training: whether both arms rest on the same trainings, so that nothing is tested.
     """
 
     value: float
-    standard_error: float | None
-    degrees: float | None
-    low: float | None
-    high: float | None
-    p_value: float | None
-    arms: tuple[Sample, Sample]
+    arms: tuple[Sample, ...]
+    standard_error: float | None = None
+    degrees: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+    p_adjusted: float | None = None
+    tests: int = 1
+    same_training: bool = False
+
+    @property
+    def n(self) -> int:
+        """Seeds of the arm that has fewer."""
+        return min(arm.n for arm in self.arms)
+
+    @property
+    def p(self) -> float | None:
+        """The p value that decides: adjusted if there is a table, else the difference's own."""
+        return self.p_value if self.p_adjusted is None else self.p_adjusted
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether there was a test at all."""
+        return self.p is not None
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether p is below 0.05 over the whole table."""
+        return self.p is not None and self.p < LEVEL
+
+    def turned(self) -> Difference:
+        """The other arm minus this one."""
+        low, high = (None if end is None else -end for end in (self.high, self.low))
+        return replace(self, value=-self.value, arms=self.arms[::-1], low=low, high=high)
+
+    @property
+    def untested(self) -> str:
+        """Why there is no test; empty where there is one."""
+        if self.same_training:
+            return SAME_TRAINING
+        if any(arm.sd is None for arm in self.arms):
+            return ONE_SEED
+        return NO_SPREAD if self.p is None else ""
+
+    def verdict(self, unit: str = "points") -> str:
+        """`not significant (p = 0.210; about 9 seeds per config would tell)`, for any sentence."""
+        if self.untested:
+            return f"not tested ({self.untested})"
+        if self.is_significant:
+            return f"significant ({format_p(self.p)})"
+        needed = seeds_to_tell(self)
+        hint = "" if needed is None else f"; about {needed:,} seeds per config would tell"
+        if needed is None and len(self.arms) == 2:
+            least = detectable(self.n, *(arm.sd or 0.0 for arm in self.arms)) or 0.0
+            hint = f"; {self.n} seeds detect {least:.2g} {unit}".rstrip() + " or more"
+        return f"not significant ({format_p(self.p)}{hint})"
+
+    @property
+    def cell(self) -> str:
+        """The verdict in a column headed "significant": `no (p = 0.210; needs 9 seeds)`."""
+        if self.untested or self.is_significant:
+            return self.untested or f"yes ({format_p(self.p)})"
+        needed = seeds_to_tell(self)
+        return f"no ({format_p(self.p)}{'' if needed is None else f'; needs {needed:,} seeds'})"
 
 
 def describe(values: Iterable[float]) -> Sample | None:
@@ -81,32 +152,50 @@ def welch(one: Sample, other: Sample, confidence: float = CONFIDENCE) -> Differe
     With one seed in an arm nothing is known but the difference itself. Where no value differs from
     another in either arm, SE is 0 and there is no interval and no test.
     """
-    from scipy import special
-
-    value, arms = one.mean - other.mean, (one, other)
+    found = Difference(one.mean - other.mean, (one, other))
     if one.sd is None or other.sd is None:
-        return Difference(value, None, None, None, None, None, arms)
-    error = _standard_error(one.sd, one.n, other.sd, other.n)
-    degrees = _degrees(one.sd, one.n, other.sd, other.n)
-    if degrees is None:
-        return Difference(value, error, None, None, None, None, arms)
-    half = float(special.stdtrit(degrees, (1 + confidence) / 2)) * error
-    p_value = 2 * float(special.stdtr(degrees, -abs(value / error)))
-    return Difference(value, error, degrees, value - half, value + half, p_value, arms)
+        return found
+    error, degrees = _welch_error(one.sd, one.n, other.sd, other.n)
+    return _t_test(replace(found, standard_error=error), degrees, confidence)
 
 
-def _standard_error(sd: float, n: int, other_sd: float, other_n: int) -> float:
-    return math.hypot(sd / math.sqrt(n), other_sd / math.sqrt(other_n))
+def paired(changes: Iterable[float], confidence: float = CONFIDENCE) -> Difference | None:
+    """The mean change of the same runs with its interval and test; None of no seeds.
 
+    The interval is m ± t(n − 1, (1 + confidence)/2) · sd/√n (Student 1908).
 
-def _degrees(sd: float, n: int, other_sd: float, other_n: int) -> float | None:
-    """ν from each arm's share of SE², which no unit makes overflow; None where SE is 0."""
-    error = _standard_error(sd, n, other_sd, other_n)
-    if error == 0:
+    Raises:
+        ValueError: a change is NaN or infinite.
+    """
+    sample = describe(changes)
+    if sample is None:
         return None
+    found = Difference(sample.mean, (sample,))
+    if sample.sd is None:
+        return found
+    error = sample.sd / math.sqrt(sample.n)
+    return _t_test(replace(found, standard_error=error), sample.n - 1, confidence)
+
+
+def _welch_error(sd: float, n: int, other_sd: float, other_n: int) -> tuple[float, float | None]:
+    """SE, and ν from each arm's share of SE², which no unit makes overflow; None where SE is 0."""
+    error = math.hypot(sd / math.sqrt(n), other_sd / math.sqrt(other_n))
+    if error == 0:
+        return error, None
     share = (sd / error) ** 2 / n
     other = (other_sd / error) ** 2 / other_n
-    return 1 / (share**2 / (n - 1) + other**2 / (other_n - 1))
+    return error, 1 / (share**2 / (n - 1) + other**2 / (other_n - 1))
+
+
+def _t_test(found: Difference, degrees: float | None, confidence: float) -> Difference:
+    from scipy import special
+
+    if degrees is None or not found.standard_error:
+        return found
+    half = float(special.stdtrit(degrees, (1 + confidence) / 2)) * found.standard_error
+    p = 2 * float(special.stdtr(degrees, -abs(found.value / found.standard_error)))
+    low, high = found.value - half, found.value + half
+    return replace(found, degrees=degrees, low=low, high=high, p_value=p)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -127,10 +216,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def holm_once(
     p_values: Sequence[float | None], tests: Sequence[Hashable]
 ) -> tuple[list[float | None], int]:
-    """`holm` where some rows are one test, by their keys in `tests`; and how many tests there are.
+    """`holm` where rows with one key in `tests` are one test; and the number of tests.
 
-    Such rows rest on the same observations. They count once, with the largest of their p values
-    (they differ at most by rounding), and share the adjusted one.
+    Such rows rest on the same trainings. They count once, with the largest of their p values
+    (which differ at most by rounding), and share the adjusted one.
     """
     largest: dict[Hashable, float] = {}
     for p, test in zip(p_values, tests, strict=True):
@@ -141,10 +230,27 @@ def holm_once(
     return found, len(largest)
 
 
+def adjust(differences: Sequence[Difference], tests: Sequence[Hashable]) -> list[Difference]:
+    """The differences of a table with their p values corrected by `holm_once`."""
+    adjusted, count = holm_once([each.p_value for each in differences], tests)
+    pairs = zip(differences, adjusted, strict=True)
+    return [replace(each, p_adjusted=p, tests=count) for each, p in pairs]
+
+
+def _power(noncentrality: float, degrees: float, level: float) -> float:
+    """Of a two-sided t test: P(|T| > t(ν, 1 − level/2)) for T noncentral t."""
+    from scipy import special
+
+    edge = float(special.stdtrit(degrees, 1 - level / 2))
+    tails = (float(special.nctdtr(degrees, noncentrality, x)) for x in (edge, -edge))
+    below, wrong_side = (0.0 if math.isnan(p) else p for p in tails)  # NaN is far below 1e-99
+    return 1 - below + wrong_side
+
+
 def power_of(
     difference: float, n: int, sd: float, other_sd: float | None = None, level: float = LEVEL
 ) -> float:
-    """The chance that n seeds an arm show a true difference in Welch's two-sided test.
+    """Probability that n seeds per arm show a true difference in Welch's two-sided test.
 
     P(|T| > t(ν, 1 − level/2)) for T noncentral t with ν degrees of freedom and noncentrality
     difference/SE (Cohen 1988), SE and ν as in `welch` with equal n. Exact where both arms spread
@@ -154,19 +260,18 @@ def power_of(
         difference: in the unit of the standard deviations.
         other_sd: of the second arm; default: the same.
     """
-    from scipy import special
-
-    other_sd = sd if other_sd is None else other_sd
     if n < 2:
         return 0.0
-    degrees = _degrees(sd, n, other_sd, n)
+    error, degrees = _welch_error(sd, n, sd if other_sd is None else other_sd, n)
     if degrees is None:
         return 1.0 if difference else 0.0
-    shift = abs(difference) / _standard_error(sd, n, other_sd, n)
-    edge = float(special.stdtrit(degrees, 1 - level / 2))
-    wrong_side = float(special.nctdtr(degrees, shift, -edge))
-    wrong_side = 0.0 if math.isnan(wrong_side) else wrong_side  # scipy's word for far below 1e-99
-    return 1 - float(special.nctdtr(degrees, shift, edge)) + wrong_side
+    return _power(abs(difference) / error, degrees, level)
+
+
+def _fewest(is_enough: Callable[[int], bool]) -> int | None:
+    """The smallest n from 2 on that is enough, if MOST_SEEDS are; more are never worse."""
+    n = 2 + bisect_left(range(2, MOST_SEEDS + 1), True, key=is_enough)
+    return n if n <= MOST_SEEDS else None
 
 
 def seeds_needed(
@@ -177,84 +282,43 @@ def seeds_needed(
     level: float = LEVEL,
     power: float = POWER,
 ) -> int | None:
-    """The fewest seeds an arm that see a true difference with this power; None over MOST_SEEDS.
+    """The fewest seeds per arm that show a true difference with this power; None over MOST_SEEDS.
 
     Takes the standard deviations for known. From three seeds they are known to a factor of two or
     three, so the number is a plan, not a promise.
     """
-    return fewest(lambda n: power_of(difference, n, sd, other_sd, level) >= power)
-
-
-def fewest(enough: Callable[[int], bool]) -> int | None:
-    """The smallest n from 2 on that is enough, if MOST_SEEDS are; more are never worse."""
-    too_few, n = 1, 2
-    while not enough(n):
-        if n == MOST_SEEDS:
-            return None
-        too_few, n = n, min(2 * n, MOST_SEEDS)
-    while n - too_few > 1:
-        middle = (too_few + n) // 2
-        too_few, n = (too_few, middle) if enough(middle) else (middle, n)
-    return n
+    return _fewest(lambda n: power_of(difference, n, sd, other_sd, level) >= power)
 
 
 def detectable(
     n: int, sd: float, other_sd: float | None = None, *, level: float = LEVEL, power: float = POWER
 ) -> float | None:
-    """The smallest true difference that n seeds an arm show with this power; None for one seed."""
-    other_sd = sd if other_sd is None else other_sd
+    """The smallest true difference that n seeds per arm show with this power; None for one seed."""
+    from scipy import special
+
     if n < 2:
         return None
-    too_small, enough = 0.0, _standard_error(sd, n, other_sd, n)
-    if enough == 0:
+    error, degrees = _welch_error(sd, n, sd if other_sd is None else other_sd, n)
+    if degrees is None:
         return 0.0
-    while power_of(enough, n, sd, other_sd, level) < power:
-        too_small, enough = enough, 2 * enough
-    while enough - too_small > 1e-6 * enough:
-        middle = (too_small + enough) / 2
-        if power_of(middle, n, sd, other_sd, level) < power:
-            too_small = middle
-        else:
-            enough = middle
-    return enough
+    edge = float(special.stdtrit(degrees, 1 - level / 2))
+    return float(special.nctdtrinc(degrees, 1 - power, edge)) * error
 
 
-def seeds_to_tell(difference: Difference, tests: int = 1) -> int | None:
-    """Seeds an arm that would see a true difference of the size that was found, in this table.
+def seeds_to_tell(difference: Difference) -> int | None:
+    """Seeds per arm that would show a true difference of the size found, in the same table.
 
-    At the level of 5 % / tests: by Bonferroni's correction, which Holm's never falls behind. Always
-    more seeds than either arm has, as these did not see it. None where an arm has one seed or
-    nothing spreads, and over MOST_SEEDS.
+    At the level of 5 % / tests, Bonferroni's correction, which Holm's never falls behind. Always
+    more seeds than any arm has, as these did not show it. None where there was no test, and over
+    MOST_SEEDS.
     """
-    one, other = difference.arms
-    if one.sd is None or other.sd is None or difference.p_value is None:
+    if difference.p_value is None:
         return None
-    needed = seeds_needed(difference.value, one.sd, other.sd, level=LEVEL / max(1, tests))
-    return None if needed is None else max(needed, one.n + 1, other.n + 1)
-
-
-def verdict(
-    difference: Difference, adjusted: float | None = None, tests: int = 1, unit: str = "points"
-) -> str:
-    """Whether a difference is more than chance, in words: what a table says beside it.
-
-    Args:
-        adjusted: the p value by `holm` over the table; default: the difference's own.
-        tests: how many tests the table holds.
-        unit: what the values are in.
-    """
-    one, other = difference.arms
-    if one.sd is None or other.sd is None:
-        return "one seed cannot tell; take 3 or more"
-    p_value = difference.p_value if adjusted is None else adjusted
-    if p_value is None:
-        return "no spread between seeds to test against"
-    if p_value < LEVEL:
-        return "more than chance"
-    have, needed = min(one.n, other.n), seeds_to_tell(difference, tests)
-    if needed is None:
-        least = detectable(have, one.sd, other.sd) or 0.0
-        return f"no difference seen; {have} seeds see {least:.2g} {unit} or more".replace("  ", " ")
-    size = f"{abs(difference.value):.2g} {unit}".rstrip()
-    among = "" if difference.p_value is None or difference.p_value >= LEVEL else f" among {tests}"
-    return f"cannot tell{among}: needs about {needed:,} seeds to see {size}"
+    size, level = abs(difference.value), LEVEL / max(1, difference.tests)
+    sds = [arm.sd or 0.0 for arm in difference.arms]
+    if len(sds) == 2:
+        needed = seeds_needed(size, *sds, level=level)
+    else:
+        effect = size / sds[0]
+        needed = _fewest(lambda n: _power(effect * math.sqrt(n), n - 1, level) >= POWER)
+    return None if needed is None else max(needed, *(arm.n + 1 for arm in difference.arms))

@@ -1,4 +1,4 @@
-"""Runs → rows: means and standard deviations over seeds, differences, and what was left out.
+"""Groups of runs → rows: means and standard deviations over seeds, differences, what is left out.
 
 Only numbers from summary.json of runs that are done enter a mean: those of the last epoch, never
 the best one, for that would choose an epoch on the test set.
@@ -9,21 +9,30 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vshift.compare.baseline import choose, data_name, flag_others, subtract, unit_of
-from vshift.compare.fields import Fields, Row, order
-from vshift.compare.groups import Group, by_config, by_values, known
-from vshift.compare.statistics import describe
+from vshift.compare.baseline import choose, data_name, differences_to, flag_others, unit_of
+from vshift.compare.fields import Fields, Row, sort_key
+from vshift.compare.groups import Group, by_config, by_values
+from vshift.compare.statistics import Difference, seeds_to_tell
 from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord, number
-from vshift.text import did_you_mean, escape_control, pluralize
+from vshift.runs.schema import SUMMARY_COLUMNS, Column
+from vshift.text import escape_control, pluralize, suggest
 
 if TYPE_CHECKING:
     import pandas as pd
 
+# The columns of summary.json that every table has; a new one with a heading joins them.
+SHOWN = {key: c for key, c in SUMMARY_COLUMNS.items() if c.heading and key != "parameters"}
+# What a row calls the mean of a column, where it is not `<key>_mean`.
+_NAMES = {
+    "test_error_recalibrated": "recalibrated_error_mean",
+    "shift_ratio_mean": "shift_ratio_mean",
+    "shift_ratio_max": "shift_ratio_max",
+}
 # Accuracies and errors in percent, differences in points of test error.
-COLUMNS = (
+_COLUMNS = (
     "name",
     "n",
     "test_accuracy_mean",
@@ -59,12 +68,18 @@ COLUMNS = (
     "left_out",
     "differs_in",
 )
-WHOLE_COLUMNS = ("n", "left_out", "epochs", "parameters", "seeds_needed")
-LIST_COLUMNS = ("seeds", "differs_in")
-TEXT_COLUMNS = (
-    "name", "config_hash", "label", "shift_ratio_max_layer", "data", "device", "verdict",
-    *LIST_COLUMNS,
-)  # fmt: skip
+
+
+def row_key(column: Column) -> str:
+    """The key of a row that holds a column's mean, or the most frequent word."""
+    return column.key if column.is_text else _NAMES.get(column.key, f"{column.key}_mean")
+
+
+COLUMNS = (*_COLUMNS, *(key for key in map(row_key, SHOWN.values()) if key not in _COLUMNS))
+_WHOLE = ("n", "left_out", "epochs", "parameters", "seeds_needed")
+_LISTS = ("seeds", "differs_in")
+_TEXTS = ("name", "config_hash", "label", "data", "device", "verdict", *_LISTS,
+          *(column.key for column in SHOWN.values() if column.is_text))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,14 +89,17 @@ class Comparison:
     Attributes:
         rows: one flat object each, with COLUMNS, a key for each of `by`, and for each of `metrics`
             `<metric>_mean` and `<metric>_sd` (a word's most frequent value under its own name).
+        groups: the runs of each row, in the rows' order.
+        differences: each row's difference to the baseline, None where there is none.
         baseline: the label of the row that differences are taken to.
         metric: what the differences are of.
         reference: the label of the row that `differs_in` of the others speaks of.
-        groups: the runs of each row, in the rows' order.
-        tests: how many tests the adjusted p values are over.
+        tests: the number of tests that the adjusted p values are over.
     """
 
     rows: list[Row]
+    groups: list[Group]
+    differences: list[Difference | None]
     baseline: str | None
     caption: str
     notes: list[str]
@@ -89,7 +107,6 @@ class Comparison:
     metrics: tuple[str, ...] = ()
     metric: str = "test_error"
     reference: str | None = None
-    groups: tuple[Group, ...] = ()
     tests: int = 0
 
     @property
@@ -97,9 +114,9 @@ class Comparison:
         """COLUMNS of the rows as typed columns; lists as text, missing values as NA or NaN."""
         import pandas as pd
 
-        lists = {key: [" ".join(map(str, row[key])) for row in self.rows] for key in LIST_COLUMNS}
+        lists = {key: [" ".join(map(str, row[key])) for row in self.rows] for key in _LISTS}
         types = dict.fromkeys(COLUMNS, "float64")
-        types |= dict.fromkeys(WHOLE_COLUMNS, "Int64") | dict.fromkeys(TEXT_COLUMNS, "object")
+        types |= dict.fromkeys(_WHOLE, "Int64") | dict.fromkeys(_TEXTS, "object")
         frame = pd.DataFrame(self.rows, columns=list(COLUMNS))
         return frame.assign(**lists).astype(types)
 
@@ -136,18 +153,26 @@ def compare(
     groups = by_values(fields, by, notes) if by else by_config(fields, notes)
     rows = [_row(group, by, metrics) for group in groups]
     chosen, reason = choose(groups, baseline, notes)
-    tests = subtract(rows, groups, chosen, difference, notes) if chosen else 0
-    reference = chosen or next((group for group in groups if group.used), None)
+    found: list[Difference | None] = [None] * len(groups)
+    if chosen:
+        found = differences_to(chosen, groups, difference, notes)
+        for row, group, each in zip(rows, groups, found, strict=True):
+            if group is chosen:
+                row["difference"] = 0.0 if group.numbers(difference) else None
+            elif each:
+                row |= _difference_columns(each, unit_of(difference))
+    tests = max((each.tests for each in found if each), default=0)
+    reference = chosen or next((group for group in groups if group.runs), None)
     if reference is not None:
         flag_others(rows, groups, reference, by, notes)
-    for run in (run for group in groups for run in group.used):
+    for run in (run for group in groups for run in group.runs):
         notes += [f"{run.name} seed {run.seed}: {problem}" for problem in run.problems]
     caption = _caption(rows, chosen, reason, difference, tests)
-    if sort:
-        places = _sorted(rows, _sort_values(rows, groups, fields, sort), sort, notes)
-        rows, groups = [rows[place] for place in places], [groups[place] for place in places]
+    places = _order(rows, groups, fields, sort, notes) if sort else range(len(rows))
     return Comparison(
-        rows,
+        [rows[place] for place in places],
+        [groups[place] for place in places],
+        [found[place] for place in places],
         chosen.label if chosen else None,
         caption,
         [escape_control(note) for note in notes],
@@ -155,60 +180,53 @@ def compare(
         tuple(metrics),
         difference,
         reference.label if reference else None,
-        tuple(groups),
         tests,
     )
 
 
 def _row(group: Group, by: Sequence[str], metrics: Sequence[str]) -> Row:
-    values: Row = {
+    row: Row = dict.fromkeys(COLUMNS)
+    row |= {
         "name": group.name,
         "config_hash": group.config_hash,
         "label": group.label,
-        "n": len(group.used),
-        "seeds": [run.seed for run in group.used],
+        "n": len(group.runs),
+        "seeds": [run.seed for run in group.runs],
         "left_out": len(group.others),
         "differs_in": [],
-        "shift_ratio_mean": _mean(group, "shift_ratio_mean"),
-        "shift_ratio_max": _mean(group, "shift_ratio_max"),
-        "shift_ratio_max_layer": group.most_frequent("shift_ratio_max_layer"),
-        "recalibrated_error_mean": _mean(group, "test_error_recalibrated"),
+        **_spread(group, "test_accuracy"),
         **_circumstances(group),
     }
-    for key in ("test_accuracy", "test_error", "test_loss", "validation_error"):
-        values |= _spread(group, key)
-    for key in ("train_accuracy_eval_mode", "train_accuracy_train_mode"):
-        values[f"{key}_mean"] = _mean(group, key)
-    row = {column: values.get(column) for column in COLUMNS}
+    for key, column in SHOWN.items():
+        spread = {} if column.is_text else _spread(group, key)
+        row[row_key(column)] = group.most_frequent(key) if column.is_text else spread[f"{key}_mean"]
+        row |= {
+            name: value for name, value in spread.items() if name in COLUMNS and name[-3:] == "_sd"
+        }
     row |= dict(zip(by, group.key, strict=True))
     for key in metrics:
-        row |= _spread(group, key)
+        word = group.most_frequent(key)
+        row |= {key: word} if word is not None and not group.numbers(key) else _spread(group, key)
     return row
 
 
-def _mean(group: Group, key: str) -> float | None:
-    sample = describe(group.numbers(key))
-    return sample.mean if sample else None
-
-
 def _spread(group: Group, key: str) -> Row:
-    """Mean and standard deviation of a metric; of words the most frequent one."""
-    word, sample = group.most_frequent(key), describe(group.numbers(key))
-    if word is not None and sample is None:
-        return {key: word}
+    sample = group.sample(key)
     return {f"{key}_mean": sample and sample.mean, f"{key}_sd": sample and sample.sd}
 
 
 def _circumstances(group: Group) -> Row:
-    if not group.used:
+    """On what, for how long and where the runs were trained."""
+    if not group.runs:
         return {}
-    first = group.used[0]
     epochs = group.config.get("epochs")
-    parameters = number(first.summary.get("parameters"))
-    speeds = known(number(run.run.get("images_per_second")) for run in group.used)
-    devices = dict.fromkeys(filter(None, map(device_of, group.used)))
+    parameters = number(group.runs[0].summary.get("parameters"))
+    speeds = [
+        s for run in group.runs if (s := number(run.run.get("images_per_second"))) is not None
+    ]
+    devices = dict.fromkeys(filter(None, map(device_of, group.runs)))
     return {
-        "data": " + ".join(dict.fromkeys(filter(None, map(data_name, group.used)))) or None,
+        "data": " + ".join(dict.fromkeys(filter(None, map(data_name, group.runs)))) or None,
         "epochs": epochs if isinstance(epochs, int) and not isinstance(epochs, bool) else None,
         "device": " + ".join(devices) or None,
         "images_per_second": sum(speeds) / len(speeds) if speeds else None,
@@ -222,43 +240,49 @@ def device_of(run: RunRecord) -> str | None:
     return re.sub(r"\b1 threads\b", "1 thread", device) if isinstance(device, str) else None
 
 
-def _sort_values(
-    rows: list[Row], groups: Sequence[Group], fields: Fields, sort: str
-) -> tuple[str, list[Any]]:
-    """The column, and every row's value in it; a config key's value is that of the first run.
+def _difference_columns(found: Difference, unit: str) -> Row:
+    return {
+        "difference": found.value,
+        "difference_se": found.standard_error,
+        "difference_low": found.low,
+        "difference_high": found.high,
+        "p_value": found.p_value,
+        "p_adjusted": found.p_adjusted,
+        "seeds_needed": seeds_to_tell(found),
+        "verdict": found.verdict(unit),
+    }
+
+
+def _order(
+    rows: list[Row], groups: Sequence[Group], fields: Fields, sort: str, notes: list[str]
+) -> list[int]:
+    """The rows' places sorted by a column; those without a value last, ties as they were.
 
     Raises:
         VShiftError: there is no such column, with the nearest and all of them.
     """
     word = sort.removeprefix("-")
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    key = next((key for key in (word, f"{word}_mean") if key in columns), None)
-    if key is not None:
-        return key, [row.get(key) for row in rows]
-    if fields.is_known(word):
+    key = next((key for key in (word, f"{word}_mean") if key in columns), word)
+    if key in columns:
+        values = [row.get(key) for row in rows]
+    elif fields.is_known(word):  # a config key's value is that of the first run
         fields.require(word, "--sort")
-        return word, [fields.value(g.used[0], word) if g.used else None for g in groups]
-    names = [*columns, *(key for key, section in fields.config_keys.items() if not section)]
-    hint = did_you_mean(word, names)
-    raise VShiftError(
-        f"--sort {escape_control(sort)}: there is no such column; {hint + ' ' if hint else ''}"
-        f"there are: {escape_control(', '.join(columns))}; and config keys such as "
-        "network.noise.rate"
-    )
-
-
-def _sorted(
-    rows: list[Row], column: tuple[str, list[Any]], sort: str, notes: list[str]
-) -> list[int]:
-    """The rows' places in order; rows without a value last, ties as they were."""
-    key, values = column
+        values = [fields.value(g.runs[0], word) if g.runs else None for g in groups]
+    else:
+        raise VShiftError(
+            f"--sort {escape_control(sort)}: there is no such column; "
+            f"{suggest(word, [*columns, *fields.leaves])}"
+            f"there are: {escape_control(', '.join(columns))}; and config keys such as "
+            "network.noise.rate"
+        )
     if key.startswith("test_") and any(row["validation_error_mean"] is not None for row in rows):
         notes.append(
             f"sorted by {key}; to choose a setting, sort by validation_error: the test images are "
             "for the one that was chosen"
         )
     some = [place for place, value in enumerate(values) if value is not None]
-    some.sort(key=lambda place: order(values[place]), reverse=sort.startswith("-"))
+    some.sort(key=lambda place: sort_key(values[place]), reverse=sort.startswith("-"))
     return some + [place for place, value in enumerate(values) if value is None]
 
 
@@ -272,12 +296,10 @@ def _caption(rows: list[Row], baseline: Group | None, reason: str, metric: str, 
         )
     if tests:
         text += (
-            " Interval: Welch, 95 %. *, yes: more than chance, by Welch's test at 5 % with Holm "
-            f"over {pluralize(tests, 'difference')}."
+            " Interval: Welch, 95 %. *, yes: significant by Welch's test at 5 % with Holm over "
+            f"{pluralize(tests, 'difference')}."
         )
     elif any(row["verdict"] for row in rows):
-        text += " One seed cannot tell a difference from chance."
+        text += " One seed per config leaves differences untested; take 3 or more."
     left_out = sum(row["left_out"] for row in rows)
-    if left_out:
-        text += f" Left out: {pluralize(left_out, 'run')}."
-    return text
+    return text + (f" Left out: {pluralize(left_out, 'run')}." if left_out else "")

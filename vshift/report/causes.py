@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import pandas as pd
 from markupsafe import Markup
 
+from vshift.compare.groups import NO_NOISE
 from vshift.report.data import Study
 from vshift.report.effects import Effect, most_affected
-from vshift.report.groups import NO_NOISE, Group
+from vshift.report.groups import Group
 from vshift.report.prose import Card, bold, joined, listed, say
 from vshift.runs.read import number
 from vshift.text import escape_control, format_number, pluralize

@@ -3,59 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-from vshift.compare.baseline import SAME
-from vshift.compare.statistics import (
-    LEVEL,
-    Difference,
-    describe,
-    holm_once,
-    seeds_to_tell,
-    welch,
-)
-from vshift.config.identity import Scope, identity
+from vshift.compare.groups import layout_pairs
+from vshift.compare.statistics import Difference, adjust, describe, seeds_to_tell, welch
 from vshift.report.data import Study, score_of
-from vshift.report.groups import NO_NOISE, Group
+from vshift.report.groups import Group
 from vshift.text import natural
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tested:
-    """What a table's test of one of its numbers said.
+    """A difference, tested among all of its table."""
 
-    Attributes:
-        p: corrected for all tests of the same table (Holm); None where there was no test.
-        tests: how many tests the table holds.
-    """
+    found: Difference
 
-    p: float | None = None
-    tests: int = 0
+    @property
+    def p(self) -> float | None:
+        return self.found.p_adjusted
+
+    @property
+    def tests(self) -> int:
+        return self.found.tests
 
     @property
     def real(self) -> bool:
-        """More than chance explains, at 5 % over the whole table."""
-        return self.p is not None and self.p < LEVEL
+        return self.found.is_significant
 
     @property
     def testable(self) -> bool:
-        return self.p is not None
-
-
-@dataclass(frozen=True)
-class Effect(Tested):
-    """A group's mean score minus another's.
-
-    Attributes:
-        found: with Welch's interval and test, where both sides have two runs or more.
-        is_same: the two sides are the same trainings, so that there is nothing to test.
-    """
-
-    group: Group
-    other: Group
-    found: Difference
-    is_same: bool = False
+        return self.found.is_tested
 
     @property
     def value(self) -> float:
@@ -63,13 +40,23 @@ class Effect(Tested):
 
     @property
     def found_n(self) -> int:
-        """The seeds of the side that has fewer."""
-        return min(arm.n for arm in self.found.arms)
+        return self.found.n
 
     @property
     def seeds_needed(self) -> int | None:
-        """About how many seeds a side would tell it among this table's tests; None if no number."""
-        return seeds_to_tell(self.found, self.tests)
+        return seeds_to_tell(self.found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect(Tested):
+    """A group's mean score minus another's, with Welch's interval and test."""
+
+    group: Group
+    other: Group
+
+    @property
+    def is_same(self) -> bool:
+        return self.found.same_training
 
 
 def scores(group: Group, score: str) -> list[float]:
@@ -82,57 +69,34 @@ def against_baseline(study: Study) -> list[Effect]:
     base = next((group for group in study.used if group.is_baseline), None)
     if base is None:
         return []
-    # What may be compared and which rows are one test, `vshift compare` has decided: same images,
-    # same epochs, each training once.
-    others = [g for g in study.used if g is not base and g.row["difference"] is not None]
-    found = [(group, _difference(group, base, study.score)) for group in others]
-    tests = study.comparison.tests
+    # What may be compared and which rows are one test, `vshift compare` has decided.
+    found = zip(study.groups, study.comparison.differences, strict=True)
     return [
-        Effect(g, base, d, g.row["verdict"] == SAME, p=g.row["p_adjusted"], tests=tests)
-        for g, d in found
-        if d is not None
+        Effect(group=group, other=base, found=difference)
+        for group, difference in found
+        if difference is not None
     ]
 
 
 def between_layouts(study: Study) -> list[Effect]:
     """Configs that differ in where the noise sits and not in how strong it is."""
-    noisy = [g for g in study.used if g.noise.layout != NO_NOISE and g.noise.variance is not None]
+    groups = {group.name: group for group in study.used}
     pairs = [
-        (b, a)
-        for i, a in enumerate(noisy)
-        for b in noisy[i + 1 :]
-        if a.noise.layout != b.noise.layout
-        and a.noise.variance == b.noise.variance
-        and _rest(a) == _rest(b)
+        (groups[one.label], groups[other.label])
+        for one, other in layout_pairs([g for g in study.comparison.groups if g.runs])
     ]
-    effects = _table(pairs, study.score)
-    return [
-        e if e.value >= 0 else _turned(e)
-        for e in sorted(effects, key=lambda e: natural(e.group.noise.strength))
-    ]
-
-
-def _turned(effect: Effect) -> Effect:
-    one, other = effect.found.arms
-    return replace(effect, group=effect.other, other=effect.group, found=welch(other, one))
-
-
-def _rest(group: Group) -> dict[str, Any]:
-    """What a config trains, without its noise."""
-    training = identity(group.config, Scope.TRAINING)
-    network = training.get("network")
-    network = network if isinstance(network, dict) else {}
-    bare = {k: v for k, v in network.items() if k not in ("noise", "block")}
-    return {**training, "network": bare}
-
-
-def _table(pairs: Sequence[tuple[Group, Group]], score: str) -> list[Effect]:
-    """The pairs' differences, with p values corrected over all of them."""
-    found = [(a, b, _difference(a, b, score)) for a, b in pairs]
-    known = [(a, b, difference) for a, b, difference in found if difference is not None]
+    known = [(a, b, d) for a, b in pairs if (d := _difference(a, b, study.score)) is not None]
     same = [(a.observed or a.label, b.observed or b.label) for a, b, _ in known]
-    adjusted, tests = holm_once([difference.p_value for _, _, difference in known], same)
-    return [Effect(a, b, d, p=p, tests=tests) for (a, b, d), p in zip(known, adjusted, strict=True)]
+    adjusted = adjust([difference for _, _, difference in known], same)
+    effects = [
+        Effect(group=a, other=b, found=found)
+        for (a, b, _), found in zip(known, adjusted, strict=True)
+    ]
+    effects.sort(key=lambda e: natural(e.group.noise.strength))
+    return [
+        e if e.value >= 0 else Effect(group=e.other, other=e.group, found=e.found.turned())
+        for e in effects
+    ]
 
 
 def _difference(group: Group, other: Group, score: str) -> Difference | None:

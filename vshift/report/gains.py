@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from vshift.compare.paired import Change, paired, seeds_to_tell_change
-from vshift.compare.statistics import holm_once
+from vshift.compare.statistics import adjust, paired
 from vshift.config.recalibration import METHODS
 from vshift.report.data import Study
 from vshift.report.effects import Effect, Tested, most_affected
@@ -29,30 +28,12 @@ from vshift.report.prose import (
 from vshift.text import escape_control
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gain(Tested):
-    """What a method gave back to a group: score as trained less score with it, seed by seed.
-
-    Attributes:
-        found: the mean over seeds, with the paired t test's interval.
-    """
+    """What a way to re-estimate the statistics gave back in a group, each run before and after."""
 
     group: Group
     method: str
-    found: Change
-
-    @property
-    def value(self) -> float:
-        return self.found.sample.mean
-
-    @property
-    def found_n(self) -> int:
-        return self.found.sample.n
-
-    @property
-    def seeds_needed(self) -> int | None:
-        """About how many seeds would tell it among this table's tests; None if no number would."""
-        return seeds_to_tell_change(self.found, self.tests)
 
 
 def gains(study: Study) -> list[Gain]:
@@ -66,8 +47,8 @@ def gains(study: Study) -> list[Gain]:
         gain = _gain(group, of, first if first in methods else next(iter(methods), ""))
         if gain is not None:
             result.append(gain)
-    adjusted, tests = holm_once([gain.found.p_value for gain in result], list(map(_test, result)))
-    return [replace(g, p=p, tests=tests) for g, p in zip(result, adjusted, strict=True)]
+    adjusted = adjust([gain.found for gain in result], list(map(_test, result)))
+    return [replace(gain, found=d) for gain, d in zip(result, adjusted, strict=True)]
 
 
 def _test(gain: Gain) -> tuple[object, ...]:
@@ -95,7 +76,7 @@ def _scores(study: Study) -> dict[str, dict[tuple[int, str], float]]:
 def _gain(group: Group, of: dict[tuple[int, str], float], method: str) -> Gain | None:
     seeds = [seed for seed, name in of if name == "none" and (seed, method) in of]
     found = paired(of[seed, "none"] - of[seed, method] for seed in seeds)
-    return None if found is None else Gain(group, method, found)
+    return None if found is None else Gain(group=group, method=method, found=found)
 
 
 def recalibration(study: Study, effects: Sequence[Effect]) -> Card:

@@ -10,14 +10,13 @@ from itertools import takewhile
 from typing import Any
 
 from vshift.compare import Comparison
-from vshift.compare.fields import heard
-from vshift.config.noise import read_noise
+from vshift.compare.fields import active_noise
+from vshift.compare.groups import NO_NOISE, Noise
 from vshift.runs.read import RunRecord
 from vshift.text import escape_control, natural
 
 Row = dict[str, Any]
 
-NO_NOISE = "no noise"
 # Okabe and Ito (2008): hues that people with any kind of colour blindness tell apart; less black,
 # which cannot be seen on a dark page, and yellow, which cannot on a white one.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -25,26 +24,6 @@ GREY = "#8a8a8a"
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 # Up to so many configs each has a hue of its own; beyond, a hue is a layout and a shade a strength.
 _OWN_HUES = 6
-
-
-@dataclass(frozen=True)
-class Noise:
-    """A config's noise as people name it.
-
-    Attributes:
-        layout: where it sits, with kind and unit where they are not plain dropout's.
-        strength: `0.5` for a drop rate, `β 0.3`, `σ 1`; empty without noise.
-        variance: s², None where the kind has none that is known here.
-    """
-
-    layout: str
-    strength: str
-    variance: float | None
-
-    @property
-    def strength_in_words(self) -> str:
-        """`rate 0.5`, `β 0.3`; empty without noise."""
-        return f"rate {self.strength}" if self.strength[:1].isdigit() else self.strength
 
 
 def strengths_in_words(noises: Sequence[Noise]) -> str:
@@ -91,9 +70,9 @@ def make_groups(comparison: Comparison) -> list[Group]:
             row=row,
             label=label,
             config=found.config,
-            runs=found.used,
+            runs=found.runs,
             others=found.others,
-            noise=noise_of(found.config),
+            noise=found.noise,
             is_baseline=found.label == comparison.baseline,
             observed=found.observed,
         )
@@ -114,40 +93,7 @@ def short_labels(names: Sequence[str]) -> list[str]:
 
 def entries_of(config: Row) -> list[Row]:
     """The entries of a config's noise that do something."""
-    network = config.get("network")
-    return heard(network.get("noise")) if isinstance(network, dict) else []
-
-
-def noise_of(config: Row) -> Noise:
-    """Where a config's noise sits and how strong it is, from whatever its file says."""
-    entries = entries_of(config)
-    if not entries:
-        return Noise(NO_NOISE, "", 0.0)
-    block = config["network"].get("block")
-    strengths = [_strength(entry) for entry in entries]
-    texts = dict.fromkeys(text for text, _ in strengths if text)
-    variances = {variance for _, variance in strengths}
-    return Noise(
-        " + ".join(dict.fromkeys(_place(entry, block) for entry in entries)),
-        " + ".join(texts),
-        variances.pop() if len(variances) == 1 else None,
-    )
-
-
-def _place(entry: Row, block: Any) -> str:
-    position = entry.get("position")
-    if isinstance(position, list):
-        position = " and ".join(map(str, position))
-    place = str(position) if position else f"in `{block}`" if block else "somewhere"
-    extra = [str(entry.get("kind"))] if entry.get("kind") != "dropout" else []
-    extra += [f"per {entry['unit']}"] if entry.get("unit", "element") != "element" else []
-    return escape_control(", ".join([place, *extra]))
-
-
-def _strength(entry: Row) -> tuple[str, float | None]:
-    """As text, and as the noise variance s²."""
-    noise = read_noise(entry)
-    return noise.strength_text, None if noise.strength is None else noise.variance
+    return active_noise(config)
 
 
 def _drawn(groups: list[Group]) -> list[Group]:

@@ -7,8 +7,9 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
+from vshift.compare.groups import NO_NOISE
 from vshift.report.data import Study
-from vshift.report.groups import NO_NOISE, SHAPES
+from vshift.report.groups import SHAPES
 from vshift.report.parts import (
     EPOCH,
     GROUP,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from vshift.compare.paired import Change
 from vshift.compare.statistics import Difference
 from vshift.report.data import Study
 from vshift.text import format_number
@@ -55,17 +54,16 @@ def amount(study: Study, value: float | None, sign: str = "") -> str:
     return format_number(value, 2 if study.score == "test_error" else 4, sign)
 
 
-def interval(study: Study, found: Difference | Change) -> str:
+def interval(study: Study, found: Difference) -> str:
     """`95 % CI +1.0 to +2.0`, or what is missing for one."""
     between = span(study, found)
     if between:
         return f"95 % CI {between}"
-    fewest = found.sample.n if isinstance(found, Change) else min(arm.n for arm in found.arms)
-    seed = "from one seed" if fewest < 2 else "as no two seeds differ"
+    seed = "from one seed" if found.n < 2 else "as no two seeds differ"
     return f"no confidence interval {seed}"
 
 
-def span(study: Study, found: Difference | Change) -> str:
+def span(study: Study, found: Difference) -> str:
     """`+1.0 to +2.0`; empty where there is no interval."""
     if found.low is None or found.high is None:
         return ""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
+from vshift.compare.groups import NO_NOISE
 from vshift.report.causes import beginning, prediction
 from vshift.report.chance import OPTION, chance
 from vshift.report.data import Study
@@ -18,7 +19,7 @@ from vshift.report.effects import (
     worst_of,
 )
 from vshift.report.gains import recalibration
-from vshift.report.groups import NO_NOISE, Group, entries_of, strengths_in_words
+from vshift.report.groups import Group, entries_of, strengths_in_words
 from vshift.report.prose import (
     Card,
     amount,

@@ -156,7 +156,7 @@ def test_an_unknown_baseline_names_the_nearest_and_all(tmp_path: Path) -> None:
     with pytest.raises(VShiftError) as caught:
         compared(tmp_path, baseline="baselin")
     message = str(caught.value)
-    assert "no config is called so; did you mean `baseline`? there are: baseline, noisy" in message
+    assert "no config has that name; did you mean `baseline`? there are: baseline, noisy" in message
     assert caught.value.exit_code == 2
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.factory import config_of, dropout, make_run, summary_of
 from tests.rendering import render, write
-from vshift.compare import Comparison, Request, compare, table_of, to_table
+from vshift.compare import CompareOptions, Comparison, compare, table_of, to_table
 from vshift.errors import VShiftError
 from vshift.runs import find_runs
 from vshift.tables import FORMATS
@@ -255,27 +255,29 @@ def test_the_statistics_columns(tmp_path: Path) -> None:
     comparison = compare(find_runs([tmp_path]))
     cells = {row[0]: dict(zip([c.one_line for c in to_table(comparison).columns], row, strict=True))
              for row in to_table(comparison).rows}  # fmt: skip
-    assert cells["clear"]["more than chance"] == "yes (p<0.001)"
+    assert cells["clear"]["significant"] == "yes (p < 0.001)"
     assert cells["clear"]["95 % interval of difference"] == "+1.77 to +2.23"
     assert cells["clear"]["difference"].endswith(" *")
     assert not cells["close"]["difference"].endswith("*")
-    assert cells["close"]["more than chance"] == "needs 21 seeds (p=0.288)"
-    assert cells["single"]["more than chance"] == "one seed"
-    assert cells["base"]["more than chance"] == "–"
+    assert cells["close"]["significant"] == "no (p = 0.288; needs 21 seeds)"
+    assert cells["single"]["significant"] == "one seed"
+    assert cells["base"]["significant"] == "–"
     assert cells["base"]["difference"] == "baseline"
     assert "with Holm over 2 differences" in comparison.caption
     rows = {row["name"]: row for row in comparison.rows}
-    assert rows["close"]["verdict"] == "cannot tell: needs about 21 seeds to see 0.1 points"
+    assert rows["close"]["verdict"] == (
+        "not significant (p = 0.288; about 21 seeds per config would tell)"
+    )
     assert rows["close"]["seeds_needed"] == 21
-    assert rows["single"]["verdict"] == "one seed cannot tell; take 3 or more"
+    assert rows["single"]["verdict"] == "not tested (one seed)"
 
 
 def test_one_seed_everywhere_is_said_once(tmp_path: Path) -> None:
     make_run(tmp_path, "base")
     make_run(tmp_path, "noisy", config=config_of(noise=dropout(0.5)))
     comparison = compare(find_runs([tmp_path]))
-    assert "more than chance" not in [c.one_line for c in to_table(comparison).columns]
-    assert "One seed cannot tell a difference from chance." in comparison.caption
+    assert "significant" not in [c.one_line for c in to_table(comparison).columns]
+    assert "One seed per config leaves differences untested; take 3 or more." in comparison.caption
 
 
 def test_the_caption_counts_what_is_left_out_and_says_what_differs(tmp_path: Path) -> None:
@@ -349,23 +351,23 @@ def test_an_ascii_stream_gets_no_latex_command_out_of_a_letter(tmp_path: Path) -
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
 @pytest.mark.parametrize(
-    "request_",
+    "options",
     [
-        Request(by="network.noise.rate,network.noise.position"),
-        Request(rows="network.noise.position", columns="network.noise.rate"),
-        Request(view="figure4"),
+        CompareOptions(by=("network.noise.rate", "network.noise.position")),
+        CompareOptions(rows=("network.noise.position",), columns=("network.noise.rate",)),
+        CompareOptions(view="figure4"),
     ],
     ids=["by", "pivot", "view"],
 )
 def test_every_table_fits_a_terminal_with_every_number_whole(
-    tmp_path: Path, request_: Request, width: int
+    tmp_path: Path, options: CompareOptions, width: int
 ) -> None:
     net = {"name": "preresnet", "depth": 8}
     for rate in (0.0, 0.1, 0.3, 0.5, 0.7):
         for seed in range(2):
             config = {**config_of(), "network": {**net, "noise": dropout(rate)}}
             make_run(tmp_path, f"rate-{rate}", seed, 90 - 10 * rate + seed, config=config)
-    table = table_of(find_runs([tmp_path]), request_)
+    table = table_of(find_runs([tmp_path]), options)
     text = plain_of(render(table, "table", terminal_width=width))
     lines = [line.rstrip() for line in text.splitlines()]
     assert max(map(len, lines)) <= width

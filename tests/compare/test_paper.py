@@ -10,7 +10,7 @@ import pytest
 
 from tests.factory import make_run, summary_of
 from tests.rendering import render
-from vshift.compare import Request, published, table_of
+from vshift.compare import CompareOptions, paper, table_of
 from vshift.config import load
 from vshift.config.schema import Config
 from vshift.errors import VShiftError
@@ -55,7 +55,7 @@ def add(runs: Path, name: str, config: dict[str, Any], accuracy: float = 91.0, n
 
 
 def view(runs: Path, name: str) -> Table:
-    return table_of(find_runs([runs]), Request(view=name))
+    return table_of(find_runs([runs]), CompareOptions(view=name))
 
 
 def records(sheet: Table) -> list[dict[str, Any]]:
@@ -66,13 +66,13 @@ def records(sheet: Table) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("network", FILES)
 def test_the_shipped_recipes_are_the_papers(network: str) -> None:
     config = Config.model_validate({"name": "x", **paper_config(network)})
-    assert published.network_of(config) == network
-    assert published.data_of(config) == "cifar10"
-    assert published.other_recipe(config, network) == {}
+    assert paper.network_of(config) == network
+    assert paper.data_of(config) == "cifar10"
+    assert paper.other_recipe(config, network) == {}
 
 
 def test_the_published_numbers_are_complete() -> None:
-    every = published.views()
+    every = paper.views()
     assert set(every) == {"figure4", "table3", "table4", "table6"}
     for table in every.values():
         for by_data in table.values.values():

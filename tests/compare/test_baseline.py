@@ -10,8 +10,7 @@ import pytest
 
 from tests.factory import config_of, dropout, make_run
 from vshift.compare import Comparison, compare
-from vshift.compare.baseline import SAME
-from vshift.compare.statistics import Sample, welch
+from vshift.compare.statistics import SAME_TRAINING, Sample, welch
 from vshift.runs import find_runs
 
 BASE, LOSSY = (10.0, 10.6, 9.5), (11.0, 12.2, 12.0)
@@ -70,7 +69,7 @@ def test_no_noise_under_several_names_is_the_baseline(tmp_path: Path) -> None:
     rows, comparison = rows_of(tmp_path)
     assert comparison.baseline == "b-rate-0"
     assert comparison.tests == 1
-    assert rows["a-rate-0"]["verdict"] == SAME
+    assert rows["a-rate-0"]["verdict"] == f"not tested ({SAME_TRAINING})"
     assert rows["a-rate-0"]["p_value"] is None
     expected = welch(Sample(3, 11.733333, 0.642910), Sample(3, 10.033333, 0.550757))
     assert rows["noisy"]["p_adjusted"] == pytest.approx(expected.p_value, rel=1e-4)
@@ -93,5 +92,5 @@ def test_runs_of_one_config_are_joined_whatever_hash_a_version_gave_them(tmp_pat
     rows, comparison = rows_of(tmp_path, sort="-test_error")
     assert rows["noisy"]["n"] == 3
     assert [group.label for group in comparison.groups] == ["noisy", "none"]
-    assert [run.seed for run in comparison.groups[0].used] == [0, 1, 2]
+    assert [run.seed for run in comparison.groups[0].runs] == [0, 1, 2]
     assert comparison.groups[0].others == []

@@ -1,0 +1,94 @@
+"""What `vshift compare` is asked for, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from vshift.compare.columns import to_table
+from vshift.compare.fields import Fields
+from vshift.compare.table import compare
+from vshift.errors import VShiftError
+from vshift.runs.read import RunRecord
+from vshift.tables import Table
+
+_TABLE = ("by", "metrics", "difference", "sort")
+_PIVOT = ("rows", "columns", "value")
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """The options of `vshift compare`; None and () are those that are not given."""
+
+    baseline: str | None = None
+    by: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    value: str | None = None
+    metrics: tuple[str, ...] = ()
+    difference: str | None = None
+    sort: str | None = None
+    where: str | None = None
+    view: str | None = None
+
+    def __post_init__(self) -> None:
+        """A view, a pivot and a table have options of their own.
+
+        Raises:
+            VShiftError: options of several of them are given.
+        """
+        table = [key for key in _TABLE if getattr(self, key)]
+        pivot = [key for key in _PIVOT if getattr(self, key)]
+        others = table + pivot + (["baseline"] if self.baseline else [])
+        if self.view is not None and others:
+            self._refuse("view", others)
+        if pivot and table:
+            self._refuse(pivot[0], table)
+
+    def _refuse(self, option: str, others: list[str]) -> None:
+        names = " and ".join(f"--{key}" for key in others)
+        raise VShiftError(f"{names} cannot be combined with --{option}")
+
+
+def table_of(runs: Iterable[RunRecord], options: CompareOptions) -> Table:
+    """The runs as the table that was asked for; `notes` says what a reader has to know.
+
+    Raises:
+        VShiftError: a field that no run has, no such view, no run left.
+    """
+    fields, notes = Fields(runs), list[str]()
+    if options.where is not None:
+        from vshift.compare.where import parse_where
+
+        condition = parse_where(options.where, fields)
+        kept = [run for run in fields.runs if condition(run)]
+        if not kept:
+            raise VShiftError(
+                f"--where {options.where}: matches none of the {len(fields.runs)} runs"
+            )
+        notes.append(f"--where keeps {len(kept)} of {len(fields.runs)} runs")
+        fields = fields.only(kept)
+    found = _table(fields, options)
+    return replace(found, notes=[*notes, *found.notes])
+
+
+def _table(fields: Fields, options: CompareOptions) -> Table:
+    if options.view is not None:
+        from vshift.compare.paper import view_of  # with the schema of configs, which takes time
+
+        return view_of(fields, options.view)
+    if options.rows or options.columns or options.value:
+        from vshift.compare.pivot import pivot
+
+        value = options.value or "test_error"
+        return pivot(fields, options.rows, options.columns, value, options.baseline)
+    return to_table(
+        compare(
+            fields,
+            options.baseline,
+            by=options.by,
+            metrics=options.metrics,
+            difference=options.difference or "test_error",
+            sort=options.sort,
+        )
+    )

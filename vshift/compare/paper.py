@@ -1,0 +1,498 @@
+"""The paper's own tables, filled with our runs: `--view table3`, `table4`, `table6`, `figure4`.
+
+A published value stands only beside runs of the paper's network on the paper's images, CIFAR-10 or
+CIFAR-100, all of them. Whether a run is that is read from its config's values, never from names.
+The paper's numbers and recipes are in `published.yaml`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from vshift.compare.fields import Fields, Row, metric
+from vshift.compare.groups import Group, by_config, differing, same_twice
+from vshift.compare.statistics import Sample, describe
+from vshift.config import block
+from vshift.config.identity import Scope, identity, value_differences
+from vshift.config.reader import read
+from vshift.config.recalibration import ADJUST
+from vshift.config.schema import Config
+from vshift.config.tree import plain
+from vshift.errors import VShiftError
+from vshift.runs.read import RunRecord, number
+from vshift.runs.schema import error_of
+from vshift.tables import Column, Table
+from vshift.text import (
+    NONE,
+    escape_control,
+    format_number,
+    format_spread,
+    format_value,
+    list_names,
+    suggest,
+)
+
+_PLACES = {
+    "before_last_bn": "(a) before last BN",
+    "before_last_conv": "(b) before last conv",
+    "before_classifier": "before classifier",
+}
+_SIGNS = {"dropout": "drop", "uniform": "β"}
+_SHOWN = 40  # names in a note
+
+
+# ---- the paper
+
+
+@dataclass(frozen=True)
+class View:
+    """A table of the paper.
+
+    Attributes:
+        name: as in `--view`; source: the paper and the table; about: what it shows.
+        kind: of noise; levels: its drop rates, or β for uniform noise.
+        adjusted: whether its values are pairs at the one level: as trained, and re-estimated.
+        values: position → data set → network → a value for each level, or the pair.
+    """
+
+    name: str
+    source: str
+    about: str
+    kind: str
+    levels: tuple[float, ...]
+    adjusted: bool
+    values: dict[str, dict[str, dict[str, list[float]]]]
+
+    @property
+    def positions(self) -> tuple[str, ...]:
+        return tuple(self.values)
+
+    def published(self, position: str, data: str | None, network: str | None) -> Sequence[float]:
+        """The paper's values, () where it has none."""
+        return self.values[position].get(data or "", {}).get(network or "", ())
+
+
+@cache
+def _contents() -> Row:
+    text = resources.files("vshift.compare").joinpath("published.yaml").read_text("utf-8")
+    contents: Row = plain(read(text, "published.yaml"))
+    return contents
+
+
+def views() -> dict[str, View]:
+    """Every view by name."""
+    contents = _contents()
+    return {
+        name: View(
+            name,
+            f"{contents['paper']}, {view['from']}",
+            view["about"],
+            view["kind"],
+            tuple(view["levels"]),
+            view.get("adjusted", False),
+            view["positions"],
+        )
+        for name, view in contents["views"].items()
+    }
+
+
+@cache
+def _recipe(network: str) -> Config:
+    """The paper's config of a network, on CIFAR-10, without noise."""
+    recipe = _contents()["networks"][network]
+    data = {"name": "cifar10", **recipe["data"]}
+    return Config.model_validate({"name": network, **recipe, "data": data})
+
+
+def network_of(config: Config) -> str | None:
+    """Which of the paper's networks a config trains, None if none: by its layers, not its name."""
+    own = _layers(config.network)
+    names = _contents()["networks"]
+    return next((name for name in names if _layers(_recipe(name).network) == own), None)
+
+
+def data_of(config: Config) -> str | None:
+    """`cifar10` or `cifar100` if a config uses all of its images; nothing else is the paper's."""
+    data = config.data
+    whole = data.train_limit is None and data.test_limit is None
+    return data.name if data.name in ("cifar10", "cifar100") and whole else None
+
+
+def other_recipe(config: Config, network: str) -> dict[str, tuple[Any, Any]]:
+    """dotted key → (value here, value there) where a config trains differently than the paper.
+
+    Which data set, the noise, and the arithmetic's precision do not count.
+    """
+    return value_differences(recipe_of(config), recipe_of(_recipe(network)))
+
+
+def recipe_of(config: Config) -> Row:
+    """How a config trains, apart from the network, the place of the data and the arithmetic."""
+    values = identity(config.model_dump(exclude={"network", "hardware"}), Scope.TRAINING)
+    for key in ("name", "root"):
+        values["data"].pop(key, None)
+    return values
+
+
+def _layers(network: Any) -> Row:
+    """A network section without its noise, in one form for the several ways to write it."""
+    values: Row = network.model_dump(exclude={"noise", "block", "bottleneck"})
+    values["order"] = _without_noise(network.order)
+    values["is_bottleneck"] = getattr(network, "is_bottleneck", None)
+    return values
+
+
+def _without_noise(order: Sequence[str]) -> list[str]:
+    return [word for word in order if not block.is_noise(word)]
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """The one noise of a network: None for kind and position where there is none."""
+
+    kind: str | None
+    position: str | None
+    level: float
+
+
+def _noise_of(network: Any) -> _Noise | None:
+    """A network's noise as a view needs it: where it sits, and the drop rate or β.
+
+    None if it is no noise of a view: several entries, another place, or not drawn elementwise. The
+    place is taken from the block order, so `block: … noise bn …` is `before_last_bn` too.
+    """
+    noises = [noise for noise in network.noises if noise.variance]
+    if not noises:
+        return _Noise(None, None, 0.0)
+    if len(network.noises) > 1 or getattr(noises[0], "unit", "") != "element":
+        return None
+    noise = noises[0]
+    position = _position(network)
+    if position is None or noise.kind not in _SIGNS:
+        return None
+    # β of the same noise variance β²/3, where the config gives a rate
+    level = noise.rate if noise.kind == "dropout" else (3 * noise.variance) ** 0.5
+    return _Noise(noise.kind, position, round(float(level), 6))
+
+
+def _position(network: Any) -> str | None:
+    bare = block.parse(" ".join(_without_noise(network.order)))
+    if network.order == bare:
+        return "before_classifier" if network.head_noises == (0,) else None
+    if network.head_noises:
+        return None
+    for position in ("before_last_bn", "before_last_conv"):
+        try:
+            if block.place(bare, [[position]]) == network.order:
+                return position
+        except ValueError:  # an order without BN has no place before its last one
+            continue
+    return None
+
+
+# ---- families of our runs
+
+
+@dataclass
+class _Family:
+    """Configs that differ in nothing but the noise.
+
+    Attributes:
+        config: the first one's.
+        runs: (position, level) → seed → run; the position is None where there is no noise.
+        label: the network and the data, with what tells it from a family of the same name.
+    """
+
+    config: Config
+    runs: dict[tuple[str | None, float], dict[int, RunRecord]] = field(default_factory=dict)
+    label: tuple[str, str] = ("", "")
+
+    def at(self, position: str, level: float) -> list[RunRecord]:
+        """The runs of a place and level; those without noise belong to every place."""
+        everywhere, here = self.runs.get((None, level), {}), self.runs.get((position, level), {})
+        return list({**everywhere, **here}.values())
+
+    def has(self, position: str) -> bool:
+        return any(where == position for where, _ in self.runs)
+
+    @cached_property
+    def papers(self) -> tuple[str | None, str | None]:
+        """The paper's data set and network that these are."""
+        return data_of(self.config), network_of(self.config)
+
+    @cached_property
+    def other_recipe(self) -> dict[str, tuple[Any, Any]]:
+        """dotted key → (ours, the paper's); {} too where the network or the data are others."""
+        data, network = self.papers
+        return {} if data is None or network is None else other_recipe(self.config, network)
+
+
+def _families(groups: Iterable[Group], view: View, notes: list[str]) -> list[_Family]:
+    """The families that have noise of the view, with a note on the configs that do not belong."""
+    found: dict[str, _Family] = {}
+    elsewhere: list[str] = []
+    twice: list[tuple[RunRecord, RunRecord]] = []
+    for group in groups:
+        config = _config(group)
+        noise = _noise_of(config.network) if config else None
+        if config is None or noise is None or not _belongs(noise, view):
+            elsewhere += [group.label] if group.runs else []
+            continue
+        key = json.dumps(family_of(config, trained_only=not view.adjusted), sort_keys=True)
+        family = found.setdefault(key, _Family(config))
+        cell = family.runs.setdefault((noise.position, noise.level), {})
+        for run in group.runs:
+            other = cell.setdefault(run.seed, run)
+            if other is not run:  # of two that trained the same, the one that has more measured
+                kept, left = (run, other) if len(run.summary) > len(other.summary) else (other, run)
+                cell[run.seed] = kept
+                twice.append((left, kept))
+    notes += same_twice(twice)
+    if elsewhere:
+        names = list_names(elsewhere, _SHOWN)
+        notes.append(f"not in {view.name}, having other noise or places: {names}")
+    kept_families = [f for f in found.values() if any(map(f.has, view.positions))]
+    _label(kept_families)
+    return kept_families
+
+
+def _config(group: Group) -> Config | None:
+    if not group.runs or not group.config:
+        return None
+    try:
+        return Config.model_validate({"name": "a", **group.config})
+    except ValidationError:
+        return None
+
+
+def _belongs(noise: _Noise, view: View) -> bool:
+    if noise.kind is None:
+        return not view.adjusted
+    in_place = noise.kind == view.kind and noise.position in view.positions
+    return in_place and (not view.adjusted or noise.level in view.levels)
+
+
+def family_of(config: Config, *, trained_only: bool) -> Row:
+    """What a family shares: the training, and what its statistics are re-estimated from."""
+    values = config.model_dump()
+    family = {**identity(values, Scope.TRAINING), "network": _layers(config.network)}
+    if not trained_only:  # what comes after training changes nothing before it
+        family["recalibration"] = {
+            k: v for k, v in values["recalibration"].items() if k != "methods"
+        }
+    return family
+
+
+def _label(found: Sequence[_Family]) -> None:
+    """Name each by network and data, and where that is not enough by its further settings."""
+    same: dict[tuple[str, str], list[_Family]] = defaultdict(list)
+    for family in found:
+        family.label = (_network_label(family.config), _data_label(family.config))
+        same[family.label].append(family)
+    for (network, data), members in same.items():
+        for family in members if len(members) > 1 else []:
+            other = members[1] if family is members[0] else members[0]
+            one, two = (family_of(f.config, trained_only=False) for f in (other, family))
+            pairs = [f"{k}={format_value(v)}" for k, (_, v) in differing(one, two).items()]
+            family.label = (f"{network} ({', '.join(pairs[:3])})", data)
+
+
+def _network_label(config: Config) -> str:
+    """`preresnet-164`, `wrn-28-10`; with the block order where it makes another network."""
+    network = config.network
+    label: str = network.size_label
+    if network.block is None or not network.noises:
+        return label
+    bare = type(network).model_validate({**network.model_dump(), "block": None, "noise": None})
+    order = _without_noise(network.order)
+    return label if _without_noise(bare.order) == order else f"{label} ({' '.join(order)})"
+
+
+def _data_label(config: Config) -> str:
+    """The data set by its name; images in a folder are called by the folder, never by a name that
+    they may come from."""
+    data = config.data
+    label: str = data.name
+    if data.name == "imagefolder":
+        label += f" {Path(data.root).name}"
+    limits = [f"{data.train_limit:,} train" if data.train_limit else ""]
+    limits += [f"{data.test_limit:,} test" if data.test_limit else ""]
+    return ", ".join([label, *filter(None, limits)])
+
+
+# ---- the table
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """Our error and the paper's in one place; method None is as trained."""
+
+    position: str
+    level: float
+    method: str | None
+    runs: list[RunRecord]
+    sample: Sample | None
+    published: float | None
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of ours, with the paper's below it if it has values here."""
+
+    family: _Family
+    place: str
+    cells: list[_Cell]
+
+
+def view_of(fields: Fields, name: str) -> Table:
+    """The runs as a table of the paper, with the published line below each of ours that it fits.
+
+    The records are one object per cell.
+
+    Raises:
+        VShiftError: there is no such view, or no run belongs to it.
+    """
+    every = views()
+    if name not in every:
+        raise VShiftError(
+            f"--view {escape_control(name)}: no such view; {suggest(name, every)}"
+            f"there are: {', '.join(every)}"
+        )
+    view, notes = every[name], list[str]()
+    found = _families(by_config(fields, notes), view, notes)
+    if not found:
+        raise VShiftError(f"--view {name}: none of these runs belongs there; it shows {view.about}")
+    levels = sorted({*view.levels, *(level for family in found for _, level in family.runs)})
+    lines = [line for family in found for line in _lines(family, view, levels)]
+    heads = ["network", "data", "re-estimated" if view.adjusted else "position", "test error of"]
+    heads += [_head(view, cell) for cell in lines[0].cells]
+    rows = [texts for line in lines for texts in _texts(line)]
+    shared = [i for i in range(3) if len({row[i] for row in rows}) == 1]
+    caption = _caption(view, found)
+    if shared:
+        caption += f" All rows: {'; '.join(f'{heads[i]} {rows[0][i]}' for i in shared)}."
+    table = Table(
+        [Column(head, is_text=index < 4) for index, head in enumerate(heads)],
+        rows,
+        escape_control(caption),
+        [_record(view, line, c) for line in lines for c in line.cells if c.sample or c.published],
+        [escape_control(note) for note in notes],
+        labels=4,
+        panels=True,
+    )
+    return table.without(shared)
+
+
+def _lines(family: _Family, view: View, levels: Sequence[float]) -> Iterator[_Line]:
+    """A line for each position, or for each way to re-estimate BN's statistics."""
+    values = {position: view.published(position, *family.papers) for position in view.positions}
+    if not view.adjusted:
+        for position in filter(family.has, view.positions):
+            theirs = dict(zip(view.levels, values[position], strict=False))
+            cells = [_cell(family, position, level, None, theirs.get(level)) for level in levels]
+            yield _Line(family, _PLACES[position], cells)
+        return
+    (level,) = view.levels
+    runs = [run for cell in family.runs.values() for run in cell.values()]
+    measured = [m for m in ADJUST if any(_error(run, m) is not None for run in runs)]
+    methods = measured or ["none"]
+    for method in methods:
+        last = method == methods[-1]  # the paper's line once, below all of ours
+        cells = [
+            _cell(family, position, level, which, value if last else None)
+            for position in view.positions
+            for which, value in zip((None, method), values[position] or (None, None), strict=True)
+        ]
+        yield _Line(family, method, cells)
+
+
+def _cell(
+    family: _Family, position: str, level: float, method: str | None, published: float | None
+) -> _Cell:
+    runs = family.at(position, level)
+    errors = (_error(run, method) for run in runs)
+    sample = describe(error for error in errors if error is not None)
+    return _Cell(position, level, method, runs, sample, published)
+
+
+def _error(run: RunRecord, method: str | None) -> float | None:
+    """Test error in percent, as trained or with statistics re-estimated after training."""
+    if method is None:
+        return number(metric(run, "test_error"))
+    return error_of(number(run.summary.get(f"test_accuracy_{method}")))
+
+
+def _head(view: View, cell: _Cell) -> str:
+    sign = _SIGNS[view.kind]
+    if not view.adjusted:
+        return f"{sign} {format_value(round(cell.level, 3))}"
+    what = f"{sign} {cell.level:g}" if cell.method is None else "re-estimated"
+    return f"{_PLACES[cell.position][:3]}\n{what}"
+
+
+def _texts(line: _Line) -> Iterator[list[str]]:
+    """Our line, and the paper's if it has values here."""
+    counts = {cell.sample.n for cell in line.cells if cell.sample}
+    ours = "ours, other recipe" if line.family.other_recipe else "ours"
+    ours += f" (n={counts.copy().pop()})" if len(counts) == 1 else ""
+    texts = []
+    for sample in (cell.sample for cell in line.cells):
+        with_n = f" (n={sample.n})" if sample and len(counts) > 1 else ""
+        texts.append(f"{format_spread(sample.mean, sample.sd)}{with_n}" if sample else NONE)
+    labels = list(map(escape_control, line.family.label))
+    yield [*labels, line.place, ours, *texts]
+    if any(cell.published is not None for cell in line.cells):
+        place = "Adjust" if line.cells[-1].method else line.place
+        theirs = [format_number(cell.published, 2) for cell in line.cells]
+        yield [*labels, place, str(_contents()["cite"]), *theirs]
+
+
+def _record(view: View, line: _Line, cell: _Cell) -> Row:
+    network, data = line.family.label
+    sample = cell.sample
+    return {
+        "view": view.name,
+        "network": network,
+        "data": data,
+        "kind": view.kind,
+        "position": cell.position,
+        "level": cell.level,
+        "re_estimated": cell.method,
+        "n": sample.n if sample else 0,
+        "test_error_mean": sample and sample.mean,
+        "test_error_sd": sample and sample.sd,
+        "published": cell.published,
+        "published_in": None if cell.published is None else view.source,
+        "other_recipe": list(line.family.other_recipe),
+        "names": list(dict.fromkeys(run.name for run in cell.runs)),
+        "seeds": [run.seed for run in cell.runs],
+    }
+
+
+def _caption(view: View, found: Sequence[_Family]) -> str:
+    text = (
+        f"{view.about[:1].upper()}{view.about[1:]}, in percent: mean ± sample standard deviation."
+    )
+    if not any(None not in family.papers for family in found):
+        return (
+            f"{text} No published values: they stand only beside the paper's networks on all of "
+            "CIFAR-10 or CIFAR-100 itself."
+        )
+    text += f" {_contents()['cite']}: {view.source}."
+    for family in (family for family in found if family.other_recipe):
+        pairs = [
+            f"{key} {format_value(ours)}, there {format_value(theirs)}"
+            for key, (ours, theirs) in family.other_recipe.items()
+        ]
+        more = f" and {len(pairs) - 4} more" if len(pairs) > 4 else ""
+        text += f" Other recipe for {', '.join(family.label)}: {'; '.join(pairs[:4])}{more}."
+    return text
