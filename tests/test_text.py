@@ -18,8 +18,8 @@ def test_one_is_singular_and_all_else_plural() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.2, "1 s"), (89, "89 s"), (90, "2 min"), (3541, "59 min"), (3599, "1 h 00 min"),
+    [(None, "–"), (0.2, "1 s"), (89, "89 s"), (90, "2 min"), (3541, "59 min"), (3599, "1 h 00 min"),
      (12_000, "3 h 20 min"), (180_000, "2 d 2 h")],
 )  # fmt: skip
-def test_durations(seconds: float, words: str) -> None:
+def test_durations(seconds: float | None, words: str) -> None:
     assert format_duration(seconds) == words

@@ -21,10 +21,9 @@ from rich.text import Text
 
 from tests.factory import config_of, make_run
 from vshift.errors import RunError
-from vshift.live import watch
-from vshift.live.look import Seen, Watcher, look
-from vshift.live.show import cells, duration, fitting, plain, shortened, table
+from vshift.live.watch import RunSnapshot, Watcher, display, snapshot, to_table, watch
 from vshift.runs import read_run
+from vshift.tables import render, shorten_middle
 
 
 def metrics(epochs: int, seconds: float = 10.0) -> list[dict[str, Any]]:
@@ -47,42 +46,47 @@ def runs(tmp_path: Path) -> Path:
     return folder
 
 
+def cells(run: RunSnapshot) -> dict[str, str]:
+    """Heading → text of a run's row."""
+    table = to_table([run])
+    return {c.head: text for c, text in zip(table.columns, table.rows[0], strict=True)}
+
+
 def test_a_running_run(runs: Path) -> None:
     path = runs / "going" / "seed-1"
     now = max(p.stat().st_mtime for p in path.iterdir()) + 4
-    seen = look(read_run(path), now)
+    seen = snapshot(read_run(path), now)
     assert (seen.name, seen.seed, seen.status) == ("going", 1, "running")
     assert (seen.epoch, seen.epochs, seen.accuracy) == (2, 12, 42.0)
     assert seen.shift == pytest.approx(2.1)  # of the last measured epoch, mean over layers
     assert seen.left == pytest.approx(96.0)  # 10 epochs of 10 s, of which 4 s are over
     assert seen.age == pytest.approx(4.0)
-    row = cells(seen)
-    assert list(row.values()) == [
-        "going seed 1", "running", "2/12", "42.00", "2.100", "250", "96 s", "4 s"
+    assert list(cells(seen).values()) == [
+        "going seed 1", "running", "2/12", "42.00", "2.100", "250", "2 min", "4 s"
     ]  # fmt: skip
 
 
 def test_a_run_that_stopped_writing_is_silent(runs: Path) -> None:
     path = runs / "going" / "seed-1"
     newest = max(p.stat().st_mtime for p in path.iterdir())
-    assert look(read_run(path), newest + 59).status == "running"
-    silent = look(read_run(path), newest + 61)
+    assert snapshot(read_run(path), newest + 59).status == "running"
+    silent = snapshot(read_run(path), newest + 61)
     assert (silent.status, silent.left) == ("silent", None)
     # Slow epochs are given their time.
     (path / "metrics.jsonl").write_text(json.dumps(metrics(1, 600.0)[0]) + "\n")
-    assert look(read_run(path), time.time() + 1700).status == "running"
+    assert snapshot(read_run(path), time.time() + 1700).status == "running"
 
 
 def test_a_run_that_has_no_epoch_yet(tmp_path: Path) -> None:
     path = make_run(tmp_path, status="running", config=config_of(epochs=5))
-    row = cells(look(read_run(path), time.time()))
+    row = cells(snapshot(read_run(path), time.time()))
     assert row["epoch"] == "0/5"
     assert row["left"] == row["test acc %"] == row["shift mean"] == "–"
 
 
 def test_where_nothing_is_classified_the_loss_is_shown(tmp_path: Path) -> None:
     rows = [{"epoch": 1, "test_accuracy": None, "test_loss": 0.25}]
-    seen = look(read_run(make_run(tmp_path, metrics=rows)), time.time())
+    seen = snapshot(read_run(make_run(tmp_path, metrics=rows)), time.time())
     assert cells(seen)["test acc %"] == "loss 0.250"
 
 
@@ -92,11 +96,11 @@ def test_what_needs_an_eye_comes_first_and_done_runs_are_read_once(
     watcher = Watcher([runs])
     assert [seen.name for seen in watcher.look()] == ["going", "broken", "done"]
     read: list[str] = []
-    from vshift.live import look as module
+    from vshift.live import watch as module
 
-    whole = module.look
+    whole = module.snapshot
     monkeypatch.setattr(
-        module, "look", lambda run, now: (read.append(run.name), whole(run, now))[1]
+        module, "snapshot", lambda run, now: (read.append(run.name), whole(run, now))[1]
     )
     watcher.look()
     assert sorted(read) == ["broken", "going"]
@@ -111,20 +115,15 @@ def test_new_runs_turn_up_and_an_empty_folder_waits(tmp_path: Path) -> None:
         Watcher([tmp_path / "nowhere"]).look()
 
 
-def test_durations() -> None:
-    found = [duration(s) for s in (None, 45, 99, 720, 11100, 187200)]
-    assert found == ["–", "45 s", "99 s", "12 min", "3 h 05", "2 d 04 h"]
+def seen(name: str, status: str = "running") -> RunSnapshot:
+    return RunSnapshot(name, 0, status, 2, 12, 42.0, 1.0, 2.1, 250.4, 96.0, 4.0)
 
 
-def seen(name: str, status: str = "running") -> Seen:
-    return Seen(name, 0, status, 2, 12, 42.0, 1.0, 2.1, 250.4, 96.0, 4.0)
-
-
-def drawn(runs: list[Seen], width: int, height: int) -> str:
+def drawn(runs: list[RunSnapshot], width: int, height: int) -> str:
     """The table as a terminal of that size shows it, without its colours."""
     console = Console(width=width, file=io.StringIO(), force_terminal=True)
     with console.capture() as capture:
-        console.print(table(runs, width, height))
+        console.print(display(runs, width, height))
     return "\n".join(Text.from_ansi(line).plain for line in capture.get().splitlines())
 
 
@@ -133,9 +132,9 @@ def test_the_table_fits_and_cuts_no_number(width: int) -> None:
     many = [seen("a-very-long-name-of-a-study-with-many-words-0.5"), seen("short", "interrupted")]
     lines = drawn(many, width, 20).splitlines()
     assert max(len(line) for line in lines) <= width
-    heads = fitting(many, width)
-    assert heads[:3] == ["run", "status", "epoch"]
     body = " ".join(lines)
+    heads = [head for head in cells(many[0]) if head in lines[0]]
+    assert heads[:3] == ["run", "status", "epoch"]
     for head in heads[1:]:
         assert cells(many[0])[head] in body
     assert ("images/s" in body) == (width >= 90)
@@ -148,9 +147,9 @@ def test_more_runs_than_lines_are_counted() -> None:
 
 
 def test_names_lose_their_middle() -> None:
-    assert shortened("abc", 5) == "abc"
-    assert shortened("study-one-rate=0.5 seed 3", 16) == "study…0.5 seed 3"[-16:]
-    assert len(shortened("x" * 50, 16)) == 16
+    assert shorten_middle("abc", 5) == "abc"
+    assert shorten_middle("study-one-rate=0.5 seed 3", 16) == "study…0.5 seed 3"[-16:]
+    assert len(shorten_middle("x" * 50, 16)) == 16
 
 
 def test_a_pipe_gets_plain_text_and_everything(
@@ -167,7 +166,7 @@ def test_a_pipe_gets_plain_text_and_everything(
 
 def test_names_that_would_write_to_the_terminal_are_escaped(tmp_path: Path) -> None:
     make_run(tmp_path, "a", run={"name": "\x1b[31mred[bold]"})
-    text = plain(Watcher([tmp_path]).look())
+    text = render(to_table(Watcher([tmp_path]).look()), "table")
     assert "\x1b" not in text
     assert "\\x1b[31mred[bold]" in text
 

@@ -1,6 +1,6 @@
-"""The command line: thin, and quick to start. What needs torch is imported where it is used.
+"""The command line, one file per command; `options.py` has the options that several share.
 
-One file for each command; `options.py` has the options that several share.
+It starts quickly: commands import what they need when they run.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import typer
 from vshift.cli import data
 from vshift.cli.audit import audit
 from vshift.cli.bench import bench
-from vshift.cli.check import check, schema
+from vshift.cli.check import check
 from vshift.cli.compare import compare
 from vshift.cli.inspect import inspect
 from vshift.cli.recalibrate import recalibrate
-from vshift.cli.report import report, watch
+from vshift.cli.report import report
+from vshift.cli.schema import schema
 from vshift.cli.sweep import sweep
 from vshift.cli.train import train
+from vshift.cli.watch import watch
 from vshift.errors import Stopped, VShiftError
 from vshift.sweep.process_group import die_with_parent
 from vshift.text import escape_lines
@@ -49,11 +51,11 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options of vshift itself."""
+    """Options of `vshift` itself."""
 
 
-app.command(short_help="Train a config, once for each of its seeds.")(train)
-app.command(short_help="Line runs up in a table.")(compare)
+app.command(short_help="Train a config, once per seed.")(train)
+app.command(short_help="Compare runs in a table.")(compare)
 app.command(short_help="Show the network that a config builds.")(inspect)
 app.command(short_help="Validate configs without running them.")(check)
 app.command(short_help="Train many configs, grids and seeds.")(sweep)
@@ -61,13 +63,13 @@ app.command(short_help="Re-estimate BN statistics of finished runs.")(recalibrat
 app.command(short_help="Measure how fast training is here.")(bench)
 app.command(short_help="Write one HTML file that answers what a study shows.")(report)
 app.command(short_help="Watch runs while they train.")(watch)
-app.command(short_help="Say why a model is fine in train() and bad in eval().")(audit)
+app.command(short_help="Explain why a model is fine in train() and bad in eval().")(audit)
 app.command(short_help="Print the config's JSON Schema, for editors.")(schema)
 app.add_typer(data.app, name="data")
 
 
 def main() -> None:
-    """Run the command line; errors for people become one message and an exit code."""
+    """Run the command line; a VShiftError becomes one message and an exit code."""
     try:
         with stopping_at_once():
             die_with_parent()
@@ -89,7 +91,7 @@ def main() -> None:
 
 
 def _complain(text: str) -> None:
-    """On stderr, without the escape codes that names may hold; where that is full, in silence."""
+    """Write to stderr, with control characters escaped; give up silently if that fails."""
     try:
         typer.echo(escape_lines(text), err=True)
     except OSError:
@@ -97,5 +99,5 @@ def _complain(text: str) -> None:
 
 
 def _silence(stream: Any) -> None:
-    """Python must not complain while it flushes what cannot be written."""
+    """Keep Python from complaining when it flushes what cannot be written."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

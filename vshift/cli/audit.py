@@ -44,7 +44,7 @@ def audit(
     reference: Annotated[
         Path | None, typer.Option("--reference", help="An earlier state dict to compare with.")
     ] = None,
-    form: Annotated[AuditFormat, typer.Option("--format", help="How it is written.")] = (
+    form: Annotated[AuditFormat, typer.Option("--format", help="Format of the findings.")] = (
         AuditFormat.table
     ),
     report: Annotated[
@@ -56,13 +56,15 @@ def audit(
     ] = None,
     fail_on: Annotated[
         str | None,
-        typer.Option("--fail-on", help="Exit code 3 from here on: info, low, medium, high."),
+        typer.Option(
+            "--fail-on", help="Exit code 3 from this severity on: info, low, medium, high."
+        ),
     ] = None,
     allow_noise: Annotated[
         list[str] | None,
-        typer.Option("--allow-noise", help="A module whose noise in eval is meant; repeatable."),
+        typer.Option("--allow-noise", help="A module whose noise in eval is intended; repeatable."),
     ] = None,
-    batches: Annotated[int, typer.Option("--batches", min=2, help="Batches to look at.")] = 16,
+    batches: Annotated[int, typer.Option("--batches", min=2, help="Batches to use.")] = 16,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="As in training.")] = 32,
     size: Annotated[int, typer.Option("--size", min=1, help="Images' height and width.")] = 224,
     normalise: Annotated[
@@ -74,7 +76,7 @@ def audit(
     seed: Annotated[int, typer.Option("--seed", help="Of the noise and the images' order.")] = 0,
     device: Annotated[Device, typer.Option("--device")] = Device.auto,
 ) -> None:
-    """Say why a model is fine in train() and bad in eval(), which layer it is, and what helps."""
+    """Explain why a model is fine in train() and bad in eval(): which layer it is, and what helps."""
     from vshift.auditing import command
     from vshift.auditing.sources import Reading
     from vshift.train.device import choose_device

@@ -1,4 +1,4 @@
-"""`vshift check` and `vshift schema`: configs, without training anything."""
+"""`vshift check`."""
 
 from __future__ import annotations
 
@@ -39,12 +39,3 @@ def check(
                 typer.echo(escape_lines(note), err=True)
     if problems:
         raise ConfigError(*problems)
-
-
-def schema() -> None:
-    """Print the config's JSON Schema, for editors."""
-    import json
-
-    from vshift.config import json_schema
-
-    typer.echo(json.dumps(json_schema(), indent=2))

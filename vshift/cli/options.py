@@ -27,14 +27,14 @@ DeviceOption = Annotated[Device | None, typer.Option("--device", help="Instead o
 Seeds = Annotated[
     list[int] | None, typer.Option("--seed", help="Instead of the config's seeds; repeatable.")
 ]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Replace runs that are there already.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Replace existing runs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 
 def changes_of(
     sets: list[str] | None, device: Device | None, seeds: list[int] | None = None
 ) -> list[str]:
-    """What the command line changes of a config, as `--set` would say it."""
+    """The command line's changes to a config, in the form of `--set`."""
     changes = [*(sets or [])]
     changes += [f"hardware.device={device.value}"] if device else []
     return [*changes, *([f"seeds={seeds}"] if seeds else [])]

@@ -1,4 +1,4 @@
-"""`vshift report` and `vshift watch`: runs as a page, and live."""
+"""`vshift report`."""
 
 from __future__ import annotations
 
@@ -23,18 +23,3 @@ def report(
 
     for path in write_report(runs_dirs, out, figures, baseline):
         typer.echo(path)
-
-
-def watch(
-    runs_dir: Annotated[list[Path], typer.Argument(metavar="RUNS_DIR")],
-    once: Annotated[bool, typer.Option("--once", help="Print the table once.")] = False,
-    every: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between looks.")] = 2.0,
-    tensorboard: Annotated[
-        bool,
-        typer.Option("--tensorboard", help="Mirror every run's numbers into RUN/tensorboard."),
-    ] = False,
-) -> None:
-    """A live table of running, finished and failed runs; q or Ctrl-C leaves, training goes on."""
-    from vshift.live import watch as look_on
-
-    look_on(runs_dir, once=once, every=every, tensorboard=tensorboard)

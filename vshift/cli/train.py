@@ -27,10 +27,12 @@ def train(
     runs_dir: RunsDir = Path("runs"),
     device: DeviceOption = None,
     fresh: Fresh = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be trained.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a config, once for each of its seeds. Goes on where an unfinished run stopped."""
+    """Train a config, once per seed. Unfinished runs resume from their last checkpoint."""
     from vshift.config import load, refuse_study
 
     chosen = load(config, changes_of(sets, device, seeds))
@@ -38,14 +40,14 @@ def train(
     from vshift.train.progress import Reporter
 
     if dry_run:
-        _say_plan(chosen, runs_dir, fresh)
+        _print_plan(chosen, runs_dir, fresh)
         return
     from vshift.train.run import train_seeds
 
     train_seeds(chosen, runs_dir, fresh, Reporter(quiet))
 
 
-def _say_plan(config: Any, runs_dir: Path, fresh: bool) -> None:
+def _print_plan(config: Any, runs_dir: Path, fresh: bool) -> None:
     from vshift.runs import RunFolder, look, run_path
 
     for seed in config.seeds:

@@ -27,6 +27,7 @@ SUMMARY = "summary.json"
 RECALIBRATION = "recalibration.json"
 RECALIBRATED = "recalibration.safetensors"
 MODES = "modes.json"
+TENSORBOARD = "tensorboard"  # a folder; `vshift watch --tensorboard` writes it
 # Written behind the last epoch: what a run that goes on makes anew.
 RESULTS = (SUMMARY, MODES, RECALIBRATED, RECALIBRATION, CHANNELS)
 # In the order in which `clear` removes them: a kill on the way never leaves a checkpoint that a
@@ -98,6 +99,14 @@ class RunFolder:
                 with files.explained(path, "remove"):
                     path.unlink(missing_ok=True)
         files.sync_folder(self.path)
+
+    def clear_tensorboard(self) -> Path:
+        """The folder for TensorBoard's event files, without those of an earlier writer."""
+        folder = self.path / TENSORBOARD
+        with files.explained(folder, "write"):
+            for old in folder.glob("events.out.tfevents.*"):
+                old.unlink()
+        return folder
 
     def has(self, name: str) -> bool:
         return (self.path / name).is_file()

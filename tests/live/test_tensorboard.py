@@ -11,8 +11,8 @@ import pytest
 
 from tests.factory import make_run, write_rows
 from vshift.errors import VShiftError
-from vshift.live import watch
-from vshift.live.board import Mirror
+from vshift.live.tensorboard import TensorBoardWriter
+from vshift.live.watch import watch
 from vshift.runs import find_runs
 
 METRICS = [
@@ -50,14 +50,14 @@ def test_scalars_and_ratios_by_layer(tmp_path: Path) -> None:
 
 def test_it_goes_on_and_writes_nothing_twice(tmp_path: Path) -> None:
     run = make_run(tmp_path, status="running", metrics=METRICS[:1])
-    mirror = Mirror()
-    mirror.update(find_runs([tmp_path]))
-    mirror.update(find_runs([tmp_path]))
+    writer = TensorBoardWriter()
+    writer.update(find_runs([tmp_path]))
+    writer.update(find_runs([tmp_path]))
     write_rows(run / "metrics.jsonl", METRICS)
-    mirror.update(find_runs([tmp_path]))
-    mirror.close()
+    writer.update(find_runs([tmp_path]))
+    writer.close()
     assert read_back(run)["accuracy/test"] == [(1, 41.0), (2, 42.0)]
-    again = Mirror()  # another day
+    again = TensorBoardWriter()  # another day
     again.update(find_runs([tmp_path]))
     again.close()
     assert read_back(run)["accuracy/test"] == [(1, 41.0), (2, 42.0)]
@@ -65,11 +65,11 @@ def test_it_goes_on_and_writes_nothing_twice(tmp_path: Path) -> None:
 
 def test_a_run_that_was_begun_again_begins_again(tmp_path: Path) -> None:
     run = make_run(tmp_path, status="running", metrics=METRICS)
-    mirror = Mirror()
-    mirror.update(find_runs([tmp_path]))
+    writer = TensorBoardWriter()
+    writer.update(find_runs([tmp_path]))
     write_rows(run / "metrics.jsonl", [{**METRICS[0], "test_accuracy": 7.0}])
-    mirror.update(find_runs([tmp_path]))
-    mirror.close()
+    writer.update(find_runs([tmp_path]))
+    writer.close()
     assert read_back(run)["accuracy/test"] == [(1, 7.0)]
 
 
@@ -96,4 +96,4 @@ def test_without_tensorboard_it_says_what_to_install(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(VShiftError, match=r"pip install 'vshift\[tensorboard\]'"):
-        Mirror()
+        TensorBoardWriter()
