@@ -14,17 +14,17 @@ from vshift._version import __version__
 
 if TYPE_CHECKING:
     from vshift.auditing.audit import audit
-    from vshift.auditing.recalibrating import recalibrate
-    from vshift.auditing.variance_probe import VarianceProbe
+    from vshift.auditing.probe import VarianceProbe
+    from vshift.auditing.recalibrate import recalibrate
     from vshift.runs.frames import load_runs
 
 __all__ = ["VarianceProbe", "__version__", "audit", "load_runs", "recalibrate"]
 
 _LAZY = {
-    "VarianceProbe": "vshift.auditing.variance_probe",
+    "VarianceProbe": "vshift.auditing.probe",
     "audit": "vshift.auditing.audit",
     "load_runs": "vshift.runs.frames",
-    "recalibrate": "vshift.auditing.recalibrating",
+    "recalibrate": "vshift.auditing.recalibrate",
 }
 
 

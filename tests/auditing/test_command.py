@@ -67,7 +67,7 @@ def test_weights_load_without_executing_code(vshift, tmp_path):
 def test_weights_without_buffers_are_what_is_found(vshift):
     from safetensors.torch import save_file
 
-    from vshift.auditing.models import call_in_file
+    from vshift.auditing.inputs import call_in_file
 
     model = call_in_file("mine.py:trained")
     torch.save({"state_dict": model.state_dict()}, "whole.pt")
@@ -100,7 +100,7 @@ def test_fix_keeps_the_names_of_the_weights_and_the_umask(vshift, tmp_path):
     """DDP's prefix stays, so that what loaded the weights before loads the repaired ones."""
     from safetensors.torch import load_file
 
-    from vshift.auditing.models import call_in_file
+    from vshift.auditing.inputs import call_in_file
 
     model = call_in_file("mine.py:trained")
     torch.save({f"module.{n}": p for n, p in model.named_parameters()}, "ddp.pt")
@@ -117,17 +117,16 @@ def test_fix_keeps_the_names_of_the_weights_and_the_umask(vshift, tmp_path):
 
 
 def test_the_page_is_escaped_and_loads_nothing(vshift, tmp_path):
-    from vshift.auditing.page import as_page
-    from vshift.auditing.result import Audit, Noise
+    from vshift.auditing.report import Audit, NoiseReport
 
     vshift("audit", "mine.py:net", "--data", "mine.py:loader", "--report", "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "never_updated" in page
     assert "http" not in page
     assert "<script" not in page
-    empty = Audit([], [], Noise([], [], []), None, {}, ["<b>&"])
-    assert "&lt;b&gt;&amp;" in as_page(empty, "<script>alert(1)</script>")
-    assert "<script>" not in as_page(empty, "<script>alert(1)</script>")
+    empty = Audit([], [], NoiseReport([], [], []), None, {}, ["<b>&"])
+    assert "&lt;b&gt;&amp;" in empty.to_html("<script>alert(1)</script>")
+    assert "<script>" not in empty.to_html("<script>alert(1)</script>")
 
 
 def test_torchvision_and_random_data(vshift):
@@ -176,7 +175,7 @@ def test_a_torchvision_set(vshift):
 
 
 def test_an_exported_program(vshift):
-    from vshift.auditing.models import call_in_file
+    from vshift.auditing.inputs import call_in_file
 
     model = call_in_file("mine.py:trained").train()
     batch = torch.export.Dim("batch", min=2)

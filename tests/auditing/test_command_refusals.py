@@ -38,7 +38,7 @@ def test_a_folder_of_splits_is_no_folder_of_classes(vshift, tmp_path):
 
 def test_a_probes_folder_says_what_it_is(vshift, tmp_path):
     from vshift import VarianceProbe
-    from vshift.auditing.models import call_in_file
+    from vshift.auditing.inputs import call_in_file
 
     model, loader = (call_in_file(f"mine.py:{name}") for name in ("net", "loader"))
     probe = VarianceProbe(model)

@@ -10,8 +10,9 @@ import pytest
 
 from examples.broken_models import FAULTS, examine
 from tests.auditing.silent import SILENT
-from vshift.auditing.audit import CAUSES
-from vshift.auditing.words import WORDS
+from vshift.auditing.findings import CHECKS
+from vshift.auditing.findings.__main__ import fill_document
+from vshift.auditing.findings.base import Check
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,9 +32,33 @@ def test_healthy_models_are_left_in_peace(healthy):
     assert examine(healthy(7)).findings == []
 
 
-def test_every_code_has_words_and_a_planted_fault():
-    assert set(FAULTS) == set(WORDS)
-    assert len(CAUSES) >= 15
+def subclasses(cls):
+    return {cls, *(below for child in cls.__subclasses__() for below in subclasses(child))}
+
+
+def test_every_check_has_its_words_a_place_in_the_order_and_a_planted_fault():
+    named = [check for check in subclasses(Check) if hasattr(check, "code")]
+    assert {type(check) for check in CHECKS} == set(named)
+    codes = [check.code for check in named]
+    assert len(set(codes)) == len(codes)
+    assert set(codes) == set(FAULTS)
+    for check in named:
+        for words in (check.title, check.causes, check.advice):
+            assert words
+            assert not words.endswith(".")
+
+
+def test_what_is_left_comes_after_the_causes_that_explain_it():
+    """Each layer's buffers are explained once: a general check before them would take all."""
+    codes = [check.code for check in CHECKS]
+    far = codes.index("stale")
+    specific = {
+        "drift", "several_distributions", "batches_not_random", "never_updated", "momentum_high",
+        "tiny_batches", "momentum_low", "initial_bias", "polluted",
+    }  # fmt: skip
+    assert all(codes.index(code) < far for code in specific)
+    assert codes[-2:] == ["variance_shift", "stale"]
+    assert codes[0] == "nonfinite"
 
 
 def test_the_documentation_has_every_option():
@@ -46,5 +71,6 @@ def test_the_documentation_has_every_option():
 
 def test_the_documentation_has_every_code():
     text = (ROOT / "docs" / "audit.md").read_text()
-    for code, words in WORDS.items():
-        assert f"| `{code}` | {words.title} | {words.causes} |" in text
+    for check in CHECKS:
+        assert f"| `{check.code}` | {check.title} | {check.causes} |" in text
+    assert fill_document(text) == text  # else: python -m vshift.auditing.findings docs/audit.md

@@ -1,8 +1,8 @@
-"""Why a model is fine in train() and bad in eval(), for models that nobody here wrote."""
+"""Diagnose train/eval discrepancies in arbitrary PyTorch models."""
 
 from vshift.auditing.audit import audit
 from vshift.auditing.findings import Finding
-from vshift.auditing.result import Audit
+from vshift.auditing.report import Audit
 from vshift.auditing.samples import AuditError
 
 __all__ = ["Audit", "AuditError", "Finding", "audit"]

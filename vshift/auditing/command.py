@@ -1,4 +1,4 @@
-"""`vshift audit`: from words on the command line to a report and an exit code."""
+"""`vshift audit`: from options to an audit, and to the files that it writes."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import nn
 
 from vshift.auditing.audit import audit
-from vshift.auditing.findings import listed
-from vshift.auditing.guard import check_usable, seed_everything, unwrapped
-from vshift.auditing.models import is_library, load_model
-from vshift.auditing.result import Audit
+from vshift.auditing.findings import Finding
+from vshift.auditing.findings.base import list_layers
+from vshift.auditing.guard import check_usable, seed_everything, unwrap
+from vshift.auditing.inputs import (
+    NORMALISATIONS,
+    ImageOptions,
+    find_prefix,
+    is_library,
+    load_model,
+    load_source,
+    read_state,
+)
+from vshift.auditing.report import Audit
 from vshift.auditing.samples import AuditError
-from vshift.auditing.scores import SEVERITIES
-from vshift.auditing.sources import NORMALISATIONS, Reading, load_source
-from vshift.auditing.text import as_markdown, as_text
-from vshift.auditing.weights import prefix_of, read_state
+from vshift.auditing.severity import SEVERITIES
 from vshift.errors import VShiftError
 from vshift.text import pluralize
 
-if TYPE_CHECKING:
-    from torch import nn
-
 
 @dataclass(frozen=True)
-class Request:
-    """What the command line asks for."""
+class AuditOptions:
+    """The command line's options, by name."""
 
     model: str
     data: str
@@ -40,73 +42,81 @@ class Request:
     reference: Path | None = None
     classes: int | None = None
     batches: int = 16
-    reading: Reading = field(default_factory=Reading)
+    images: ImageOptions = field(default_factory=ImageOptions)
     allow_noise: tuple[str, ...] = ()
+    fail_on: str | None = None
     device: str = "cpu"
 
+    def check(self) -> None:
+        """Refuse words that no option knows.
 
-def run_audit(request: Request) -> tuple[Audit, nn.Module]:
+        Raises:
+            AuditError: which, and what is allowed.
+        """
+        if self.fail_on is not None and self.fail_on not in SEVERITIES:
+            raise AuditError(f"--fail-on is one of {', '.join(SEVERITIES)}, not {self.fail_on!r}")
+        if self.images.normalise not in NORMALISATIONS:
+            raise AuditError(
+                f"--normalise is one of {', '.join(NORMALISATIONS)}, not {self.images.normalise!r}"
+            )
+        if self.classes is not None and not is_library(self.model):
+            raise AuditError(
+                "--classes is for torchvision:NAME and timm:NAME; a model of your own is built "
+                f"with its classes already, leave it out for {self.model}"
+            )
+
+
+def run_audit(options: AuditOptions) -> tuple[Audit, nn.Module]:
     """Load what is named and audit it; what the user's code prints goes to stderr.
 
     Raises:
-        AuditError: something named is not there or does not fit.
+        AuditError: something named is missing or does not fit.
     """
+    options.check()
     with redirect_stdout(sys.stderr):
-        return _run_audit(request)
+        run = Path(options.model) if Path(options.model).is_dir() else None
+        loader = load_source(options.data, options.images, run)
+        train_loader = None
+        if options.train_data is not None:
+            train_loader = load_source(options.train_data, options.images, run, "--train-data")
+        seed_everything(options.images.seed)
+        model = load_model(options.model, options.weights, options.classes)
+        check_usable(unwrap(model))
+        model = model.to(options.device)
+        reference = None if options.reference is None else read_state(options.reference)
+        try:
+            result = audit(
+                model,
+                loader,
+                train_loader=train_loader,
+                reference=reference,
+                allow_noise=options.allow_noise,
+                batches=options.batches,
+                seed=options.images.seed,
+            )
+        except VShiftError:
+            raise
+        except Exception as error:  # whatever the model or the loader raises
+            reason = (str(error).splitlines() or [""])[0]
+            advice = [advice for words, advice in _ADVICE if re.search(words, reason)]
+            raise AuditError(
+                f"{options.model} does not run on {options.data}: {type(error).__name__}: "
+                + "; ".join([reason, *advice[:1]])
+            ) from error
+    if options.weights is None and is_library(options.model):
+        result = replace(result, findings=[_without_weights(f) for f in result.findings])
+    return result, model
 
 
-def _run_audit(request: Request) -> tuple[Audit, nn.Module]:
-    if request.reading.normalise not in NORMALISATIONS:
-        raise AuditError(
-            f"--normalise is one of {', '.join(NORMALISATIONS)}, not {request.reading.normalise!r}"
-        )
-    if request.classes is not None and not is_library(request.model):
-        raise AuditError(
-            "--classes is for torchvision:NAME and timm:NAME; a model of your own is built with "
-            f"its classes already, leave it out for {request.model}"
-        )
-    run = Path(request.model) if Path(request.model).is_dir() else None
-    loader = load_source(request.data, request.reading, run)
-    train = None
-    if request.train_data is not None:
-        train = load_source(request.train_data, request.reading, run, "--train-data")
-    seed_everything(request.reading.seed)
-    model = load_model(request.model, request.weights, request.classes)
-    check_usable(unwrapped(model))
-    model = model.to(request.device)
-    reference = None if request.reference is None else read_state(request.reference)
-    try:
-        found = audit(
-            model,
-            loader,
-            train_loader=train,
-            reference=reference,
-            allow_noise=request.allow_noise,
-            batches=request.batches,
-            seed=request.reading.seed,
-        )
-    except VShiftError:
-        raise
-    except Exception as error:  # whatever the model or the loader raises
-        reason = (str(error).splitlines() or [""])[0]
-        raise AuditError(
-            f"{request.model} does not run on {request.data}: {type(error).__name__}: {reason}"
-            f"{_advice(reason)}"
-        ) from error
-    return (found if request.weights or not is_library(request.model) else _untrained(found)), model
+def _without_weights(finding: Finding) -> Finding:
+    """Say with `never_updated` that no weights were given."""
+    if finding.code != "never_updated":
+        return finding
+    prefix = "No --weights were given: these are the values that the model is built with."
+    return replace(finding, message=f"{prefix} {finding.message}")
 
 
-def _untrained(found: Audit) -> Audit:
-    """Says with never_updated that nobody gave any weights."""
-    told = "No --weights were given: these are the values that the model is built with."
-    findings = [
-        replace(f, message=f"{told} {f.message}") if f.code == "never_updated" else f
-        for f in found.findings
-    ]
-    return replace(found, findings=findings)
-
-
-# What PyTorch's words mean for somebody who has a model and a loader.
+# What PyTorch's messages mean for somebody who has a model and a loader.
 _ADVICE = (
     ("unexpected keyword|missing .* required", "a batch that is a mapping gives its entries by "
      "name, without `label`, `labels`, `target` and `targets`"),
@@ -120,20 +130,20 @@ _ADVICE = (
 )  # fmt: skip
 
 
-def _advice(reason: str) -> str:
-    found = [advice for words, advice in _ADVICE if re.search(words, reason)]
-    return f"; {found[0]}" if found else ""
-
-
-def rendered(found: Audit, form: str) -> str:
+def render(result: Audit, form: str) -> str:
     """The audit as `table`, `md` or `json`."""
-    if form == "json":
-        return found.to_json()
-    return as_markdown(found) if form == "md" else as_text(found)
+    forms = {"table": result.to_text, "md": result.to_markdown, "json": result.to_json}
+    return forms[form]()
 
 
-def write_fixed(found: Audit, model: nn.Module, path: Path, weights: Path | None = None) -> str:
-    """The model's weights with repaired statistics, as .safetensors; what was done, in a sentence.
+def write_page(result: Audit, title: str, path: Path) -> None:
+    """Write the report as one HTML file."""
+    page = result.to_html(title)
+    _write(path, "--report", lambda: path.write_text(page, encoding="utf-8"))
+
+
+def write_fixed(result: Audit, model: nn.Module, path: Path, weights: Path | None = None) -> str:
+    """Write the model's weights with repaired buffers as .safetensors; what was done, in words.
 
     Args:
         weights: the file they came from, whose prefix before all names is kept.
@@ -143,43 +153,27 @@ def write_fixed(found: Audit, model: nn.Module, path: Path, weights: Path | None
     """
     from safetensors.torch import save
 
-    before, state = model.state_dict(), found.fixed_state(model)
-    changed = [name for name, tensor in state.items() if not _equal(tensor, before[name])]
+    before, state = model.state_dict(), result.fixed_state(model)
+    changed = [
+        name
+        for name, new in state.items()
+        if not bool(((new == before[name]) | (new.isnan() & before[name].isnan())).all())
+    ]
     if not changed:
-        return f"{path} was not written: no change of buffers that it could hold gave anything back"
-    layers = dict.fromkeys(name.rpartition(".")[0] for name in changed)
-    prefix = "" if weights is None else prefix_of(read_state(weights), state)
+        return f"{path} was not written: no change of buffers that it could hold gained anything"
+    prefix = "" if weights is None else find_prefix(read_state(weights), state)
     named = {prefix + name: tensor.contiguous() for name, tensor in state.items()}
     # Not save_file, which leaves a file that nobody else may read.
     _write(path, "--fix", lambda: path.write_bytes(save(named)))
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in changed))
     count = pluralize(len(layers), "layer")
-    return f"wrote {path}: buffers of {count} changed ({listed(list(layers))})"
+    return f"wrote {path}: buffers of {count} changed ({list_layers(layers)})"
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return bool(((a == b) | (a.isnan() & b.isnan())).all())
-
-
-def _write(path: Path, option: str, write: Callable[[], object]) -> None:
-    """Into a folder that is made if it is missing."""
+def _write(path: Path, flag: str, write: Callable[[], object]) -> None:
+    """Write into a folder that is made if it is missing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write()
     except OSError as error:
-        raise AuditError(
-            f"{option}: {path} cannot be written: {error.strerror or error}"
-        ) from error
-
-
-def check_severity(word: str | None) -> None:
-    """Refuse a word for --fail-on that is no severity."""
-    if word is not None and word not in SEVERITIES:
-        raise AuditError(f"--fail-on is one of {', '.join(SEVERITIES)}, not {word!r}")
-
-
-def write_page(found: Audit, title: str, path: Path) -> None:
-    """The report as one HTML file."""
-    from vshift.auditing.page import as_page
-
-    page = as_page(found, title)
-    _write(path, "--report", lambda: path.write_text(page, encoding="utf-8"))
+        raise AuditError(f"{flag}: {path} cannot be written: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""Whatever an audit does to a model: afterwards every bit of it is as before."""
+"""Keeps a model and all random states bit for bit as they were."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from torch.nn.parameter import is_lazy
 
 from vshift.auditing.samples import AuditError
 
+# What passes and repairs may set on a batch norm.
+_SWITCHES = ("momentum", "eps", "evaluate", "track_running_stats")
+
 
 def check_usable(model: nn.Module) -> None:
-    """Refuse a model that no hook can look into, or whose tensors hold no values.
+    """Refuse a model that hooks cannot look into, or whose tensors hold no values.
 
     Raises:
         AuditError: TorchScript, a lazy module that has not run yet, tensors on the meta device.
@@ -41,38 +44,36 @@ def check_usable(model: nn.Module) -> None:
                 )
 
 
-class Guard:
-    """Remembers modules' parameters, buffers and modes, by object and by value.
+class SavedState:
+    """Modules' parameters, buffers and modes, by object and by value.
 
-    Modules that cannot be known beforehand, as they are no children of any other, are added when
-    they are met.
+    Modules that no other module has as a child are added when they first run.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._kept: dict[int, tuple[nn.Module, bool, dict[str, Any]]] = {}
+        self._modules: dict[int, tuple[nn.Module, bool, dict[str, Any]]] = {}
         self._values: dict[int, tuple[Tensor, Tensor]] = {}
         for module in model.modules():
             self.add(module)
 
     def add(self, module: nn.Module) -> None:
-        """Remember a module as it is now, if it is not known yet."""
-        if id(module) in self._kept:
+        """Save a module as it is now, unless it is known already."""
+        if id(module) in self._modules:
             return
         attributes = {
             "_parameters": dict(module._parameters),
             "_buffers": dict(module._buffers),
             **{name: getattr(module, name) for name in _SWITCHES if name in module.__dict__},
         }
-        self._kept[id(module)] = (module, module.training, attributes)
-        for tensors in (module._parameters, module._buffers):
-            for tensor in tensors.values():
-                if tensor is not None and id(tensor) not in self._values:
-                    self._values[id(tensor)] = (tensor, tensor.detach().clone())
+        self._modules[id(module)] = (module, module.training, attributes)
+        for tensor in [*module._parameters.values(), *module._buffers.values()]:
+            if tensor is not None and id(tensor) not in self._values:
+                self._values[id(tensor)] = (tensor, tensor.detach().clone())
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put everything back; may be called several times."""
-        for module, training, attributes in self._kept.values():
+        """Put everything back; may be called any number of times."""
+        for module, training, attributes in self._modules.values():
             module.training = training
             for name, value in attributes.items():
                 if isinstance(value, dict):
@@ -82,25 +83,18 @@ class Guard:
                 else:
                     setattr(module, name, value)
         for tensor, value in self._values.values():
-            if not _same_bits(tensor, value):
+            # NaN differs from itself: then the copy is made, and gives the same bits again.
+            if tensor.shape != value.shape or not torch.equal(tensor.detach(), value):
                 tensor.copy_(value)
 
 
-# What the probes and repairs may set on a batch norm.
-_SWITCHES = ("momentum", "eps", "evaluate", "track_running_stats")
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    # NaN differs from itself: then the copy is made, and gives the same bits again.
-    return a.shape == b.shape and bool(torch.equal(a.detach(), b))
-
-
 @contextmanager
-def random_state_kept(loaders: Iterable[Any] = ()) -> Iterator[None]:
-    """Python's, NumPy's and PyTorch's random states, and those of the loaders' own generators."""
+def preserving_random_state(loaders: Iterable[Any] = ()) -> Iterator[None]:
+    """Restore Python's, NumPy's and PyTorch's random states and the loaders' own on exit."""
     python, numpy = random.getstate(), np.random.get_state()
-    generators = list(_generators(loaders))
-    states = [generator.get_state() for generator in generators]
+    owners = [owner for loader in loaders for owner in (loader, getattr(loader, "sampler", None))]
+    generators = [getattr(owner, "generator", None) for owner in owners]
+    states = [(g, g.get_state()) for g in generators if isinstance(g, torch.Generator)]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     try:
         with torch.random.fork_rng(devices=list(devices)):
@@ -108,20 +102,12 @@ def random_state_kept(loaders: Iterable[Any] = ()) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-        for generator, state in zip(generators, states, strict=True):
+        for generator, state in states:
             generator.set_state(state)
 
 
-def _generators(loaders: Iterable[Any]) -> Iterator[torch.Generator]:
-    for loader in loaders:
-        for owner in (loader, getattr(loader, "sampler", None)):
-            generator = getattr(owner, "generator", None)
-            if isinstance(generator, torch.Generator):
-                yield generator
-
-
 def seed_everything(seed: int) -> None:
-    """Only inside `random_state_kept`."""
+    """Seed all generators; only inside `preserving_random_state`."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
@@ -131,7 +117,7 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def run_eagerly(model: nn.Module) -> Iterator[None]:
-    """Compiled parts run as they are written: measuring needs hooks, compiled code has none."""
+    """Run compiled parts eagerly: measuring needs hooks, and compiled code has none."""
     compiled = any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
     if not compiled and not any(hasattr(m, "_orig_mod") for m in model.modules()):
         yield
@@ -140,7 +126,7 @@ def run_eagerly(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """The model inside `torch.compile`, DataParallel and DistributedDataParallel."""
     while True:
         inner = getattr(model, "_orig_mod", None)

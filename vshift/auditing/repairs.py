@@ -1,91 +1,66 @@
-"""Repairs, tried on the model and undone: what they give back is a finding's severity."""
+"""Repairs, tried on the model and taken back: what they gain is a finding's severity."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vshift.auditing.noise import silenced
-from vshift.auditing.probes import Pass, Subject, run_pass
+from vshift.auditing.passes import AuditedModel, run_pass
 from vshift.auditing.samples import Samples
+from vshift.auditing.severity import Scores
+from vshift.auditing.trace import Silenced
 from vshift.networks.norm import BatchNorm
 from vshift.shift.stats import Moments
+
+# Changes a model that is in eval mode. Parameters, buffers and modes are restored by the model;
+# whatever else has to be undone goes on the stack.
+Change = Callable[[AuditedModel, ExitStack], None]
 
 
 @dataclass(frozen=True)
 class Repair:
-    """What is changed while a pass in eval mode runs.
+    """What is changed for a pass in eval mode.
 
     Attributes:
-        words: as in "… takes the loss from 2 to 1".
-        statistics: running statistics by layer.
-        by_call: statistics for each call of a layer that runs several times in a forward.
-        eps: by layer.
-        buffers: other buffers, by their whole name.
-        awake: modules to put into training mode, by name.
-        scale: factors on modules' outputs, by name.
-        quiet: modules to put into eval mode, by name; `hidden` those that nobody knows beforehand.
-        silence: functional dropout and attention dropout do nothing.
-        change: applied to the inputs.
+        words: what is done, as in "… takes the loss from 2 to 1".
+        statistics: running statistics by layer; these and `buffers` are what `--fix` writes.
+        buffers: other buffers by their full name.
+        changes: of anything else, for the pass only.
+        change_inputs: applied to the inputs.
     """
 
     words: str
     statistics: Mapping[str, Moments] = field(default_factory=dict)
-    by_call: Mapping[str, Sequence[Moments]] = field(default_factory=dict)
-    eps: Mapping[str, float] = field(default_factory=dict)
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
-    awake: Sequence[str] = ()
-    scale: Mapping[str, float] = field(default_factory=dict)
-    quiet: Sequence[str] = ()
-    hidden: bool = False
-    silence: bool = False
-    change: Callable[[Any], Any] | None = None
+    changes: Sequence[Change] = ()
+    change_inputs: Callable[[Any], Any] | None = None
 
 
-@contextmanager
-def repaired(subject: Subject, repairs: Sequence[Repair]) -> Iterator[None]:
-    """Eval mode with all these repairs, the later ones winning; taken back afterwards."""
+def try_repairs(model: AuditedModel, samples: Samples, repairs: Sequence[Repair]) -> Scores:
+    """Scores in eval mode with all these repairs, the later ones winning."""
+    changes = [r.change_inputs for r in repairs if r.change_inputs is not None]
+
+    def change_inputs(inputs: Any) -> Any:
+        return reduce(lambda value, change: change(value), changes, inputs)
+
     with ExitStack() as stack:
-        stack.enter_context(subject.mode("evaluated"))
-        modules = dict(subject.model.named_modules()) | subject.names.hidden
+        stack.enter_context(model.mode("eval"))
         for repair in repairs:
-            for name in repair.quiet:
-                modules[name].training = False
-            for name in repair.awake:
-                modules[name].training = True
             for name, value in repair.buffers.items():
-                subject.model.get_buffer(name).copy_(value)
+                with torch.no_grad():
+                    model.module.get_buffer(name).copy_(value)
             for name, moments in repair.statistics.items():
-                set_statistics(subject.norms[name], moments)
-            for name, eps in repair.eps.items():
-                subject.norms[name].eps = eps
-        subject.watch.quiet_hidden = any(repair.hidden for repair in repairs)
-        stack.callback(setattr, subject.watch, "quiet_hidden", False)
-        stack.enter_context(silenced(any(repair.silence for repair in repairs)))
-        factors = {name: f for repair in repairs for name, f in repair.scale.items()}
-        stack.enter_context(_scaled(modules, factors))
-        by_call = {name: m for repair in repairs for name, m in repair.by_call.items()}
-        stack.enter_context(_switching(subject.norms, by_call))
-        yield
-
-
-def try_repairs(subject: Subject, samples: Samples, repairs: Sequence[Repair]) -> Pass:
-    """A pass in eval mode with the repairs."""
-    changes = [repair.change for repair in repairs if repair.change is not None]
-
-    def change(inputs: Any) -> Any:
-        for one in changes:
-            inputs = one(inputs)
-        return inputs
-
-    with repaired(subject, repairs):
-        return run_pass(subject, samples.probed, measure=False, change=change)
+                set_statistics(model.norms[name], moments)
+            for change in repair.changes:
+                change(model, stack)
+        return run_pass(model, samples.shuffled, measure=False, change_inputs=change_inputs).scores
 
 
 @torch.no_grad()
@@ -102,41 +77,65 @@ def set_statistics(layer: _BatchNorm, moments: Moments) -> None:
         layer.evaluate = "running"
 
 
-@contextmanager
-def _switching(
-    norms: Mapping[str, _BatchNorm], by_call: Mapping[str, Sequence[Moments]]
-) -> Iterator[None]:
-    """Each call of these layers in a forward gets statistics of its own."""
-    handles = [
-        norms[name].register_forward_pre_hook(_Switch(moments)) for name, moments in by_call.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+# ---- changes
 
 
-@contextmanager
-def _scaled(modules: Mapping[str, nn.Module], factors: Mapping[str, float]) -> Iterator[None]:
-    """The outputs of these modules, multiplied."""
+def set_mode(names: Iterable[str], training: bool) -> Change:
+    """Put modules into training or eval mode."""
 
-    def times(factor: float) -> Callable[[nn.Module, Any, Any], Any]:
-        return lambda module, inputs, output: output * factor
+    def change(model: AuditedModel, stack: ExitStack) -> None:
+        for name in names:
+            model.modules[name].training = training
 
-    handles = [modules[n].register_forward_hook(times(f)) for n, f in factors.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return change
 
 
-class _Switch:
-    def __init__(self, moments: Sequence[Moments]) -> None:
-        self.moments, self.calls = moments, 0
+def set_eps(eps: Mapping[str, float]) -> Change:
+    """Give batch norms another eps."""
 
-    def __call__(self, layer: nn.Module, inputs: Any) -> None:
-        assert isinstance(layer, _BatchNorm)
-        set_statistics(layer, self.moments[self.calls % len(self.moments)])
-        self.calls += 1
+    def change(model: AuditedModel, stack: ExitStack) -> None:
+        for name, value in eps.items():
+            model.norms[name].eps = value
+
+    return change
+
+
+def statistics_by_call(name: str, moments: Sequence[Moments]) -> Change:
+    """Give each call of a layer in a forward statistics of its own."""
+
+    def change(model: AuditedModel, stack: ExitStack) -> None:
+        calls = 0
+
+        def switch(layer: nn.Module, inputs: Any) -> None:
+            nonlocal calls
+            assert isinstance(layer, _BatchNorm)
+            set_statistics(layer, moments[calls % len(moments)])
+            calls += 1
+
+        stack.callback(model.norms[name].register_forward_pre_hook(switch).remove)
+
+    return change
+
+
+def scale_outputs(factors: Mapping[str, float]) -> Change:
+    """Multiply the outputs of modules."""
+
+    def change(model: AuditedModel, stack: ExitStack) -> None:
+        for name, factor in factors.items():
+            hook = model.modules[name].register_forward_hook(
+                lambda module, inputs, output, factor=factor: output * factor
+            )
+            stack.callback(hook.remove)
+
+    return change
+
+
+def silence(model: AuditedModel, stack: ExitStack) -> None:
+    """Switch off functional dropout and attention dropout."""
+    stack.enter_context(Silenced())
+
+
+def eval_hidden(model: AuditedModel, stack: ExitStack) -> None:
+    """Put modules that eval() does not reach into eval mode as they run."""
+    model.tracker.eval_hidden = True
+    stack.callback(setattr, model.tracker, "eval_hidden", False)

@@ -1,4 +1,4 @@
-"""What a loader gives, collected once, so that every probe sees the same samples."""
+"""Batches of a loader, collected once so that every pass sees the same samples."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from vshift.errors import VShiftError
+from vshift.text import pluralize
 
 LABEL_KEYS = ("labels", "label", "targets", "target")
 Unpack = Callable[[Any], tuple[Any, Any]]
 
 
 class AuditError(VShiftError):
-    """An audit that cannot be made of this model and this loader. Exit code 2."""
+    """This model or this loader cannot be audited. Exit code 2."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,10 @@ class Batch:
         """Samples: the length of the first tensor."""
         return len(tensors_of(self.inputs)[0])
 
-    def head(self, count: int | None) -> Batch:
-        """The first samples; None is all."""
-        labels = None if self.labels is None else self.labels[:count]
-        return Batch(pytree.tree_map_only(Tensor, lambda t: t[:count], self.inputs), labels)
+    def select(self, pick: Callable[[Tensor], Tensor]) -> Batch:
+        """The samples that `pick` takes from each tensor."""
+        labels = None if self.labels is None else pick(self.labels)
+        return Batch(pytree.tree_map_only(Tensor, pick, self.inputs), labels)
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
@@ -47,10 +49,10 @@ def tensors_of(tree: Any) -> list[Tensor]:
 
 
 def unpack(batch: Any) -> tuple[Any, Any]:
-    """(inputs, labels or None) of what a loader usually gives.
+    """Split a loader's usual batch into (inputs, labels or None).
 
-    A tensor is inputs; of a tuple or list the first item is, and the second the labels; a mapping
-    gives its entry `labels`, `label`, `targets` or `target` as labels and the rest as inputs.
+    A tensor is inputs; of a tuple or list the first item is inputs and the second labels; of a
+    mapping the entry `labels`, `label`, `targets` or `target` is labels and the rest inputs.
     """
     if isinstance(batch, Mapping):
         inputs = {key: value for key, value in batch.items() if key not in LABEL_KEYS}
@@ -61,51 +63,45 @@ def unpack(batch: Any) -> tuple[Any, Any]:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """The model's output: a mapping gives keyword arguments, a tuple or list positional ones.
+    """Call the model: a mapping gives keyword arguments, a tuple or list positional ones.
 
-    A mapping with one tensor, whose name forward() does not know, gives that tensor.
+    A mapping with a single tensor, whose name forward() does not know, gives that tensor.
+
+    Raises:
+        AuditError: several tensors of a mapping, one of which forward() has no argument for.
     """
     if isinstance(inputs, Mapping):
+        parameters = inspect.signature(model.forward).parameters
+        unknown = [name for name in inputs if name not in parameters]
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if not unknown or takes_any:
+            return model(**inputs)
         tensors = tensors_of(inputs)
-        if len(tensors) == 1 and not _takes(model, inputs):
+        if len(tensors) == 1:
             return model(tensors[0])
-        _check_names(model, inputs)
-        return model(**inputs)
+        raise AuditError(
+            f"forward({', '.join(parameters)}) has no arguments for a batch's entries "
+            f"{', '.join(f'`{name}`' for name in unknown)}: a batch that is a mapping gives its "
+            f"entries by name, without {', '.join(f'`{key}`' for key in LABEL_KEYS)}; give "
+            "`unpack=`, a function from a batch to (inputs, labels), or a loader of "
+            "(inputs, labels)"
+        )
     if isinstance(inputs, tuple | list):
         return model(*inputs)
     return model(inputs)
 
 
-def _check_names(model: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Refuse entries of a batch that forward() has no argument for."""
-    parameters = inspect.signature(model.forward).parameters
-    unknown = [name for name in inputs if name not in parameters]
-    if unknown and not _takes(model, inputs):
-        raise AuditError(
-            f"a batch's entries {', '.join(f'`{name}`' for name in unknown)} are no arguments of "
-            f"forward({', '.join(parameters)}): a batch that is a mapping gives its entries by "
-            f"name, without {', '.join(f'`{key}`' for key in LABEL_KEYS)}; give `unpack=`, a "
-            "function from a batch to (inputs, labels), or a loader of (inputs, labels)"
-        )
-
-
-def _takes(model: nn.Module, names: Iterable[str]) -> bool:
-    parameters = inspect.signature(model.forward).parameters
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return anything or set(names) <= set(parameters)
-
-
 def main_output(output: Any) -> Tensor:
-    """The output that is scored: the entry `logits` or `out`, or else the first float tensor.
+    """The output that is scored: the entry `logits` or `out`, otherwise the first float tensor.
 
     Raises:
-        AuditError: there is none, or only a number for the whole batch.
+        AuditError: there is none, or only one number for the whole batch.
     """
     if isinstance(output, Tensor):
         if not output.ndim:
             raise AuditError(
-                "the model's output is one number for the whole batch, a loss probably; an audit "
-                "needs an output for each sample, [N, …]"
+                "the model's output is one number for the whole batch, probably a loss; an audit "
+                "needs an output per sample, [N, …]"
             )
         return output
     for key in ("logits", "out"):
@@ -119,81 +115,82 @@ def main_output(output: Any) -> Tensor:
 
 
 class Samples:
-    """Batches of one loader, as it gave them and, where their shapes allow, in a random order.
+    """Batches of one loader, in its own order and, if their shapes allow, in a random order.
 
     Attributes:
-        size: samples in the loader's first batch.
-        shuffled: whether `probed` gives a random order; not if shapes differ between batches.
+        batches: as the loader gave them.
+        batch_size: samples in the loader's first batch.
+        count: samples in all.
     """
 
-    def __init__(self, given: list[Batch], seed: int) -> None:
-        self.given = given
-        self.size = given[0].count
-        self.count = sum(batch.count for batch in given)
-        self.shuffled = _joinable(given)
+    def __init__(self, batches: list[Batch], seed: int) -> None:
+        self.batches = batches
+        self.batch_size = batches[0].count
+        self.count = sum(batch.count for batch in batches)
         generator = torch.Generator().manual_seed(seed)
         self._order = torch.randperm(self.count, generator=generator)
-        if self.shuffled:
-            self._joined = _join(given)
+        self._joined = _join(batches)
 
     @property
-    def probe_size(self) -> int:
-        """Samples in a batch of the probes: the loader's, but 8 at least where that was 1."""
-        return min(self.size if self.size > 1 else 8, self.count // 2 or 1)
+    def can_shuffle(self) -> bool:
+        """False if shapes differ between batches: then every order is the loader's."""
+        return self._joined is not None
 
-    def probed(self) -> Iterator[Batch]:
-        """Batches of one size, the same at every call; a smaller rest is left out."""
-        if not self.shuffled:
-            yield from self.given
+    @property
+    def shuffled_size(self) -> int:
+        """Samples per shuffled batch: as in the loader, but at least 8 if that was 1."""
+        return min(self.batch_size if self.batch_size > 1 else 8, self.count // 2 or 1)
+
+    def shuffled(self) -> Iterator[Batch]:
+        """Batches of one size, the same at every call; a smaller rest is dropped."""
+        if not self.can_shuffle:
+            yield from self.batches
             return
-        size = self.probe_size
+        size = self.shuffled_size
         for start in range(0, self.count - size + 1, size):
-            yield self.take(self._order[start : start + size])
+            yield self._take(self._order[start : start + size])
 
-    def other_mates(self) -> tuple[Batch, Batch, int] | None:
-        """Two batches that share their first rows, and how many; None where that cannot be made."""
-        size = self.probe_size
+    def first(self) -> Batch:
+        """The first shuffled batch."""
+        return next(iter(self.shuffled()))
+
+    def with_other_mates(self) -> tuple[Batch, Batch, int] | None:
+        """Two batches that share their first rows, and the number of those; None if impossible."""
+        size = self.shuffled_size
         rows = max(1, size // 2)
-        if not self.shuffled or size < 2 or self.count < 2 * size - rows:
+        if not self.can_shuffle or size < 2 or self.count < 2 * size - rows:
             return None
         order = self._order
         other = torch.cat([order[:rows], order[size : 2 * size - rows]])
-        return self.take(order[:size]), self.take(other), rows
+        return self._take(order[:size]), self._take(other), rows
 
-    def take(self, rows: Tensor) -> Batch:
-        """The samples at these positions, as one batch."""
-        batch = self._joined
-
-        def picked(tensor: Tensor) -> Tensor:
-            return tensor.index_select(0, rows.to(tensor.device))
-
-        labels = None if batch.labels is None else picked(batch.labels)
-        return Batch(pytree.tree_map_only(Tensor, picked, batch.inputs), labels)
+    def _take(self, rows: Tensor) -> Batch:
+        assert self._joined is not None
+        return self._joined.select(lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
 
 
-def _joinable(given: list[Batch]) -> bool:
-    shapes = {tuple((t.shape[1:], t.dtype) for t in tensors_of(b.inputs)) for b in given}
-    aligned = all(t.ndim and len(t) == b.count for b in given for t in tensors_of(b.inputs))
-    structures = {str(pytree.tree_structure(batch.inputs)) for batch in given}
-    return len(shapes) == 1 and len(structures) == 1 and aligned
-
-
-def _join(given: list[Batch]) -> Batch:
-    leaves = [pytree.tree_leaves(batch.inputs) for batch in given]
+def _join(batches: list[Batch]) -> Batch | None:
+    """All batches as one; None if their shapes, types or structures differ."""
+    shapes = {tuple((t.shape[1:], t.dtype) for t in tensors_of(b.inputs)) for b in batches}
+    aligned = all(t.ndim and len(t) == b.count for b in batches for t in tensors_of(b.inputs))
+    structures = {str(pytree.tree_structure(batch.inputs)) for batch in batches}
+    if len(shapes) > 1 or len(structures) > 1 or not aligned:
+        return None
+    leaves = [pytree.tree_leaves(batch.inputs) for batch in batches]
     joined = [
         torch.cat(list(parts)) if isinstance(parts[0], Tensor) else parts[0]
         for parts in zip(*leaves, strict=True)
     ]
-    inputs = pytree.tree_unflatten(joined, pytree.tree_structure(given[0].inputs))
-    labels = [batch.labels for batch in given if batch.labels is not None]
-    return Batch(inputs, torch.cat(labels) if len(labels) == len(given) else None)
+    inputs = pytree.tree_unflatten(joined, pytree.tree_structure(batches[0].inputs))
+    labels = [batch.labels for batch in batches if batch.labels is not None]
+    return Batch(inputs, torch.cat(labels) if len(labels) == len(batches) else None)
 
 
 def collect(
     loader: Iterable[Any],
     device: torch.device,
     limit: int | None,
-    split: Unpack = unpack,
+    unpack: Unpack = unpack,
     seed: int = 0,
     name: str = "loader",
 ) -> Samples:
@@ -202,26 +199,93 @@ def collect(
     Raises:
         AuditError: fewer than two batches, or batches without a tensor.
     """
-    given = [_batch(*split(item), device) for item in islice(loader, limit)]
-    if len(given) < 2:
+    batches = [_to_batch(*unpack(item), device) for item in islice(loader, limit)]
+    if len(batches) < 2:
         raise AuditError(
-            f"the {name} gave {len(given)} batch{'' if len(given) == 1 else 'es'}; an audit "
-            "compares batches and needs at least 2: use a smaller batch size or more samples"
+            f"the {name} gave {pluralize(len(batches), 'batch', 'batches')}; an audit compares "
+            "batches and needs at least 2: use a smaller batch size or more samples"
         )
-    samples = Samples(given, seed)
+    samples = Samples(batches, seed)
     if samples.count < 4:
         raise AuditError(f"the {name} gave {samples.count} samples; an audit needs at least 4")
     return samples
 
 
-def _batch(inputs: Any, labels: Any, device: torch.device) -> Batch:
+def _to_batch(inputs: Any, labels: Any, device: torch.device) -> Batch:
     inputs, labels = pytree.tree_map_only(np.ndarray, torch.as_tensor, (inputs, labels))
     inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().to(device), inputs)
     if not tensors_of(inputs) or not tensors_of(inputs)[0].ndim:
         raise AuditError(
             f"a batch has no input tensor [N, …], but a {type(inputs).__name__}; give `unpack`, a "
-            "function from a batch of yours to (inputs, labels)"
+            "function from your batch to (inputs, labels)"
         )
     count = len(tensors_of(inputs)[0])
     fits = isinstance(labels, Tensor) and labels.ndim >= 1 and len(labels) == count
     return Batch(inputs, labels.detach().to(device) if fits else None)
+
+
+# ---- are the loader's batches random samples?
+
+PERMUTATIONS = 200
+MOST_CLASSES = 1000  # larger labels are not taken for classes
+
+
+def order_effect(samples: Samples, seed: int) -> tuple[float, bool]:
+    """How much more the loader's batches differ than random ones (1: random), and if that is clear.
+
+    A permutation test over the samples' channel means, standard deviations and labels. Clear is
+    above all of 200 random regroupings, and twice their average.
+    """
+    features = _features(samples) if samples.can_shuffle else None
+    if features is None or len(samples.batches) < 2:
+        return 1.0, False
+    groups = torch.repeat_interleave(
+        torch.arange(len(samples.batches)), torch.tensor([b.count for b in samples.batches])
+    )
+    generator = torch.Generator().manual_seed(seed)
+    observed = _between_groups(features, groups)
+    random = [
+        _between_groups(features, groups[torch.randperm(len(groups), generator=generator)])
+        for _ in range(PERMUTATIONS)
+    ]
+    effect = observed / (sum(random) / PERMUTATIONS)
+    return effect, observed > max(random) and effect > 2
+
+
+def _between_groups(features: Tensor, groups: Tensor) -> float:
+    """Mean square of the groups' means, weighted by their sizes."""
+    count = int(groups.max()) + 1
+    sums = torch.zeros(count, features.shape[1], dtype=features.dtype)
+    sums.index_add_(0, groups, features)
+    sizes = torch.bincount(groups, minlength=count).double()[:, None]
+    return float((sums.square() / sizes).sum()) / (count * features.shape[1])
+
+
+def _features(samples: Samples) -> Tensor | None:
+    """[n, F], each feature with mean 0 and variance 1; None if nothing varies."""
+    rows = []
+    for batch in samples.batches:
+        x = tensors_of(batch.inputs)[0]
+        x = x.double().flatten(2 if x.ndim >= 3 else 1)
+        x = x if x.ndim == 3 else x[:, :, None]
+        parts = [x.mean(2), x.std(2, correction=0)] if x.shape[2] > 1 else [x[:, :, 0]]
+        rows.append(torch.cat(parts, 1).cpu())
+    features = torch.cat(rows)
+    labels = _one_hot_labels(samples)
+    features = features if labels is None else torch.cat([features, labels], 1)
+    features = features[:, features.std(0, correction=0) > 1e-12]
+    if not features.numel():
+        return None
+    return (features - features.mean(0)) / features.std(0, correction=0)
+
+
+def _one_hot_labels(samples: Samples) -> Tensor | None:
+    labels = [batch.labels for batch in samples.batches if batch.labels is not None]
+    if len(labels) < len(samples.batches) or any(
+        rows.ndim != 1 or rows.is_floating_point() for rows in labels
+    ):
+        return None
+    classes = torch.cat(labels).long().cpu()
+    if int(classes.min()) < 0 or int(classes.max()) >= MOST_CLASSES:
+        return None
+    return F.one_hot(classes).double()

@@ -78,20 +78,27 @@ def audit(
 ) -> None:
     """Explain why a model is fine in train() and bad in eval(): which layer it is, and what helps."""
     from vshift.auditing import command
-    from vshift.auditing.sources import Reading
+    from vshift.auditing.inputs import ImageOptions
     from vshift.train.device import choose_device
 
-    command.check_severity(fail_on)
-    request = command.Request(
-        model, data, train_data, weights, reference, classes, batches,
-        Reading(batch_size, size, normalise, seed), tuple(allow_noise or ()),
-        str(choose_device(device.value)),
-    )  # fmt: skip
-    found, loaded = command.run_audit(request)
-    typer.echo(command.rendered(found, form.value))
+    options = command.AuditOptions(
+        model=model,
+        data=data,
+        train_data=train_data,
+        weights=weights,
+        reference=reference,
+        classes=classes,
+        batches=batches,
+        images=ImageOptions(batch_size, size, normalise, seed),
+        allow_noise=tuple(allow_noise or ()),
+        fail_on=fail_on,
+        device=str(choose_device(device.value)),
+    )
+    result, loaded = command.run_audit(options)
+    typer.echo(command.render(result, form.value))
     if report is not None:
-        command.write_page(found, model, report)
+        command.write_page(result, model, report)
     if fix is not None:
-        typer.echo(command.write_fixed(found, loaded, fix, weights), err=True)
-    if fail_on is not None and found.fails(fail_on):
+        typer.echo(command.write_fixed(result, loaded, fix, weights), err=True)
+    if fail_on is not None and result.fails(fail_on):
         raise typer.Exit(3)

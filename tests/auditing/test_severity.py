@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vshift.auditing.scores import Gain, Scorer, Scores, gain, in_words, output_change
+from vshift.auditing.severity import Gain, Scorer, Scores, format_change, output_change
 
 
 def scores(losses, hits=None, outputs=None):
@@ -19,13 +19,13 @@ def scores(losses, hits=None, outputs=None):
     [(2.0, "info"), (2.5, "info"), (1.96, "low"), (1.7, "medium"), (0.9, "high")],
 )
 def test_by_loss(after, word):
-    assert gain(scores([2.0] * 50), scores([after] * 50), "x").severity == word
+    assert Gain.between(scores([2.0] * 50), scores([after] * 50), "x").severity == word
 
 
 def test_a_change_within_two_standard_errors_is_info():
     torch.manual_seed(0)
     before, after = torch.rand(20), torch.rand(20)
-    found = gain(scores((before + 0.05).tolist()), scores(after.tolist()), "x")
+    found = Gain.between(scores((before + 0.05).tolist()), scores(after.tolist()), "x")
     assert found.loss_error == pytest.approx(
         float((before - after).std()) / math.sqrt(20), rel=1e-5
     )
@@ -35,25 +35,25 @@ def test_a_change_within_two_standard_errors_is_info():
 def test_accuracy_counts_though_the_loss_rises():
     before = scores([1.0] * 100, [1.0] * 60 + [0.0] * 40)
     after = scores([1.2] * 100, [1.0] * 90 + [0.0] * 10)
-    found = gain(before, after, "x")
+    found = Gain.between(before, after, "x")
     assert found.severity == "high"
     assert "accuracy from 60.0 to 90.0 %" in found.in_words()
     one = scores([1.2] * 100, [1.0] * 61 + [0.0] * 39)
-    assert gain(before, one, "x").severity == "info"  # one image is no gain
+    assert Gain.between(before, one, "x").severity == "info"  # one image is no gain
 
 
 def test_half_of_next_to_nothing_is_little():
     """A change below 0.01 nats is none, and what is above counts against 0.1 nats at least."""
     before = scores([0.0024] * 50, [1.0] * 50)
-    assert gain(before, scores([0.0002] * 50, [1.0] * 50), "x").severity == "info"
+    assert Gain.between(before, scores([0.0002] * 50, [1.0] * 50), "x").severity == "info"
     before = scores([0.03] * 50, [1.0] * 50)
-    assert gain(before, scores([0.015] * 50, [1.0] * 50), "x").severity == "medium"
-    assert gain(scores([0.0024] * 50), scores([0.0002] * 50), "x").severity == "high"
+    assert Gain.between(before, scores([0.015] * 50, [1.0] * 50), "x").severity == "medium"
+    assert Gain.between(scores([0.0024] * 50), scores([0.0002] * 50), "x").severity == "high"
 
 
 def test_nan_that_becomes_finite_is_high():
     bad = torch.full((4, 2), math.nan)
-    found = gain(Scores(None, None, bad), Scores(None, None, torch.zeros(4, 2)), "x")
+    found = Gain.between(Scores(None, None, bad), Scores(None, None, torch.zeros(4, 2)), "x")
     assert found.severity == "high"
 
 
@@ -62,7 +62,7 @@ def test_outputs_are_compared_with_their_own_spread():
     assert output_change(before, before + 0.5) == pytest.approx(0.5)
     assert output_change(before, before) == 0
     assert output_change(before, before * math.nan) == math.inf
-    found = gain(Scores(None, None, before), Scores(None, None, before + 0.2), "doing it")
+    found = Gain.between(Scores(None, None, before), Scores(None, None, before + 0.2), "doing it")
     assert found.severity == "medium"
     assert found.in_words() == "doing it changes the output by 20.0 %"
 
@@ -79,7 +79,7 @@ def test_labels_that_are_none_are_not_scored():
     [(0.2, "20.0 %"), (544.69, "545 times its spread"), (math.inf, "more than can be measured")],
 )
 def test_a_change_in_words(change, words):
-    assert in_words(change) == words
+    assert format_change(change) == words
 
 
 @pytest.mark.parametrize(
@@ -126,4 +126,4 @@ def test_dense_outputs_are_thinned_out():
     scorer = Scorer()
     scorer.add(torch.randn(2, 3, 100, 100), None)
     assert scorer.take().outputs.shape[1] <= 4096
-    assert isinstance(gain(scorer.take(), scorer.take(), "x"), Gain)
+    assert isinstance(Gain.between(scorer.take(), scorer.take(), "x"), Gain)

@@ -8,7 +8,7 @@ from torch import nn
 
 from vshift import audit
 from vshift.auditing import AuditError
-from vshift.auditing.weights import fitted, load_weights, read_state
+from vshift.auditing.inputs import fit_to_names, load_weights, read_state
 
 
 def net(classes=3):
@@ -73,8 +73,8 @@ def test_damaged_files_are_refused_without_advice_to_load_them_unsafely(name, tm
 
 def test_a_prefix_is_what_stands_before_the_models_own_names():
     state = {"a.b.fc.weight": 1, "a.b.fc.bias": 2, "other.weight": 3}
-    assert fitted(state, ["fc.weight", "fc.bias"]) == {"fc.weight": 1, "fc.bias": 2}
-    assert fitted({"fc.weight": 1, "x.fc.weight": 2}, ["fc.weight"]) == {
+    assert fit_to_names(state, ["fc.weight", "fc.bias"]) == {"fc.weight": 1, "fc.bias": 2}
+    assert fit_to_names({"fc.weight": 1, "x.fc.weight": 2}, ["fc.weight"]) == {
         "fc.weight": 1,
         "x.fc.weight": 2,
     }

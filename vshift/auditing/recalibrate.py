@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vshift.auditing.guard import random_state_kept, run_eagerly, unwrapped
+from vshift.auditing.guard import preserving_random_state, run_eagerly, unwrap
 from vshift.auditing.samples import AuditError, Unpack, call, collect, main_output, unpack
 from vshift.shift.recalibration import Estimator, Method, NotFiniteError
-from vshift.shift.recalibration import recalibrate as re_estimate
+from vshift.shift.recalibration import recalibrate as recalibrate_by_inputs
 from vshift.shift.stats import batch_norms
 
 
@@ -33,15 +32,15 @@ def recalibrate(
     a forward, or that several parents share, gets the statistics of all its inputs.
 
     Args:
-        model: any module; compiled and DDP-wrapped ones are looked into.
-        loader: training inputs [N, …], two batches at least, shuffled; labels are ignored. The
+        model: any module; compiled and DDP-wrapped ones are unwrapped.
+        loader: training inputs [N, …], at least two batches, shuffled; labels are ignored. The
             batches used are kept in memory.
-        method: `precise` (noise off, batch statistics), `swap`, `layerwise` (one pass for each
-            layer; leaves every layer with exactly what it meets), or `dropout_on` (the trap); see
-            `vshift.shift.recalibration`.
+        method: `precise` (noise off, batch statistics), `swap`, `layerwise` (one pass per layer;
+            leaves every layer with the statistics of its own eval input), or `dropout_on` (the
+            trap); see `vshift.shift.recalibration`.
         inplace: False changes a copy.
         estimator: `pooled`, the population's moments, or `average` over batches.
-        batches: use the first so many.
+        batches: number of batches used; None is all.
 
     Returns:
         The model given, or its copy (without wrappers).
@@ -52,20 +51,17 @@ def recalibrate(
 
     Source: Wu & Johnson 2021 (arXiv 2105.07576); Li et al. 2019, section 5.1.
     """
-    inner = unwrapped(model)
+    inner = unwrap(model)
     if not inplace:
         inner = safe_copy(inner)
     if not batch_norms(inner):
         raise AuditError("the model has no batch norm that keeps running statistics")
-    with random_state_kept([loader]), run_eagerly(inner):
+    with preserving_random_state([loader]), run_eagerly(inner):
         device = next(iter(inner.parameters()), torch.zeros(())).device
         samples = collect(loader, device, batches, unpack)
-
-        def inputs() -> Iterator[Any]:
-            return (batch.inputs for batch in islice(samples.given, batches))
-
+        inputs = [batch.inputs for batch in samples.batches]
         try:
-            re_estimate(_Called(inner), inputs, method, estimator=estimator)
+            recalibrate_by_inputs(_Called(inner), lambda: inputs, method, estimator=estimator)
         except NotFiniteError as error:
             raise AuditError(f"recalibrate: {error}; the model is as it was") from error
         except ValueError as error:

@@ -1,9 +1,9 @@
-"""Loss and accuracy of a pass, or its outputs; and what a repair changes of them."""
+"""Scores of a pass, and severity: what a repair measurably gives back."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,20 +15,21 @@ from torch import Tensor
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 SEVERITIES = ("info", "low", "medium", "high")
-LEAST_FALL = 0.01  # nats; a smaller gain of cross-entropy is none
-KEPT_VALUES = 4096  # of one sample's output; dense outputs are thinned out to so many
+LEAST_FALL = 0.01  # nats; a smaller fall of the cross-entropy does not count
+OUTPUT_VALUES = 4096  # kept per sample; dense outputs are thinned out to this number
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one pass over n samples.
+    """Scores of one pass over n samples.
 
     Attributes:
-        losses: float64 [n], or [batches] where the loss gives one number a batch; None unlabelled.
-        hits: float64 [n] of 0 and 1, of dense labels the share of right ones; None where nothing
+        losses: float64 [n], or [batches] if the loss returns one number per batch; None without
+            labels.
+        hits: float64 [n] of 0 and 1, for dense labels the fraction that is right; None if nothing
             is classified.
-        outputs: float32 [n, D], thinned out to at most 4,096 values a sample.
-        unused: why labels that were given could not be used; None where they were.
+        outputs: float32 [n, D], thinned out to at most 4,096 values per sample.
+        unused: why the given labels could not be used; None if they were.
     """
 
     losses: Tensor | None
@@ -54,7 +55,10 @@ class Scores:
 
 
 class Scorer:
-    """Takes in batches of outputs and labels; one batch without a score leaves all without."""
+    """Accumulates outputs and labels; one batch without a score leaves the pass without one.
+
+    A mean over the batches that happen to have usable labels would be of another set.
+    """
 
     def __init__(self, loss: Loss | None = None) -> None:
         self._loss = loss
@@ -64,45 +68,47 @@ class Scorer:
     def add(self, output: Tensor, labels: Tensor | None) -> None:
         losses = hits = None
         if labels is not None:
-            problem = _no_classes(output, labels)
+            problem = _not_classes(output, labels)
             if problem is None:
-                losses, hits = _classified(output, labels)
+                losses, hits = _classification_scores(output, labels)
             if self._loss is not None:
                 losses = self._loss(output, labels).double().flatten()
             else:
                 self._unused = self._unused or problem
-        self._rows.append((losses, hits, _thinned(output)))
+        flat = output.detach().float().flatten(1) if output.ndim > 1 else output.detach()[:, None]
+        stride = max(1, math.ceil(flat.shape[1] / OUTPUT_VALUES))
+        self._rows.append((losses, hits, flat[:, ::stride].float()))
 
     def take(self) -> Scores:
         losses, hits, outputs = zip(*self._rows, strict=True)
-        found = torch.cat([o.cpu() for o in outputs])
-        return Scores(_joined(losses), _joined(hits), found, self._unused)
+        joined = torch.cat([output.cpu() for output in outputs])
+        return Scores(_join(losses), _join(hits), joined, self._unused)
 
 
-def _no_classes(output: Tensor, labels: Tensor) -> str | None:
-    """Why labels [N, …] are no classes of outputs [N, classes, …]; None if they are."""
+def _not_classes(output: Tensor, labels: Tensor) -> str | None:
+    """Why labels [N, …] are not classes of outputs [N, classes, …]; None if they are."""
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         return f"they are of {str(labels.dtype).removeprefix('torch.')}, not whole numbers"
     if output.ndim < 2 or labels.shape != output.shape[:1] + output.shape[2:]:
         return f"their shape is {list(labels.shape)} and the output's {list(output.shape)}"
     classes = output.shape[1]
-    wrong = labels[_counted(labels, classes) & ((labels < 0) | (labels >= classes))]
+    wrong = labels[_is_counted(labels, classes) & ((labels < 0) | (labels >= classes))]
     if wrong.numel():
         return f"a label is {int(wrong[0])}, and the model has {classes} classes"
     return None
 
 
-def _counted(labels: Tensor, classes: int) -> Tensor:
-    """Where labels are meant to count: -100 is ignored everywhere, 255 in dense labels."""
+def _is_counted(labels: Tensor, classes: int) -> Tensor:
+    """Which labels count: -100 is ignored everywhere, and 255 in dense labels."""
     ignored = labels == -100
     if labels.ndim > 1 and classes <= 255:
         ignored |= labels == 255
     return ~ignored
 
 
-def _classified(output: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy (nats) and hits of each sample, float64 [N], averaged over its own places."""
-    counted = _counted(labels, output.shape[1])
+def _classification_scores(output: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy (nats) and hits per sample, float64 [N], averaged over its own places."""
+    counted = _is_counted(labels, output.shape[1])
     target = torch.where(counted, labels, torch.full_like(labels, -100)).long()
     losses = F.cross_entropy(output.float(), target, reduction="none").double()
     hits = ((output.argmax(1) == labels) & counted).double()
@@ -113,27 +119,20 @@ def _classified(output: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _thinned(output: Tensor) -> Tensor:
-    flat = output.detach().float().flatten(1) if output.ndim > 1 else output.detach()[:, None]
-    step = -(-flat.shape[1] // KEPT_VALUES)
-    return flat[:, :: max(1, step)].float()
-
-
-def _joined(parts: Iterable[Tensor | None]) -> Tensor | None:
-    parts = list(parts)
-    found = [part.cpu() for part in parts if part is not None]
-    return torch.cat(found) if found and len(found) == len(parts) else None
+def _join(parts: Sequence[Tensor | None]) -> Tensor | None:
+    present = [part.cpu() for part in parts if part is not None]
+    return torch.cat(present) if present and len(present) == len(parts) else None
 
 
 @dataclass(frozen=True)
 class Gain:
-    """What a repair changed: before and after.
+    """Scores before and after a repair.
 
     Attributes:
+        repair: what was done, in words.
         loss_error: standard error of the mean change of the samples' losses.
-        accuracy_error: of the change of accuracy, points.
+        accuracy_error: standard error of the change of the accuracy, in points.
         output_change: RMS change of the outputs over the RMS of the old ones about their mean.
-        repair: in words, what was done.
     """
 
     repair: str
@@ -147,9 +146,26 @@ class Gain:
     finite_before: bool
     finite_after: bool
 
+    @classmethod
+    def between(cls, before: Scores, after: Scores, repair: str) -> Gain:
+        """Compare two passes over the same samples."""
+        hits_error = _paired_error(before.hits, after.hits)
+        return cls(
+            repair,
+            before.loss,
+            after.loss,
+            _paired_error(before.losses, after.losses),
+            before.accuracy,
+            after.accuracy,
+            None if hits_error is None else 100 * hits_error,
+            output_change(before.outputs, after.outputs),
+            before.finite,
+            after.finite,
+        )
+
     @property
     def severity(self) -> str:
-        """By how much the repaired model is better; without labels, by how much its output moved.
+        """How much better the repaired model is; without labels, how much its output moved.
 
         A loss that falls by less than two standard errors, or rises, and an accuracy that does not
         rise by as much, are `info`: a deviation that does no measurable harm.
@@ -157,27 +173,35 @@ class Gain:
         if not self.finite_before and self.finite_after:
             return "high"
         if self.loss_before is None or self.loss_after is None:
-            return _word(self.output_change, 0.01, 0.1, 0.5)
+            return severity_of_change(self.output_change)
         fall = self.loss_before - self.loss_after
         points = (self.accuracy_after or 0.0) - (self.accuracy_before or 0.0)
         fall = fall if fall > 2 * (self.loss_error or 0.0) else 0.0
         points = points if points > 2 * (self.accuracy_error or 0.0) else 0.0
-        # Half of next to nothing is next to nothing: a cross-entropy counts from 0.1 nats on, and
-        # a change of it from 0.01.
-        known = self.accuracy_before is not None
-        least = 0.1 if known else 1e-9
-        fall = 0.0 if known and fall < LEAST_FALL else fall
-        by_loss = _word(fall / max(abs(self.loss_before), least), 0.01, 0.1, 0.5)
-        by_accuracy = _word(points, 0.5, 2.0, 10.0)
-        return max(by_loss, by_accuracy, key=SEVERITIES.index)
+        # Half of next to nothing is next to nothing: a cross-entropy counts as 0.1 nats at least,
+        # and a fall of it from 0.01. The unit of a custom loss is unknown.
+        is_cross_entropy = self.accuracy_before is not None
+        least = 0.1 if is_cross_entropy else 1e-9
+        fall = 0.0 if is_cross_entropy and fall < LEAST_FALL else fall
+        by_loss = severity_of_change(fall / max(abs(self.loss_before), least))
+        return max(by_loss, _severity(points, (0.5, 2.0, 10.0)), key=SEVERITIES.index)
+
+    @property
+    def size(self) -> float:
+        """By how much, to order findings of the same severity."""
+        if not self.finite_before:
+            return math.inf
+        if self.loss_before is None or self.loss_after is None:
+            return self.output_change
+        return self.loss_before - self.loss_after
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def in_words(self) -> str:
-        """One sentence."""
+        """One sentence without its full stop."""
         if self.loss_before is None or self.loss_after is None:
-            return f"{self.repair} changes the output by {in_words(self.output_change)}"
+            return f"{self.repair} changes the output by {format_change(self.output_change)}"
         text = f"{self.repair} takes the loss from {self.loss_before:.3f} to {self.loss_after:.3f}"
         if self.accuracy_before is None or self.accuracy_after is None:
             return text
@@ -186,41 +210,23 @@ class Gain:
         )
 
 
-def in_words(change: float) -> str:
-    """`12.3 %`, `545 times its spread`: of a relative change of the output, for a sentence."""
+def format_change(change: float) -> str:
+    """A relative change of the output for a sentence: `12.3 %`, `545 times its spread`."""
     if not math.isfinite(change):
         return "more than can be measured"
     return f"{100 * change:.1f} %" if change < 10 else f"{change:,.0f} times its spread"
 
 
-def word_of_change(change: float) -> str:
-    """The severity of an output that moves by so much, relative."""
-    return _word(change, 0.01, 0.1, 0.5)
+def severity_of_change(change: float) -> str:
+    """Severity of a relative change of the output or the loss."""
+    return _severity(change, (0.01, 0.1, 0.5))
 
 
-def _word(value: float, low: float, medium: float, high: float) -> str:
-    reached = [w for w, at in zip(SEVERITIES[1:], (low, medium, high), strict=True) if value >= at]
-    return reached[-1] if reached else "info"
+def _severity(value: float, limits: tuple[float, float, float]) -> str:
+    return SEVERITIES[sum(value >= limit for limit in limits)]
 
 
-def gain(before: Scores, after: Scores, repair: str) -> Gain:
-    """Compare two passes over the same samples."""
-    hits = _error(before.hits, after.hits)
-    return Gain(
-        repair,
-        before.loss,
-        after.loss,
-        _error(before.losses, after.losses),
-        before.accuracy,
-        after.accuracy,
-        None if hits is None else 100 * hits,
-        output_change(before.outputs, after.outputs),
-        before.finite,
-        after.finite,
-    )
-
-
-def _error(before: Tensor | None, after: Tensor | None) -> float | None:
+def _paired_error(before: Tensor | None, after: Tensor | None) -> float | None:
     """Standard error of the mean change of paired values."""
     if before is None or after is None or len(before) < 2:
         return None

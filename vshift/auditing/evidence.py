@@ -1,0 +1,381 @@
+"""Everything that is measured of a model before conclusions are drawn, and the distances used.
+
+The train pass judges the running statistics: with batch statistics everywhere, a layer's input does
+not depend on the buffers of the layers before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from vshift.auditing.guard import seed_everything
+from vshift.auditing.inputs import fit_to_names
+from vshift.auditing.passes import (
+    CANNOT_RUN,
+    AuditedModel,
+    EvalTests,
+    LayerStats,
+    Mode,
+    Pass,
+    rms,
+    run_eval_tests,
+    run_pass,
+)
+from vshift.auditing.samples import Samples, order_effect
+from vshift.auditing.severity import Scores
+from vshift.auditing.trace import NoiseSource, Trace, trace
+from vshift.shift.stats import Estimate, Moments, jackknife
+
+RELEVANT_CHANGE = 0.05  # relative change of a variance that is worth reporting
+
+# Names of the scores, in the order in which they are shown.
+SCORE_NAMES: dict[Mode, str] = {
+    "train": "train mode",
+    "noise_off": "batch statistics, noise off",
+    "eval": "eval mode",
+}
+
+
+@dataclass
+class Evidence:
+    """One model, one loader, and all that was measured of them.
+
+    Attributes:
+        samples: of the loader; modes are scored on these.
+        train_samples: of the training loader, if there is one; otherwise the same object. The
+            three passes run on these.
+        train_trace, eval_trace: noise traced in training mode and in eval mode.
+        scores: of every mode on `samples`, and of some on `train_samples` if that differs.
+        loader_order_pass: a train pass in the loader's own order, if its batches are no random
+            samples.
+        reference: an earlier state dict to compare with.
+        allowed_noise: names and patterns of modules whose noise in eval mode is wanted.
+        still_training: modules that are in training mode after the model's own eval().
+        explained_by: the code of the finding that explains a layer's running statistics.
+    """
+
+    model: AuditedModel
+    samples: Samples
+    train_samples: Samples
+    train_pass: Pass
+    noise_off_pass: Pass
+    eval_pass: Pass
+    train_trace: Trace
+    eval_trace: Trace
+    scores: Mapping[str, Scores]
+    tests: EvalTests
+    reference: Mapping[str, Tensor] = field(default_factory=dict)
+    allowed_noise: Sequence[str] = ()
+    still_training: frozenset[str] = frozenset()
+    loader_order_pass: Pass | None = None
+    order_effect: float = 1.0
+    explained_by: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def has_train_loader(self) -> bool:
+        return self.train_samples is not self.samples
+
+    @property
+    def eval_scores(self) -> Scores:
+        """Scores of plain eval mode on `samples`."""
+        return self.scores[SCORE_NAMES["eval"]]
+
+    # ---- layers and their statistics
+
+    @cached_property
+    def layers(self) -> dict[str, _BatchNorm]:
+        """Every batch norm that ran in training mode, in forward order."""
+        norms, stats = self.model.norms, self.train_pass.stats
+        order = dict.fromkeys(chain(self.train_trace.order, stats))
+        return {name: norms[name] for name in order if name in norms and name in stats}
+
+    @cached_property
+    def running(self) -> dict[str, Moments]:
+        """The running statistics of the layers that keep some."""
+        moments = {name: running_moments(layer) for name, layer in self.layers.items()}
+        return {name: running for name, running in moments.items() if running is not None}
+
+    def train_stats(self, name: str) -> LayerStats:
+        return self.train_pass.stats[name]
+
+    def train(self, name: str) -> Moments:
+        """What a moving average should hold: the train pass, averaged over batches."""
+        return self.train_stats(name).average()
+
+    def noise_reaching(self, name: str) -> list[NoiseSource]:
+        """The noise that reaches a layer through no other BN."""
+        return self.train_trace.arriving.get(name, [])
+
+    def batches_tracked(self, name: str) -> int | None:
+        tracked = self.layers[name].num_batches_tracked
+        return None if tracked is None else int(tracked)
+
+    # ---- judging the running statistics
+
+    @cached_property
+    def judged(self) -> list[str]:
+        """Layers whose buffers should agree with the train pass: finite, and moving in training."""
+        return [
+            name
+            for name, running in self.running.items()
+            if name not in self.model.frozen and is_usable(running)
+        ]
+
+    @cached_property
+    def distance(self) -> dict[str, float]:
+        """Standardized distance between the running statistics and the train pass."""
+        return {name: self.distance_to(self.train(name), name) for name in self.judged}
+
+    def distance_to(self, moments: Moments, name: str) -> float:
+        """Standardized distance between a layer's running statistics and these."""
+        return standardized_distance(self.running[name], moments, self.layers[name].eps)
+
+    @cached_property
+    def noise_floor(self) -> dict[str, float]:
+        return {n: noise_floor(self.layers[n], self.train_stats(n)) for n in self.judged}
+
+    @cached_property
+    def limit(self) -> dict[str, float]:
+        """The distance above which a layer's buffers are wrong: four standard deviations."""
+        return {name: max(0.1, 4 * floor) for name, floor in self.noise_floor.items()}
+
+    @cached_property
+    def mismatched(self) -> list[str]:
+        """Judged layers whose running statistics are not those they are trained with."""
+        return [
+            name
+            for name in self.judged
+            if self.distance[name] > self.limit[name] and name not in self.re_estimated
+        ]
+
+    def unexplained(self) -> list[str]:
+        """The mismatched layers that no finding explains yet."""
+        return [name for name in self.mismatched if name not in self.explained_by]
+
+    def claim(self, layers: Sequence[str], code: str) -> None:
+        """Note that a finding explains these layers' buffers; the first claim counts."""
+        for name in layers:
+            self.explained_by.setdefault(name, code)
+
+    @cached_property
+    def re_estimated(self) -> list[str]:
+        """Layers whose running statistics are those of the noise-off pass, not of the train pass.
+
+        Training never leaves such statistics; re-estimation does, and then they agree with eval
+        mode.
+        """
+        result = []
+        for name in self.judged:
+            noise_off = self.noise_off_pass.average(name)
+            if noise_off is None:
+                continue
+            if name in self.shifted or self.distance[name] > self.limit[name]:
+                distance = self.distance_to(noise_off, name)
+                if distance <= self.limit[name] and distance < 0.5 * self.distance[name]:
+                    result.append(name)
+        return result
+
+    # ---- variance shift
+
+    @cached_property
+    def shifted(self) -> dict[str, Estimate]:
+        """Layers that noise reaches and whose variance it clearly changes, with the local ratio."""
+        return {
+            name: ratio
+            for name in self.judged
+            if self.noise_reaching(name) and is_clear(ratio := self.local_ratio(name))
+        }
+
+    def local_ratio(self, name: str) -> Estimate:
+        """Variance with noise on over noise off, on batch statistics."""
+        return _variance_ratio(self.train_pass, self.noise_off_pass, name)
+
+    def inherited_ratio(self, name: str) -> Estimate:
+        """Variance on batch statistics over plain eval mode, noise off."""
+        return _variance_ratio(self.noise_off_pass, self.eval_pass, name)
+
+    @cached_property
+    def inheriting(self) -> list[str]:
+        """Layers whose buffers are right and that no noise shifts, but whose eval input differs."""
+        return [
+            name
+            for name in self.judged
+            if name not in self.shifted
+            and name not in self.mismatched
+            and (moments := self.eval_pass.average(name)) is not None
+            and not self.distance_to(moments, name) <= self.limit[name]  # NaN is far too
+        ]
+
+
+# ---- measuring
+
+
+def measure(
+    model: AuditedModel,
+    samples: Samples,
+    train_samples: Samples,
+    reference: nn.Module | Mapping[str, Tensor] | None,
+    allowed_noise: Sequence[str],
+) -> Evidence:
+    """Run every pass and test; the arguments are `Evidence`'s attributes."""
+    few = model.few(samples.first())
+    model.frozen |= _frozen_at_identity(model)
+    with model.mode("eval"):
+        still_training = frozenset(n for n, m in model.module.named_modules() if m.training)
+        seed_everything(model.seed)
+        eval_trace = trace(model.module, few, model.tracker)
+    train_trace = model.trace_training(train_samples.first())
+    tests = run_eval_tests(model, samples)
+    train_pass = model.in_training(lambda: run_pass(model, train_samples.shuffled))
+    with model.mode("noise_off"):
+        noise_off_pass = run_pass(model, train_samples.shuffled)
+    with model.mode("eval"):
+        eval_pass = run_pass(model, train_samples.shuffled)
+    passes: dict[Mode, Pass] = {
+        "train": train_pass, "noise_off": noise_off_pass, "eval": eval_pass,
+    }  # fmt: skip
+    scores = {SCORE_NAMES[mode]: found.scores for mode, found in passes.items()}
+    if train_samples is not samples:
+        beside = {f"{name}, training data": scores[name] for name in ("train mode", "eval mode")}
+        scores = _score_modes(model, samples) | beside
+    effect, clear = order_effect(train_samples, model.seed)
+    loader_order_pass = None
+    if clear:
+        with model.mode("train"):
+            loader_order_pass = run_pass(model, lambda: iter(train_samples.batches))
+    if isinstance(reference, nn.Module):
+        reference = reference.state_dict()
+    return Evidence(
+        model,
+        samples,
+        train_samples,
+        train_pass,
+        noise_off_pass,
+        eval_pass,
+        train_trace,
+        eval_trace,
+        scores,
+        tests,
+        fit_to_names(reference or {}, model.module.state_dict()),
+        allowed_noise,
+        still_training,
+        loader_order_pass,
+        effect,
+    )
+
+
+def _frozen_at_identity(model: AuditedModel) -> frozenset[str]:
+    """Batch norms at identity whose own parameters do not train, in a model that does."""
+    if not any(p.requires_grad for p in model.module.parameters()):
+        return frozenset()
+    frozen = set()
+    for name, layer in model.norms.items():
+        running, own = running_moments(layer), list(layer.parameters(recurse=False))
+        if running is not None and own and not any(p.requires_grad for p in own):
+            frozen |= {name} if is_initial(running) else set()
+    return frozenset(frozen)
+
+
+def _score_modes(model: AuditedModel, samples: Samples) -> dict[str, Scores]:
+    """Scores of every mode; a mode that does not run on these samples becomes a note."""
+    scores = {}
+    for mode, name in SCORE_NAMES.items():
+        with model.mode(mode):
+            try:
+                scores[name] = run_pass(model, samples.shuffled, measure=False).scores
+            except CANNOT_RUN as error:
+                if mode == "eval":
+                    raise
+                reason = (str(error).splitlines() or [""])[0]
+                model.notes.append(f"{name} could not be scored on the loader's samples: {reason}")
+    return scores
+
+
+# ---- statistics and distances
+
+
+def running_moments(layer: _BatchNorm) -> Moments | None:
+    """A layer's running statistics, float64 on the CPU; None if it keeps none."""
+    if layer.running_mean is None or layer.running_var is None:
+        return None
+    return Moments(
+        layer.running_mean.detach().double().cpu(), layer.running_var.detach().double().cpu()
+    )
+
+
+def is_usable(moments: Moments) -> bool:
+    """Whether a layer can normalise by these: no inf, no NaN, no negative variance."""
+    bad = ~moments.mean.isfinite() | ~moments.variance.isfinite() | (moments.variance < 0)
+    return not bool(bad.any())
+
+
+def is_initial(moments: Moments) -> bool:
+    """Whether these are exactly a new layer's running statistics."""
+    return bool((moments.mean == 0).all() and (moments.variance == 1).all())
+
+
+def standardized_distance(running: Moments, measured: Moments, eps: float) -> float:
+    """Distance of running statistics from measured ones: the larger of two RMS over channels.
+
+    Means: (running − measured)/√(measured variance + eps). Variances: log of the ratio, over √2.
+    Both have the standard deviation 1/√n if `running` comes from n independent normal values. NaN
+    if not finite.
+    """
+    scale = (measured.variance + eps).sqrt()
+    means = rms((running.mean - measured.mean) / scale)
+    variances = rms(((running.variance + eps) / (measured.variance + eps)).log() / math.sqrt(2))
+    return math.nan if math.isnan(means) or math.isnan(variances) else max(means, variances)
+
+
+def effective_sample_size(layer: _BatchNorm, count: int) -> float:
+    """n_eff: how many values per channel the running statistics are an average of.
+
+    With momentum m and n values per batch n(2 − m)/m; for a simple average n times the batches.
+    """
+    momentum = layer.momentum
+    if momentum is None:
+        tracked = layer.num_batches_tracked
+        return count * max(1, int(tracked) if tracked is not None else 1)
+    return count * (2 - momentum) / momentum if momentum > 0 else math.inf
+
+
+def noise_floor(layer: _BatchNorm, stats: LayerStats) -> float:
+    """Standard deviation of the distance in a healthy layer, by theory and by this loader.
+
+    Values of one image are not independent. So the spread between the loader's own batches counts
+    as well, with the moving average's weight and the audit's own number of batches.
+    """
+    theory = 1 / math.sqrt(effective_sample_size(layer, stats.count))
+    share = layer.momentum / (2 - layer.momentum) if layer.momentum is not None else 0.0
+    batches = sum(len(calls) for calls in stats.batches)
+    spread = stats.spread(layer.eps)
+    measured = 0.0 if math.isnan(spread) else spread * math.sqrt(share + 1 / batches)
+    return max(theory, measured)
+
+
+def _variance_ratio(over: Pass, under: Pass, name: str) -> Estimate:
+    """Ratio of channel-mean variances of two passes over the same batches, with its error."""
+    if name not in over.stats or name not in under.stats:
+        return Estimate(math.nan, math.nan)
+    a, b = over.stats[name].levels(), under.stats[name].levels()
+    size = min(len(a), len(b))
+    a, b = a[:size], b[:size]
+    value = a.sum() / b.sum() if float(b.sum()) > 0 else torch.full((), math.nan)
+    left_out = (a.sum() - a) / (b.sum() - b)
+    return jackknife(torch.cat([value.double()[None], left_out]))
+
+
+def is_clear(ratio: Estimate) -> bool:
+    """Whether it differs from 1 by more than RELEVANT_CHANGE and four standard errors."""
+    if not (math.isfinite(ratio.value) and ratio.value > 0):
+        return False
+    error = ratio.error if math.isfinite(ratio.error) else 0.0
+    return abs(ratio.value - 1) > max(RELEVANT_CHANGE, 4 * error)

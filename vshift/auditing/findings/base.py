@@ -1,0 +1,162 @@
+"""What a finding is, and what a check is that looks for one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+from vshift.auditing.evidence import Evidence
+from vshift.auditing.repairs import Repair
+from vshift.auditing.severity import SEVERITIES, Gain
+
+RECALIBRATE = "re-estimate with `vshift.recalibrate(model, loader)` or `vshift audit --fix`"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        code: of the check that found it, for instance `stale`.
+        title: what it is called.
+        layer: the culprit; None if no layer is to blame.
+        severity: info, low, medium or high: what the repair measurably gained.
+        message: what was found, usual causes, what to do, what the repair gained.
+        evidence: numbers; `layers` lists every layer concerned, `inherits` those that only inherit,
+            `repair` is a `Gain`.
+    """
+
+    code: str
+    title: str
+    layer: str | None
+    severity: str
+    message: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if key != "title"}
+
+    def reaches(self, severity: str) -> bool:
+        """Whether it is of this severity or worse."""
+        return SEVERITIES.index(self.severity) >= SEVERITIES.index(severity)
+
+
+@dataclass
+class CandidateFinding:
+    """A finding before its repair has been tried.
+
+    Attributes:
+        check: that made it.
+        message: what was found, with the number, in one or two sentences.
+        repair: tried on top of earlier candidates' repairs; None if nothing can be tried.
+        drop_if_no_gain: leave it out if its repair gains nothing.
+        note_if_dropped: what the notes say then; empty for nothing.
+        severity: if there is no repair.
+    """
+
+    check: Check
+    layer: str | None
+    message: str
+    layers: Sequence[str] = ()
+    numbers: dict[str, Any] = field(default_factory=dict)
+    repair: Repair | None = None
+    drop_if_no_gain: bool = False
+    note_if_dropped: str = ""
+    severity: str = "info"
+
+    def to_finding(self, gain: Gain | None) -> Finding:
+        """The finding, with what its repair gained."""
+        check, numbers, severity = self.check, dict(self.numbers), self.severity
+        text = f"{self.message} Usual causes: {check.causes}. What to do: {check.advice}."
+        if self.layers:
+            numbers["layers"] = list(self.layers)
+        if gain is not None:
+            numbers["repair"] = gain.to_dict()
+            severity = gain.severity
+            text += f" Tried: {gain.in_words()}"
+            if severity == "info":
+                is_scored = gain.loss_before is not None and gain.loss_after is not None
+                text += f": {'no measurable gain' if is_scored else 'next to nothing'}"
+            text += "."
+        return Finding(check.code, check.title, self.layer, severity, text, numbers)
+
+
+class Check(ABC):
+    """Looks for one kind of finding, and has the words for it.
+
+    A new check needs its class, its place in `vshift.auditing.findings.CHECKS`, and a planted fault
+    in examples/broken_models.py.
+
+    Attributes:
+        code: the finding's name for programs.
+        title: the finding's name for people.
+        causes: usual causes, as a list without a full stop.
+        advice: what to do, likewise.
+    """
+
+    code: ClassVar[str]
+    title: ClassVar[str]
+    causes: ClassVar[str]
+    advice: ClassVar[str]
+
+    @abstractmethod
+    def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
+        """The candidates for this finding, usually none or one."""
+
+
+class BufferCheck(Check):
+    """A check that explains why running statistics are not what the layers are trained with.
+
+    Each such check takes its layers from `Evidence.unexplained` and claims them, so that later ones
+    do not explain the same layers again.
+    """
+
+    def candidate(
+        self,
+        evidence: Evidence,
+        layers: Sequence[str],
+        message: str,
+        *,
+        drop_if_no_gain: bool = False,
+        note_if_dropped: str = "",
+        **numbers: Any,
+    ) -> CandidateFinding:
+        """A candidate about these layers, which it claims; the layer furthest off is named."""
+        evidence.claim(layers, self.code)
+        worst = max(layers, key=lambda name: evidence.distance.get(name, 0.0))
+        numbers = {
+            "distance": evidence.distance.get(worst),
+            "limit": evidence.limit.get(worst),
+            **numbers,
+        }
+        repair = Repair(
+            f"re-estimating {'it' if len(layers) == 1 else f'these {len(layers)}'}",
+            statistics={name: evidence.train(name) for name in layers},
+        )
+        return CandidateFinding(
+            self, worst, message, layers, numbers, repair, drop_if_no_gain, note_if_dropped
+        )
+
+
+def list_layers(names: Sequence[str]) -> str:
+    """Names of layers for a sentence."""
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(name or "the model" for name in names[:4]) + more
+
+
+def which_layers(evidence: Evidence, layers: Sequence[str]) -> str:
+    """These layers, and of how many, for a sentence."""
+    if len(layers) == 1:
+        return layers[0] or "the batch norm"
+    return f"{len(layers)} of {len(evidence.layers)} batch norms ({list_layers(layers)})"
+
+
+def distance_in_words(evidence: Evidence, layers: Sequence[str]) -> str:
+    """How far the worst of these layers is off, for a sentence."""
+    worst = max(layers, key=lambda name: evidence.distance[name])
+    return (
+        f"{evidence.distance[worst]:.2g} standard deviations from what training batches show at "
+        f"{worst or 'it'} (expected noise {evidence.noise_floor[worst]:.2g})"
+    )

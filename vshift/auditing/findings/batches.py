@@ -1,0 +1,251 @@
+"""What the running statistics average over: momentum, batch sizes, several inputs, other inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from vshift.auditing.evidence import Evidence, effective_sample_size, standardized_distance
+from vshift.auditing.findings.base import (
+    RECALIBRATE,
+    BufferCheck,
+    CandidateFinding,
+    Check,
+    which_layers,
+)
+from vshift.auditing.repairs import Repair, statistics_by_call
+from vshift.auditing.samples import Samples, tensors_of
+from vshift.shift.stats import Moments
+
+SMALL_SAMPLE = 100  # n_eff below which the noise floor is above 0.1
+HIGH_MOMENTUM = 0.5
+USUAL_MOMENTUM = 0.1
+# Standard deviations between inputs; augmentation, such as crops with borders, makes up to 0.3.
+OTHER_INPUTS = 0.5
+
+
+class MomentumHigh(BufferCheck):
+    """Momentum so high that the running statistics are those of the last batches."""
+
+    code = "momentum_high"
+    title = "momentum is so high that only the last batches count"
+    causes = (
+        "a decay of 0.9, 0.99 or 0.999 of another framework copied into PyTorch, whose momentum is "
+        "1 − decay"
+    )
+    advice = f"set momentum to 0.1 or 0.01; {RECALIBRATE}"
+
+    def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
+        momenta = {
+            name: momentum
+            for name in evidence.judged
+            if (momentum := float(evidence.layers[name].momentum or 0)) >= HIGH_MOMENTUM
+            and name not in evidence.explained_by
+        }
+        if momenta:
+            layers, momentum = list(momenta), max(momenta.values())
+            values = min(
+                effective_sample_size(evidence.layers[n], evidence.train_stats(n).count)
+                for n in layers
+            )
+            batches = f"{(2 - momentum) / momentum:.2g}"
+            yield self.candidate(
+                evidence,
+                layers,
+                f"Momentum is {momentum:g} at {which_layers(evidence, layers)}: the running "
+                f"statistics average over no more than {batches} "
+                f"batch{'' if batches == '1' else 'es'} ({values:.0f} values per channel).",
+                momentum=momentum,
+                values=values,
+            )
+
+
+class TinyBatches(BufferCheck):
+    """Batches with so few values that the running statistics are noise."""
+
+    code = "tiny_batches"
+    title = "batches are too small for batch norm"
+    causes = "few samples per device, accumulated gradients, or a layer after global pooling"
+    advice = (
+        "use larger batches, SyncBatchNorm, a lower momentum, group norm, or re-estimate over many "
+        "batches with `vshift.recalibrate`"
+    )
+
+    def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
+        samples = evidence.train_samples
+        if samples.batch_size < 2 and not evidence.has_train_loader:
+            return  # batches of one are how many people evaluate, not how they train
+        counts, sizes = {}, {}
+        for name in evidence.judged:
+            layer = evidence.layers[name]
+            scale = samples.batch_size / samples.shuffled_size
+            counts[name] = max(1, round(evidence.train_stats(name).count * scale))
+            sizes[name] = effective_sample_size(layer, counts[name])
+            if (layer.momentum or 0) >= HIGH_MOMENTUM:
+                # Momentum is to blame there: count what the batches give at a usual one.
+                sizes[name] = counts[name] * (2 - USUAL_MOMENTUM) / USUAL_MOMENTUM
+        layers = [
+            n for n, size in sizes.items() if evidence.layers[n].momentum and size < SMALL_SAMPLE
+        ]
+        if layers:
+            worst = min(layers, key=lambda n: sizes[n])
+            noise = 1 / math.sqrt(sizes[worst])
+            yield self.candidate(
+                evidence,
+                layers,
+                f"With {samples.batch_size} samples per batch {which_layers(evidence, layers)} "
+                f"{'normalises' if len(layers) == 1 else 'normalise'} by {counts[worst]} values "
+                f"per channel: running statistics are off by {noise:.2g} standard deviations from "
+                "this noise alone.",
+                batch_size=samples.batch_size,
+                values=counts[worst],
+                expected_noise=noise,
+            )
+
+
+class SeveralDistributions(BufferCheck):
+    """A layer that runs several times in a forward, with statistics that differ by call."""
+
+    code = "several_distributions"
+    title = "one batch norm is fed by several distributions"
+    causes = "a layer shared by branches, domains, time steps or pyramid levels"
+    advice = "give every branch a batch norm of its own, or use a norm without running statistics"
+
+    def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
+        for name in evidence.judged:
+            stats = evidence.train_stats(name)
+            if stats.calls < 2:
+                continue
+            eps = evidence.layers[name].eps
+            calls = [stats.average(i) for i in range(stats.calls)]
+            far = max(
+                standardized_distance(a, b, eps) for i, a in enumerate(calls) for b in calls[:i]
+            )
+            if far > max(0.25, 4 * evidence.noise_floor[name] * math.sqrt(2)):
+                candidate = self.candidate(
+                    evidence,
+                    [name],
+                    f"{name or 'The batch norm'} runs {stats.calls} times per forward, on inputs "
+                    f"whose statistics differ by {far:.2g} standard deviations between calls.",
+                    calls=stats.calls,
+                    between_calls=far,
+                )
+                noise_off = evidence.noise_off_pass.stats.get(name, stats)
+                by_call = [noise_off.average(i) for i in range(noise_off.calls)]
+                candidate.repair = Repair(
+                    "giving each call its own statistics",
+                    changes=[statistics_by_call(name, by_call)],
+                )
+                yield candidate
+
+
+class BatchesNotRandom(BufferCheck):
+    """Running statistics that fit the loader's own order, and not the same samples shuffled."""
+
+    code = "batches_not_random"
+    title = "training batches are no random samples"
+    causes = "a sampler or a loader without shuffling: one class, scene or subject per batch"
+    advice = f"shuffle the training data; until then {RECALIBRATE} over shuffled data"
+
+    def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
+        if evidence.loader_order_pass is None:
+            return
+        in_order, effect = evidence.loader_order_pass.stats, evidence.order_effect
+        layers = [
+            name
+            for name in evidence.unexplained()
+            if name in in_order
+            and evidence.distance_to(
+                in_order[name].moving_average(evidence.layers[name].momentum), name
+            )
+            < 0.7 * evidence.distance[name]
+        ]
+        if not layers and not evidence.has_train_loader:
+            evidence.model.notes.append(
+                f"the loader's batches are no random samples (they differ {effect:.1f} times as "
+                "much as random ones would); the audit shuffled them"
+            )
+            return
+        within = {
+            name: float(
+                in_order[name].average().variance.mean() / evidence.train(name).variance.mean()
+            )
+            for name in layers or evidence.judged
+            if name in in_order
+        }
+        worst = min(within, key=lambda n: within[n], default=None)
+        low = within[worst] if worst is not None else math.nan
+        message = (
+            f"Batches differ {effect:.1f} times as much as random ones would; within a batch the "
+            f"variance at {worst or 'the first layer'} is {100 * low:.0f} % of the whole."
+        )
+        if layers:
+            yield self.candidate(
+                evidence, layers, message, order_effect=effect, within_over_pooled=low
+            )
+        else:
+            yield CandidateFinding(self, None, message, numbers={"order_effect": effect})
+
+
+class InputDiffers(Check):
+    """The loader's inputs differ from the training loader's, channel by channel."""
+
+    code = "input_differs"
+    title = "inputs in eval differ from those in training"
+    causes = "another normalisation, value range, channel order or resolution"
+    advice = "use one preprocessing for both"
+
+    def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
+        if not evidence.has_train_loader:
+            return
+        both = (evidence.samples, evidence.train_samples)
+        ours, training = map(_channel_moments, both)
+        if ours is None or training is None or ours.mean.shape != training.mean.shape:
+            return
+        distance = standardized_distance(ours, training, 1e-12)
+        shapes = [tuple(tensors_of(s.batches[0].inputs)[0].shape[1:]) for s in both]
+        limit = max(OTHER_INPUTS, 4 / math.sqrt(min(s.count for s in both)))
+        if not (distance > limit or shapes[0] != shapes[1]):
+            return
+        variance = training.variance.clamp(min=1e-12)
+        ratio = float((ours.variance.mean() / training.variance.mean().clamp(min=1e-12)).sqrt())
+        moved = float(((ours.mean - training.mean) / variance.sqrt()).abs().max())
+        yield CandidateFinding(
+            self,
+            None,
+            f"The loader's inputs have {ratio:.3g} times the standard deviation of the training "
+            f"loader's and means up to {moved:.2g} standard deviations away"
+            + (f"; shapes {shapes[0]} and {shapes[1]}." if shapes[0] != shapes[1] else "."),
+            numbers={"distance": distance, "limit": limit, "shapes": [list(s) for s in shapes]},
+            repair=Repair(
+                "rescaling each channel to the training loader's",
+                change_inputs=_rescale(ours, training),
+            ),
+        )
+
+
+def _channel_moments(samples: Samples) -> Moments | None:
+    """Of the first input, by dimension 1; None if it is not of floats."""
+    inputs = [tensors_of(batch.inputs)[0] for batch in samples.batches]
+    if not all(x.is_floating_point() and x.ndim >= 2 for x in inputs):
+        return None
+    values = torch.cat([x.double().transpose(0, 1).flatten(1).cpu() for x in inputs], 1)
+    return Moments(values.mean(1), values.var(1, correction=1))
+
+
+def _rescale(ours: Moments, training: Moments) -> Callable[[Any], Any]:
+    scale = (training.variance / ours.variance.clamp(min=1e-12)).sqrt()
+    shift = training.mean - ours.mean * scale
+
+    def rescale(x: Tensor) -> Tensor:
+        if not x.is_floating_point() or x.ndim < 2 or x.shape[1] != len(scale):
+            return x
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        return (x * scale.to(x).view(shape) + shift.to(x).view(shape)).to(x.dtype)
+
+    return lambda inputs: pytree.tree_map_only(Tensor, rescale, inputs)

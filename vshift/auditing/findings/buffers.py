@@ -1,0 +1,259 @@
+"""Running statistics that are broken, never updated, too small, drifted or stale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from vshift.auditing.evidence import Evidence, is_initial, is_usable, standardized_distance
+from vshift.auditing.findings.base import (
+    RECALIBRATE,
+    BufferCheck,
+    CandidateFinding,
+    Check,
+    distance_in_words,
+    list_layers,
+    which_layers,
+)
+from vshift.auditing.repairs import Repair, set_eps
+from vshift.shift.stats import Moments
+from vshift.text import pluralize
+
+FAR = 0.5  # standard deviations; augmentation of training data makes up to 0.3
+
+
+class NonFinite(BufferCheck):
+    """Buffers with inf, NaN or a negative variance; the first in forward order is named."""
+
+    code = "nonfinite"
+    title = "running statistics hold inf, NaN or a negative variance"
+    causes = (
+        "one bad batch or an overflow in low precision, or weights averaged with negative factors; "
+        "training mode never reads these buffers, so the loss stayed fine"
+    )
+    advice = f"{RECALIBRATE}, and skip batches whose loss is not finite"
+
+    def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
+        bad = [n for n, running in evidence.running.items() if not is_usable(running)]
+        if bad:
+            candidate = self.candidate(
+                evidence,
+                bad,
+                f"The running statistics of {which_layers(evidence, bad)} hold inf, NaN or a "
+                "negative variance; the first layer in forward order is "
+                f"{bad[0] or 'the model'}.",
+                first=bad[0],
+            )
+            candidate.layer = bad[0]
+            yield candidate
+
+
+class NeverUpdated(BufferCheck):
+    """Buffers at exactly mean 0 and variance 1 that the train pass does not agree with."""
+
+    code = "never_updated"
+    title = "running statistics were never updated"
+    causes = (
+        "a checkpoint without buffers (parameters only, `strict=False`, another prefix), an EMA, "
+        "SWA or federated average of the parameters alone, momentum 0, or BN in eval mode in "
+        "training"
+    )
+    advice = f"load or average the buffers as well; {RECALIBRATE}"
+
+    def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
+        layers = [n for n in evidence.unexplained() if is_initial(evidence.running[n])]
+        if layers:
+            yield self.candidate(
+                evidence,
+                layers,
+                f"The running statistics of {which_layers(evidence, layers)} are still exactly "
+                f"mean 0 and variance 1, {distance_in_words(evidence, layers)}.",
+                momentum=sorted({str(evidence.layers[n].momentum) for n in layers}),
+                batches_tracked=[evidence.batches_tracked(n) for n in layers],
+            )
+
+
+class Drift(BufferCheck):
+    """Layers whose parameters are the reference's, bit for bit, and whose buffers are not."""
+
+    code = "drift"
+    title = "running statistics drifted away from the reference"
+    causes = (
+        "a frozen backbone whose batch norms still updated: train() switches them back on, and "
+        "requires_grad=False does not stop buffers"
+    )
+    advice = (
+        "put frozen batch norms into eval mode after every train(), and restore the reference's "
+        "buffers"
+    )
+
+    def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
+        reference = {
+            name: moments
+            for name in evidence.running
+            if (moments := _reference_moments(evidence, name)) is not None
+            and _has_reference_parameters(evidence, name)
+        }
+        distances = {
+            name: standardized_distance(evidence.running[name], moments, evidence.layers[name].eps)
+            for name, moments in reference.items()
+        }
+        layers = [
+            name
+            for name, distance in distances.items()
+            if not distance <= 0.1 and name not in evidence.explained_by  # NaN is far too
+        ]
+        if not layers:
+            return
+        evidence.claim(layers, self.code)
+        worst = max(layers, key=lambda n: distances[n])
+        yield CandidateFinding(
+            self,
+            worst,
+            f"The parameters of {pluralize(len(layers), 'batch norm')} ({list_layers(layers)}) are "
+            f"the reference's, and the running statistics are not: {distances[worst]:.2g} standard "
+            f"deviations apart at {worst or 'it'}.",
+            layers,
+            {"distances": {n: distances[n] for n in layers}},
+            Repair(
+                "restoring the reference's buffers", statistics={n: reference[n] for n in layers}
+            ),
+        )
+
+
+def _reference_moments(evidence: Evidence, name: str) -> Moments | None:
+    mean, variance = (
+        evidence.reference.get(f"{name}.{key}".removeprefix("."))
+        for key in ("running_mean", "running_var")
+    )
+    if mean is None or variance is None or mean.shape != evidence.running[name].mean.shape:
+        return None
+    return Moments(mean.detach().double().cpu(), variance.detach().double().cpu())
+
+
+def _has_reference_parameters(evidence: Evidence, name: str) -> bool:
+    parameters = dict(evidence.layers[name].named_parameters(recurse=False))
+    return bool(parameters) and all(
+        (old := evidence.reference.get(f"{name}.{key}")) is not None
+        and torch.equal(old.cpu(), parameter.detach().cpu())
+        for key, parameter in parameters.items()
+    )
+
+
+def has_reference_statistics(evidence: Evidence, name: str) -> bool:
+    """Whether a layer's running mean is still the reference's, bit for bit."""
+    reference = _reference_moments(evidence, name)
+    return reference is not None and torch.equal(reference.mean, evidence.running[name].mean)
+
+
+class Stale(BufferCheck):
+    """Layers that are still unexplained: their statistics are of other weights or other inputs.
+
+    Checked twice: once for layers that are far off, and again, after what noise explains, for those
+    that are off so little that augmented training data could explain it. The latter count for what
+    their repair gains beyond that.
+    """
+
+    code = "stale"
+    title = "running statistics do not belong to these weights and inputs"
+    causes = (
+        "weights changed after the statistics (averaging, EMA, pruning, quantisation, loading a "
+        "part of a checkpoint), batch norm in eval mode in training, statistics taken from other "
+        "inputs, or inputs that differ from training"
+    )
+    advice = RECALIBRATE
+
+    def __init__(self, at_least: float) -> None:
+        self.at_least = at_least
+
+    def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
+        layers = evidence.unexplained()
+        far = max((evidence.distance[n] for n in layers), default=-1.0)
+        if far < self.at_least:
+            return
+        referenced = [n for n in layers if has_reference_statistics(evidence, n)]
+        more = f" {len(referenced)} of them still hold the reference's buffers." * bool(referenced)
+        simple = [
+            n for n in layers if evidence.layers[n].momentum is None and evidence.batches_tracked(n)
+        ]
+        if simple:
+            more += (
+                f" Momentum None averages over all {evidence.batches_tracked(simple[0])} batches "
+                "since the statistics were reset, the first of them as much as the last."
+            )
+        if not evidence.has_train_loader:
+            more += " A training loader would tell other inputs from other weights."
+        may_drop = not (referenced and far >= FAR)
+        note = harmless_note(evidence, layers) if may_drop else ""
+        yield self.candidate(
+            evidence,
+            layers,
+            f"The running statistics of {which_layers(evidence, layers)} are "
+            f"{distance_in_words(evidence, layers)}.{more}",
+            drop_if_no_gain=may_drop and (bool(note) or far < FAR),
+            note_if_dropped=note,
+            as_reference=referenced,
+            distances={n: evidence.distance[n] for n in layers},
+        )
+
+
+def harmless_note(evidence: Evidence, layers: Sequence[str]) -> str:
+    """What is said of layers that are off without harm if other inputs explain it; or nothing.
+
+    They do if the training inputs are not known (they may be augmented) and the first batch norm is
+    off as well: in the train pass a layer after one that agrees gets what it got in training.
+    """
+    far = max(evidence.distance[n] for n in layers)
+    if evidence.has_train_loader or (far >= FAR and evidence.judged[0] not in evidence.mismatched):
+        return ""
+    return (
+        f"the running statistics of {which_layers(evidence, layers)} are up to {far:.2g} standard "
+        "deviations from what these inputs show, which does no measurable harm; training inputs "
+        "that are augmented or otherwise different explain it"
+    )
+
+
+class VarianceBelowEps(Check):
+    """Channels, dead ones aside, whose running variance is below eps."""
+
+    code = "variance_below_eps"
+    title = "eps outweighs the running variance"
+    causes = (
+        "an eps of another framework lost when the weights were loaded, or activations of a very "
+        "small scale"
+    )
+    advice = "set eps to the value of training; 1e-3 and 1e-5 are both usual"
+
+    def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
+        shares = _shares_below_eps(evidence)
+        if not shares:
+            return
+        worst = max(shares, key=lambda n: shares[n])
+        eps = evidence.layers[worst].eps
+        other = 1e-5 if eps > 1e-4 else 1e-3
+        yield CandidateFinding(
+            self,
+            worst,
+            f"{100 * shares[worst]:.0f} % of the channels of {worst or 'the batch norm'} have a "
+            f"running variance below eps = {eps:g}: eps decides their scale, and another eps "
+            "another output.",
+            list(shares),
+            {
+                "share": shares,
+                "eps": eps,
+                "median_variance": float(evidence.running[worst].variance.median()),
+            },
+            Repair(f"eps = {other:g}", changes=[set_eps(dict.fromkeys(shares, other))]),
+        )
+
+
+def _shares_below_eps(evidence: Evidence) -> Mapping[str, float]:
+    """By layer the fraction of live channels whose running variance is below eps, above 5 %."""
+    shares = {}
+    for name in evidence.judged:
+        alive = evidence.train(name).variance > 1e-12
+        below = (evidence.running[name].variance < evidence.layers[name].eps) & alive
+        if alive.any() and float(below.sum() / alive.sum()) > 0.05:
+            shares[name] = float(below.sum() / alive.sum())
+    return shares

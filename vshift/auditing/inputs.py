@@ -1,0 +1,462 @@
+"""What `vshift audit MODEL --data SOURCE --weights FILE` may name: models, loaders, tensors."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset, default_collate
+
+from vshift.auditing.samples import AuditError
+from vshift.text import did_you_mean
+
+if TYPE_CHECKING:
+    from vshift.train.evaluate import TrainingContext
+
+MODELS = (
+    "torchvision:NAME, timm:NAME, FILE.py:FACTORY, FILE.pt2 (an exported program), or a run folder"
+)
+SOURCES = (
+    "an image folder (<folder>/<class>/*.jpg), torchvision:NAME@FOLDER, random, FILE.py:LOADER, or "
+    "for a run `train` or `test`"
+)
+
+# ---- models
+
+
+def load_model(spec: str, weights: Path | None = None, classes: int | None = None) -> nn.Module:
+    """Build the model that a specification names, and load weights into it.
+
+    Args:
+        weights: a state dict; see `read_state`.
+        classes: of a library's classifier.
+
+    Raises:
+        AuditError: an unknown name, or a file that does not hold what it should.
+    """
+    model = _build(spec, classes)
+    if weights is not None:
+        load_weights(model, read_state(weights), weights)
+    return model
+
+
+def _build(spec: str, classes: int | None) -> nn.Module:
+    if is_library(spec):
+        library, _, name = spec.partition(":")
+        return _from_library(library, name, {} if classes is None else {"num_classes": classes})
+    if spec.endswith(".pt2"):
+        from vshift.auditing.exported import load_program
+
+        return load_program(Path(spec))
+    if ".py:" in spec:
+        model = call_in_file(spec)
+        if not isinstance(model, nn.Module):
+            raise AuditError(f"{spec} returned a {type(model).__name__}, not a torch.nn.Module")
+        return model
+    if Path(spec).is_dir():
+        return _open_run(Path(spec)).model
+    hint = ""
+    if spec.endswith(".py"):
+        hint = f": add the factory's name, {spec}:NAME"
+    else:
+        from torchvision import models
+
+        if spec in models.list_models():
+            hint = f": torchvision:{spec}?"
+    raise AuditError(f"{spec!r} names no model{hint}; allowed are {MODELS}")
+
+
+def is_library(spec: str) -> bool:
+    """Whether a library builds this model, and not the user's file or a run."""
+    library, _, name = spec.partition(":")
+    return library in ("torchvision", "timm") and bool(name)
+
+
+def _from_library(library: str, name: str, options: dict[str, Any]) -> nn.Module:
+    names, make = _torchvision_models() if library == "torchvision" else _timm_models()
+    if name not in names:
+        raise _unknown_name(f"{library} has no model {name!r}", name, names)
+    try:
+        return make(name, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise AuditError(f"{library}:{name} cannot be built: {error}") from error
+
+
+def _unknown_name(message: str, name: str, names: Iterable[str]) -> AuditError:
+    hint = did_you_mean(name, names)
+    return AuditError(f"{message}; {hint}" if hint else message)
+
+
+def _torchvision_models() -> tuple[list[str], Callable[..., nn.Module]]:
+    from torchvision import models
+
+    def make(name: str, **options: Any) -> nn.Module:
+        if name in ("googlenet", "inception_v3"):
+            options["init_weights"] = False  # takes minutes, for truncated normal numbers
+        if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+            options["weights_backbone"] = None  # nothing is downloaded
+        model: nn.Module = models.get_model(name, weights=None, **options)
+        return model
+
+    return list(models.list_models()), make
+
+
+def _timm_models() -> tuple[list[str], Callable[..., nn.Module]]:
+    try:
+        import timm
+    except ImportError as error:
+        raise AuditError(
+            f"timm models need timm ({error}); install it with `pip install 'vshift[timm]'`"
+        ) from error
+
+    def make(name: str, **options: Any) -> nn.Module:
+        model: nn.Module = timm.create_model(name, pretrained=False, **options)
+        return model
+
+    return list(timm.list_models()), make
+
+
+def _open_run(path: Path) -> TrainingContext:
+    """The network of a finished run, with its data.
+
+    Raises:
+        AuditError: no run folder.
+        RunError: not finished, or damaged.
+    """
+    from vshift.train.recalibrate import open_run
+
+    if not (path / "run.json").is_file():
+        inside = sorted(found.parent for found in path.glob("**/seed-*/run.json"))
+        hint = f", for instance {inside[0]}" if inside else ""
+        raise AuditError(f"{path} is no run; a run is a folder <runs-dir>/<name>/seed-<n>{hint}")
+    return open_run(path)
+
+
+# ---- the user's own files
+
+
+def call_in_file(spec: str) -> Any:
+    """The value of FILE.py:NAME, called if it can be: the file is code and runs as the user asked.
+
+    Raises:
+        AuditError: no such file, no such name, or an exception in it.
+    """
+    file, _, name = spec.rpartition(":")
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise AuditError(f"there is no file {path}")
+    module = _import_file(path)
+    if not hasattr(module, name):
+        public = [word for word in vars(module) if not word.startswith("_")]
+        raise _unknown_name(f"{path} has no {name!r}", name, public)
+    value = getattr(module, name)
+    if not callable(value) or isinstance(value, nn.Module):
+        return value
+    with _running_user_code(spec):
+        return value()
+
+
+@contextmanager
+def _running_user_code(what: str) -> Iterator[None]:
+    """Turn whatever the user's code raises, an exit included, into a message of one line."""
+    arguments, sys.argv = sys.argv, [what.rpartition(":")[0] or what]
+    try:
+        yield
+    except SystemExit as error:
+        raise AuditError(
+            f"{what} ended itself with sys.exit({error.code!r}); put what the file does as a "
+            'script under `if __name__ == "__main__":`'
+        ) from error
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise AuditError(f"{what} raised {type(error).__name__}: {reason}") from error
+    finally:
+        sys.argv = arguments
+
+
+_IMPORTED: dict[Path, ModuleType] = {}
+
+
+def _import_file(path: Path) -> ModuleType:
+    """A file's module; a file runs once, so that model and loader share what it makes."""
+    path = path.resolve()
+    if path in _IMPORTED:
+        return _IMPORTED[path]
+    spec = importlib.util.spec_from_file_location(f"_vshift_audit_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    sys.path.insert(0, str(path.parent))
+    try:
+        with _running_user_code(str(path)):
+            spec.loader.exec_module(module)
+    except AuditError:
+        del sys.modules[spec.name]
+        raise
+    finally:
+        sys.path.remove(str(path.parent))
+    _IMPORTED[path] = module
+    return module
+
+
+# ---- data
+
+NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How images become inputs: [N, 3, size, size], normalised, in batches, in a seeded order."""
+
+    batch_size: int = 32
+    size: int = 224
+    normalise: str = "imagenet"
+    seed: int = 0
+
+
+class RepeatableLoader:
+    """A loader that gives the same batches each time it is iterated."""
+
+    def __init__(self, make: Callable[[], Iterator[Any]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._make()
+
+
+def load_source(
+    spec: str, options: ImageOptions, run: Path | None = None, flag: str = "--data"
+) -> Iterable[Any]:
+    """The loader that a specification names.
+
+    Args:
+        run: the run folder under audit, for `train` (augmented) and `test`.
+        flag: the command-line option that named it, for messages.
+
+    Raises:
+        AuditError: an unknown name, a folder without images, an exception in the user's file.
+    """
+    if spec == "random":
+        return _random_images(options)
+    if run is not None and spec in ("train", "test"):
+        context = _open_run(run)
+        if spec == "train":
+            return RepeatableLoader(lambda: iter(context.augmented(context.config.epochs, None)()))
+        return RepeatableLoader(lambda: iter(context.plain(context.images.test)()))
+    if spec.startswith("torchvision:"):
+        name, _, root = spec.removeprefix("torchvision:").partition("@")
+        return _batches(_torchvision_set(name, root or ".", options, flag), options)
+    if ".py:" in spec:
+        value = call_in_file(spec)
+        if isinstance(value, Dataset) and not isinstance(value, IterableDataset):
+            return _batches(value, options)
+        if isinstance(value, Mapping) or not hasattr(value, "__iter__"):
+            raise AuditError(f"{spec} gave a {type(value).__name__}, not a loader of batches")
+        loader: Iterable[Any] = value
+        return loader
+    if Path(spec).expanduser().is_dir():
+        return _batches(_image_folder(Path(spec).expanduser(), options, flag), options)
+    if spec.endswith(".py"):
+        raise AuditError(f"{flag}: add the loader's name, {spec}:NAME")
+    raise AuditError(f"{flag}: {spec!r} is none of {SOURCES}")
+
+
+def _random_images(options: ImageOptions) -> RepeatableLoader:
+    """Normal random numbers, without labels; any number of batches."""
+
+    def make() -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(options.seed)
+        while True:
+            shape = (options.batch_size, 3, options.size, options.size)
+            yield torch.randn(shape, generator=generator)
+
+    return RepeatableLoader(make)
+
+
+def _transform(options: ImageOptions) -> Any:
+    from torchvision import transforms
+
+    return transforms.Compose(
+        [
+            transforms.Lambda(lambda image: image.convert("RGB")),
+            transforms.Resize(options.size),
+            transforms.CenterCrop(options.size),
+            transforms.ToTensor(),
+            transforms.Normalize(*NORMALISATIONS[options.normalise]),
+        ]
+    )
+
+
+def _image_folder(path: Path, options: ImageOptions, flag: str) -> Any:
+    from torchvision.datasets import ImageFolder
+
+    parts = sorted(found.name for found in path.iterdir() if found.is_dir())
+    if parts and {part.lower() for part in parts} <= _SPLITS:
+        raise AuditError(
+            f"{flag}: {path} holds {', '.join(parts)}, which are no classes; name one of them, "
+            f"{path / parts[0]}"
+        )
+    try:
+        return ImageFolder(path, _transform(options))
+    except OSError as error:
+        raise AuditError(
+            f"{path}: {error}; put every class's images into a folder of its own, {path}/<class>/"
+        ) from error
+
+
+def _torchvision_set(name: str, root: str, options: ImageOptions, flag: str) -> Any:
+    from torchvision import datasets
+
+    names = [n for n in datasets.__all__ if n[0].isupper()]
+    if name not in names:
+        raise _unknown_name(f"torchvision has no data set {name!r}", name, names)
+    make: Any = getattr(datasets, name)
+    transform = _transform(options)
+    try:
+        if name == "FakeData":
+            size = (3, options.size, options.size)
+            return make(size=512, image_size=size, transform=transform)
+        return make(root, transform=transform)
+    except (TypeError, RuntimeError, OSError, ValueError) as error:
+        raise AuditError(
+            f"{flag} torchvision:{name}@{root}: {error}; name its folder after @"
+        ) from error
+
+
+def _batches(dataset: Any, options: ImageOptions) -> RepeatableLoader:
+    """Batches in a random order that the seed decides; a smaller rest is dropped."""
+
+    def make() -> Iterator[Any]:
+        generator = torch.Generator().manual_seed(options.seed)
+        order = torch.randperm(len(dataset), generator=generator).tolist()
+        size = min(options.batch_size, max(1, len(order) // 2))
+        for start in range(0, len(order) - size + 1, size):
+            yield default_collate([dataset[i] for i in order[start : start + size]])
+
+    return RepeatableLoader(make)
+
+
+# ---- weights
+
+# What training loops put around a state dict, the most usual first.
+_STATE_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A state dict from .safetensors or from what torch.save wrote, on the CPU.
+
+    A dict around it is looked into: at the usual keys, or if a single entry holds tensors.
+
+    Raises:
+        AuditError: missing, damaged, or holding more than tensors and plain containers, whose
+            loading would execute code.
+    """
+    if not path.is_file():
+        raise AuditError(f"there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling damaged bytes raises many kinds
+        raise AuditError(
+            f"{path} cannot be read without executing code: {_why_unreadable(error)}; save a state "
+            "dict, `torch.save(model.state_dict(), …)`, or .safetensors"
+        ) from error
+    return _find_state(content, path)
+
+
+def _why_unreadable(error: Exception) -> str:
+    """What is in the file; PyTorch's own message recommends loading it unsafely."""
+    message = str(error)
+    if "TorchScript" in message:
+        return "it is a TorchScript archive"
+    if named := re.search(r"GLOBAL ([\w.]+)", message):
+        return f"it holds more than tensors, {named[1]}"
+    if "weights_only" in message or type(error) in (KeyError, EOFError, IndexError):
+        return "it is no checkpoint, or a damaged one"
+    return (message.splitlines() or [type(error).__name__])[0]
+
+
+def _find_state(content: Any, path: Path) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        raise AuditError(f"{path} holds no state dict, but a {type(content).__name__}")
+    for key in _STATE_KEYS:
+        if isinstance(content.get(key), Mapping):
+            return _find_state(content[key], path)
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    if tensors:
+        return tensors
+    nested = [
+        value
+        for value in content.values()
+        if isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values())
+    ]
+    if len(nested) == 1:
+        return _find_state(nested[0], path)
+    keys = ", ".join(f"`{key}`" for key in list(content)[:6]) or "nothing"
+    raise AuditError(f"{path} holds no state dict, but {keys}")
+
+
+def fit_to_names(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """The state dict without the prefix that wrappers put before every name.
+
+    DDP's `module.`, torch.compile's `_orig_mod.`, a LightningModule's attribute: whatever precedes
+    all those of `names` that the state dict has.
+    """
+    prefix = find_prefix(state, names)
+    return {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+
+
+def find_prefix(state: Iterable[str], names: Iterable[str]) -> str:
+    """What precedes all those of `names` that a state dict has; empty for nothing."""
+    state, names = set(state), list(names)
+    if any(name in state for name in names):
+        return ""
+    for name in names:
+        ends = [key for key in state if key.endswith(f".{name}")]
+        if ends:
+            return min(ends, key=lambda key: (len(key), key))[: -len(name)]
+    return ""
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load a state dict whose parameters are complete; missing buffers are what an audit is for.
+
+    Raises:
+        AuditError: missing parameters, unknown names, or other shapes.
+    """
+    own = model.state_dict()
+    state = fit_to_names(state, own)
+    parameters = {name for name, _ in model.named_parameters()}
+    problems = [
+        f"{name} is {list(state[name].shape)} in the file and {list(own[name].shape)} in the model"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    missing = [name for name in own if name in parameters and name not in state]
+    unknown = [name for name in state if name not in own]
+    for words, names in (("it lacks", missing), ("it has an unknown", unknown)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            problems.append(f"{words} {names[0]}{more}")
+    if problems:
+        raise AuditError(f"{path} does not fit the model: {'; '.join(problems[:3])}")
+    model.load_state_dict(state, strict=False)

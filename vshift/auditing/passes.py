@@ -1,0 +1,397 @@
+"""The three passes over the same samples, from which every conclusion is drawn.
+
+- train pass: the model after its own `train()`; BN on batch statistics, noise on.
+- noise-off pass: the model after its own `eval()`, but BN on batch statistics.
+- eval pass: the model after its own `eval()`.
+
+Where the train pass disagrees with the running statistics, the buffers are wrong, and it names the
+layer, as every layer before it normalises by what it really gets. Where it agrees and the noise-off
+pass does not, noise shifts the layer. Where only the eval pass is off, the layer inherits it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from vshift.auditing.guard import SavedState, seed_everything
+from vshift.auditing.samples import AuditError, Batch, Samples, call, main_output, tensors_of
+from vshift.auditing.severity import Loss, Scorer, Scores, output_change
+from vshift.auditing.trace import ModuleNames, ModuleTracker, Trace, trace
+from vshift.shift.stats import Moments, batch_moments
+
+# What a model raises that cannot be run in training mode on inputs alone.
+CANNOT_RUN = (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, AuditError)
+TRACED_SAMPLES = 8  # enough to see where noise goes
+
+Mode = Literal["train", "noise_off", "eval"]
+T = TypeVar("T")
+
+
+@dataclass
+class AuditedModel:
+    """The model under audit and what every pass over it needs.
+
+    Attributes:
+        hidden: see `ModuleNames.hidden`.
+        frozen: batch norms that are in eval mode in training too.
+        leaves_only: whether the train pass switches leaf modules instead of calling `train()`.
+        notes: what was done differently from usual, for the user.
+    """
+
+    module: nn.Module
+    seed: int
+    loss: Loss | None = None
+    frozen: frozenset[str] = field(init=False)
+    leaves_only: bool = field(init=False, default=False)
+    notes: list[str] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.saved = SavedState(self.module)
+        self.names = ModuleNames(self.module)
+        self.tracker = ModuleTracker(self.names, self.saved)
+        self.frozen = self._frozen()
+
+    def _frozen(self) -> frozenset[str]:
+        """The batch norms that the model's own `train()` leaves in eval mode."""
+        in_eval = {name for name, layer in self.norms.items() if not layer.training}
+        # A model given in training mode with some BN in eval mode: somebody froze those by hand.
+        by_hand = in_eval if self.module.training else set()
+        try:
+            self.module.train()
+            return frozenset(
+                by_hand | {name for name, layer in self.norms.items() if not layer.training}
+            )
+        finally:
+            self.saved.restore()
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module by name, including those that eval() does not reach."""
+        return dict(self.module.named_modules()) | self.names.hidden
+
+    @property
+    def norms(self) -> dict[str, _BatchNorm]:
+        """Every batch norm by name, including those that eval() does not reach."""
+        return {name: m for name, m in self.modules.items() if isinstance(m, _BatchNorm)}
+
+    @contextmanager
+    def mode(self, mode: Mode) -> Iterator[None]:
+        """Put the model into the mode of one of the three passes; restore everything on exit."""
+        try:
+            if mode == "train" and not self.leaves_only:
+                self.module.train()
+                for name in self.frozen:
+                    self.norms[name].training = False
+            else:
+                self.module.eval()
+                if mode == "train":
+                    for module in self.module.modules():
+                        module.training |= next(module.children(), None) is None
+                if mode != "eval":
+                    for name, layer in self.norms.items():
+                        layer.training = name not in self.frozen
+            yield
+        finally:
+            self.saved.restore()
+
+    def in_training(self, run: Callable[[], T]) -> T:
+        """Run in the mode of the train pass; where the model's own train() cannot run, by leaves.
+
+        Such are auxiliary heads that want larger images, and losses that want targets.
+        """
+        if not self.leaves_only:
+            try:
+                with self.mode("train"):
+                    return run()
+            except CANNOT_RUN:
+                self.leaves_only = True
+                self.notes.append(
+                    "the model does not run on these inputs after its own train(); noise and batch "
+                    "norm were switched to training one by one instead, everything else stayed in "
+                    "eval mode"
+                )
+        with self.mode("train"):
+            return run()
+
+    def trace_training(self, batch: Batch) -> Trace:
+        """The noise in training mode."""
+
+        def run() -> Trace:
+            seed_everything(self.seed)
+            return trace(self.module, self.few(batch), self.tracker)
+
+        return self.in_training(run)
+
+    def few(self, batch: Batch) -> Batch:
+        """Samples to trace; a program exported for one batch size takes whole batches only."""
+        if isinstance(self.module, GraphModule):
+            return batch
+        return batch.select(lambda tensor: tensor[:TRACED_SAMPLES])
+
+
+# ---- one pass
+
+
+@dataclass
+class LayerStats:
+    """One layer in one pass: for every batch the calls' (mean, UNBIASED variance, values n)."""
+
+    batches: list[list[tuple[Tensor, Tensor, int]]] = field(default_factory=list)
+
+    def add(self, batch: int, mean: Tensor, variance: Tensor, count: int) -> None:
+        while len(self.batches) <= batch:
+            self.batches.append([])
+        self.batches[batch].append((mean, variance, count))
+
+    def settle(self) -> None:
+        """Move everything to the CPU in float64: one synchronisation per layer, at the end."""
+        self.batches = [
+            [(m.double().cpu(), v.double().cpu(), n) for m, v, n in calls]
+            for calls in self.batches
+            if calls
+        ]
+
+    @property
+    def calls(self) -> int:
+        """How often the layer runs in one forward."""
+        return max((len(calls) for calls in self.batches), default=0)
+
+    @property
+    def count(self) -> int:
+        """Values per channel in one batch and call, in the first batch."""
+        return self.batches[0][0][2]
+
+    def _stacked(self, call: int | None = None) -> tuple[Tensor, Tensor]:
+        rows = [
+            row
+            for calls in self.batches
+            for i, row in enumerate(calls)
+            if call is None or i == call
+        ]
+        means, variances, _ = zip(*rows, strict=True)
+        return torch.stack(means), torch.stack(variances)
+
+    def average(self, call: int | None = None) -> Moments:
+        """What a moving average over these batches estimates: means and variances averaged."""
+        means, variances = self._stacked(call)
+        return Moments(means.mean(0), variances.mean(0))
+
+    def moving_average(self, momentum: float | None) -> Moments:
+        """What a moving average holds after these batches in this order, over and over."""
+        if momentum is None:
+            return self.average()
+        means, variances = self._stacked()
+        age = torch.arange(len(means) - 1, -1, -1, dtype=torch.float64)
+        weights = torch.pow(torch.as_tensor(1.0 - momentum, dtype=torch.float64), age)
+        weights = (weights / weights.sum())[:, None]
+        return Moments((weights * means).sum(0), (weights * variances).sum(0))
+
+    def spread(self, eps: float) -> float:
+        """RMS over channels of a batch's deviation from the average; NaN for one batch.
+
+        Standardised as `evidence.standardized_distance` does.
+        """
+        means, variances = self._stacked()
+        if len(means) < 2:
+            return math.nan
+        scale = (variances.mean(0) + eps).sqrt()
+        of_means = means.std(0, correction=1) / scale
+        of_variances = (variances + eps).log().std(0, correction=1) / math.sqrt(2)
+        return max(rms(of_means), rms(of_variances))
+
+    def levels(self) -> Tensor:
+        """Channel mean of the variance in each batch, [B], all calls of a batch averaged."""
+        return torch.stack(
+            [torch.stack([v.mean() for _, v, _ in calls]).mean() for calls in self.batches]
+        )
+
+
+def rms(x: Tensor) -> float:
+    """Root mean square."""
+    return float(x.square().mean().sqrt())
+
+
+@dataclass
+class Pass:
+    """What one pass showed: statistics of every BN's input by name, and scores."""
+
+    stats: dict[str, LayerStats]
+    scores: Scores
+
+    def average(self, name: str) -> Moments | None:
+        """A layer's statistics averaged over batches; None if it did not run."""
+        return self.stats[name].average() if name in self.stats else None
+
+
+@torch.no_grad()
+def run_pass(
+    model: AuditedModel,
+    batches: Callable[[], Iterator[Batch]],
+    *,
+    measure: bool = True,
+    change_inputs: Callable[[Any], Any] | None = None,
+) -> Pass:
+    """Run one pass in the model's present mode.
+
+    Args:
+        measure: take statistics of every BN's input.
+        change_inputs: applied to every batch's inputs.
+    """
+    meter = _InputMeter()
+    scorer = Scorer(model.loss)
+    seed_everything(model.seed)
+    with model.tracker.tracking(*((meter.enter, meter.leave) if measure else ())):
+        for index, batch in enumerate(batches()):
+            meter.batch = index
+            inputs = batch.inputs if change_inputs is None else change_inputs(batch.inputs)
+            scorer.add(main_output(call(model.module, inputs)), batch.labels)
+    for stats in meter.stats.values():
+        stats.settle()
+    return Pass(meter.stats, scorer.take())
+
+
+class _InputMeter:
+    """Statistics of BN inputs, at no cost where a layer computes them anyway.
+
+    In training mode with momentum 1 a batch norm writes the batch's mean and unbiased variance into
+    its buffers. A layer's first call is checked against the input itself, so that a custom module
+    is measured by hand.
+    """
+
+    def __init__(self) -> None:
+        self.stats: dict[str, LayerStats] = {}
+        self.batch = 0
+        self._buffers_agree: dict[str, bool] = {}
+
+    def enter(self, name: str, module: nn.Module, inputs: Any) -> None:
+        if not isinstance(module, _BatchNorm) or not inputs:
+            return
+        if _writes_buffers(module) and self._buffers_agree.get(name, True):
+            module.momentum = 1.0
+            # Zeros: 0 · NaN would be NaN.
+            for buffer in (module.running_mean, module.running_var):
+                assert buffer is not None
+                buffer.zero_()
+        else:
+            self._add(name, *_measure(inputs[0]))
+
+    def leave(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if not isinstance(module, _BatchNorm) or not inputs or not _writes_buffers(module):
+            return
+        assert module.running_mean is not None
+        assert module.running_var is not None
+        x = inputs[0]
+        mean, variance = module.running_mean.clone(), module.running_var.clone()
+        if name not in self._buffers_agree:
+            measured = _measure(x)
+            agree = _close(mean, measured[0]) and _close(variance, measured[1])
+            self._buffers_agree[name] = agree
+            if not agree:
+                self._add(name, *measured)
+        if self._buffers_agree[name]:
+            self._add(name, mean, variance, x.numel() // x.shape[1])
+
+    def _add(self, name: str, mean: Tensor, variance: Tensor, count: int) -> None:
+        self.stats.setdefault(name, LayerStats()).add(self.batch, mean, variance, count)
+
+
+def _writes_buffers(module: _BatchNorm) -> bool:
+    return module.training and module.running_mean is not None
+
+
+def _measure(x: Tensor) -> tuple[Tensor, Tensor, int]:
+    mean, variance = batch_moments(x)
+    count = x.numel() // max(x.shape[1], 1)
+    return mean, variance * (count / max(count - 1, 1)), count
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    scale = float(b.abs().max().clamp(min=1e-12))
+    return a.shape == b.shape and float((a.double() - b.double()).abs().max()) < 1e-2 * scale
+
+
+# ---- two tests of eval mode
+
+
+@dataclass
+class EvalTests:
+    """The repeat test and the batch-mates test in eval mode; None and 0 are healthy.
+
+    Attributes:
+        repeat_at: the first module whose output differs between two passes over one batch.
+        repeat_change: of the model's output, relative; see `output_change`.
+        mates_at, mates_change: the same with other samples in the rest of the batch.
+    """
+
+    repeat_at: str | None = None
+    repeat_change: float = 0.0
+    mates_at: str | None = None
+    mates_change: float = 0.0
+
+
+def run_eval_tests(model: AuditedModel, samples: Samples) -> EvalTests:
+    """Run the same batch twice, and the same samples with other batch mates."""
+    batch = samples.first()
+    # Seeded once and in one go: noise shows, and so does state kept between calls.
+    with model.mode("eval"):
+        seed_everything(model.seed)
+        one, two = (_digest(model, batch, batch.count) for _ in range(2))
+    tests = EvalTests(_first_difference(one, two), output_change(one.output, two.output))
+    mates = samples.with_other_mates()
+    if mates is not None:
+        *pair, rows = mates
+        digests = []
+        for batch in pair:
+            with model.mode("eval"):
+                seed_everything(model.seed)
+                digests.append(_digest(model, batch, rows))
+        tests.mates_at = _first_difference(*digests)
+        tests.mates_change = output_change(digests[0].output, digests[1].output)
+    return tests
+
+
+@dataclass
+class _Digest:
+    """A forward's hash per module in the order in which they end, and the output."""
+
+    hashes: list[tuple[str, int]]
+    output: Tensor
+
+
+def _digest(model: AuditedModel, batch: Batch, rows: int) -> _Digest:
+    """The digest of a batch's first rows."""
+    hashes: list[tuple[str, int]] = []
+
+    def part(tensor: Tensor) -> Tensor | None:
+        """The first samples' part; images folded into patches stay together."""
+        if tensor.ndim == 0 or len(tensor) % batch.count:
+            return None
+        return tensor[: len(tensor) // batch.count * rows].detach().cpu()
+
+    def leave(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        parts = [p for t in tensors_of(output) if (p := part(t)) is not None]
+        content = tuple(p.reshape(-1).view(torch.uint8).numpy().tobytes() for p in parts)
+        hashes.append((name, hash(content)))
+
+    with torch.no_grad(), model.tracker.tracking(leave=leave):
+        output = main_output(call(model.module, batch.inputs))
+    own = part(output)
+    return _Digest(hashes, (output.detach().cpu() if own is None else own).float())
+
+
+def _first_difference(a: _Digest, b: _Digest) -> str | None:
+    """The first module whose output differs between two runs; None if none does."""
+    for (name, one), (other, two) in zip(a.hashes, b.hashes, strict=False):
+        if name != other or one != two:
+            return name
+    shorter = min(len(a.hashes), len(b.hashes))
+    return None if len(a.hashes) == len(b.hashes) else a.hashes[shorter - 1][0]

@@ -1,0 +1,362 @@
+"""What `audit` returns, as an object, text, Markdown, HTML and JSON."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from vshift.auditing.evidence import Evidence, is_usable
+from vshift.auditing.findings import Finding
+from vshift.auditing.findings.base import list_layers
+from vshift.auditing.passes import EvalTests
+from vshift.auditing.samples import tensors_of
+from vshift.auditing.trace import NoiseSource
+from vshift.shift.stats import Moments, shift_ratio
+from vshift.tables import Column, Table, html_table, render
+from vshift.text import (
+    NONE,
+    escape_control,
+    escape_lines,
+    pluralize,
+    to_json,
+    to_jsonable,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor, nn
+
+Row = dict[str, Any]
+MOST_LAYERS = 60  # in a table for people; JSON has them all
+
+
+@dataclass(frozen=True)
+class NoiseReport:
+    """Random operations that ran after train(), after eval(), and those that reach the output
+    through no batch norm in training."""
+
+    training: list[NoiseSource]
+    eval: list[NoiseSource]
+    at_output: list[NoiseSource]
+
+    def to_dict(self) -> Row:
+        return {
+            key: [{"layer": source.layer, "function": source.function} for source in sources]
+            for key, sources in vars(self).items()
+        }
+
+
+@dataclass
+class Audit:
+    """Findings, the most harmful first, and the numbers they rest on.
+
+    Attributes:
+        findings: see `Finding`.
+        layers: one row per BN layer in forward order; the columns are in docs/audit.md.
+        noise: where the model is random.
+        tests: the repeat test and the batch-mates test.
+        scores: loss and accuracy per mode on the loader's samples; those named "training data" on
+            the training loader's.
+        notes: what was done differently, and what cannot be known from model and loader.
+        fixed: the running statistics that gained something, by layer.
+        buffers: other buffers that did, by name.
+    """
+
+    findings: list[Finding]
+    layers: list[Row]
+    noise: NoiseReport
+    tests: EvalTests
+    scores: dict[str, Row]
+    notes: list[str]
+    fixed: Mapping[str, Moments] = field(default_factory=dict)
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def frame(self) -> pd.DataFrame:
+        """`layers` as a DataFrame."""
+        import pandas as pd
+
+        return pd.DataFrame(self.layers)
+
+    def fails(self, at: str) -> bool:
+        """Whether a finding is of this severity (info, low, medium, high) or worse."""
+        return any(finding.reaches(at) for finding in self.findings)
+
+    def fixed_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """The model's state dict with the buffers that gained something."""
+        state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        changed = dict(self.buffers)
+        for layer, moments in self.fixed.items():
+            changed[f"{layer}.running_mean".removeprefix(".")] = moments.mean
+            changed[f"{layer}.running_var".removeprefix(".")] = moments.variance
+        return state | {n: value.to(state[n]) for n, value in changed.items() if n in state}
+
+    def to_dict(self) -> Row:
+        """Everything, in what JSON can hold; numbers that are not finite are None."""
+        content: Row = to_jsonable(
+            {
+                "findings": [finding.to_dict() for finding in self.findings],
+                "layers": self.layers,
+                "noise": self.noise.to_dict(),
+                "tests": vars(self.tests),
+                "scores": self.scores,
+                "notes": self.notes,
+            }
+        )
+        return content
+
+    def to_json(self) -> str:
+        return to_json(self.to_dict(), ascii_only=True)
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def to_text(self) -> str:
+        """Findings in plain words, then scores and one line per BN layer."""
+        parts = [self._headline()]
+        for number, finding in enumerate(self.findings, 1):
+            where = f" at {finding.layer}" if finding.layer else ""
+            parts.append(f"{number}. [{finding.severity}] {finding.code}{where}: {finding.title}")
+            parts.append(textwrap.indent(textwrap.fill(finding.message, 97), "   "))
+        parts += ["", *self._tables("table")]
+        parts += [textwrap.fill(f"Note: {note}.", 100) for note in self.notes]
+        return escape_lines("\n".join(parts))
+
+    def to_markdown(self) -> str:
+        """The same as a Markdown document."""
+        parts = [self._headline(), ""]
+        for finding in self.findings:
+            where = f" at `{finding.layer}`" if finding.layer else ""
+            message = finding.message.replace("<", "&lt;")
+            parts += [f"### {finding.title.capitalize()}{where}", ""]
+            parts += [f"`{finding.code}`, severity **{finding.severity}**. {message}", ""]
+        parts += self._tables("md")
+        parts += ["- " + note.replace("<", "&lt;") for note in self.notes]
+        return escape_lines("\n".join(parts))
+
+    def to_html(self, title: str) -> str:
+        """The same as one HTML file: no script, and nothing loaded from anywhere."""
+        heading = f"Audit of {_html(title)}"
+        findings = "".join(
+            f'<article class="{finding.severity}"><h3>{_html(finding.title)}'
+            + (f" at <code>{_html(finding.layer)}</code>" if finding.layer else "")
+            + f"</h3><p><code>{finding.code}</code>, severity {finding.severity}</p>"
+            f"<p>{_html(finding.message)}</p></article>"
+            for finding in self.findings
+        )
+        notes = "".join(f"<li>{_html(note)}</li>" for note in self.notes)
+        return (
+            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{heading}</title>'
+            f"<style>{_STYLE}</style></head><body><h1>{heading}</h1>"
+            f"{findings or '<p>No findings.</p>'}"
+            f"<h2>Scores</h2>{html_table(self._score_table())}"
+            f"<h2>Layers</h2>{html_table(self._layer_table(_COLUMNS))}"
+            f"<h2>Notes</h2><ul>{notes}</ul></body></html>\n"
+        )
+
+    def _headline(self) -> str:
+        if not self.findings:
+            return "No findings."
+        return f"{pluralize(len(self.findings), 'finding')}, the most harmful first"
+
+    def _tables(self, kind: str) -> list[str]:
+        layers = self._layer_table([c for c in _COLUMNS if c[0] not in _ONLY_IN_HTML])
+        layers = replace(layers, rows=layers.rows[:MOST_LAYERS])
+        parts = [render(table, kind) for table in (self._score_table(), layers) if table.rows]
+        more = len(self.layers) - MOST_LAYERS
+        if more > 0:
+            parts.append(f"… and {pluralize(more, 'more layer')} (--format json has all)")
+        return parts
+
+    def _score_table(self) -> Table:
+        return Table(
+            [Column("mode", is_text=True), Column("loss"), Column("accuracy %")],
+            [
+                [name, _format(score["loss"], ".4f"), _format(score["accuracy"], ".2f")]
+                for name, score in self.scores.items()
+            ],
+        )
+
+    def _layer_table(self, columns: Sequence[tuple[str, str, str]]) -> Table:
+        return Table(
+            [Column(head, is_text=not form) for _, head, form in columns],
+            [[_format(row[key], form) for key, _, form in columns] for row in self.layers],
+        )
+
+
+# Key, heading and format of each column; a format is of numbers.
+_COLUMNS = (
+    ("layer", "layer", ""),
+    ("role", "role", ""),
+    ("channels", "channels", "d"),
+    ("noise", "noise", ""),
+    ("train_variance", "train var", ".4g"),
+    ("noise_off_variance", "noise-off var", ".4g"),
+    ("running_variance", "running var", ".4g"),
+    ("eval_variance", "eval var", ".4g"),
+    ("shift_ratio", "shift", ".3f"),
+    ("local_ratio", "local", ".3f"),
+    ("inherited_ratio", "inherited", ".3f"),
+)
+_ONLY_IN_HTML = ("channels", "noise", "noise_off_variance")
+
+
+def _format(value: Any, form: str) -> str:
+    if form:
+        return NONE if value is None or value != value else format(value, form)
+    if isinstance(value, list):
+        return escape_control(", ".join(value)) or NONE
+    return escape_control(value) or "(the model)"
+
+
+def _html(text: str) -> str:
+    return escape(escape_control(text))
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0 }
+th, td { border-bottom: 1px solid #ccc; padding: .2rem .6rem; text-align: left }
+.number { text-align: right }
+article { border-left: .4rem solid #999; margin: 1rem 0; padding: .1rem 1rem }
+article.high { border-color: #b00020 } article.medium { border-color: #c25e00 }
+article.low { border-color: #9a7d00 } code { background: #8882; padding: 0 .2rem }
+@media (prefers-color-scheme: dark) { body { background: #111; color: #ddd } }
+"""
+
+
+# ---- rows and notes
+
+
+def layer_rows(evidence: Evidence, findings: Sequence[Finding]) -> list[Row]:
+    """One row per batch norm that ran."""
+    concerned = {(f.code, name) for f in findings for name in f.evidence.get("layers", ())}
+    return [
+        _layer_row(evidence, index, name, _role(evidence, name, concerned))
+        for index, name in enumerate(evidence.layers)
+    ]
+
+
+def _role(evidence: Evidence, name: str, concerned: set[tuple[str, str]]) -> str:
+    """A finding's code only if there is such a finding about the layer."""
+    if name in evidence.explained_by:
+        code = evidence.explained_by[name]
+        return code if (code, name) in concerned else "off"
+    if name in evidence.re_estimated:
+        return "re-estimated"
+    if name in evidence.shifted:
+        return "variance_shift" if ("variance_shift", name) in concerned else "shifted"
+    if name in evidence.inheriting:
+        return "inherits"
+    if name not in evidence.running:
+        return "keeps no statistics"
+    return "frozen" if name in evidence.model.frozen else "ok"
+
+
+def _layer_row(evidence: Evidence, index: int, name: str, role: str) -> Row:
+    layer, running = evidence.layers[name], evidence.running.get(name)
+    eval_ = evidence.eval_pass.average(name)
+    local, inherited = evidence.local_ratio(name), evidence.inherited_ratio(name)
+    return {
+        "index": index,
+        "layer": name,
+        "type": type(layer).__name__,
+        "channels": layer.num_features,
+        "role": role,
+        "momentum": layer.momentum,
+        "eps": layer.eps,
+        "batches_tracked": evidence.batches_tracked(name),
+        "calls": evidence.train_stats(name).calls,
+        "values": evidence.train_stats(name).count,
+        "noise": [str(source) for source in evidence.noise_reaching(name)],
+        "train_variance": _mean_variance(evidence.train(name)),
+        "noise_off_variance": _mean_variance(evidence.noise_off_pass.average(name)),
+        "running_variance": _mean_variance(running),
+        "eval_variance": _mean_variance(eval_),
+        "shift_ratio": shift_ratio(running.variance, eval_.variance) if running and eval_ else None,
+        "local_ratio": local.value,
+        "local_ratio_se": local.error,
+        "inherited_ratio": inherited.value,
+        "inherited_ratio_se": inherited.error,
+        "distance": evidence.distance.get(name),
+        "limit": evidence.limit.get(name),
+        "eval_distance": evidence.distance_to(eval_, name)
+        if running and eval_ and is_usable(running)
+        else None,
+    }
+
+
+def _mean_variance(moments: Moments | None) -> float | None:
+    return None if moments is None else float(moments.variance.mean())
+
+
+def notes_on_unknowns(evidence: Evidence, findings: Sequence[Finding]) -> list[str]:
+    """What model and loader cannot tell, and what would be needed."""
+    notes = _notes_on_inputs(evidence)
+    if functional := evidence.train_trace.functional_norms:
+        notes.append(
+            f"batch norm runs as a function, outside of PyTorch's modules, in "
+            f"{list_layers(functional)}: its statistics cannot be told and were not judged"
+        )
+    if not evidence.layers:
+        notes.append("no batch norm module ran: there are no running statistics to judge")
+    elif not evidence.has_train_loader:
+        notes.append(
+            "whether eval inputs differ from training inputs cannot be known from one loader: pass "
+            "train_loader (--train-data)"
+        )
+    if evidence.re_estimated:
+        notes.append(
+            f"the running statistics of {list_layers(evidence.re_estimated)} are those without "
+            "noise, as re-estimation leaves them: they agree with eval mode there"
+        )
+    if not evidence.reference and _may_have_drifted(evidence, findings):
+        notes.append(
+            "whether frozen layers drifted cannot be known without an earlier checkpoint: pass "
+            "reference (--reference)"
+        )
+    if evidence.reference and not any(
+        f"{name}.running_mean".removeprefix(".") in evidence.reference for name in evidence.running
+    ):
+        notes.append(
+            "the reference has none of this model's batch norms: is it of the same network?"
+        )
+    scores = evidence.eval_scores
+    if scores.loss is None:
+        why = f"the labels were not used ({scores.unused}): " if scores.unused else ""
+        notes.append(
+            f"{why}without labels, severity is how much the output moves, not how much is gained"
+        )
+    if frozen := sorted(evidence.model.frozen):
+        notes.append(
+            f"{pluralize(len(frozen), 'batch norm')} in eval mode in training too, not judged: "
+            f"{list_layers(frozen)}"
+        )
+    return notes
+
+
+def _notes_on_inputs(evidence: Evidence) -> list[str]:
+    """Notes on inputs that no training would have."""
+    notes, samples = [], evidence.train_samples
+    if samples.batch_size < 2:
+        notes.append(
+            f"the loader gives single samples; {samples.shuffled_size} of them were put together, "
+            "and whether training's batches are large enough was not judged"
+        )
+    inputs = [t for batch in evidence.samples.batches for t in tensors_of(batch.inputs)]
+    if not all(bool(t.isfinite().all()) for t in inputs if t.is_floating_point()):
+        notes.append("inputs hold inf or NaN: everything said here is said of these")
+    elif not (evidence.eval_scores.finite or evidence.train_pass.scores.finite):
+        notes.append("outputs hold inf or NaN in training mode too, as some weights probably do")
+    return notes
+
+
+def _may_have_drifted(evidence: Evidence, findings: Sequence[Finding]) -> bool:
+    """Whether a layer does not train in a model that does, or a finding leaves the cause open."""
+    if any(finding.code == "stale" for finding in findings):
+        return True
+    trains = any(p.requires_grad for p in evidence.model.module.parameters())
+    own = [list(evidence.layers[n].parameters(recurse=False)) for n in evidence.judged]
+    return trains and any(ps and not any(p.requires_grad for p in ps) for ps in own)

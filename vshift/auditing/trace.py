@@ -1,0 +1,353 @@
+"""Noise found by running the model: every random operation, who called it, and where it arrives.
+
+PyTorch marks its random operators, from `bernoulli_` to attention with dropout. A dispatch mode
+sees each of them whatever module or function called it, and follows what it touches, tensor by
+tensor and in place too, until a batch norm with batch statistics absorbs its variance. So noise is
+found in custom modules, in `F.dropout`, and through residual additions. No module gets a hook of
+its own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vshift.auditing.guard import SavedState
+from vshift.auditing.samples import Batch, call, main_output, tensors_of
+
+# ---- which module is running
+
+Enter = Callable[[str, nn.Module, Any], None]
+Leave = Callable[[str, nn.Module, Any, Any], None]
+
+
+class ModuleNames:
+    """Names of a model's modules, including those that `model.modules()` does not reach.
+
+    Attributes:
+        hidden: modules that run but are no children, by name: in plain lists, tuples and dicts, or
+            made or fetched during a forward.
+        built: those of them that were made during a forward.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names: dict[int, str] = {id(m): name for name, m in model.named_modules()}
+        self._contained = dict(self._in_containers(model))
+        self.hidden: dict[str, nn.Module] = {}
+        self.built: set[str] = set()
+
+    def _in_containers(self, model: nn.Module) -> Iterator[tuple[int, str]]:
+        for owner, module in model.named_modules():
+            for attribute, value in vars(module).items():
+                if attribute in ("_parameters", "_buffers", "_modules"):
+                    continue
+                for where, contained in _modules_in(value):
+                    for inner, part in contained.named_modules():
+                        if id(part) not in self._names:
+                            path = f"{owner}.{attribute}{where}.{inner}"
+                            yield id(part), path.strip(".")
+
+    def of(self, module: nn.Module, caller: str) -> str:
+        """A module's name; a module that is no child is noted as hidden."""
+        if id(module) in self._names:
+            return self._names[id(module)]
+        name = self._contained.get(id(module))
+        if name is None:
+            # Made during the forward, as far as one can see; the object may be gone afterwards.
+            name = f"{caller}.<{type(module).__name__}>".strip(".")
+            self.built.add(name)
+        self.hidden[name] = module
+        return name
+
+    def knows(self, module: nn.Module) -> bool:
+        return id(module) in self._names
+
+
+def _modules_in(value: Any, where: str = "", depth: int = 3) -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(value, nn.Module):
+        yield where, value
+    elif depth and isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _modules_in(item, f"{where}[{i}]", depth - 1)
+    elif depth and isinstance(value, dict):
+        for key, item in value.items():
+            yield from _modules_in(item, f"{where}[{key!r}]", depth - 1)
+
+
+class ModuleTracker:
+    """The stack of running modules, with callbacks when a module is entered and left.
+
+    Attributes:
+        eval_hidden: put modules that are no children into eval mode as they are entered.
+    """
+
+    def __init__(self, names: ModuleNames, saved: SavedState) -> None:
+        self.names, self.saved = names, saved
+        self.stack: list[str] = []
+        self.eval_hidden = False
+
+    @property
+    def current(self) -> str:
+        """The innermost running module; an empty string for the model itself or none."""
+        return self.stack[-1] if self.stack else ""
+
+    @contextmanager
+    def tracking(self, enter: Enter | None = None, leave: Leave | None = None) -> Iterator[None]:
+        """Call enter(name, module, inputs) and leave(name, module, inputs, output)."""
+
+        def before(module: nn.Module, inputs: Any) -> None:
+            name = self.names.of(module, self.current)
+            if not self.names.knows(module):
+                self.saved.add(module)
+                # Containers keep their mode: it decides nothing, or a custom forward's branch.
+                if self.eval_hidden and (
+                    isinstance(module, _BatchNorm) or next(module.children(), None) is None
+                ):
+                    module.training = False
+            self.stack.append(name)
+            if enter is not None:
+                enter(name, module, inputs)
+
+        def after(module: nn.Module, inputs: Any, output: Any) -> None:
+            name = self.stack.pop() if self.stack else ""
+            if leave is not None and output is not None:
+                leave(name, module, inputs, output)
+
+        self.stack.clear()
+        first = module_hooks.register_module_forward_pre_hook(before)
+        second = module_hooks.register_module_forward_hook(after, always_call=True)
+        try:
+            yield
+        finally:
+            first.remove()
+            second.remove()
+            self.stack.clear()
+
+
+# ---- noise
+
+
+@dataclass(frozen=True)
+class NoiseSource:
+    """A random operation: the module that ran it, and the function that the module called.
+
+    Attributes:
+        line: the line that called it, `file.py:12`; empty if that is in a module of PyTorch's.
+    """
+
+    layer: str
+    function: str
+    line: str = field(default="", compare=False)
+
+    @property
+    def with_line(self) -> str:
+        where = f" at {self.line}" if self.line else ""
+        return f"{self.layer or 'the model'} ({self.function}{where})"
+
+    def __str__(self) -> str:
+        return f"{self.layer or 'the model'} ({self.function})"
+
+
+@dataclass
+class Trace:
+    """What one forward of a few samples showed.
+
+    Attributes:
+        sources: every random operation that ran, in order.
+        arriving: for every batch norm the noise that reaches it through no other BN with batch
+            statistics.
+        at_output: the noise that reaches the model's output likewise.
+        order: the batch norms in the order in which they first ran.
+        calls: how often each ran.
+        functional_norms: modules that normalise by the batch without PyTorch's BatchNorm module.
+    """
+
+    sources: list[NoiseSource] = field(default_factory=list)
+    arriving: dict[str, list[NoiseSource]] = field(default_factory=dict)
+    at_output: list[NoiseSource] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
+    calls: dict[str, int] = field(default_factory=dict)
+    functional_norms: list[str] = field(default_factory=list)
+
+
+@torch.no_grad()
+def trace(model: nn.Module, batch: Batch, tracker: ModuleTracker) -> Trace:
+    """Run a few samples in the model's present mode and follow the noise."""
+    functions = _FunctionNames()
+    follower = _Follower(tracker, functions)
+    with tracker.tracking(follower.enter), functions, follower:
+        output = main_output(call(model, batch.inputs))
+    follower.trace.at_output = list(follower.marks_of(output))
+    return follower.trace
+
+
+class _FunctionNames(TorchFunctionMode):
+    """Knows the outermost PyTorch function that is running."""
+
+    current = ""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outermost = not self.current
+        if outermost:
+            self.current = getattr(func, "__name__", str(func))
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            if outermost:
+                self.current = ""
+
+
+class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Marks the output of random operations, and everything computed from it, by storage."""
+
+    def __init__(self, tracker: ModuleTracker, functions: _FunctionNames) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tracker, self.functions = tracker, functions
+        self.trace = Trace()
+        self._instance_norms: set[str] = set()
+        # Storages are kept alive with their marks: an address must not be reused.
+        self._marks: dict[int, tuple[Any, tuple[NoiseSource, ...]]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        device = _device(args, kwargs)
+        before = _random_state(device) if random else None
+        output = func(*args, **kwargs)
+        marks = self.marks_of((args, kwargs))
+        if "batch_norm" in func._opname:
+            self._note_functional_norm(self.tracker.current)
+        # With a rate of 0 a random operator draws nothing.
+        if before is not None and (
+            kwargs.get("generator") is not None or not torch.equal(before, _random_state(device))
+        ):
+            function = self.functions.current or func._opname
+            source = NoiseSource(self.tracker.current, function, _calling_line())
+            if source not in self.trace.sources:
+                self.trace.sources.append(source)
+            marks = _union(marks, (source,))
+        if marks and not _uses_batch_statistics(func, args):
+            self._mark(output, marks)
+        return output
+
+    def marks_of(self, tree: Any) -> tuple[NoiseSource, ...]:
+        marks: tuple[NoiseSource, ...] = ()
+        if self._marks:
+            for tensor in tensors_of(tree):
+                key = _storage_key(tensor)
+                if key in self._marks:
+                    marks = _union(marks, self._marks[key][1])
+        return marks
+
+    def _mark(self, tree: Any, marks: tuple[NoiseSource, ...]) -> None:
+        for tensor in tensors_of(tree):
+            key = _storage_key(tensor)
+            if key is not None:
+                old = self._marks[key][1] if key in self._marks else ()
+                self._marks[key] = (tensor.untyped_storage(), _union(old, marks))
+
+    def _note_functional_norm(self, layer: str) -> None:
+        """Note a batch norm that no module of PyTorch's runs; instance norm shares its kernel."""
+        known = layer in self.trace.calls or "instance_norm" in self.functions.current
+        noted = layer in self._instance_norms or layer in self.trace.functional_norms
+        if not known and not noted:
+            self.trace.functional_norms.append(layer)
+
+    def enter(self, name: str, module: nn.Module, inputs: Any) -> None:
+        if isinstance(module, _InstanceNorm):
+            self._instance_norms.add(name)
+        if not isinstance(module, _BatchNorm):
+            return
+        trace = self.trace
+        trace.calls[name] = trace.calls.get(name, 0) + 1
+        if name not in trace.arriving:
+            trace.order.append(name)
+        old = tuple(trace.arriving.get(name, ()))
+        trace.arriving[name] = list(_union(old, self.marks_of(inputs)))
+
+
+_TORCH = str(Path(torch.__file__).parent)
+_MODULES = (str(Path(nn.modules.__file__).parent), "<")  # generated code has no lines
+
+
+def _calling_line() -> str:
+    """The line outside PyTorch that runs this operation; empty if one of its modules does."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        file = frame.f_code.co_filename
+        inside_torch = file.startswith(_TORCH) and not file.startswith(_MODULES)
+        if not inside_torch and file != __file__:
+            break
+        frame = frame.f_back
+    file = frame.f_code.co_filename
+    return "" if file.startswith(_MODULES) else f"{Path(file).name}:{frame.f_lineno}"
+
+
+def _union(a: tuple[NoiseSource, ...], b: tuple[NoiseSource, ...]) -> tuple[NoiseSource, ...]:
+    return a + tuple(source for source in b if source not in a) if b else a
+
+
+def _storage_key(tensor: Tensor) -> int | None:
+    if tensor.layout != torch.strided:
+        return None
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _uses_batch_statistics(func: Any, args: Any) -> bool:
+    """Whether this normalises by the batch, which absorbs the noise's variance."""
+    name = func._opname
+    if "batch_norm" not in name or "backward" in name:
+        return False
+    flags = [arg for arg in args if isinstance(arg, bool)]
+    return "with_update" in name or (bool(flags) and flags[0])
+
+
+def _device(args: Any, kwargs: Any) -> torch.device:
+    tensors = tensors_of((args, kwargs))
+    return tensors[0].device if tensors else torch.device(kwargs.get("device") or "cpu")
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+# ---- noise switched off
+
+_DROPOUTS: set[Callable[..., Any]] = {
+    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
+    torch.dropout, torch.dropout_, torch.feature_dropout, torch.alpha_dropout,
+}  # fmt: skip
+# What `Silenced` silences, as `NoiseSource.function` names it.
+SILENCEABLE = {function.__name__ for function in _DROPOUTS} | {
+    "scaled_dot_product_attention", "multi_head_attention_forward",
+}  # fmt: skip
+
+
+class Silenced(TorchFunctionMode):
+    """A mode in which functional dropout does nothing and attention drops nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if func is F.scaled_dot_product_attention:
+            if len(args) > 4:  # query, key, value, attn_mask, dropout_p
+                args = (*args[:4], 0.0, *args[5:])
+            else:
+                kwargs["dropout_p"] = 0.0
+        if func is F.multi_head_attention_forward:
+            kwargs["training"] = False
+        return func(*args, **kwargs)
