@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from vshift.data import Stream
-from vshift.data.augment import Plan
+from vshift.data.stream import Plan
 from vshift.networks import BatchNorm
 from vshift.shift.stats import Moments, batch_norms
 from vshift.train.objective import Objective

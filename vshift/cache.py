@@ -1,10 +1,13 @@
-"""The user's cache folder."""
+"""The user's cache folder, and files in it that are written whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from platformdirs import user_cache_dir
@@ -15,17 +18,31 @@ def cache_folder() -> Path:
     return Path(os.environ.get("VSHIFT_CACHE") or user_cache_dir("vshift")).expanduser()
 
 
-def keep(path: Path, text: str) -> None:
-    """Write a cache file, whole or not at all; where that cannot be, nothing is kept.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file to write, which replaces `path` on success and is removed on failure.
 
-    Two that write it at once do not meet: each has a temporary file of its own.
+    Its name is unique, so that processes that write the same file do not disturb each other.
     """
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def keep(path: Path, text: str) -> None:
+    """Write a cache file; where that fails, nothing is kept."""
+    with suppress(OSError), replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def remove_old(folder: Path, pattern: str, age: float = 86400.0) -> None:
+    """Remove what killed processes left in a folder, `age` seconds after they last wrote."""
+    for path in folder.glob(pattern):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > age:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()

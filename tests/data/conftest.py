@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,3 +46,15 @@ def make_tree(tmp_path: Path) -> MakeTree:
         return ImageFolder(name="imagefolder", root=str(root), **options)
 
     return make
+
+
+def together(script: str, count: int, *words: str) -> list[str]:
+    """The outputs of so many processes that run side by side."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *words], stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, env=dict(os.environ),
+        )
+        for _ in range(count)
+    ]  # fmt: skip
+    return [process.communicate(timeout=120)[0] for process in processes]

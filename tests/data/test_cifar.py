@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import tarfile
+import time
 import urllib.error
+from pathlib import Path
 
 import numpy as np
 import pytest
 from torchvision import datasets
 
+from tests.data.conftest import together
 from vshift.config.schema import Cifar
 from vshift.data import describe, fetch, load
 from vshift.data.cifar import ARCHIVE, UNPACKED, is_here
@@ -124,3 +128,81 @@ def test_describe_downloads_nothing(root):
     assert describe(config(root)).classes == 10
     assert describe(Cifar(name="cifar100")).classes == 100
     assert list(root.iterdir()) == []
+
+
+# What takes the network's place writes who downloads, takes its time, and leaves a whole folder.
+FETCH = """
+import os, sys, time
+from pathlib import Path
+from vshift.data import cifar
+root = Path(sys.argv[1])
+def download(name, archive, into):
+    with open(root.parent / "downloads", "a") as file:
+        file.write(f"{os.getpid()}\\n")
+    (into / cifar.UNPACKED[name]).mkdir()
+    time.sleep(1)
+    for part in ("a", "b"):
+        (into / cifar.UNPACKED[name] / part).write_text(part)
+cifar._unpack_or_download = download
+if sys.argv[2:]:  # as on two machines whose disk has no locks
+    cifar.locked = __import__("contextlib").nullcontext
+found = cifar.fetch("cifar10", str(root)) / cifar.UNPACKED["cifar10"]
+print(sorted(path.name for path in found.iterdir()))
+"""
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_parallel_first_downloads(tmp_path: Path, locks: bool) -> None:
+    root = tmp_path / "new" / "cifar"
+    root.parent.mkdir()
+    answers = together(FETCH, 3, str(root), *([] if locks else ["none"]))
+    assert answers == ["['a', 'b']\n"] * 3
+    assert len((root.parent / "downloads").read_text().split()) == (1 if locks else 3)
+    assert [path.name for path in root.iterdir()] == [UNPACKED["cifar10"]]
+
+
+def test_a_failed_fetch_leaves_no_empty_folders(
+    tmp_path: Path, own_cache: Path, monkeypatch
+) -> None:
+    def fail(name: str, archive: Path, into: Path) -> None:
+        (into / "half").write_bytes(b"half")
+        raise DataError("no network")
+
+    monkeypatch.setattr("vshift.data.cifar._unpack_or_download", fail)
+    with pytest.raises(DataError, match="no network"):
+        fetch("cifar10")
+    assert not own_cache.exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(DataError, match="no network"):
+        fetch("cifar10", str(tmp_path / "mine" / "deep" / "cifar"))
+    assert list((tmp_path / "mine").iterdir()) == []
+    (tmp_path / "mine" / "notes").write_text("")
+    with pytest.raises(DataError, match="no network"):
+        fetch("cifar10", str(tmp_path / "mine"))
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes"]
+
+
+def test_a_folder_that_cannot_take_the_set_is_an_error(tmp_path: Path, monkeypatch) -> None:
+    """Not taken for another process that was quicker."""
+
+    def download(name: str, archive: Path, into: Path) -> None:
+        (into / UNPACKED[name]).mkdir()
+
+    monkeypatch.setattr("vshift.data.cifar._unpack_or_download", download)
+    (tmp_path / UNPACKED["cifar10"]).write_text("a file")
+    with pytest.raises(DataError, match=r"cannot write to"):
+        fetch("cifar10", str(tmp_path))
+
+
+def test_what_killed_processes_left_is_removed_when_it_is_old(tmp_path: Path, monkeypatch) -> None:
+    def download(name: str, archive: Path, into: Path) -> None:
+        (into / UNPACKED[name]).mkdir()
+
+    monkeypatch.setattr("vshift.data.cifar._unpack_or_download", download)
+    old, new = tmp_path / ".fetch-old", tmp_path / ".fetch-new"
+    for path in (old, new):
+        path.mkdir()
+        (path / "half").write_text("")
+    os.utime(old, (1, time.time() - 2 * 86400))
+    fetch("cifar10", str(tmp_path))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".fetch-new", UNPACKED["cifar10"]]

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.conftest import together
 from vshift.config.schema import ImageFolder
-from vshift.data import Description, decode, describe, folder, load
+from vshift.data import Description, describe, folder, load
 from vshift.errors import DataError
 
 
@@ -44,8 +45,8 @@ def test_images_come_sorted_with_nested_folders_and_any_case(make_tree):
 def test_limits_and_validation_decode_only_what_they_keep(make_tree, monkeypatch):
     config = make_tree({"a": 5, "b": 5}, train_limit=6, test_limit=2, validation=2)
     read = []
-    real = decode.decode_one
-    monkeypatch.setattr(decode, "decode_one", lambda p, *rest: (read.append(p), real(p, *rest))[1])
+    real = folder.decode_one
+    monkeypatch.setattr(folder, "decode_one", lambda p, *rest: (read.append(p), real(p, *rest))[1])
     data = load(config)
     assert (len(data.train), len(data.validation), len(data.test)) == (4, 2, 2)
     assert sorted(p.name for p in read) == sorted(["0000.png"] * 4 + ["0001.png", "0002.png"] * 2)
@@ -98,7 +99,7 @@ def test_grey(make_tree):
 def test_odd_modes(tmp_path, mode, colour, suffix, expected, channels):
     path = tmp_path / f"image.{suffix}"
     Image.new(mode, (8, 8), colour).save(path)
-    image = decode.decode_one(path, None, channels)
+    image = folder.decode_one(path, None, channels)
     assert image.shape == (8, 8, channels)
     assert np.abs(image.astype(int) - expected).max() <= 2
 
@@ -107,13 +108,13 @@ def test_a_palette_with_a_transparent_colour_is_black_there(tmp_path):
     image = Image.new("P", (4, 4), 1)
     image.putpalette([0, 0, 0, 250, 250, 250])
     image.save(tmp_path / "p.png", transparency=1)
-    assert not decode.decode_one(tmp_path / "p.png", None, 3).any()
+    assert not folder.decode_one(tmp_path / "p.png", None, 3).any()
 
 
 def test_floating_point_pixels_are_refused(tmp_path):
     Image.new("F", (4, 4), 0.5).save(tmp_path / "f.tif")
     with pytest.raises(DataError, match=r"f\.tif: floating-point .*8 bits"):
-        decode.decode_all([tmp_path / "f.tif"], None, 3)
+        folder.decode_all([tmp_path / "f.tif"], None, 3)
 
 
 def test_describe_opens_one_image(make_tree):
@@ -145,7 +146,7 @@ def test_missing_part_lists_what_is_there(make_tree, part):
     config = make_tree()
     (Path(config.root) / part).rename(Path(config.root) / "other")
     text = message(config)
-    assert f"data.{part}: there is no folder `{part}`" in text
+    assert f"data.{part}_folder: there is no folder `{part}`" in text
     assert "other" in text
 
 
@@ -244,7 +245,7 @@ def test_sizes_differ_names_both(make_tree):
 
 def test_a_decompression_bomb_is_refused_by_its_header(make_tree, monkeypatch):
     config = make_tree()
-    monkeypatch.setattr(decode, "MAX_PIXELS", 50)
+    monkeypatch.setattr(folder, "MAX_PIXELS", 50)
     assert "8×8 pixels are more than" in message(config)
 
 
@@ -345,8 +346,36 @@ def test_gigapixel_images_are_an_error_that_names_the_file(make_tree, side, firs
 
 
 def test_images_that_no_memory_could_hold(monkeypatch, make_tree):
-    from vshift.data import decode
-
-    monkeypatch.setattr(decode, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(folder, "MAX_BYTES", 10_000)
     with pytest.raises(DataError, match=r"12 images of 32×32 pixels would take .*set data\.size"):
         load(make_tree(size=(32, 32)))
+
+
+CACHE = """
+import sys
+from pathlib import Path
+import numpy as np
+from vshift.data.folder import read_cached, write_cached
+path = Path(sys.argv[1])
+images = np.arange(3 * 64 * 64 * 400, dtype=np.uint8).reshape(400, 64, 64, 3)
+for _ in range(10):
+    found = read_cached(path)
+    assert found is None or np.array_equal(found, images)
+    write_cached(path, images)
+    assert np.array_equal(read_cached(path), images)
+print("good")
+"""
+
+
+def test_parallel_first_cache_builds(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "images" / "key.safetensors"
+    assert together(CACHE, 3, str(file)) == ["good\n"] * 3
+    assert [path.name for path in file.parent.iterdir()] == ["key.safetensors"]
+
+
+def test_what_killed_processes_left_of_the_cache_is_removed(tmp_path: Path) -> None:
+    file = tmp_path / "key.safetensors"
+    (tmp_path / "key123.tmp").write_text("")
+    os.utime(tmp_path / "key123.tmp", (1, 1))
+    folder.write_cached(file, np.zeros((1, 8, 8, 3), np.uint8))
+    assert not (tmp_path / "key123.tmp").exists()

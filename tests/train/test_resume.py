@@ -12,7 +12,7 @@ import torch
 from tests.configs import make_config
 from tests.soak.harness import differences
 from vshift.data import load
-from vshift.data.augment import Stream
+from vshift.data.stream import Stream
 from vshift.errors import RunError, Stopped
 from vshift.runs import prepare
 from vshift.train.loop import train

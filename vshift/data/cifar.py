@@ -13,12 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from vshift.cache import cache_folder
+from vshift.cache import cache_folder, remove_old
 from vshift.config.schema import Cifar
-from vshift.data import cache
-from vshift.data.source import Labels, Pixels, Source
+from vshift.data.source import Indices, Pixels, Source
 from vshift.errors import DataError
 from vshift.text import did_you_mean
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 CLASSES = {"cifar10": 10, "cifar100": 100}
@@ -27,12 +31,8 @@ ARCHIVE = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.ta
 TIMEOUT = 20  # seconds without an answer after which a download counts as failed
 
 
-def default_root(name: str) -> Path:
-    return cache_folder() / name
-
-
 def root_of(name: str, root: str | None) -> Path:
-    return Path(root).expanduser().absolute() if root else default_root(name)
+    return Path(root).expanduser().absolute() if root else cache_folder() / name
 
 
 def is_here(name: str, root: str | None = None) -> bool:
@@ -41,11 +41,11 @@ def is_here(name: str, root: str | None = None) -> bool:
 
 
 def open_cifar(config: Cifar) -> Source:
-    """The set as torchvision reads it, downloaded if it is missing; DataError if it is damaged."""
+    """Open the set with torchvision, downloading it if it is missing; DataError if damaged."""
     root = fetch(config.name, config.root)
     train, test = (_open(config.name, root, part) for part in (True, False))
 
-    def read(chosen: Labels, chosen_test: Labels) -> tuple[Pixels, Pixels]:
+    def read(chosen: Indices, chosen_test: Indices) -> tuple[Pixels, Pixels]:
         return train.data[chosen], test.data[chosen_test]
 
     labels = [np.asarray(part.targets, np.int64) for part in (train, test)]
@@ -55,8 +55,8 @@ def open_cifar(config: Cifar) -> Source:
 def fetch(name: str, root: str | None = None) -> Path:
     """Download and unpack a set unless it is there already; returns its root folder.
 
-    An archive that somebody put into the root is used instead of the network. Raises DataError
-    if the set can neither be found nor downloaded; nothing partial stays behind.
+    An archive in the root folder is used instead of the network. Raises DataError if the set can
+    neither be found nor downloaded; nothing partial is left.
     """
     if name not in UNPACKED:
         hint = did_you_mean(name, UNPACKED)
@@ -68,7 +68,7 @@ def fetch(name: str, root: str | None = None) -> Path:
     if is_here(name, root):
         return folder
     try:
-        with cache.made(folder), cache.alone(folder):
+        with made(folder), locked(folder):
             # Another process may have fetched it while this one waited.
             if not is_here(name, root):
                 _fetch_into(folder, name)
@@ -78,13 +78,13 @@ def fetch(name: str, root: str | None = None) -> Path:
 
 
 def _fetch_into(folder: Path, name: str) -> None:
-    cache.remove_old(folder, ".fetch-*")
+    remove_old(folder, ".fetch-*")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
         _unpack_or_download(name, folder / ARCHIVE[name], Path(temporary))
         try:
             os.rename(Path(temporary) / UNPACKED[name], folder / UNPACKED[name])
         except OSError:
-            # Two machines may fetch at the same time: the first one to finish wins.
+            # Two machines may download at the same time: the first one to finish wins.
             if not (folder / UNPACKED[name]).is_dir():
                 raise
 
@@ -95,7 +95,7 @@ def _unpack_or_download(name: str, archive: Path, into: Path) -> None:
         if from_file:
             _unpack(name, archive, into)
         else:
-            with _impatient(), contextlib.redirect_stdout(sys.stderr):
+            with _download_timeout(), contextlib.redirect_stdout(sys.stderr):
                 _torchvision(name)(into, download=True)
     except DataError:
         raise
@@ -139,7 +139,7 @@ def _open(name: str, root: Path, train: bool) -> Any:
 
 
 def _torchvision(name: str) -> Any:
-    """torchvision's class for the set; DataError if torchvision cannot be imported."""
+    """torchvision's class of the set; DataError if torchvision cannot be imported."""
     try:
         from torchvision import datasets
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
@@ -151,8 +151,37 @@ def _torchvision(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _impatient() -> Iterator[None]:
-    """torchvision downloads without a timeout; where packets get lost that would be for ever."""
+def made(folder: Path) -> Iterator[None]:
+    """Make a folder with its parents, and remove those again into which nothing came."""
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the first that is not empty stays with its parents
+            for path in missing:
+                path.rmdir()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one process of this machine in at a time, where the file system can lock.
+
+    This saves work; correctness does not depend on it: the result is put in place by one rename.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _download_timeout() -> Iterator[None]:
+    """Set a timeout, which torchvision does not: a stalled download would never end."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:

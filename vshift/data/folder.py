@@ -1,74 +1,77 @@
-"""Image folders: <root>/<train>/<class>/**/*.jpg and <root>/<test>/<class>/**/*.jpg."""
+"""Image folders: <root>/<train>/<class>/**/*.jpg and <root>/<test>/<class>/**/*.jpg.
+
+Not torchvision.datasets.ImageFolder: `vshift check` reads the tree without importing torch, an
+unreadable folder is an error instead of an empty one, hidden files are left out, and 16-bit images
+and transparency are converted as people expect. Files are decoded in threads, all unreadable ones
+are reported together, and the arrays are cached for the next start.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from dataclasses import dataclass
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
+from vshift.cache import cache_folder, remove_old, replacing
 from vshift.config.schema import ImageFolder
-from vshift.data import cache
-from vshift.data.decode import decode_all
-from vshift.data.source import Labels, Pixels, Source
+from vshift.data.source import Indices, Labels, Pixels, Source
 from vshift.errors import DataError
+from vshift.text import list_names
 
 SUFFIXES = frozenset(["jpg", "jpeg", "png", "bmp", "webp", "gif", "ppm", "tif", "tiff"])
-CACHED_FROM = 2000  # fewer images decode in about a second; they are not worth a file
+MAX_PIXELS = 64 * 1024 * 1024  # a larger image is taken for a decompression bomb
+MAX_BYTES = 2**38  # of all images together: 256 GiB is a mistake
+SHOWN = 5  # names in one message
+CHUNK = 64  # files that a thread takes at a time
+CACHED_FROM = 2000  # fewer images decode in about a second and are not worth a file
 FORMAT = 1  # of the cached images; raise it when decoding changes
 
-
-@dataclass(frozen=True)
-class Tree:
-    """One part's images: every class's files, sorted, relative to `folder`."""
-
-    folder: Path
-    files: dict[str, list[str]]
-
-    def paths(self, chosen: Labels) -> list[Path]:
-        """The files at these positions of all files in order."""
-        names = [name for names in self.files.values() for name in names]
-        return [self.folder / names[i] for i in chosen]
-
-    @property
-    def labels(self) -> Labels:
-        counts = [len(names) for names in self.files.values()]
-        return np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+log = logging.getLogger("vshift.data")
 
 
 def open_folder(config: ImageFolder) -> Source:
-    """Lists the tree without opening an image; raises DataError for a tree that is not one."""
-    root = root_folder(config)
-    train, test = (_list_images(root / part) for part in part_names(root, config))
+    """List the tree without opening an image; DataError if it is not one of images in classes."""
+    root, train, test = _parts(config)
+    classes = class_names(train)
+    train_files, train_labels = _list_images(train, classes)
+    test_files, test_labels = _list_images(test, classes)
 
-    def read(chosen: Labels, chosen_test: Labels) -> tuple[Pixels, Pixels]:
-        kept = train.paths(chosen) + test.paths(chosen_test)
-        images = _decode_cached(root, kept, config.size, config.channels)
+    def read(chosen: Indices, chosen_test: Indices) -> tuple[Pixels, Pixels]:
+        paths = [train_files[i] for i in chosen] + [test_files[i] for i in chosen_test]
+        images = _decode_cached(root, paths, config.size, config.channels)
         return images[: len(chosen)], images[len(chosen) :]
 
-    return Source(config.name, tuple(train.files), train.labels, test.labels, read)
+    return Source(config.name, classes, train_labels, test_labels, read)
 
 
-def first_image(config: ImageFolder) -> tuple[tuple[str, ...], Path]:
-    """(class names, the first training image) without listing the whole tree."""
-    root = root_folder(config)
-    train, _ = part_names(root, config)
-    classes = class_names(root / train)
-    name = classes[0]
-    return classes, root / train / name / _class_files(root / train / name)[0]
+def describe_folder(config: ImageFolder) -> tuple[tuple[str, ...], int]:
+    """(class names, side of the images) without listing the whole tree; opens one image."""
+    _, train, _ = _parts(config)
+    classes = class_names(train)
+    return classes, _side(_class_files(train / classes[0])[0], config.size)
 
 
-def root_folder(config: ImageFolder) -> Path:
-    """The tree's absolute root; DataError if it is missing or no folder."""
+def _parts(config: ImageFolder) -> tuple[Path, Path, Path]:
+    """(root, training folder, test folder); DataError if one is missing or their classes differ."""
     root = Path(config.root).expanduser().absolute()
     try:
-        found, is_folder = root.exists(), root.is_dir()
+        exists, is_folder = root.exists(), root.is_dir()
     except OSError as error:
         raise _cannot_list(root, error) from None
-    if not found:
+    if not exists:
         raise DataError(
             f"data.root: there is no folder {root}; correct data.root (a relative path starts "
             "in the folder where vshift runs)"
@@ -78,34 +81,26 @@ def root_folder(config: ImageFolder) -> Path:
             f"data.root: {root} is a file; it must be a folder. Unpack an archive first, and "
             "name the folder that holds train and test"
         )
-    return root
-
-
-def part_names(root: Path, config: ImageFolder) -> tuple[str, str]:
-    """(train, test) as configured; DataError if one is missing or their classes differ."""
-    names = {"train": config.train_folder, "test": config.test_folder}
-    for key, name in names.items():
+    for key in ("train_folder", "test_folder"):
+        name = getattr(config, key)
         if not (root / name).is_dir():
+            there = list_names(_subfolders(root), SHOWN) or "none"
             raise DataError(
-                f"data.{key}: there is no folder `{name}` in {root} (folders there: "
-                f"{_listed(_subfolders(root))}); name one of them with data.{key}"
+                f"data.{key}: there is no folder `{name}` in {root} (folders there: {there}); "
+                f"name one of them with data.{key}"
             )
-    _same_classes(root, config.train_folder, config.test_folder)
-    return config.train_folder, config.test_folder
-
-
-def _same_classes(root: Path, train: str, test: str) -> None:
-    in_train, in_test = set(class_names(root / train)), set(class_names(root / test))
-    only = [
-        f"only in {part}: {_listed(sorted(names))}"
-        for part, names in ((train, in_train - in_test), (test, in_test - in_train))
-        if names
-    ]
-    if only:
+    train, test = root / config.train_folder, root / config.test_folder
+    in_train, in_test = set(class_names(train)), set(class_names(test))
+    if in_train != in_test:
+        only = [
+            f"only in {part.name}: {list_names(sorted(names), SHOWN)}"
+            for part, names in ((train, in_train - in_test), (test, in_test - in_train))
+            if names
+        ]
         raise DataError(
-            f"data.root: {root / train} and {root / test} must have the same class folders; "
-            + "; ".join(only)
+            f"data.root: {train} and {test} must have the same class folders; " + "; ".join(only)
         )
+    return root, train, test
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
@@ -132,37 +127,32 @@ def _subfolders(folder: Path) -> list[str]:
         raise _cannot_list(folder, error) from None
 
 
-def _list_images(folder: Path) -> Tree:
-    return Tree(
-        folder,
-        {
-            name: [f"{name}/{file}" for file in _class_files(folder / name)]
-            for name in class_names(folder)
-        },
-    )
+def _list_images(part: Path, classes: tuple[str, ...]) -> tuple[list[Path], Labels]:
+    files = [_class_files(part / name) for name in classes]
+    labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(paths) for paths in files])
+    return list(chain.from_iterable(files)), labels
 
 
-def _class_files(folder: Path) -> list[str]:
-    """A class's image files, sorted, relative to its folder; DataError if there are none."""
-    files = []
-    for where, folders, names in os.walk(folder, onerror=_raise):
+def _class_files(folder: Path) -> list[Path]:
+    """A class's image files, sorted by their relative names; DataError if there are none."""
+
+    def fail(error: OSError) -> None:
+        raise _cannot_list(Path(error.filename), error) from None
+
+    names = []
+    for where, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = os.path.relpath(where, folder)
-        files += [os.path.normpath(f"{inside}/{name}") for name in names if _is_image(name)]
-    if not files:
+        names += [
+            os.path.relpath(os.path.join(where, name), folder)
+            for name in files
+            if not name.startswith(".") and name.rpartition(".")[2].lower() in SUFFIXES
+        ]
+    if not names:
         raise DataError(
             f"data.root: the class folder {folder} has no images "
             f"({', '.join(sorted(SUFFIXES))}); add some or remove the folder"
         )
-    return sorted(files)
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and name.rpartition(".")[2].lower() in SUFFIXES
-
-
-def _raise(error: OSError) -> None:
-    raise _cannot_list(Path(error.filename), error) from None
+    return [folder / name for name in sorted(names)]
 
 
 def _cannot_list(folder: Path, error: OSError) -> DataError:
@@ -170,25 +160,149 @@ def _cannot_list(folder: Path, error: OSError) -> DataError:
     return DataError(f"data.root: cannot list {folder}: {reason}; make it readable for you")
 
 
-def _listed(names: list[str], shown: int = 5) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return (", ".join(names[:shown]) or "none") + more
+def _side(path: Path, size: int | None = None) -> int:
+    """`size`, or an image's own side, from its header; DataError if unreadable or not square."""
+    try:
+        with _without_pillows_warning(), _opened(path) as image:
+            width, height = image.size
+    except Exception as error:
+        raise _unreadable([f"{path}: {_reason(error)}"]) from None
+    if size is None and width != height:
+        raise DataError(
+            f"data.root: {path} is {width}×{height} pixels, and images must be square; "
+            "set data.size, for instance to 32, to resize all of them"
+        )
+    return size or width
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Pillow's image with only its header read; ValueError for one of too many pixels."""
+    with Image.open(path) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width}×{height} pixels are more than {MAX_PIXELS >> 20} Mi pixels")
+        yield image
+
+
+@contextmanager
+def _without_pillows_warning() -> Iterator[None]:
+    """MAX_PIXELS replaces Pillow's limit, which only warns. Not thread-safe: use it around."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+class _OtherSizeError(Exception):
+    """An image has another size than the first one, and no size is set."""
+
+
+def decode_all(paths: Sequence[Path], size: int | None, channels: int) -> Pixels:
+    """Decode files into one array, uint8 [n, size, size, channels].
+
+    Without `size` the first image's is used; every image must have it, and it must be square.
+    Raises DataError naming the files that cannot be read or have another size.
+    """
+    side = size or _side(paths[0])
+    images = _allocate(len(paths), side, channels)
+
+    def decode(start: int) -> list[str]:
+        problems = []
+        for i in range(start, min(start + CHUNK, len(paths))):
+            try:
+                images[i] = decode_one(paths[i], size, channels, side)
+            except _OtherSizeError:
+                raise
+            except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+                problems.append(f"{paths[i]}: {_reason(error)}")
+        return problems
+
+    with _without_pillows_warning(), ThreadPoolExecutor() as pool:
+        try:
+            problems = list(chain.from_iterable(pool.map(decode, range(0, len(paths), CHUNK))))
+        except _OtherSizeError as other:
+            raise DataError(
+                f"data.root: images differ in size: {paths[0]} is {side}×{side} pixels and "
+                f"{other}; set data.size, for instance to 32, to resize all of them"
+            ) from None
+        finally:  # after a signal, what is queued is not decoded
+            pool.shutdown(wait=False, cancel_futures=True)
+    if problems:
+        raise _unreadable(problems)
+    return images
+
+
+def _allocate(count: int, side: int, channels: int) -> Pixels:
+    """An empty array for the images; DataError if no memory could hold them."""
+    try:
+        if count * side * side * channels > MAX_BYTES:
+            raise MemoryError
+        return np.empty((count, side, side, channels), np.uint8)
+    except MemoryError:
+        gigabytes = count * side * side * channels / 1e9
+        raise DataError(
+            f"data: {count:,} images of {side}×{side} pixels would take {gigabytes:,.0f} GB of "
+            "memory; set data.size, for instance to 32, or data.train_limit"
+        ) from None
+
+
+def decode_one(path: Path, size: int | None, channels: int, side: int | None = None) -> Pixels:
+    """Decode a file as uint8 [H, W, channels]; the first frame of an animation.
+
+    If `size` is given the image is resized to size×size, without keeping proportions, with
+    antialiasing; otherwise it must have the given side.
+    """
+    with _opened(path) as image:
+        width, height = image.size
+        if size is None and side is not None and (width, height) != (side, side):
+            raise _OtherSizeError(f"{path} is {width}×{height}")
+        plain = _eight_bit(image).convert("RGB" if channels == 3 else "L")
+    if size is not None and plain.size != (size, size):
+        plain = plain.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(plain).reshape(plain.height, plain.width, channels)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """A mode that converts to RGB and L as people expect: 16 bits scaled, alpha on black."""
+    if image.mode.startswith("I"):  # Pillow's own conversion would cut everything above 255
+        return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range; save it with 8 bits")
+    if not image.has_transparency_data:
+        return image
+    black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+    return Image.alpha_composite(black, image.convert("RGBA"))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that Pillow can read"
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _unreadable(problems: list[str]) -> DataError:
+    more = len(problems) - SHOWN
+    lines = problems[:SHOWN] + ([f"and {more} more"] if more > 0 else [])
+    count = "an image" if len(problems) == 1 else f"{len(problems)} images"
+    return DataError(f"data.root: cannot read {count}; replace or delete:\n  " + "\n  ".join(lines))
 
 
 def _decode_cached(root: Path, paths: list[Path], size: int | None, channels: int) -> Pixels:
     if len(paths) <= CACHED_FROM:
         return decode_all(paths, size, channels)
-    file = cache.images_file(_key(root, paths, size, channels))
-    cached = cache.read_images(file)
-    if cached is not None and len(cached) == len(paths):
-        return cached
-    images = decode_all(paths, size, channels)
-    cache.write_images(file, images)
+    key = _cache_key(root, paths, size, channels)
+    file = cache_folder() / "images" / f"{key}.safetensors"
+    images = read_cached(file)
+    if images is None or len(images) != len(paths):
+        images = decode_all(paths, size, channels)
+        write_cached(file, images)
     return images
 
 
-def _key(root: Path, paths: list[Path], size: int | None, channels: int) -> str:
-    """Changes when a kept file's name, size or time changes, and with what is decoded from it."""
+def _cache_key(root: Path, paths: list[Path], size: int | None, channels: int) -> str:
+    """A hash of the files' names, sizes and times and of how they are decoded."""
     digest = hashlib.sha256(json.dumps([FORMAT, str(root.resolve()), size, channels]).encode())
     for path in paths:
         try:
@@ -198,3 +312,33 @@ def _key(root: Path, paths: list[Path], size: int | None, channels: int) -> str:
         entry = f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n"
         digest.update(entry.encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
+
+
+def read_cached(path: Path) -> Pixels | None:
+    """The images of a cache file; None if there is none or it is damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            images: Pixels = file.get_tensor("images")
+            intact = (file.metadata() or {}).get("crc32") == _checksum(images)
+        return images if intact else None
+    except Exception:  # whatever is wrong with a cache file, the images are decoded again
+        return None
+
+
+def write_cached(path: Path, images: Pixels) -> None:
+    """Write a cache file, whole or not at all; a failure is one line of warning, not an error."""
+    try:
+        remove_old(path.parent, f"{path.stem}*.tmp")
+        with replacing(path) as temporary:
+            save_file({"images": images}, temporary, metadata={"crc32": _checksum(images)})
+    except Exception as error:  # safetensors has its own exception for a full disk
+        log.warning(
+            "cannot cache the decoded images in %s (%s); the next start decodes them again. "
+            "VSHIFT_CACHE names another folder.",
+            path.parent,
+            error,
+        )
+
+
+def _checksum(images: Pixels) -> str:
+    return f"{zlib.crc32(np.ascontiguousarray(images).data):08x}"

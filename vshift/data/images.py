@@ -1,4 +1,4 @@
-"""Image sets as tensors that live on the device: what `load` returns."""
+"""Image sets as tensors on the device: what `load` returns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHUNK = 64  # images summed at once; 64 · 255² fits int32, and the copies fit 
 
 @dataclass(frozen=True)
 class Part:
-    """Images of one use: `images` uint8 [N, H, W, C], `labels` int64 [N], on one device."""
+    """The images of one part: `images` uint8 [N, H, W, C], `labels` int64 [N], on one device."""
 
     images: Tensor
     labels: Tensor

@@ -13,15 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-Plane = NDArray[np.float64]  # [n, 32, 32], or [n, 1, 1] for one number an image
+Plane = NDArray[np.float64]  # [n, 32, 32], or [n, 1, 1] for one number per image
 Bytes = NDArray[np.uint8]
 
 SIZE = 32
 CHUNK = 100  # images drawn together: a multiple of ten whose planes stay in the processor's cache
-NUMBERS = 96  # random numbers an image may use, noise apart
+NUMBERS = 96  # random numbers that an image may use, besides its noise
 PARTS = {"train": 0, "test": 1}
 NOISE = 0.05  # half the width of the triangular pixel noise, of full scale 1
-CONTRAST = (0.5, 0.9)  # colour distance of the figure from the background behind it
+CONTRAST = (0.5, 0.9)  # colour distance of the figure from its background
 RADIUS = (9.0, 13.0)  # pixels
 TURN = 0.25  # radians to either side
 BLOBS = 1  # small discs behind the figure
@@ -118,7 +118,7 @@ def draw(seed: int, part: str, count: int) -> Bytes:
     with ThreadPoolExecutor() as pool:
         try:
             list(pool.map(fill, range(-(-count // CHUNK))))
-        finally:  # a signal may come while chunks are handed in: what waits is not drawn
+        finally:  # after a signal, what is queued is not drawn
             pool.shutdown(wait=False, cancel_futures=True)
     return images
 
@@ -180,7 +180,7 @@ def _distract(canvas: Plane, numbers: Iterator[Plane]) -> None:
 
 
 def _paint_figure(canvas: Plane, numbers: Iterator[Plane]) -> None:
-    """One figure an image, moved, turned, stretched and coloured at random."""
+    """One figure per image, moved, turned, stretched and coloured at random."""
     radius = _between(numbers, *RADIUS)
     stretch = _between(numbers, 0.85, 1.18)
     room = np.maximum(15 - radius, 2)
@@ -205,7 +205,7 @@ def _shade(canvas: Plane, numbers: Iterator[Plane]) -> Plane:
 
 
 def _noise(random: np.random.PCG64) -> Plane:
-    """The difference of two random bytes a value: triangular, [3, n, 32, 32]."""
+    """The difference of two random bytes per value: triangular, [3, n, 32, 32]."""
     count = 3 * CHUNK * SIZE * SIZE
     raw = random.random_raw(2 * count // 8).astype("<u8").view(np.uint8)
     pairs = raw.reshape(2, 3, CHUNK, SIZE, SIZE).astype(np.float64)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vshift.data.select import first_of_each_class, select, shares
+from vshift.data.source import first_of_each_class, select, shares
 from vshift.errors import DataError
 
 ABC = ("a", "b", "c")

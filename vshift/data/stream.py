@@ -1,7 +1,7 @@
-"""Batches of training images: order, crop and flip come from a seed, pixels from one gather.
+"""Batches of images: order, crop and flip are drawn from a seed, pixels come from one gather.
 
-Everything random is drawn on the CPU, so that every device sees the same batches, and sent over
-once an epoch. Inside an epoch nothing waits for the device.
+Everything random is drawn on the CPU, so that every device sees the same batches, and copied over
+once per epoch. Inside an epoch nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def _send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def epoch_plan(count: int, crop: int, flip: bool, seed: int) -> Plan:
-    """What happens to `count` images in one epoch, drawn on the CPU from `seed` alone.
+    """Draw order, crops and flips of `count` images for one epoch, on the CPU, from `seed` alone.
 
-    All three are drawn whatever is turned on, so turning crop off leaves order and flips alone.
+    All three are always drawn, so that turning crop off does not change order and flips.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(count, generator=generator)
@@ -73,13 +73,13 @@ class Stream:
 
     @property
     def steps(self) -> int:
-        """Batches an epoch; the last one may be smaller."""
+        """Batches per epoch; the last one may be smaller."""
         return -(-len(self.part) // self.batch_size)
 
     def epoch(self, seed: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, in the order and with the crops and flips that `seed` gives.
+        """Every image once, in the order and with the crops and flips of `seed`.
 
-        The first `skip` batches are left out without making them: the others are as they were.
+        The first `skip` batches are left out without making them; the others do not change.
         """
         plan = self.plan(seed).to(self.part.images.device)
         for start in range(skip * self.batch_size, len(self.part), self.batch_size):
@@ -87,7 +87,7 @@ class Stream:
             yield self.batch(plan.order[now], plan.offsets[now], plan.flips[now])
 
     def plan(self, seed: int) -> Plan:
-        """What happens in the epoch of this seed, on the CPU."""
+        """The plan of this seed's epoch, on the CPU."""
         return epoch_plan(len(self.part), self.crop, self.flip, seed)
 
     def batch(self, chosen: Tensor, offsets: Tensor, flips: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,7 +105,7 @@ class Stream:
         return self.normalise(pixels), self.part.labels[chosen]
 
     def plain(self, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, as it is and in its own order."""
+        """Every image once, unchanged and in its own order."""
         for start in range(0, len(self.part), batch_size):
             now = slice(start, start + batch_size)
             yield self.normalise(self.part.images[now]), self.part.labels[now]

@@ -1,0 +1,129 @@
+"""Data sets by name: what they hold, and loading one onto a device.
+
+Describing and listing need neither torch nor pixels; `load` imports torch when it is called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vshift.config.schema import Cifar, Data, ImageFolder, Shapes
+from vshift.data import cifar, shapes
+from vshift.data.folder import describe_folder, open_folder
+from vshift.data.source import Indices, Labels, Pixels, Source, select
+
+if TYPE_CHECKING:
+    import torch
+
+    from vshift.data.images import ImageSet, Part
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a network must fit: `size` is the images' height and width in pixels."""
+
+    classes: int
+    channels: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of `vshift data list`; counts are None where they depend on the user's images."""
+
+    name: str
+    classes: int | None
+    size: int | None
+    train: int | None
+    test: int | None
+    where: str
+    note: str
+
+
+def describe(config: Data) -> Description:
+    """Classes, channels and size of a data section; opens at most one image.
+
+    Nothing is downloaded. Raises DataError for an image folder that is missing or malformed.
+    """
+    if isinstance(config, ImageFolder):
+        classes, size = describe_folder(config)
+        return Description(len(classes), config.channels, size)
+    count = len(shapes.CLASSES) if config.name == "shapes" else cifar.CLASSES[config.name]
+    return Description(count, 3, 32)
+
+
+def available() -> list[Entry]:
+    """Every data set by name, embedded ones first."""
+    entries = [
+        Entry("shapes", len(shapes.CLASSES), 32, 10_000, 2_000, "embedded",
+              "drawn by code; any number"),
+    ]  # fmt: skip
+    for name, classes in cifar.CLASSES.items():
+        here = cifar.is_here(name)
+        note = "downloaded" if here else f"not downloaded: vshift data fetch {name}"
+        where = str(cifar.root_of(name, None))
+        entries.append(Entry(name, classes, 32, 50_000, 10_000, where, note))
+    note = "your own: <root>/train/<class>/*.jpg"
+    return [*entries, Entry("imagefolder", None, None, None, None, "data.root", note)]
+
+
+def load(config: Data, device: torch.device | str = "cpu") -> ImageSet:
+    """Read the images that the limits keep and put them on the device.
+
+    CIFAR is downloaded if it is missing. Raises DataError with what, where and what to do.
+    """
+    from vshift.data.images import image_set
+
+    source = open_source(config)
+    chosen = select(
+        source.train_labels,
+        source.test_labels,
+        source.classes,
+        train_limit=config.train_limit,
+        test_limit=config.test_limit,
+        validation=config.validation,
+    )
+    kept = np.union1d(chosen.train, chosen.validation)
+    pixels, test_pixels = source.read(kept, chosen.test)
+    labels = source.train_labels[kept]
+    held_out = np.isin(kept, chosen.validation)
+    if held_out.any():
+        train = _part(pixels[~held_out], labels[~held_out])
+        validation = _part(pixels[held_out], labels[held_out])
+    else:
+        train, validation = _part(pixels, labels), None
+    test = _part(test_pixels, source.test_labels[chosen.test])
+    return image_set(source.name, source.classes, train, validation, test).to(device)
+
+
+def open_source(config: Data) -> Source:
+    """The data set's labels, with its images still to be read."""
+    if isinstance(config, Cifar):
+        return cifar.open_cifar(config)
+    if isinstance(config, ImageFolder):
+        return open_folder(config)
+    return _open_shapes(config)
+
+
+def _open_shapes(config: Shapes) -> Source:
+    def draw(part: str, chosen: Indices) -> Pixels:
+        count = int(chosen.max()) + 1
+        images = shapes.draw(config.seed, part, count)
+        return images if count == len(chosen) else images[chosen]
+
+    def read(chosen: Indices, chosen_test: Indices) -> tuple[Pixels, Pixels]:
+        return draw("train", chosen), draw("test", chosen_test)
+
+    train, test = shapes.labels(config.train), shapes.labels(config.test)
+    return Source(config.name, shapes.CLASSES, train, test, read)
+
+
+def _part(images: Pixels, labels: Labels) -> Part:
+    import torch
+
+    from vshift.data.images import Part
+
+    return Part(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels))
