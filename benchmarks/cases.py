@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from vshift.config.problems import explain
 from vshift.config.schema import Config, Hardware
-from vshift.config.tree import Place, wrap
+from vshift.config.yaml12 import SourceLocation, from_python
 from vshift.errors import ConfigError
 from vshift.text import suggest
 
@@ -139,8 +139,8 @@ def make_config(
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        place = Place(f"--networks {case.network}")
-        raise ConfigError(*explain(error, wrap(tree, place))) from None
+        location = SourceLocation(f"--networks {case.network}")
+        raise ConfigError(*explain(error, from_python(tree, location))) from None
 
 
 def _network(name: str) -> dict[str, Any]:

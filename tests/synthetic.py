@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vshift.config.dump import dump
 from vshift.config.identity import config_hash
+from vshift.config.load import dump
 from vshift.config.schema import Config
 
 POSITIONS = ("before_last_bn", "before_last_conv")

@@ -121,6 +121,22 @@ def escape_lines(text: str) -> str:
     return "\n".join(map(escape_control, text.split("\n")))
 
 
+def one_line(text: str, limit: int = 1000) -> str:
+    """`escape_control` of a text of any length, cut off at a number of characters."""
+    return escape_control(text if len(text) <= limit else text[: limit - 1] + "…")
+
+
+def show_value(value: Any, limit: int = 60) -> str:
+    """A value in a message about a config: short, on one line, spelled as in YAML."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping | list):
+        return "a list" if isinstance(value, list) else "a mapping"
+    text = str(value)
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    return repr(text) if isinstance(value, str) else text
+
+
 def natural(text: str) -> tuple[tuple[int, int, str], ...]:
     """A sort key by which `depth-9` comes before `depth-20`."""
     return tuple(

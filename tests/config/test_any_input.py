@@ -12,8 +12,7 @@ from pydantic import ValidationError
 from tests.config.conftest import GOOD
 from vshift.config import Config, config_hash, differences, dump, expand, load
 from vshift.config.load import build
-from vshift.config.reader import read
-from vshift.config.tree import LONGEST_LINE, Place, wrap
+from vshift.config.yaml12 import SourceLocation, from_python, parse
 from vshift.errors import ConfigError
 
 many = settings(
@@ -63,23 +62,25 @@ def attempt(function: Any, *args: Any) -> None:
     assert problems
     for line in problems:
         assert line.isprintable()
-        assert len(line) <= LONGEST_LINE
+        assert len(line) <= 1000
 
 
 @many
 @given(st.dictionaries(keys, values, max_size=8))
 def test_any_nested_dict(content: dict[str, Any]) -> None:
-    attempt(build, wrap(content, Place("f")))
+    attempt(build, from_python(content, SourceLocation("f")))
     good = yaml.safe_load(GOOD)
-    attempt(build, wrap({**good, **content}, Place("f")))
+    attempt(build, from_python({**good, **content}, SourceLocation("f")))
 
 
 @many
 @given(st.sampled_from(["data", "network", "norm", "schedule", "measure"]), values, keys, values)
 def test_any_value_in_any_section(section: str, value: Any, key: str, inner: Any) -> None:
     good = {"norm": {}, "schedule": {}, "measure": {}, **yaml.safe_load(GOOD)}
-    attempt(build, wrap({**good, section: value}, Place("f")))
-    attempt(build, wrap({**good, section: {**good[section], key: inner}}, Place("f")))
+    attempt(build, from_python({**good, section: value}, SourceLocation("f")))
+    attempt(
+        build, from_python({**good, section: {**good[section], key: inner}}, SourceLocation("f"))
+    )
 
 
 @many
@@ -106,7 +107,7 @@ def test_any_mutated_text(write: Any, cuts: list[tuple[int, int, str]]) -> None:
 @many
 @given(st.text(max_size=40))
 def test_any_text(text: str) -> None:
-    attempt(read, text, "f")
+    attempt(parse, text, "f")
 
 
 @many

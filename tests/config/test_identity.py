@@ -14,7 +14,7 @@ from tests.factory import make_run
 from vshift.compare import paper
 from vshift.compare.fields import Fields
 from vshift.compare.groups import differing, without_noise
-from vshift.config import Config, config_hash, differences
+from vshift.config import Config, config_hash, differences, load
 from vshift.config.identity import SCOPES, Scope, hash_of, identity, scope_of
 from vshift.errors import RunError
 from vshift.runs import find_runs, prepare
@@ -223,3 +223,25 @@ def test_resuming_agrees(key: str, tmp_path: Path) -> None:
     else:
         with pytest.raises(RunError, match="holds another config's run"):
             prepare(tmp_path, other, 0)
+
+
+def test_the_hash_ignores_name_seeds_grid_and_arms_only(write) -> None:
+    first = config_hash(load("good.yaml"))
+    assert len(first) == 16
+    assert int(first, 16) >= 0
+    same = ["name=x", "seeds=[4]", "grid={epochs: [1]}", "arms={a: {}}", "network.noise.rate=5e-1"]
+    assert config_hash(load("good.yaml", same)) == first
+    for other in ("epochs=4", "network.noise.rate=0.4", "norm.eps=1e-4"):
+        assert config_hash(load("good.yaml", [other])) != first
+
+
+def test_differences(write) -> None:
+    a = load("good.yaml")
+    sets = ["name=x", "seeds=[4]", "network.noise=null", "norm={kind: none}", "data.train_limit=5"]
+    found = differences(a, load("good.yaml", sets))
+    assert found["data.train_limit"] == (None, 5)
+    assert found["norm.kind"] == ("batch", "none")
+    assert found["norm.momentum"] == (0.1, None)
+    assert found["network.noise"][1] is None
+    assert not {"name", "seeds"} & set(found)
+    assert differences(a, load("good.yaml", ["name=x"])) == {}

@@ -23,10 +23,9 @@ from vshift.compare.groups import Group, by_config, differing, same_twice
 from vshift.compare.statistics import Sample, describe
 from vshift.config import block
 from vshift.config.identity import Scope, identity, value_differences
-from vshift.config.reader import read
 from vshift.config.recalibration import ADJUST
 from vshift.config.schema import Config
-from vshift.config.tree import plain
+from vshift.config.yaml12 import parse
 from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord, number
 from vshift.runs.schema import error_of
@@ -84,7 +83,7 @@ class View:
 @cache
 def _contents() -> Row:
     text = resources.files("vshift.compare").joinpath("published.yaml").read_text("utf-8")
-    contents: Row = plain(read(text, "published.yaml"))
+    contents: Row = parse(text, "published.yaml").to_python()
     return contents
 
 

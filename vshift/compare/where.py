@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from vshift.compare.fields import OWN, Fields, same_leaf
-from vshift.config.reader import scalar
+from vshift.config.yaml12 import parse_scalar
 from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord, number
 from vshift.text import did_you_mean, escape_control, format_value, natural
@@ -172,7 +172,7 @@ class _Parser:
 
 def _scalar(word: str) -> Any:
     try:
-        return scalar(word)
+        return parse_scalar(word)
     except ValueError as error:
         raise VShiftError(f"--where: {error}") from error
 

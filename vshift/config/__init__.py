@@ -1,15 +1,15 @@
 """YAML text → frozen typed objects. Nothing in here imports torch.
 
-In reading order: `schema` (the keys), `reader` (text → tree), `bases` and `load` (files, `--set`),
-`problems` (error lines), `grid` (sweeps: arms and grid), `identity` (what makes two configs the
-same), `dump` (a config written out again).
+In reading order: `schema` with `networks`, `noise`, `norm` and `block` (the keys), `renames` (keys
+of earlier versions), `identity` (what makes two configs the same), `yaml12` (text → values with
+their locations), `load` (files, bases, `--set`), `problems` (error lines), `expand` (arms, zip,
+grid).
 """
 
-from vshift.config.dump import dump, json_schema
-from vshift.config.grid import Point, expand, refuse_study
+from vshift.config.expand import Point, expand, refuse_study
 from vshift.config.identity import config_hash, differences
-from vshift.config.load import load
-from vshift.config.schema import Config
+from vshift.config.load import dump, load
+from vshift.config.schema import Config, json_schema
 
 __all__ = [
     "Config",

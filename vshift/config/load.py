@@ -1,4 +1,4 @@
-"""A config file, its bases and `--set` → a `Config`."""
+"""A config file, the files that its `base:` names, and `--set` → a `Config`; and back to YAML."""
 
 from __future__ import annotations
 
@@ -6,65 +6,221 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
-from vshift.config.bases import resolve
 from vshift.config.problems import explain
-from vshift.config.reader import MAX_DEPTH, read
 from vshift.config.renames import upgrade
 from vshift.config.schema import NAME_LENGTH, RESERVED, Config
-from vshift.config.tree import Node, Place, assign, clean, plain, wrap
+from vshift.config.yaml12 import MAX_DEPTH, Node, SourceLocation, from_python, parse, to_yaml
 from vshift.errors import ConfigError
+from vshift.text import did_you_mean, one_line, show_value
 
 AnyPath = str | os.PathLike[str]
+MAX_BYTES = 1_000_000
+MAX_BASES = 20  # in one list, and in one chain
 
 
 def load(path: AnyPath, sets: Sequence[str] = (), seed: int | None = None) -> Config:
-    """Read, join, override and validate a config.
+    """Read, merge, override and validate a config.
 
     Args:
         sets: `key=value` texts of `--set`, applied in order after the bases.
-        seed: instead of the config's seeds.
+        seed: replaces the config's seeds.
 
     Raises:
-        ConfigError: one line for each problem.
+        ConfigError: one line per problem.
     """
-    seeds = None if seed is None else [seed]
-    return build(gather(path, sets, seeds))
+    return build(gather(path, sets, None if seed is None else [seed]))
 
 
 def gather(path: AnyPath, sets: Sequence[str] = (), seeds: Sequence[int] | None = None) -> Node:
     """Everything that makes up a config, not yet validated: bases, file, `--set`, seeds, name."""
     tree = resolve(Path(path))
-    if Path(path).with_name("run.json").is_file():  # a run folder's own, maybe of an old version
+    if Path(path).with_name("run.json").is_file():  # a run folder's, maybe of an older version
         tree = _upgraded(tree)
     if "name" not in tree.value:
-        tree = put(tree, ["name"], wrap(folder_name(Path(path).stem), tree.place))
-    tree = apply(tree, sets)
+        tree = put(tree, ["name"], from_python(folder_name(Path(path).stem), tree.location))
+    tree = _apply_all(tree, sets)
     if seeds is not None:
-        place = Place("--seed " + " --seed ".join(str(seed) for seed in seeds))
-        tree = put(tree, ["seeds"], wrap(list(seeds), place))
+        location = SourceLocation("--seed " + " --seed ".join(str(seed) for seed in seeds))
+        tree = put(tree, ["seeds"], from_python(list(seeds), location))
     return tree
-
-
-def _upgraded(tree: Node) -> Node:
-    """The tree with today's keys; the places of its values are lost where it had old ones."""
-    old = plain(tree)
-    new = upgrade(old)
-    return tree if new == old else wrap(new, Place(tree.place.source))
 
 
 def build(tree: Node) -> Config:
     """Validate a tree."""
     try:
-        return Config.model_validate(plain(tree))
+        return Config.model_validate(tree.to_python())
     except ValidationError as error:
         raise ConfigError(*explain(error, tree)) from None
 
 
-def apply(tree: Node, sets: Sequence[str]) -> Node:
+def dump(config: Config) -> str:
+    """YAML of the whole config, defaults included; `load` makes an equal config of it."""
+    return to_yaml(_name_first(config.model_dump()))
+
+
+def _name_first(value: Any) -> Any:
+    """Sections begin with their name or kind, as people write them."""
+    if not isinstance(value, dict):
+        return [_name_first(item) for item in value] if isinstance(value, list) else value
+    keys = sorted(value, key=lambda key: key not in ("name", "kind"))
+    return {key: _name_first(value[key]) for key in keys}
+
+
+def _upgraded(tree: Node) -> Node:
+    """The tree with today's keys; one that had old keys loses the locations of its values."""
+    old = tree.to_python()
+    new = upgrade(old)
+    return tree if new == old else from_python(new, SourceLocation(tree.location.source))
+
+
+# ---- files and their bases
+
+
+def resolve(path: Path) -> Node:
+    """The tree of a file with all its bases merged in, and without the key `base`.
+
+    Later bases win over earlier ones and the file wins over all. `name` is not inherited: it
+    names a run folder, and two configs with one base must not share it.
+    """
+    if "\0" in str(path):
+        raise ConfigError(f"{one_line(str(path), 300)}: not a file name")
+    return _resolve(path, (), {})
+
+
+def _resolve(path: Path, chain: tuple[Path, ...], resolved: dict[str, Node]) -> Node:
+    """Resolve a file that the last of `chain` names as its base."""
+    real = os.path.realpath(path)
+    if real not in resolved:
+        tree = read_file(path)
+        bases = [_base(node, path, (*chain, path), resolved) for node in _base_entries(tree)]
+        merged = reduce(merge, [*bases, tree])
+        dropped = {"base"} if "name" in tree.value else {"base", "name"}
+        kept = {key: node for key, node in merged.value.items() if key not in dropped}
+        resolved[real] = replace(merged, value=kept)
+    return resolved[real]
+
+
+def _base_entries(tree: Node) -> list[Node]:
+    node = tree.value.get("base")
+    if node is None or node.value is None:
+        return []
+    entries = node.value if isinstance(node.value, list) else [node]
+    if len(entries) > MAX_BASES:
+        raise ConfigError(f"{node.location}: base: {len(entries)} files; at most {MAX_BASES}")
+    problems = [
+        f"{entry.location}: base: {show_value(entry.value)} is not a path; write one path or a list"
+        for entry in entries
+        if not isinstance(entry.value, str) or not entry.value.strip()
+    ]
+    if problems:
+        raise ConfigError(*problems)
+    return entries
+
+
+def _base(node: Node, user: Path, chain: tuple[Path, ...], resolved: dict[str, Node]) -> Node:
+    path = Path(os.path.normpath(user.parent / node.value))
+    where = f"{node.location}: base"
+    if os.path.realpath(path) in [os.path.realpath(file) for file in chain]:
+        files = " → ".join(str(file) for file in (*chain, path))
+        raise ConfigError(one_line(f"{where}: the files name each other in a circle: {files}"))
+    if len(chain) > MAX_BASES:
+        raise ConfigError(f"{where}: more than {MAX_BASES} files, each the base of the next")
+    try:
+        return _resolve(path, chain, resolved)
+    except ConfigError as error:
+        whole = f"{one_line(str(path), 300)}: "  # no such file, a folder, …: say who asked for it
+        raise ConfigError(
+            *(f"{where}: {line}" if line.startswith(whole) else line for line in error.problems)
+        ) from None
+
+
+def read_file(path: Path) -> Node:
+    """The tree of one file, whose top is a mapping.
+
+    Raises:
+        ConfigError: for a file that is missing, unreadable, too large, not UTF-8 or not a mapping.
+    """
+    source = one_line(str(path), 300)
+    data = _read_bytes(path, source)
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{source}: larger than {MAX_BYTES // 1_000_000} MB; is it a config?")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ConfigError(f"{source}: the text is UTF-16; save it as UTF-8")
+    try:
+        tree = parse(data.decode(), source)
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
+        what = f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        raise ConfigError(f"{source}:{line}:{column}: {what}") from None
+    if tree.value is None:
+        what = "the file is empty; a config holds at least data, network, epochs"
+        raise ConfigError(f"{source}: {what}")
+    if not isinstance(tree.value, dict):
+        what = f"a config is a mapping (`key: value` lines), not {show_value(tree.value)}"
+        raise ConfigError(f"{tree.location}: {what}")
+    return tree
+
+
+def _read_bytes(path: Path, source: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        what = f"no such file{_nearest(path)}"
+    except IsADirectoryError:
+        what = f"a folder, not a config file{_nearest(path)}"
+    except PermissionError:
+        what = "may not be read (permission denied)"
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+    raise ConfigError(f"{source}: {what}")
+
+
+def _nearest(path: Path) -> str:
+    """A hint from the names around a path that is wrong."""
+    folder = path if path.is_dir() else path.parent
+    try:
+        names = sorted(p.name for p in folder.iterdir() if p.suffix in (".yaml", ".yml"))
+    except OSError:
+        return f"; there is no folder {one_line(str(folder), 300)}"
+    hint = did_you_mean(path.name, names) or did_you_mean(f"{path.name}.yaml", names)
+    if hint and folder != path:
+        return one_line(f"; {hint}")
+    if not names:
+        return ""
+    what = "it" if folder == path else "the folder"
+    return one_line(f"; {what} holds {', '.join(names[:5])}{', …' * (len(names) > 5)}")
+
+
+def merge(below: Node, above: Node, *, top: bool = True) -> Node:
+    """Deep merge; `above` wins. Mappings are joined, lists and scalars replaced.
+
+    A section whose `name` or `kind` differs is replaced too: the depth of a base's preresnet means
+    nothing to the wrn that a file puts in its place. The config's own `name` is no kind.
+    """
+    if not isinstance(below.value, dict) or not isinstance(above.value, dict):
+        return above
+    for tag in () if top else ("name", "kind"):
+        one, two = below.child(tag), above.child(tag)
+        if one and two and one.value != two.value:
+            return above
+    joined = dict(below.value)
+    for key, node in above.value.items():
+        joined[key] = merge(joined[key], node, top=False) if key in joined else node
+    return replace(above, value=joined)
+
+
+# ---- --set
+
+
+def _apply_all(tree: Node, sets: Sequence[str]) -> Node:
     """The tree with every `--set key=value` put in; all malformed ones in one error."""
     problems: list[str] = []
     for text in sets:
@@ -79,34 +235,64 @@ def apply(tree: Node, sets: Sequence[str]) -> Node:
 
 def _apply(tree: Node, text: str) -> Node:
     key, equals, value = text.partition("=")
-    source = clean(f"--set {text}", 120)
-    key = key.strip()
+    source, key = one_line(f"--set {text}", 120), key.strip()
     if not equals:
         raise ConfigError(f"{source}: no `=`; write --set key=value, for instance --set epochs=5")
     if key.split(".")[0] == "base":
         raise ConfigError(f"{source}: `base` is read before --set; write it in a file")
-    node = read(value, source, inline=True)
-    return put(tree, split_key(key, source), replace(node, key=node.place))
+    node = parse(value, source, inline=True)
+    return put(tree, split_key(key, source), replace(node, key=node.location))
 
 
 def split_key(key: str, source: object) -> list[str]:
     """The parts of a dotted key. What follows `grid.`, `zip.`, `arms.<arm>.` is one key."""
     parts = key.split(".", {"grid": 1, "zip": 1, "arms": 2}.get(key.split(".")[0], -1))
     if not all(part and part == part.strip() for part in parts):
-        what = f"`{clean(key, 60)}` is not a" if key else "no"
+        what = f"`{one_line(key, 60)}` is not a" if key else "no"
         raise ConfigError(f"{source}: {what} dotted key such as network.noise.rate")
     if len(parts) > MAX_DEPTH:
         raise ConfigError(f"{source}: a key of {len(parts)} parts; at most {MAX_DEPTH}")
     return parts
 
 
-def put(tree: Node, keys: list[str], node: Node) -> Node:
-    """`assign`, with its complaints as a ConfigError at the new value's place."""
-    try:
-        return assign(tree, keys, node)
-    except ValueError as error:
-        place = node.key or node.place
-        raise ConfigError(clean(f"{place}: {error}")) from None
+def put(tree: Node, keys: Sequence[str], node: Node) -> Node:
+    """The tree with `node` at a dotted key; missing mappings on the way are created.
+
+    Raises:
+        ConfigError: the key leads through a scalar or past a list's end.
+    """
+    return _put(tree, keys, node, ())
+
+
+def _put(tree: Node, keys: Sequence[str], node: Node, above: tuple[str, ...]) -> Node:
+    if not keys:
+        return node
+    key, rest = keys[0], keys[1:]
+    if isinstance(tree.value, list):
+        index = _index(key, tree.value, node, above)
+        entries = list(tree.value)
+        entries[index] = _put(entries[index], rest, node, (*above, key))
+        return replace(tree, value=entries)
+    if tree.value is None:
+        tree = Node({}, node.location, node.key or tree.key)
+    if not isinstance(tree.value, dict):
+        what = f"`{'.'.join(above)}` is {show_value(tree.value)}, which has no keys"
+        raise ConfigError(one_line(f"{node.start}: {what}"))
+    below = tree.value.get(key) or Node(None, node.location, node.key)
+    return replace(tree, value={**tree.value, key: _put(below, rest, node, (*above, key))})
+
+
+def _index(key: str, entries: list[Node], node: Node, above: tuple[str, ...]) -> int:
+    name, last = ".".join(above), len(entries) - 1
+    if not re.fullmatch(r"[0-9]{1,6}", key, re.ASCII):
+        what = f"`{name}` is a list; say which entry, for instance `{name}.0`"
+    elif last < 0:
+        what = f"`{name}` is an empty list"
+    elif int(key) > last:
+        what = f"`{name}` has entries 0 to {last}; there is no {key}"
+    else:
+        return int(key)
+    raise ConfigError(one_line(f"{node.start}: {what}"))
 
 
 def folder_name(text: str) -> str:

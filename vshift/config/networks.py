@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from vshift.config import block as language
-from vshift.config.base import OneOrList, Section
 from vshift.config.noise import AnyNoise, Noise
+from vshift.config.section import OneOrList, Section
 
 
 class _Network(Section):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from vshift.config import block
-from vshift.config.base import OneOrList, Section
+from vshift.config.section import OneOrList, Section
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Strength = Annotated[float, Field(ge=0)]

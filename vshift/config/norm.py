@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vshift.config.base import Section
+from vshift.config.section import Section
 
 Groups = Annotated[int, Field(ge=1)]
 

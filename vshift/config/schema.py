@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from vshift.config.base import OneOrList, Section
 from vshift.config.networks import Autoencoder, Network
 from vshift.config.norm import BatchNorm, Norm
 from vshift.config.recalibration import METHODS, MethodName
+from vshift.config.section import OneOrList, Section
 from vshift.text import pluralize
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -376,3 +376,39 @@ class Config(Section):
         if counts and isinstance(info.data.get("network"), Autoencoder):
             raise ValueError(f"{counts[0]} counts right answers, and an autoencoder gives none")
         return measure
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a config file, for editors.
+
+    Nothing is required and a union is `anyOf`: what a file leaves out may come from its base.
+    """
+    schema = _relaxed(Config.model_json_schema())
+    path = {"type": "string", "description": "A file, from this file's folder."}
+    base = {
+        "anyOf": [path, {"type": "array", "items": path}],
+        "description": "Config files that this one builds on: deep merge, later files win, this "
+        "file wins over all; a section of another name or kind replaces the base's.",
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "vshift config",
+        "properties": {"base": base, **schema["properties"]},
+    }
+
+
+def _relaxed(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_relaxed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    relaxed = {
+        key: value if key in ("default", "const", "enum") else _relaxed(value)
+        for key, value in schema.items()
+        if not (key == "required" and isinstance(value, list))
+    }
+    if isinstance(relaxed.get("oneOf"), list):
+        relaxed["anyOf"] = relaxed.pop("oneOf")
+        relaxed.pop("discriminator", None)
+    return relaxed

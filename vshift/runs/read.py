@@ -106,15 +106,14 @@ def _identity(path: Path, run: Row, problems: list[str]) -> tuple[str, int]:
 
 def _read_config(path: Path) -> Row:
     """By the YAML 1.2 reader of configs: `1e-3` is a number, and nesting has limits."""
-    from vshift.config.reader import read
     from vshift.config.renames import upgrade
-    from vshift.config.tree import plain
+    from vshift.config.yaml12 import parse
 
     data = files.read_bytes(path, _LARGEST_CONFIG)
     if data is None:
         raise RunError(f"{path} is missing")
     try:
-        value = plain(read(data.decode(), escape_control(path.name)))
+        value = parse(data.decode(), escape_control(path.name)).to_python()
     except (UnicodeDecodeError, ConfigError) as error:
         reason = " ".join(str(error).split())
         raise Damaged(f"{path} is damaged: {reason[:200]}") from error

@@ -73,15 +73,15 @@ depth: 20
          f"`preresnet`? allowed: {NETWORKS}"),
         ("network.name=[1]", f"network.name: a list is not a network; allowed: {NETWORKS}"),
         ("network.name=null", f"network.name: null is not a network; allowed: {NETWORKS}"),
-        ("data={'name:shapes': null}", "data.name: missing; a space goes behind the colon, name: "
+        ("data={'name:shapes': null}", "data.name: missing; a space goes after the colon, name: "
          "shapes; allowed: cifar10, cifar100, imagefolder, shapes"),
         ("network={name: preresnet, 'depth:20': null}", "network.depth:20: unknown key of "
-         "preresnet; a space goes behind the colon, depth: 20; allowed here: bias, block, "
+         "preresnet; a space goes after the colon, depth: 20; allowed here: bias, block, "
          "bottleneck, depth, name, noise"),
         ("network.preresnet=1", "network.preresnet: unknown key of preresnet; allowed here: bias, "
          "block, bottleneck, depth, name, noise"),
-        ("network.base=x", "network.base: unknown key of preresnet; `base` stands at the top of a "
-         "file; allowed here: bias, block, bottleneck, depth, name, noise"),
+        ("network.base=x", "network.base: unknown key of preresnet; `base` is only allowed at the "
+         "top of a file; allowed here: bias, block, bottleneck, depth, name, noise"),
         ("network.bias=yes", "network.bias: 'yes' is not true or false; write true"),
         ("network.bias=OFF", "network.bias: 'OFF' is not true or false; write false"),
         ("network.depth=21", "network.depth: 21 does not divide into three stages of basic blocks: "

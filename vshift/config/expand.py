@@ -1,0 +1,378 @@
+"""A config with `arms`, `zip` and `grid` → one config for each combination.
+
+What they say becomes the axes of one product; an axis is a list of options. The arms are one axis,
+the lists of `zip` together one, each key of the grid one of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+from vshift.config.load import AnyPath, build, folder_name, gather, put, split_key
+from vshift.config.problems import shorten
+from vshift.config.schema import NAME_LENGTH, Config
+from vshift.config.yaml12 import Node
+from vshift.errors import ConfigError
+from vshift.text import one_line, pluralize, show_value
+
+MAX_RUNS = 100_000  # points × seeds
+MAX_POINTS = 10_000
+LONGEST_ARM = 60
+STUDY_KEYS = ("arms", "zip", "grid")  # what makes many configs of one
+_MEMBERS = {"arms": "an arm", "zip": "a zip", "grid": "a grid"}
+_OPTIONS = {"arms": "arm", "zip": "row", "grid": "combination"}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination; `assignments` is what it sets, by dotted key, in order.
+
+    `of` names the sections that it was chosen from: of arms, zip and grid those that there are.
+    """
+
+    name: str
+    config: Config
+    assignments: dict[str, Any]
+    of: tuple[str, ...] = ()
+
+
+class _Setting(NamedTuple):
+    """A value for a key."""
+
+    key: str  # dotted, as written
+    parts: list[str]
+    value: Node
+
+
+class _Option(NamedTuple):
+    """One choice of an axis: a grid's value, a zip's row, or an arm with all that it sets."""
+
+    label: str
+    settings: list[_Setting]
+
+
+_Axis = list[_Option]
+
+
+def expand(
+    path: AnyPath, sets: Sequence[str] = (), seeds: Sequence[int] | None = None
+) -> list[Point]:
+    """Every combination of a config's arms, zip and grid, validated; without them it is one point.
+
+    Raises:
+        ConfigError: each problem once, at the entry that causes it.
+    """
+    tree = gather(path, sets, seeds)
+    sections = {key: tree.value[key] for key in STUDY_KEYS if key in tree.value}
+    tree = replace(tree, value={k: v for k, v in tree.value.items() if k not in sections})
+    axes = _read_axes({key: node for key, node in sections.items() if node.value not in (None, {})})
+    if not axes:
+        config = build(tree)
+        return [Point(config.name, config, {})]
+    _refuse_overruled(sets, axes)
+    _refuse_too_many_runs(tree, math.prod(map(len, axes)))
+    of = tuple(key for key, node in sections.items() if node.value is not None)
+    return _build_all(tree, axes, of)
+
+
+def refuse_study(config: Config, path: AnyPath) -> None:
+    """For commands that run one config: say how to run all combinations, or how to choose one.
+
+    Raises:
+        ConfigError: if the config has arms, a zip or a grid.
+    """
+    grid, rows, arms = config.grid or {}, config.zip or {}, config.arms or {}
+    names = [key for key in STUDY_KEYS if getattr(config, key)]
+    if not names:
+        return
+    count = math.prod(len(values) for values in grid.values()) * max(1, len(arms))
+    count *= len(next(iter(rows.values()), [None]))
+    first = {**next(iter(arms.values()), {}), **{k: v[0] for k, v in {**rows, **grid}.items()}}
+    choice = [f"{name}=null" for name in names]
+    choice += [f"{key}={_shell_text(value)}" for key, value in first.items()]
+    shown = one_line(str(path), 300)
+    verb = "name" if arms or len(names) > 1 else "names"
+    raise ConfigError(
+        f"{shown}: its {' and '.join(names)} {verb} {pluralize(count, 'combination')}; "
+        f"`vshift sweep {shown}` runs them all; or choose one with "
+        f"`{' '.join(f'--set {text}' for text in choice)}`"
+    )
+
+
+def _shell_text(value: Any) -> str:
+    """A value for a command line; what needs quoting there is JSON in single quotes."""
+    if isinstance(value, dict | list):
+        return one_line(f"'{json.dumps(value)}'", 120)
+    return one_line(value, 60) if isinstance(value, str) else show_value(value)
+
+
+# ---- arms, zip and grid as axes
+
+
+def _read_axes(sections: dict[str, Node]) -> list[_Axis]:
+    """The arms as one axis, the zip as one, then one for each key of the grid.
+
+    Raises:
+        ConfigError: all malformed entries in one error, or too many combinations.
+    """
+    problems: list[str] = []
+    arms = _read_all(sections, "arms", "names to arms", _read_arm, problems)
+    columns = _read_all(sections, "zip", "dotted keys to lists", _read_zip, problems)
+    grid = _read_all(sections, "grid", "dotted keys to lists", _read_grid, problems)
+    if columns:
+        problems += _out_of_step(columns)
+    problems = problems or _set_twice(arms, columns, grid)
+    if problems:
+        raise ConfigError(*problems)
+    labels = iter(_labels([settings[0].parts for settings in (*columns, *grid)]))
+    rows = zip(*(_options(next(labels), column) for column in columns), strict=True)
+    zipped = [
+        _Option("-".join(o.label for o in row), [s for o in row for s in o.settings])
+        for row in rows
+    ]
+    axes = [*filter(None, (arms, zipped)), *(_options(next(labels), values) for values in grid)]
+    count = math.prod(map(len, axes))
+    if count > MAX_POINTS:
+        name, node = list(sections.items())[-1]
+        what = f"{count:,} combinations; at most {MAX_POINTS:,}, take values out"
+        raise ConfigError(f"{node.location}: {name}: {what}")
+    return axes
+
+
+def _read_all(
+    sections: dict[str, Node],
+    name: str,
+    content: str,
+    read: Callable[[str, Node], T],
+    problems: list[str],
+) -> list[T]:
+    """What every entry of a section says; what is wrong with one goes into `problems`."""
+    section = sections.get(name)
+    if section is not None and not isinstance(section.value, dict):
+        what = f"{show_value(section.value)} is not a mapping of {content}"
+        raise ConfigError(f"{section.location}: {name}: {what}")
+    found: list[T] = []
+    for key, node in section.value.items() if section else ():
+        try:
+            found.append(read(key, node))
+        except ConfigError as error:
+            problems += error.problems
+    return found
+
+
+def _read_arm(name: str, node: Node) -> _Option:
+    where = f"{node.start}: arms.{one_line(name, 60)}"
+    if name != folder_name(name) or len(name) > LONGEST_ARM:
+        raise ConfigError(
+            f"{where}: an arm's name becomes part of a folder's: letters, digits, and . _ = + - "
+            f"after the first, at most {LONGEST_ARM}"
+        )
+    if not isinstance(node.value, dict):
+        raise ConfigError(
+            f"{where}: {show_value(node.value)} is not a mapping of dotted keys to values; "
+            "an arm that changes nothing is {}"
+        )
+    problems: list[str] = []
+    settings = _read_all({name: node}, name, "", partial(_read_setting, name), problems)
+    if problems:
+        raise ConfigError(*problems)
+    return _Option(name, settings)
+
+
+def _read_setting(arm: str, key: str, node: Node) -> _Setting:
+    return _Setting(key, _parts("arms", arm, key, node), node)
+
+
+def _read_zip(key: str, node: Node) -> list[_Setting]:
+    """What a zip sets a key to, row by row."""
+    return _read_list("zip", key, node)
+
+
+def _read_grid(key: str, node: Node) -> list[_Setting]:
+    """What a grid tries for a key."""
+    settings = _read_list("grid", key, node)
+    repeated = _repeated(f"grid.{one_line(key, 60)}", [[s.value] for s in settings])
+    if repeated:
+        raise ConfigError(*repeated)
+    return settings
+
+
+def _read_list(section: str, key: str, node: Node) -> list[_Setting]:
+    parts = _parts(section, "", key, node)
+    where = f"{node.start}: {section}.{one_line(key, 60)}"
+    if not isinstance(node.value, list):
+        raise ConfigError(f"{where}: {show_value(node.value)} is not a list of values to try")
+    if not node.value:
+        raise ConfigError(f"{where}: an empty list; give at least one value")
+    return [_Setting(key, parts, replace(value, key=node.key)) for value in node.value]
+
+
+def _parts(section: str, arm: str, key: str, node: Node) -> list[str]:
+    """The parts of a key that a section may set."""
+    parts = split_key(key, node.start)
+    first, option = parts[0], _OPTIONS[section]
+    if first == section:
+        why = f"{_MEMBERS[section]} in {_MEMBERS[section]} has no meaning"
+    elif first in STUDY_KEYS:
+        both = sorted((first, section), key=STUDY_KEYS.index)
+        why = f"{' and '.join(both)} stand side by side"
+    elif first in ("name", "seeds", "base"):
+        why = {
+            "name": f"every {option} gets its own name",
+            "seeds": f"every {option} runs with all `seeds`",
+            "base": f"`base` is read before the {section}",
+        }[first]
+    else:
+        return parts
+    where = ".".join(filter(None, [section, one_line(arm, 60), one_line(key, 60)]))
+    raise ConfigError(f"{node.start}: {where}: not in {_MEMBERS[section]}: {why}")
+
+
+def _repeated(what: str, rows: list[list[Node]]) -> list[str]:
+    """Two equal rows would be one run under two names: the first such pair."""
+    seen: set[str] = set()
+    for row in rows:
+        text = json.dumps([node.to_python() for node in row], sort_keys=True)
+        if text in seen:
+            shown = " with ".join(show_value(node.value) for node in row)
+            return [f"{row[0].location}: {what}: {shown} is listed twice"]
+        seen.add(text)
+    return []
+
+
+def _out_of_step(columns: list[list[_Setting]]) -> list[str]:
+    """Lists of a zip that are longer or shorter than its first, and rows that are repeated."""
+    first, length = one_line(columns[0][0].key, 60), len(columns[0])
+    problems = [
+        f"{column[0].value.start}: zip.{one_line(column[0].key, 60)}: "
+        f"{pluralize(len(column), 'value')}, and zip.{first} has {length:,}; the lists of a zip go "
+        "in step, the first value with the first value"
+        for column in columns[1:]
+        if len(column) != length
+    ]
+    rows = [[setting.value for setting in row] for row in zip(*columns, strict=False)]
+    return problems or _repeated("zip", rows)
+
+
+def _set_twice(arms: _Axis, columns: list[list[_Setting]], grid: list[list[_Setting]]) -> list[str]:
+    """Keys that two sections set: the later section would silently win."""
+    setter = {setting.key: f"the arm {arm.label}" for arm in arms for setting in arm.settings}
+    problems = []
+    for section, lists in (("zip", columns), ("grid", grid)):
+        for settings in lists:
+            key = settings[0].key
+            if key in setter:
+                problems.append(
+                    f"{settings[0].value.start}: {section}.{one_line(key, 60)}: {setter[key]} sets "
+                    "it too; give it in one of the two"
+                )
+            setter.setdefault(key, f"the {section}")
+    return problems
+
+
+def _labels(keys: list[list[str]]) -> list[str]:
+    """The last word of each key (`rate`; `noise.0` for an entry of a list), or the whole key where
+    two end alike."""
+    short = []
+    for parts in keys:
+        words = list(itertools.dropwhile(str.isdigit, reversed(parts)))
+        short.append(".".join(parts[max(0, len(words) - 1) :]))
+    count = Counter(short)
+    return [word if count[word] == 1 else ".".join(k) for word, k in zip(short, keys, strict=True)]
+
+
+def _options(label: str, settings: list[_Setting]) -> _Axis:
+    """Values as options labelled `rate=0.3`, `noise=dropout_0.5`."""
+    values = [setting.value.to_python() for setting in settings]
+    texts = [v if isinstance(v, str) else "_".join(_leaves(v)) or "empty" for v in values]
+    return [_Option(f"{label}={text}", [s]) for text, s in zip(texts, settings, strict=True)]
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(item)
+    else:
+        yield value if isinstance(value, str) else show_value(value)
+
+
+# ---- the product of the axes
+
+
+def _refuse_too_many_runs(tree: Node, points: int) -> None:
+    seeds = tree.value.get("seeds")
+    count = len(seeds.value) if seeds and isinstance(seeds.value, list) else 1
+    if points * count > MAX_RUNS:
+        raise ConfigError(
+            f"{seeds.location if seeds else tree.location}: seeds: {points:,} combinations with "
+            f"{count:,} seeds are {points * count:,} runs; at most {MAX_RUNS:,}, take some out"
+        )
+
+
+def _refuse_overruled(sets: Sequence[str], axes: list[_Axis]) -> None:
+    """A `--set` of a key that every combination sets would silently have no effect."""
+    keys = [[{setting.key for setting in option.settings} for option in axis] for axis in axes]
+    always = set().union(*(set.intersection(*options) for options in keys))
+    problems = [
+        f"--set {one_line(key, 60)}: the config's grid, zip or arms set this key in every "
+        f"combination; `--set 'grid.{one_line(key, 60)}=[…]'` changes what the grid tries, and "
+        "--set grid=null, zip=null or arms=null leaves it out"
+        for key in (text.partition("=")[0].strip() for text in sets)
+        if key in always
+    ]
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _build_all(tree: Node, axes: list[_Axis], of: tuple[str, ...]) -> list[Point]:
+    base: Node = tree.value["name"]
+    # A name that is wrong itself is kept, to be complained about.
+    rename = isinstance(base.value, str) and base.value == folder_name(base.value)
+    points: list[Point] = []
+    problems: dict[str, list[str]] = defaultdict(list)  # with the combinations that have them
+    taken: set[str] = set()
+    for options in itertools.product(*axes):
+        label = "-".join(option.label for option in options)
+        name = _unique(f"{base.value}-{label}", taken)
+        point = put(tree, ["name"], replace(base, value=name)) if rename else tree
+        settings = [setting for option in options for setting in option.settings]
+        try:
+            for _, parts, value in settings:
+                point = put(point, parts, value)
+            assignments = {key: value.to_python() for key, _, value in settings}
+            points.append(Point(name, build(point), assignments, of))
+        except ConfigError as error:
+            for problem in error.problems:
+                problems[problem].append(label)
+    if problems:
+        several = math.prod(map(len, axes)) if "arms" in of and len(axes) > 1 else 0
+        raise ConfigError(*shorten(_placed(*item, several) for item in problems.items()))
+    return points
+
+
+def _placed(problem: str, labels: list[str], count: int) -> str:
+    """A problem with the combinations that have it, if only some have: an arm and a grid's value
+    may each be right and not fit together, as no noise and a rate of it."""
+    if not 0 < len(labels) < count:
+        return problem
+    more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
+    return f"{problem} (in the combination {one_line(labels[0], 80)}{more})"
+
+
+def _unique(text: str, taken: set[str]) -> str:
+    """A folder name that no other point has, also where a file system ignores case."""
+    name = first = folder_name(text)
+    for number in itertools.count(2):
+        if name.casefold() not in taken:
+            break
+        name = f"{first[: NAME_LENGTH - 6]}-{number}"
+    taken.add(name.casefold())
+    return name
