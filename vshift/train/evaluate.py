@@ -209,7 +209,9 @@ def recalibrations(
                     tested = test_scores(context) | _ratios(context, epoch)
                 except NotFiniteError as error:
                     tested = {"test_loss": None, "test_accuracy": None, "problem": str(error)}
-        rows.append({"method": method, **how.model_dump(exclude={"methods"}), **tested})
+        # `own` is the column's name in run folders, from before the key was called batch_weight.
+        options = how.model_dump(exclude={"methods", "batch_weight"}) | {"own": how.batch_weight}
+        rows.append({"method": method, **options, **tested})
     return rows, states
 
 
