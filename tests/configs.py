@@ -1,7 +1,9 @@
 """Configs for tests: small, on drawn images, with any section replaced."""
 
+import json
 from typing import Any
 
+from vshift.config import Point
 from vshift.config.schema import Config
 
 SMALL: dict[str, Any] = {
@@ -18,3 +20,9 @@ SMALL: dict[str, Any] = {
 def make_config(**sections: Any) -> Config:
     """The small config with sections replaced."""
     return Config.model_validate({**SMALL, **sections})
+
+
+def spelled(point: Point) -> list[str]:
+    """The `--set` values with which a command line chooses a point of a study."""
+    values = [f"name={json.dumps(point.config.name)}", *(f"{section}=null" for section in point.of)]
+    return values + [f"{key}={json.dumps(value)}" for key, value in point.assignments.items()]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.configs import spelled
 from vshift.config import config_hash, expand, load
 from vshift.sweep.plan import plan
 from vshift.train.progress import Reporter
@@ -47,9 +48,7 @@ def test_it_names_several_configs_that_differ(path, sets):
     assert len(jobs) > 1
     assert len({config_hash(job.config) for job in jobs}) == len(jobs)
     for job in jobs:
-        words = job.command(sets, Path("runs"))
-        values = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-        again = load(path, values, seed=7)
+        again = load(path, [*sets, *spelled(job.point)], seed=7)
         assert (again.name, config_hash(again)) == (job.config.name, config_hash(job.config))
         assert job.config.hardware.threads == 1
     assert expand(path)[0].config.seeds == [0, 1, 2]

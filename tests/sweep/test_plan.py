@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.configs import spelled
 from vshift.errors import ConfigError, VShiftError
 from vshift.sweep.plan import plan, shard
 
@@ -42,7 +43,7 @@ def test_the_plan_is_the_same_each_time_and_holds_zips_grids_and_seeds(tmp_path)
     assert labels == [job.label for job in plan([path], [])]
     assert len(labels) == 8
     assert labels[0] == "a-epochs=1-batch_size=32-momentum=0.1 seed 0"
-    words = plan([path], [])[0].command([], tmp_path)
+    words = spelled(plan([path], [])[0].point)
     assert {"zip=null", "grid=null", "data.batch_size=32"} <= set(words)
 
 

@@ -46,7 +46,7 @@ def end(entry, state=State.done):
 
 def test_a_row_says_state_epoch_accuracy_speed_and_time_left(entries):
     run(entries[0])
-    lines = drawn(ProgressTable(entries[:3], RuntimeEstimator(), 1, reporter()))
+    lines = drawn(ProgressTable(entries[:3], 1, reporter()))
     assert lines[0].startswith("1 running, 2 waiting")
     assert lines[1].split() == ["run", "state", "epoch", "test", "images/s", "left"]
     assert lines[2].split() == [
@@ -72,7 +72,7 @@ def test_with_300_runs_the_table_fits_the_terminal(entries, running, over, size)
         run(entry)
     for entry in entries[running : running + over]:
         end(entry)
-    lines = drawn(ProgressTable(entries, RuntimeEstimator(), 8, reporter()), width, height)
+    lines = drawn(ProgressTable(entries, 8, reporter()), width, height)
     assert len(lines) < height
     assert max(map(len, lines)) <= width
     shown = sum("running" in line for line in lines[2:] if "more that are" not in line)
@@ -85,7 +85,7 @@ def test_the_last_runs_that_ended_stay_visible(entries):
     for entry in entries[:9]:
         end(entry)
     end(entries[9], State.failed)
-    lines = drawn(ProgressTable(entries, RuntimeEstimator(), 8, reporter()))
+    lines = drawn(ProgressTable(entries, 8, reporter()))
     assert [line.split()[2] for line in lines[2:]] == ["5", "6", "7", "8", "9"]
     assert lines[0].startswith("9 done, 290 waiting, 1 failed")
     assert "failed" in lines[-1]
@@ -95,22 +95,21 @@ def test_names_are_no_markup(entries):
     entry = entries[0]
     object.__setattr__(entry.job.point.config, "name", "[red]x[/red]\x1b[2J")
     run(entry)
-    table = ProgressTable([entry], RuntimeEstimator(), 1, reporter())
+    table = ProgressTable([entry], 1, reporter())
     assert "[red]x[/red]\\x1b[2J seed 0" in drawn(table)[2]
 
 
 def test_the_loss_where_nothing_is_classified(entries):
     run(entries[0], test_accuracy=None, test_loss=0.12345)
-    assert "loss 0.123" in drawn(ProgressTable(entries[:1], RuntimeEstimator(), 1, reporter()))[2]
+    assert "loss 0.123" in drawn(ProgressTable(entries[:1], 1, reporter()))[2]
 
 
 def test_time_left_counts_waiting_and_running_runs_over_the_places(entries):
-    estimator = RuntimeEstimator()
-    board = ProgressTable(entries[:5], estimator, 2, reporter())
+    board = ProgressTable(entries[:5], 2, reporter())
     assert board.seconds_left() is None  # nothing is known yet
     run(entries[0], epoch=1)
     assert board.seconds_left() == pytest.approx(150.0)  # by its speed, of 2 epochs a run
-    estimator.add(entries[0].job.config, 60.0)
+    board.estimator.add(entries[0].job.config, 60.0)
     run(entries[0], epoch=1)  # 30 s left
     run(entries[1], epoch=2)  # 0 s left
     assert board.seconds_left() == pytest.approx(120.0)  # 3 of 60 s: at 0, 30 and 60
@@ -123,7 +122,8 @@ def test_a_terminal_gets_a_live_table_that_reads_the_runs(bench):
     bench.seeds = 2
     entries = [Entry(job, job.path(bench.runs), State.new) for job in bench.jobs]
     said = reporter(terminal=True)
-    with ProgressTable(entries, RuntimeEstimator(), 1, said) as board:
+    board = ProgressTable(entries, 1, said)
+    with board.live():
         entries[0].state = State.running
         entries[0].path.mkdir(parents=True)
         row = {"epoch": 1, "test_accuracy": 12.5, "images_per_second": 10.0, "seconds": 1.0}
@@ -143,7 +143,8 @@ def test_quiet_says_nothing(bench):
     said = reporter(terminal=True)
     said.quiet = True
     entry = Entry(bench.jobs[0], bench.runs, State.new)
-    with ProgressTable([entry], RuntimeEstimator(), 1, said) as board:
+    board = ProgressTable([entry], 1, said)
+    with board.live():
         board.refresh()
         board.settle(entry, State.done)
     assert said.console.file.getvalue() == ""

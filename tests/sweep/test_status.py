@@ -183,3 +183,7 @@ def test_seeing_writes_nothing(bench, one):
     job_status(job, bench.runs)
     assert sorted(path.name for path in bench.runs.rglob("*")) == before
     assert RunFolder(folder).status == "interrupted"
+
+
+def test_the_state_words_are_those_of_the_json():
+    assert [str(state) for state in State][:3] == ["new", "resume", "failed"]

@@ -76,7 +76,7 @@ def audit(
     seed: Annotated[int, typer.Option("--seed", help="Of the noise and the images' order.")] = 0,
     device: Annotated[Device, typer.Option("--device")] = Device.auto,
 ) -> None:
-    """Explain why a model is fine in train() and bad in eval(): which layer it is, and what helps."""
+    """Explain why a model is fine in train() and bad in eval(): which layer, and what helps."""
     from vshift.auditing import command
     from vshift.auditing.inputs import ImageOptions
     from vshift.train.device import choose_device

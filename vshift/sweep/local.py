@@ -21,7 +21,7 @@ from vshift.sweep import slots
 from vshift.sweep.logs import excerpt, log_path, open_log, trim
 from vshift.sweep.plan import Job, check_data, train_command
 from vshift.sweep.process_group import ProcessGroup
-from vshift.sweep.progress import Entry, ProgressTable, RuntimeEstimator, entries_of
+from vshift.sweep.progress import Entry, ProgressTable, entries_of
 from vshift.sweep.slots import Slot
 from vshift.sweep.status import Outcome, State, job_status, outcome
 from vshift.train.progress import Reporter
@@ -134,18 +134,14 @@ class _Pool:
         self.free, warnings = local_slots([entry.job for entry in self.todo], options)
         for text in warnings:
             reporter.say(text)
-        self.estimator = RuntimeEstimator()
-        for entry in entries:
-            if entry.state is State.done:
-                self.estimator.add_run(entry.path, entry.job.config)
-        self.progress = ProgressTable(entries, self.estimator, len(self.free), reporter)
+        self.progress = ProgressTable(entries, len(self.free), reporter)
         self.looked = 0.0
         self.idle_since = time.monotonic()
 
     def run(self) -> None:
         message = "" if self.reporter.quiet else "stopping: every run writes its checkpoint"
         try:
-            with self.processes.forwarding_signals(message), self.progress:
+            with self.processes.forwarding_signals(message), self.progress.live():
                 while self._is_busy():
                     self._reap()
                     self._look()
@@ -244,7 +240,6 @@ class _Pool:
     def _handle_end(self, entry: Entry, code: int) -> None:
         match outcome(entry.job, self.runs_dir, code, self.processes.stop.requested):
             case Outcome.done:
-                self.estimator.add_run(entry.path, entry.job.config)
                 self.progress.settle(entry, State.done)
             case Outcome.diverged:
                 self.progress.settle(entry, State.diverged)

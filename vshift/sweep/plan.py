@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -40,21 +39,10 @@ class Job:
         """The run folder."""
         return run_path(runs_dir, self.config.name, self.seed)
 
-    def command(self, sets: Sequence[str], runs_dir: Path, fresh: bool = False) -> list[str]:
-        """The `vshift train` that a person would type for this run."""
-        values = [*sets, f"name={json.dumps(self.config.name)}"]
-        values += [f"{section}=null" for section in self.point.of]
-        values += [f"{key}={json.dumps(value)}" for key, value in self.point.assignments.items()]
-        changes = [word for value in values for word in ("--set", value)]
-        words = train_command(self.source, self.seed, runs_dir, changes)
-        return [*words, "--fresh"] if fresh else words
 
-
-def train_command(
-    config: Path, seed: int, runs_dir: Path, changes: Sequence[str] = ()
-) -> list[str]:
+def train_command(config: Path, seed: int, runs_dir: Path) -> list[str]:
     """The command that trains one run of a config file."""
-    words = [sys.executable, "-m", "vshift", "train", str(config), *changes]
+    words = [sys.executable, "-m", "vshift", "train", str(config)]
     return [*words, "--seed", str(seed), "--runs-dir", str(runs_dir)]
 
 

@@ -7,10 +7,10 @@ import json
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -208,34 +208,38 @@ def entries_of(jobs: Sequence[Job], runs_dir: Path) -> list[Entry]:
     ]
 
 
+def counts(entries: Iterable[Entry]) -> str:
+    """`3 done, 2 running, 7 waiting`."""
+    words = Counter(entry.word for entry in entries)
+    return ", ".join(f"{words[word]} {word}" for word in _COUNTED if words[word])
+
+
 class ProgressTable:
     """Shows a sweep's entries while other code changes them.
 
     On a terminal it is a live table, elsewhere one plain line per run that ends.
     """
 
-    def __init__(
-        self, entries: Sequence[Entry], estimator: RuntimeEstimator, slots: int, reporter: Reporter
-    ) -> None:
-        self.entries, self.estimator = entries, estimator
-        self.slots, self.reporter = slots, reporter
+    def __init__(self, entries: Sequence[Entry], slots: int, reporter: Reporter) -> None:
+        self.entries, self.slots, self.reporter = entries, slots, reporter
+        self.estimator = RuntimeEstimator()
+        for entry in entries:
+            if entry.state is State.done:
+                self.estimator.add_run(entry.path, entry.job.config)
         self._refreshed = -INTERVAL
         self._live: Live | None = None
 
-    def __enter__(self) -> ProgressTable:
-        if self.reporter.console.is_terminal and not self.reporter.quiet:
-            self._live = Live(console=self.reporter.console, auto_refresh=False, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """Inside, there is a live table if stderr is a terminal."""
+        console = self.reporter.console
+        if self.reporter.quiet or not console.is_terminal:
+            yield
+            return
+        try:
+            with Live(console=console, auto_refresh=False, transient=True) as self._live:
+                yield
+        finally:
             self._live = None
 
     def refresh(self) -> None:
@@ -254,21 +258,17 @@ class ProgressTable:
         entry.state, entry.by, entry.fault = state, None, fault
         entry.ended = time.monotonic()
         if state is State.done:
+            self.estimator.add_run(entry.path, entry.job.config)
             entry.last = last_epoch(entry.path)
             if self._live is not None:
                 return
-        over = sum(e.is_over for e in self.entries)
+        over = sum(other.is_over for other in self.entries)
         text = f"[{over}/{len(self.entries)}] {entry.job.label}: {entry.word}"
         if entry.started:
             text += f" after {format_duration(entry.ended - entry.started)}"
         if tested := _tested(entry.last):
             text += f", test {tested}"
         self.reporter.say(text + self._about_left() + (f"\n{fault}" if fault else ""))
-
-    def counts(self) -> str:
-        """`3 done, 2 running, 7 waiting`."""
-        words = Counter(entry.word for entry in self.entries)
-        return ", ".join(f"{words[word]} {word}" for word in _COUNTED if words[word])
 
     def _about_left(self) -> str:
         left = self.seconds_left()
@@ -302,7 +302,9 @@ class ProgressTable:
         rows = Table(_COLUMNS, [_cells(entry, self.estimator) for entry in shown], labels=3)
         styles = [_STYLES.get(entry.word, "") for entry in shown]
         hidden = len(running) - sum(entry.state is State.running for entry in shown)
-        head = Text(self.counts() + self._about_left(), "bold", no_wrap=True, overflow="ellipsis")
+        head = Text(
+            counts(self.entries) + self._about_left(), "bold", no_wrap=True, overflow="ellipsis"
+        )
         foot = [Text(f"and {hidden} more that are running", "dim")] if hidden > 0 else []
         return Group(head, live_table(rows, width, styles), *foot)
 

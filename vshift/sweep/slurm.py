@@ -26,7 +26,7 @@ from vshift.runs import discard, lock
 from vshift.runs.files import explained
 from vshift.sweep.logs import excerpt, log_path
 from vshift.sweep.plan import Job, check_data
-from vshift.sweep.progress import Entry, ProgressTable, RuntimeEstimator, entries_of
+from vshift.sweep.progress import Entry, ProgressTable, counts, entries_of
 from vshift.sweep.slurm_job import SlurmTask
 from vshift.sweep.status import State, job_status, mark_queued, unmark_queued
 from vshift.text import escape_control
@@ -190,8 +190,7 @@ def sweep(
             submit(todo, runs_dir, options, reporter)
     for entry in entries:
         entry.by = None if entry.state is State.running else entry.by  # by a job, like all of them
-    progress = ProgressTable(entries, RuntimeEstimator(), options.jobs, reporter)
-    reporter.say(f"{len(entries)} runs: {progress.counts()}")
+    reporter.say(f"{len(entries)} runs: {counts(entries)}")
     if options.wait:
         try:
             Waiter(entries, runs_dir, options, reporter).wait()
@@ -368,16 +367,12 @@ class Waiter:
         self, entries: list[Entry], runs_dir: Path, options: SlurmOptions, reporter: Reporter
     ) -> None:
         self.entries, self.runs_dir, self.options = entries, runs_dir, options
-        self.estimator = RuntimeEstimator()
-        for entry in entries:
-            if entry.state is State.done:
-                self.estimator.add_run(entry.path, entry.job.config)
-        self.progress = ProgressTable(entries, self.estimator, options.jobs, reporter)
+        self.progress = ProgressTable(entries, options.jobs, reporter)
         self.orphaned: dict[str, float] = {}  # label → since when no job is responsible for it
         self.asked = time.monotonic()
 
     def wait(self) -> None:
-        with self.progress:
+        with self.progress.live():
             while left := [entry for entry in self.entries if not entry.is_over]:
                 known = self._ask_squeue(left)
                 for entry in left:
@@ -401,7 +396,6 @@ class Waiter:
         label, running = entry.job.label, status.state is State.running
         slurm_job = status.by if status.state is State.queued else None
         if status.state.settled:
-            self.estimator.add_run(entry.path, entry.job.config)
             self.progress.settle(entry, status.state)
         elif running or (slurm_job and (known is None or slurm_job in known)):
             entry.state, entry.by = status.state, slurm_job
