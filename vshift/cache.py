@@ -1,7 +1,8 @@
-"""The user's cache folder, and files in it that are written whole or not at all."""
+"""The user's cache folder, and what files need that several processes write."""
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -11,6 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from platformdirs import user_cache_dir
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def cache_folder() -> Path:
@@ -46,3 +52,26 @@ def remove_old(folder: Path, pattern: str, age: float = 86400.0) -> None:
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > age:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def locked(folder: Path, seconds: float = math.inf) -> Iterator[None]:
+    """Let one process of this machine in at a time, where the file system can lock.
+
+    This saves work or narrows a race; correctness must not depend on it: it gives up after
+    `seconds`, and a forked child that outlives its parent keeps the lock.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    deadline = time.monotonic() + seconds
+    try:
+        while fcntl and time.monotonic() < deadline:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.02)
+            except OSError:
+                break
+        yield
+    finally:
+        os.close(descriptor)

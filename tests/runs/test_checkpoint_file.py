@@ -14,7 +14,7 @@ import torch
 
 from vshift.errors import Damaged, RunError
 from vshift.runs import checkpoint_file, files
-from vshift.runs.checkpoint_file import NAMES, kept, load, promote, save
+from vshift.runs.checkpoint_file import NAMES, existing, load, promote, save
 
 
 def state(epoch: int) -> dict[str, object]:
@@ -22,7 +22,7 @@ def state(epoch: int) -> dict[str, object]:
 
 
 def epochs(folder: Path) -> list[int]:
-    return [load(path)["epoch"] for path in kept(folder)]
+    return [load(path)["epoch"] for path in existing(folder)]
 
 
 def listing(folder: Path) -> set[str]:

@@ -9,7 +9,7 @@ import pytest
 from tests.sweep.test_local import another_process_in
 from vshift.errors import RunError
 from vshift.runs import RunFolder, lock
-from vshift.runs.holder import holder
+from vshift.runs.lock import holder
 from vshift.sweep.slurm import known_jobs
 from vshift.sweep.status import (
     State,

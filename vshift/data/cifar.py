@@ -13,16 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from vshift.cache import cache_folder, remove_old
+from vshift.cache import cache_folder, locked, remove_old
 from vshift.config.schema import Cifar
 from vshift.data.source import Indices, Pixels, Source
 from vshift.errors import DataError
 from vshift.text import did_you_mean
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 CLASSES = {"cifar10": 10, "cifar100": 100}
@@ -161,22 +156,6 @@ def made(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # the first that is not empty stays with its parents
             for path in missing:
                 path.rmdir()
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Let one process of this machine in at a time, where the file system can lock.
-
-    This saves work; correctness does not depend on it: the result is put in place by one rename.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -246,7 +246,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Those that are there, the newest first."""
-        return checkpoint_file.kept(self.path)
+        return checkpoint_file.existing(self.path)
 
 
 def _epoch(row: Row) -> float:

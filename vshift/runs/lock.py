@@ -1,9 +1,14 @@
 """One process trains in a run folder at a time, also where several machines share a disk.
 
-`.owner.json` in the folder says who: host, process, and by its time of change when the owner last
-gave a sign of life. It appears by a hard link, which only one of several processes can make, on NFS
-too; flock alone is not to be relied on there. An owner is gone when its process is, or, on another
-machine, when it was silent for SILENCE seconds.
+`.owner.json` in the folder names the owner, its host and process; the file's time of change is its
+last sign of life. The file is made by a hard link, which only one of several processes can make, on
+NFS too. An owner is gone when its process is, or, on another machine, when it was silent for
+SILENCE seconds.
+
+The library filelock cannot replace this. Its kernel locks are not to be relied on over NFS, and a
+forked child that outlives the owner keeps them. Its leases are in recent versions only, are taken
+over only by a process that itself watched the file during the whole silence, instead of by the
+file's age, and are taken from a suspended owner on the same machine.
 """
 
 from __future__ import annotations
@@ -13,19 +18,14 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vshift.cache import locked
 from vshift.errors import RunError, RunLost
 from vshift.runs import files
 from vshift.text import escape_control
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 OWNER = ".owner.json"
 SILENCE = 600.0  # seconds without a sign of life after which an owner elsewhere counts as gone
@@ -37,7 +37,7 @@ _held: dict[Path, tuple[bytes, float]] = {}
 
 @dataclass(frozen=True)
 class Owner:
-    """A process: its pid means something on `machine`, `began` tells it from a later one."""
+    """A process: its pid is valid on `machine`; `began` distinguishes it from a later one."""
 
     host: str
     machine: str
@@ -50,19 +50,26 @@ class Owner:
 
     @classmethod
     def read(cls, content: bytes) -> Owner | None:
-        """None where the file does not say."""
+        """The owner in a file; None if the file is damaged."""
         try:
-            found = json.loads(content)
-            owner = cls(*(found[key] for key in ("host", "machine", "pid", "began")))
+            values = json.loads(content)
+            owner = cls(*(values[key] for key in ("host", "machine", "pid", "began")))
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
-        is_one = isinstance(owner.pid, int) and owner.pid > 0 and isinstance(owner.host, str)
-        return owner if is_one else None
+        is_valid = isinstance(owner.pid, int) and owner.pid > 0 and isinstance(owner.host, str)
+        return owner if is_valid else None
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} on {escape_control(self.host[:60])}"
+
+    @property
+    def is_here(self) -> bool:
+        return self.machine == _machine()
 
     @property
     def is_dead(self) -> bool:
-        """Whether it ran on this machine and does not any more."""
-        return self.machine == _machine() and not _is_alive(self.pid, self.began)
+        """Whether it ran on this machine and has ended."""
+        return self.is_here and not _is_alive(self.pid, self.began)
 
 
 def lock(folder: Path) -> None:
@@ -76,18 +83,19 @@ def lock(folder: Path) -> None:
         pulse(folder, at_once=True)
         return
     content = json.dumps(asdict(Owner.me())).encode()
-    with files.explained(folder / OWNER, "write"), _one_by_one(key):
+    # Processes of one machine look one after the other, so that only one takes a folder over.
+    with files.explained(folder / OWNER, "write"), locked(key, seconds=2):
         for _ in range(5):
-            made = _claim(key, content)
-            if made is None:
+            now = _claim(key, content)
+            if now is None:
                 _held[key] = content, time.monotonic()
                 return
-            _remove_if_gone(folder, key, now=made)
+            _remove_if_gone(folder, key, now)
     raise RunError(f"several processes want to train in {folder}; start this one again")
 
 
 def pulse(folder: Path, *, at_once: bool = False) -> None:
-    """A sign of life, every PULSE seconds however often it is called, for folders that are held.
+    """Give a sign of life for a held folder, every PULSE seconds however often it is called.
 
     Raises:
         RunLost: the folder is gone, or another process has taken it over.
@@ -109,12 +117,13 @@ def pulse(folder: Path, *, at_once: bool = False) -> None:
         raise RunLost(str(error)) from error
     _held.pop(key)
     raise RunLost(
-        f"{folder} was taken over by {_name(Owner.read(found or b''))} while this process "
+        f"{folder} was taken over by {Owner.read(found or b'') or 'unknown'} while this process "
         f"gave no sign of life for {SILENCE / 60:.0f} minutes; this one stops"
     )
 
 
 def is_held(folder: Path) -> bool:
+    """Whether this process holds the folder."""
     return folder.resolve() in _held
 
 
@@ -127,8 +136,31 @@ def release(folder: Path) -> None:
             (key / OWNER).unlink()
 
 
+def holder(folder: Path) -> str | None:
+    """`pid 12 on host` of the live process that holds a folder, None if there is none.
+
+    Judges as `lock` does, but by this machine's clock, because looking writes nothing. A wrong
+    answer does no harm: whoever then trains there calls `lock`.
+    """
+    path = folder / OWNER
+    try:
+        content, silent = path.read_bytes(), time.time() - path.stat().st_mtime
+    except OSError:
+        return None
+    owner = Owner.read(content)
+    if _is_gone(owner, silent):
+        return None
+    return "an unknown process" if owner is None else str(owner)
+
+
+def _is_gone(owner: Owner | None, silent: float) -> bool:
+    if owner is not None and owner.is_here:
+        return owner.is_dead
+    return silent >= SILENCE
+
+
 def _claim(key: Path, content: bytes) -> float | None:
-    """Make the owner file unless there is one; then the time on the file system's own clock."""
+    """Make the owner file; if there is one, return the time on the file system's own clock."""
     mine = key / f".owner.{socket.gethostname()[:60]}.{os.getpid()}.tmp"
     try:
         mine.write_bytes(content)
@@ -141,21 +173,15 @@ def _claim(key: Path, content: bytes) -> float | None:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            return None if _create(key / OWNER, content) else now
+            # Without hard links: some file systems of USB sticks and containers.
+            try:
+                with open(key / OWNER, "xb") as file:
+                    file.write(content)
+            except FileExistsError:
+                return now
         return None
     finally:
         mine.unlink(missing_ok=True)
-
-
-def _create(path: Path, content: bytes) -> bool:
-    """Without hard links: some file systems of USB sticks and containers."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    except FileExistsError:
-        return False
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-    return True
 
 
 def _content(key: Path) -> bytes | None:
@@ -166,17 +192,16 @@ def _content(key: Path) -> bytes | None:
 
 
 def _remove_if_gone(folder: Path, key: Path, now: float) -> None:
-    """Remove the owner file of an owner that is gone; RunError where it is not."""
+    """Remove the owner file of an owner that is gone; RunError if it is not."""
     try:
         content, touched = (key / OWNER).read_bytes(), (key / OWNER).stat().st_mtime
     except FileNotFoundError:
         return
     owner, silent = Owner.read(content), max(0.0, now - touched)
-    here = owner is not None and owner.machine == _machine()
-    if not (owner is not None and owner.is_dead) and (here or silent < SILENCE):
-        raise RunError(_busy(folder, owner, silent, here))
-    # Moved aside before it is removed, and looked at again: between reading and removing, another
-    # process may have taken the folder over, and its file must not be the one that goes.
+    if not _is_gone(owner, silent):
+        raise RunError(_busy(folder, owner, silent))
+    # Moved aside before it is removed, and read again: between reading and removing, another
+    # process may have taken the folder over, and its file must not be the one that is removed.
     aside = key / f".owner.{os.getpid()}.gone"
     with suppress(FileNotFoundError):
         os.rename(key / OWNER, aside)
@@ -186,27 +211,24 @@ def _remove_if_gone(folder: Path, key: Path, now: float) -> None:
         aside.unlink()
 
 
-def _busy(folder: Path, owner: Owner | None, silent: float, here: bool) -> str:
+def _busy(folder: Path, owner: Owner | None, silent: float) -> str:
+    is_here = owner is not None and owner.is_here
     text = (
-        f"another process is training in {folder}: {_name(owner)}, last sign of life "
+        f"another process is training in {folder}: {owner or 'unknown'}, last sign of life "
         f"{silent:.0f} s ago; wait for it, "
+        + (f"stop it (kill {owner.pid}), " if owner and is_here else "")
+        + "or choose another --runs-dir"
     )
-    text += f"stop it (kill {owner.pid}), " if owner and here else ""
-    text += "or choose another --runs-dir"
-    if not here:
-        text += (
-            f". If it is gone, its hold ends after {SILENCE / 60:.0f} minutes of silence, or at "
-            f"once if you remove {folder / OWNER}"
-        )
-    return text
-
-
-def _name(owner: Owner | None) -> str:
-    return "unknown" if owner is None else f"pid {owner.pid} on {escape_control(owner.host[:60])}"
+    if is_here:
+        return text
+    return (
+        f"{text}. If it is gone, its hold ends after {SILENCE / 60:.0f} minutes of silence, or at "
+        f"once if you remove {folder / OWNER}"
+    )
 
 
 def _machine() -> str:
-    """Where process ids mean the same: one start of one kernel, and a container's own processes."""
+    """Where process ids mean the same: one boot of one kernel, and a container's own processes."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -237,24 +259,3 @@ def _is_alive(pid: int, began: int | None) -> bool:
     except OSError:  # it is somebody else's
         return True
     return True
-
-
-@contextmanager
-def _one_by_one(key: Path) -> Iterator[None]:
-    """Processes of one machine take a folder one after the other, where the file system can.
-
-    Only while they look: a forked child that outlives its parent would keep a lock for ever.
-    """
-    descriptor = os.open(key, os.O_RDONLY)
-    try:
-        for _ in range(100 if fcntl else 0):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.02)
-            except OSError:
-                break
-        yield
-    finally:
-        os.close(descriptor)

@@ -20,7 +20,7 @@ from vshift.errors import Damaged, RunError
 from vshift.runs import RunFolder, files, look, now
 from vshift.runs.files import LONGEST, Row, from_json
 from vshift.runs.folder import CONFIG, METRICS, RUN
-from vshift.runs.holder import holder
+from vshift.runs.lock import holder
 from vshift.sweep.plan import Job
 from vshift.text import escape_control
 
