@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.report.study import make_study
-from vshift.report.data import Study, collect
+from vshift.report.study import Study, collect
 from vshift.runs import find_runs
 
 

@@ -14,12 +14,12 @@ import yaml
 
 from tests.report.study import make_study
 from vshift.errors import VShiftError
-from vshift.report import words
-from vshift.report.data import Study, collect
+from vshift.report.answers import cards, data_sentences, left_out, unpaired
 from vshift.report.figures import frames, specs
+from vshift.report.layouts import layouts, shared, terms
 from vshift.report.page import pack
-from vshift.report.story import cards
-from vshift.report.tables import configs_table, differences_table, runs_table
+from vshift.report.study import Study, collect
+from vshift.report.tables import configs_table, differences_table, layers_table, runs_table
 from vshift.runs import files, find_runs
 
 ODD: tuple[Any, ...] = (
@@ -40,10 +40,14 @@ def everything(study: Study) -> None:
     cards(study)
     json.dumps(specs(study), allow_nan=False)
     json.dumps([pack(frame) for frame in frames(study).values()], allow_nan=False)
-    for table in (configs_table, runs_table, differences_table):
+    for table in (configs_table, runs_table, layers_table, differences_table):
         table(study)
-    words.data_sentences(study)
-    words.left_out(study)
+    data_sentences(study)
+    left_out(study)
+    unpaired(study)
+    layouts(study.groups)
+    shared(study.groups)
+    terms(study.groups, measured=True)
 
 
 def odd(value: Any, chance: random.Random) -> Any:
@@ -108,10 +112,14 @@ def test_damaged_run_folders(
 
 def test_every_file_is_read_once(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    real = files.read_bytes
-    monkeypatch.setattr(
-        files, "read_bytes", lambda path, *most: (read.append(path), real(path, *most))[1]
-    )
+    for name in ("read_bytes", "read_rows"):
+        real = getattr(files, name)
+
+        def reader(path: Path, *most: Any, real: Any = real, **options: Any) -> Any:
+            read.append(path)
+            return real(path, *most, **options)
+
+        monkeypatch.setattr(files, name, reader)
     everything(collect(find_runs([whole])))
     assert any(path.name == "layers.jsonl" for path in read)
     assert len(read) == len(set(read))

@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 
 from tests.factory import config_of, dropout, make_run
-from vshift.report import words
-from vshift.report.data import Study, collect
 from vshift.report.layouts import in_words, layouts, noise_in_words, norm_in_words, shared, terms
-from vshift.report.page import render
-from vshift.report.vega import script
+from vshift.report.page import layer_note, render, vega_script
+from vshift.report.study import Study, collect
 from vshift.runs import find_runs
 
 LAST_BN = "right before each block’s last batch norm (before_last_bn"
@@ -36,14 +34,14 @@ def of(noise: Any, name: str = "preresnet", **network: Any) -> str:
         ({"kind": "gaussian", "sigma": 1.0, "position": "before_last_bn"},
          f"Gaussian noise with σ 1 {LAST_BN})"),
         ({"kind": "uniform", "beta": 0.3, "position": ["before_last_bn", "before_classifier"]},
-         f"uniform noise (Uout) with β 0.3 {LAST_BN}) and once, before the classifier, behind all "
+         f"uniform noise (Uout) with β 0.3 {LAST_BN}) and once, before the classifier, after all "
          "batch norms (before_classifier)"),
         ({"kind": "gaussian", "rate": 0.5, "position": "before_last_conv"},
          "Gaussian noise as strong as dropout at rate 0.5 right before each block’s last "
          "convolution (before_last_conv)"),
         ([dropout(0.5), {**dropout(0.1), "position": "after_bn"}],
          f"dropout at rate 0.5 {DROPOUT_A} and dropout at rate 0.1 "
-         "after every batch norm of each block, behind its activation (after_bn)"),
+         "after every batch norm of each block and its activation (after_bn)"),
     ],
 )  # fmt: skip
 def test_noise(noise: Any, text: str) -> None:
@@ -53,7 +51,7 @@ def test_noise(noise: Any, text: str) -> None:
 def test_noise_in_other_networks_and_orders() -> None:
     conv = {**dropout(0.5), "position": "before_last_conv"}
     assert of(conv, "mlp") == (
-        "dropout at rate 0.5 right before each block’s last layer of weights (before_last_conv)"
+        "dropout at rate 0.5 right before each block’s last linear layer (before_last_conv)"
     )
     noise = {"kind": "dropout", "rate": 0.5}
     assert of(noise, block="bn noise conv3x3") == (
@@ -93,35 +91,38 @@ def arms(tmp_path: Path) -> Study:
 
 
 def test_configs_that_differ_in_strength_only_stand_together(arms: Study) -> None:
-    found = {tuple(g.label for g in layout.groups): layout.text for layout in layouts(arms)}
+    found = {tuple(g.label for g in layout.groups): layout.text for layout in layouts(arms.groups)}
     assert next(iter(found)) == ("plain",)
     rates = found["rate-0.3", "rate-0.5"]
     assert rates.startswith(f"dropout at rate 0.3 and 0.5 {LAST_BN}); batch norm, momentum 0.1")
     assert found["group",].startswith(f"dropout at rate 0.3 {LAST_BN}); group norm of 8 groups")
     assert "bias true" in found["bias",]
-    alone = in_words(arms)
+    alone = in_words(arms.groups)
     assert alone["rate-0.5"].startswith(f"dropout at rate 0.5 {LAST_BN}); batch norm")
     assert set(alone) == {group.label for group in arms.groups}
 
 
 def test_what_all_have_in_common_and_what_words_mean(arms: Study, study: Study) -> None:
-    assert shared(arms) == "mlp, 3 epochs, 1 seed each"
-    assert [term.split(":")[0] for term in terms(study)] == ["Shift ratio", "s²"]
+    assert shared(arms.groups) == "mlp, 3 epochs, 1 seed each"
+    assert [term.split(":")[0] for term in terms(study.groups, measured=True)] == [
+        "Shift ratio",
+        "s²",
+    ]
 
 
 def test_the_page_has_every_layout_on_top(study: Study) -> None:
-    page = render(study, "t", script())
+    page = render(study, "t", vega_script())
     top = page[: page.index('id="card-loss"')]
-    for layout in layouts(study):
+    for layout in layouts(study.groups):
         assert layout.text in top
     assert "arm-none</b> (baseline), " in top
-    assert f'title="{in_words(study)["arm-bn-0.3"]}"' in page
+    assert f'title="{in_words(study.groups)["arm-bn-0.3"]}"' in page
 
 
 def test_short_names_of_layers_are_explained_and_stay_on_axes(study: Study) -> None:
-    note = words.layer_note(study)
+    note = layer_note(study)
     assert note == "On axes, layers have short names: s1.b1.bn1 is stage1.block1.branch.bn1."
-    page = render(study, "t", script())
+    page = render(study, "t", vega_script())
     before_data = page[: page.index('id="study"')]
     assert before_data.count("s1.b1") == 1  # in that note
     assert note in before_data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import time
 from html.parser import HTMLParser
@@ -13,22 +14,22 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import vl_convert
 
 from tests.factory import make_run
 from tests.report.study import EVIL, EVIL_LAYER
 from tests.synthetic import make_runs
 from vshift.errors import RunError, VShiftError
 from vshift.report import write_report
-from vshift.report.data import Study, collect
 from vshift.report.figures import FIGURES, frames
-from vshift.report.page import at_first_hidden, pack, render
-from vshift.report.vega import script
+from vshift.report.page import at_first_hidden, pack, render, vega_script
+from vshift.report.study import Study, collect
 from vshift.runs import find_runs
 
 
 @pytest.fixture(scope="module")
 def page(study: Study) -> str:
-    return render(study, EVIL, script())
+    return render(study, EVIL, vega_script())
 
 
 class Reader(HTMLParser):
@@ -121,7 +122,7 @@ def test_packing_keeps_words_numbers_and_gaps() -> None:
 
 def test_figures_without_data_say_which_key_would_give_it(tmp_path: Path) -> None:
     make_run(tmp_path)
-    page = render(collect(find_runs([tmp_path])), "t", script())
+    page = render(collect(find_runs([tmp_path])), "t", vega_script())
     text = " ".join(Reader(page).texts)
     for word in ("measure.every", "measure.modes: true", "recalibration.methods", "grid:"):
         assert word in text
@@ -130,7 +131,7 @@ def test_figures_without_data_say_which_key_would_give_it(tmp_path: Path) -> Non
 
 def test_no_run_is_done_and_there_is_a_page(tmp_path: Path) -> None:
     make_run(tmp_path, status="running")
-    text = render(collect(find_runs([tmp_path])), "t", script())
+    text = render(collect(find_runs([tmp_path])), "t", vega_script())
     assert "No run is done yet" in text
 
 
@@ -187,3 +188,56 @@ def test_what_a_person_did_wrong(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot write"):
         write_report([tmp_path / "runs"], tmp_path)
     assert not list(tmp_path.glob("*.html"))
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("VSHIFT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Counts how often the bundle is made; a short stand-in for it."""
+    calls: list[Any] = []
+    monkeypatch.setattr(vl_convert, "javascript_bundle", lambda it: calls.append(it) or "vega ≥ 1")
+    return calls
+
+
+def test_the_bundle_is_made_once_and_kept_whole(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = made(monkeypatch)
+    assert [vega_script(), vega_script()] == ["vega ≥ 1"] * 2
+    assert calls == [None]
+    (kept,) = cache.iterdir()
+    assert kept.name.startswith("vega-")
+    assert kept.read_text(encoding="utf-8") == "vega ≥ 1"
+
+
+def test_a_damaged_or_unwritable_cache_is_done_without(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = made(monkeypatch)
+    vega_script()
+    (kept,) = cache.iterdir()
+    kept.write_bytes(b"\xff")
+    assert vega_script() == "vega ≥ 1"
+    assert kept.read_text(encoding="utf-8") == "vega ≥ 1"
+    kept.unlink()
+    cache.rmdir()
+    cache.write_text("a file where the folder should be")
+    assert vega_script() == "vega ≥ 1"
+    assert len(calls) == 3
+
+
+def test_a_failing_write_leaves_nothing_behind(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(monkeypatch)
+
+    def full(*names: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert vega_script() == "vega ≥ 1"
+    assert list(cache.iterdir()) == []

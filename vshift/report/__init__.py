@@ -29,15 +29,13 @@ def write_report(
         raise VShiftError(
             f"the report needs {error.name}; `pip install 'vshift[report]'` brings it"
         ) from error
-    from vshift.report.vega import script
+    from vshift.report.figures import write_figures
+    from vshift.report.page import render, vega_script
+    from vshift.report.study import collect
+    from vshift.runs import files, find_runs
 
     with ThreadPoolExecutor(1) as pool:
-        vega = pool.submit(script)  # meanwhile, as it takes seconds the first time
-        from vshift.report.data import collect
-        from vshift.report.figures import write_figures
-        from vshift.report.page import render
-        from vshift.runs import files, find_runs
-
+        vega = pool.submit(vega_script)  # meanwhile, as it takes seconds the first time
         study = collect(find_runs(folders), baseline)
         title = escape_control(" and ".join(folder.resolve().name for folder in folders))
         with files.explained(out.parent, "make the folder"):

@@ -1,73 +1,179 @@
-"""Frames → altair charts. Each is a pure function of a study; None where there is nothing to draw.
+"""The charts: pure functions from a study to an altair chart, None where there is no data.
 
-All charts take their rows from named data sets, which the page holds once. Those that draw groups
+All charts take their rows from named data sets, which the page holds once. Those that draw configs
 share the parameter `hidden`, the labels that the page's legends have switched off.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import altair as alt
+import pandas as pd
 
-from vshift.report.data import Study
-from vshift.report.groups import PALETTE, SHAPES
-from vshift.report.parts import (
-    AS_TRAINED,
-    EPOCH,
-    GROUP,
-    LAYER,
-    MIDDLE,
-    SEED,
-    SEEDS,
-    VISIBLE,
-    epoch_axis,
-    group_colour,
-    group_shape,
-    hidden,
-    no_shift,
-    number,
-    score_title,
-    select,
-    source,
-)  # fmt: skip
+from vshift.compare.groups import NO_NOISE
+from vshift.report.layouts import PALETTE, SHAPES
+from vshift.report.study import Study
+from vshift.text import escape_control, natural
 
-# ---- by depth ----------------------------------------------------------------------------------
+INK, GRID, MIDDLE = "#333333", "#dddddd", "#888888"
+# Perceptually even and readable with every kind of colour blindness.
+SCHEME: Literal["viridis"] = "viridis"
+
+CONFIG: dict[str, Any] = {
+    "font": "system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif",
+    "background": "white",
+    "view": {"stroke": None},
+    "axis": {
+        "labelFontSize": 11,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+        "labelColor": INK,
+        "titleColor": INK,
+        "gridColor": GRID,
+        "domainColor": MIDDLE,
+        "tickColor": MIDDLE,
+        "labelLimit": 160,
+        "labelSeparation": 8,
+        "labelFlush": False,
+    },
+    "legend": {"labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal",
+        "labelColor": INK, "titleColor": INK, "symbolLimit": 0, "symbolOpacity": 1,
+        "labelLimit": 220},
+    "range": {"category": list(PALETTE)},
+}  # fmt: skip
+
+AS_TRAINED = "as trained"  # what recalibration.json calls `none`
+HIDDEN = alt.param(name="hidden", value=[])
+VISIBLE = "indexof(hidden, datum.group) < 0"
+NOT_ZERO = alt.Scale(zero=False)
+
+# ---- what charts are made of
+
+
+def number(field: str, title: str, form: str = ".3f") -> alt.Tooltip:
+    return alt.Tooltip(f"{field}:Q", title=title, format=form)
+
+
+def word(field: str, title: str) -> alt.Tooltip:
+    return alt.Tooltip(f"{field}:N", title=title)
+
+
+LAYER, GROUP = word("layer", "layer"), word("group", "config")
+SEED = alt.Tooltip("seed:Q", title="seed")
+EPOCH = alt.Tooltip("epoch:Q", title="epoch")
+SEEDS = alt.Tooltip("n:Q", title="n (seeds)")
+
+
+def source(name: str) -> alt.Chart:
+    return alt.Chart(alt.NamedData(name=name))
+
+
+def dots(chart: alt.Chart, size: int, opacity: float = 1) -> Any:
+    return chart.mark_point(filled=True, size=size, opacity=opacity)
+
+
+def colour_of(study: Study) -> alt.Color:
+    groups = study.used
+    scale = alt.Scale(domain=[g.label for g in groups], range=[g.colour for g in groups])
+    return alt.Color("group:N", scale=scale, title=None)
+
+
+def shape_of(study: Study) -> alt.Shape:
+    groups = study.used
+    scale = alt.Scale(domain=[g.label for g in groups], range=[g.shape for g in groups])
+    return alt.Shape("group:N", scale=scale, title=None)
+
+
+def select(
+    name: str, label: str, options: Sequence[str], value: str, labels: Sequence[str] | None = None
+) -> Any:
+    """A drop-down above the chart; it starts with its first option if it lacks the value."""
+    bind = alt.binding_select(options=list(options), labels=list(labels or options), name=label)
+    return alt.param(name=name, value=value if value in options else options[0], bind=bind)
+
+
+def select_config(study: Study, frame: pd.DataFrame) -> Any:
+    """A drop-down of the configs that a frame has rows of; it starts with the most shifted one."""
+    labels = [g.label for g in study.used if (frame["group"] == g.label).any()]
+    return select("config", "Config", labels, most_shifted(study, "group", labels[0]))
+
+
+def select_layer(study: Study, layers: Sequence[str]) -> Any:
+    first = next(iter(study.layers))
+    return select("layer", "Layer", layers, most_shifted(study, "layer", first))
+
+
+def most_shifted(study: Study, what: Literal["group", "layer"], otherwise: str) -> str:
+    """The config with the largest mean ratio, or the layer with the largest one of any config."""
+    if study.depth.empty:
+        return otherwise
+    ratios = study.depth.groupby(what, sort=False)["ratio"]
+    return str((ratios.mean() if what == "group" else ratios.max()).idxmax())
+
+
+def no_shift(**at: Any) -> Any:
+    """A dashed line where a ratio is 1, of a layered chart: `no_shift(y="y:Q")`."""
+    (axis,) = at
+    rule = alt.Chart(alt.InlineData(values=[{axis: 1}])).mark_rule(color=MIDDLE, strokeDash=[4, 3])
+    return rule.encode(**at)
+
+
+def epoch_axis(frame: pd.DataFrame) -> alt.X:
+    """Ticks at whole epochs: at each one where there are few."""
+    epochs = sorted(int(epoch) for epoch in frame["epoch"].dropna().unique())
+    values = epochs if len(epochs) <= 12 else alt.Undefined
+    return alt.X("epoch:Q", axis=alt.Axis(grid=False, format="d", values=values))
+
+
+def layer_rows(study: Study) -> tuple[alt.Y, int]:
+    """The axis with the input's layer on top, and the height of a map with a row per layer."""
+    count = len(study.layers)
+    y = alt.Y("short:O", sort=list(study.layers.values()), title=None,
+        axis=alt.Axis(labelOverlap=True))  # fmt: skip
+    return y, max(120, round(count * max(6.0, min(22.0, 620 / count))))
+
+
+def heat(field: str, title: str) -> alt.Color:
+    """1, no shift, is the dark end."""
+    scale = alt.Scale(scheme=SCHEME, domainMin=1, type="log")
+    legend = alt.Legend(title=title, gradientLength=120, tickCount=4, format="~g")
+    return alt.Color(f"{field}:Q", scale=scale, legend=legend)
+
+
+def score_title(study: Study) -> str:
+    return "test error (%)" if study.score == "test_error" else "test loss"
+
+
+# ---- by depth
 
 
 def depth(study: Study) -> Any:
-    """Shift ratio over the BN layers in forward order, a line a group, ± sd over seeds."""
+    """Shift ratio over the BN layers in forward order, a line per config, ± sd over seeds."""
     if study.depth.empty:
         return None
+    x, colour = _layer_axis(study), colour_of(study)
     base = source("depth").transform_filter(VISIBLE)
     ends = {"low": "datum.ratio - datum.sd", "high": "datum.ratio + datum.sd"}
-    y = alt.Y("ratio:Q", title="shift ratio", scale=alt.Scale(zero=False))
-    colour, x = group_colour(study), _layer_axis(study)
-    lines = base.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour)
-    spread = (
-        base.transform_calculate(**ends)
-        .mark_rule(strokeWidth=1.5)
-        .encode(x=x, y=alt.Y("low:Q", title="shift ratio"), y2="high:Q", color=colour)
-    )
-    points = base.mark_point(filled=True, size=70, opacity=1).encode(
-        x=x,
-        y=y,
-        color=colour,
-        shape=group_shape(study),
+    low = alt.Y("low:Q", title="shift ratio")
+    spread = base.transform_calculate(**ends).mark_rule(strokeWidth=1.5)
+    ratios = base.encode(x=x, y=alt.Y("ratio:Q", title="shift ratio", scale=NOT_ZERO), color=colour)
+    points = dots(ratios, 70).encode(
+        shape=shape_of(study),
         tooltip=[
-            LAYER,
-            GROUP,
-            number("ratio", "shift ratio"),
-            number("sd", "sd over seeds"),
-            number("predicted", "predicted (local)"),
-            number("local", "local"),
-            number("inherited", "inherited"),
-            alt.Tooltip("noise:N", title="noise in front"),
-            SEEDS,
+            LAYER, GROUP, number("ratio", "shift ratio"), number("sd", "sd over seeds"),
+            number("predicted", "predicted (local)"), number("local", "local"),
+            number("inherited", "inherited"), word("noise", "noise in front"), SEEDS,
         ],
+    )  # fmt: skip
+    drawn = alt.layer(
+        no_shift(y="y:Q"),
+        spread.encode(x=x, y=low, y2="high:Q", color=colour),
+        ratios.mark_line(strokeWidth=2),
+        points,
     )
-    drawn = alt.layer(no_shift(y="y:Q"), spread, lines, points)
-    return drawn.add_params(hidden()).properties(height=340)
+    return drawn.add_params(HIDDEN).properties(height=340)
 
 
 def _layer_axis(study: Study) -> alt.X:
@@ -80,64 +186,177 @@ def _layer_axis(study: Study) -> alt.X:
 
 
 def prediction(study: Study) -> Any:
-    """Measured local ratio against the one predicted from s² and the weights, a point a run."""
+    """Measured local ratio against the one predicted from s² and the weights, a point per run."""
     if study.predictions.empty:
         return None
-    base = source("predictions")
-    low = float(study.predictions[["local", "predicted"]].min().min())
-    high = float(study.predictions[["local", "predicted"]].max().max())
-    ends = alt.InlineData(values=[{"x": low, "y": low}, {"x": high, "y": high}])
-    line = alt.Chart(ends).mark_line(color=MIDDLE, strokeDash=[4, 3]).encode(x="x:Q", y="y:Q")
-    points = base.transform_filter(VISIBLE).mark_point(filled=True, size=55, opacity=0.85).encode(
-        x=alt.X("predicted:Q", title="predicted from s² and the weights",
-            scale=alt.Scale(zero=False)),
-        y=alt.Y("local:Q", title="measured local ratio", scale=alt.Scale(zero=False)),
-        color=group_colour(study),
-        shape=group_shape(study),
+    ratios = study.predictions[["local", "predicted"]]
+    ends = [{"x": float(end), "y": float(end)} for end in (ratios.min().min(), ratios.max().max())]
+    line = alt.Chart(alt.InlineData(values=ends)).mark_line(color=MIDDLE, strokeDash=[4, 3])
+    points = dots(source("predictions").transform_filter(VISIBLE), 55, 0.85).encode(
+        x=alt.X("predicted:Q", title="predicted from s² and the weights", scale=NOT_ZERO),
+        y=alt.Y("local:Q", title="measured local ratio", scale=NOT_ZERO),
+        color=colour_of(study),
+        shape=shape_of(study),
         tooltip=[
-            LAYER,
-            GROUP,
-            SEED,
-            number("local", "measured", ".4f"),
-            number("predicted", "predicted", ".4f"),
-            number("se", "standard error (s.e.)", ".5f"),
-            number("apart", "apart, in s.e.", "+.1f"),
-            alt.Tooltip("exact:N", title="formula exact"),
+            LAYER, GROUP, SEED, number("local", "measured", ".4f"),
+            number("predicted", "predicted", ".4f"), number("se", "standard error (s.e.)", ".5f"),
+            number("apart", "apart, in s.e.", "+.1f"), word("exact", "formula exact"),
         ],
     )  # fmt: skip
-    return alt.layer(line, points).add_params(hidden()).properties(height=300)
+    drawn = alt.layer(line.encode(x="x:Q", y="y:Q"), points)
+    return drawn.add_params(HIDDEN).properties(height=300)
 
 
-# ---- scores ------------------------------------------------------------------------------------
-
-
-def scatter(study: Study) -> Any:
-    """Mean shift ratio against test error, a point a run."""
-    if study.runs.empty or not study.runs["shift_mean"].notna().any():
+def over_strengths(study: Study) -> Any:
+    """Layer × rate, one layout at a time, of the layouts that were run at two rates or more."""
+    found: dict[str, set[str]] = {}
+    for group in study.used:
+        if group.noise.layout != NO_NOISE and group.noise.strength:
+            found.setdefault(group.noise.layout, set()).add(group.noise.strength)
+    layouts = [layout for layout, strengths in found.items() if len(strengths) > 1]
+    if study.depth.empty or not layouts:
         return None
+    variances = {g.noise.strength: g.noise.variance or 0.0 for g in study.used}
+    order = sorted(variances, key=lambda strength: (variances[strength], natural(strength)))
+    y, height = layer_rows(study)
     return (
-        source("runs")
-        .transform_filter(VISIBLE)
-        .mark_point(filled=True, size=80, opacity=0.85)
+        source("depth")
+        .transform_filter("datum.layout == layout")
+        .mark_rect()
         .encode(
-            x=alt.X("shift_mean:Q", title="mean shift ratio", scale=alt.Scale(zero=False)),
-            y=alt.Y("score:Q", title=score_title(study), scale=alt.Scale(zero=False)),
-            color=group_colour(study),
-            shape=group_shape(study),
+            x=alt.X("strength:O", sort=order, title="drop rate, β or σ",
+                axis=alt.Axis(labelAngle=0)),
+            y=y,
+            color=heat("ratio", "ratio"),
             tooltip=[
-                GROUP,
-                SEED,
-                number("score", score_title(study), ".2f"),
-                number("shift_mean", "mean shift ratio"),
-                number("shift_max", "largest shift ratio"),
+                LAYER, GROUP, word("strength", "rate, β or σ"), number("ratio", "shift ratio"),
+                number("local", "local"), number("inherited", "inherited"), SEEDS,
             ],
         )
-        .add_params(hidden())
+        .add_params(select("layout", "Layout", layouts, layouts[0]))
+        .properties(height=height)
+    )  # fmt: skip
+
+
+def channels(study: Study) -> Any:
+    """How a layer's channels differ: histogram of eval/running variance, a line per config."""
+    frame = study.channels
+    if frame.empty:
+        return None
+    layers = [layer for layer in study.layers if (frame["layer"] == layer).any()]
+    x = alt.X(
+        "from:Q",
+        title="eval variance / running variance of a channel",
+        scale=alt.Scale(type="log", nice=False),
+        axis=alt.Axis(format="~g", grid=False),
+    )
+    y = alt.Y("share:Q", title="share of channels", axis=alt.Axis(format="%"), stack=None)
+    visible = source("channels").transform_filter(f"{VISIBLE} && datum.layer == layer")
+    base = visible.encode(x=x, y=y, color=colour_of(study))
+    # Steps with a faint fill: filled bars of several configs hide each other.
+    steps = base.mark_area(interpolate="step-after", opacity=0.12, line=False)
+    outline = base.mark_line(interpolate="step-after", strokeWidth=1.8)
+    bars = base.mark_rect(opacity=0.001).encode(
+        x2="to:Q",
+        y2=alt.Y2Datum(0),
+        tooltip=[
+            LAYER, GROUP, number("from", "ratio from"), number("to", "to"),
+            number("share", "share", ".1%"),
+        ],
+    )  # fmt: skip
+    return (
+        alt.layer(no_shift(x="x:Q"), steps, outline, bars)
+        .add_params(HIDDEN, select_layer(study, layers))
         .properties(height=300)
     )
 
 
-CURVES = {
+# ---- over epochs
+
+
+_LAYER_VALUES = {
+    "ratio": "shift ratio (running against eval variance)",
+    "lag": "training against running variance",
+}
+
+
+def over_epochs(study: Study) -> Any:
+    """Layer × epoch, one config at a time."""
+    frame = study.epochs
+    values = [v for v in _LAYER_VALUES if frame[frame[v].notna()]["epoch"].nunique() > 1]
+    if not values:
+        return None
+    y, height = layer_rows(study)
+    return (
+        source("epochs")
+        .transform_filter("datum.group == config")
+        .transform_calculate(value="datum[what]")
+        .transform_filter("isValid(datum.value)")
+        .mark_rect()
+        .encode(
+            x=alt.X("epoch:O", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
+            y=y,
+            color=heat("value", "ratio"),
+            tooltip=[
+                LAYER, alt.Tooltip("epoch:O", title="epoch"), number("value", "ratio"),
+                number("train", "training variance", ".4g"),
+                number("running", "running variance", ".4g"),
+                number("eval", "eval variance", ".4g"),
+            ],
+        )
+        .add_params(
+            select_config(study, frame),
+            select("what", "Show", values, values[0], [_LAYER_VALUES[v] for v in values]),
+        )
+        .properties(height=height)
+    )  # fmt: skip
+
+
+_VARIANCES = {
+    "train": "training batches",
+    "running": "running",
+    "eval": "eval mode",
+}
+
+
+def variances(study: Study) -> Any:
+    """The three variances of one layer's input over epochs, in one config."""
+    if study.epochs.empty:
+        return None
+    names, legend = list(_VARIANCES.values()), alt.Legend(title=None, orient="top", columns=1)
+    colours = alt.Scale(domain=names, range=["#0072B2", "#E69F00", "#D55E00"])
+    shapes = alt.Scale(domain=names, range=list(SHAPES[:3]))
+    base = (
+        source("epochs")
+        .transform_filter("datum.group == config && datum.layer == layer")
+        .transform_fold(list(_VARIANCES), as_=["key", "variance"])
+        .transform_filter("isValid(datum.variance)")
+        .transform_calculate(kind=_words_for("datum.key", _VARIANCES))
+        .encode(
+            x=epoch_axis(study.epochs),
+            y=alt.Y("variance:Q", title="variance, mean over channels"),
+            color=alt.Color("kind:N", scale=colours, legend=legend),
+        )
+    )
+    points = dots(base, 55).encode(
+        shape=alt.Shape("kind:N", scale=shapes, legend=legend),
+        tooltip=[LAYER, word("kind", "variance"), EPOCH, number("variance", "value", ".4g")],
+    )
+    return (
+        alt.layer(base.mark_line(strokeWidth=2), points)
+        .add_params(select_config(study, study.epochs), select_layer(study, list(study.layers)))
+        .properties(height=300)
+    )
+
+
+def _words_for(field: str, words: Mapping[str, str]) -> str:
+    """A Vega expression that puts words in the place of keys; both are ours."""
+    *others, last = words
+    tests = "".join(f"{field} == '{key}' ? '{words[key]}' : " for key in others)
+    return f"{tests}'{words[last]}'"
+
+
+_SCORES = {
     "test_accuracy": "test accuracy (%)",
     "validation_accuracy": "validation accuracy (%)",
     "train_accuracy": "training accuracy (%)",
@@ -149,10 +368,9 @@ CURVES = {
 
 def curves(study: Study) -> Any:
     """A score over epochs, mean and standard deviation over seeds."""
-    shown = [s for s in CURVES if s in study.curves and study.curves[s].notna().any()]
-    if not shown:
+    scores = [s for s in _SCORES if s in study.curves and study.curves[s].notna().any()]
+    if not scores:
         return None
-    choice = select("score", "Show", shown, shown[0], [CURVES[s] for s in shown])
     base = (
         source("curves")
         .transform_filter(VISIBLE)
@@ -160,62 +378,114 @@ def curves(study: Study) -> Any:
             value="datum[score]", low="datum[score + '_low']", high="datum[score + '_high']"
         )
         .transform_filter("isValid(datum.value)")
+        .encode(
+            x=epoch_axis(study.curves),
+            y=alt.Y("value:Q", title=None, scale=NOT_ZERO),
+            color=colour_of(study),
+        )
     )
-    x = epoch_axis(study.curves)
-    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
-    colour = group_colour(study)
-    band = base.mark_area(opacity=0.15).encode(
-        x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=colour
-    )
-    line = base.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour)
-    points = base.mark_point(filled=True, size=35, opacity=1).encode(
-        x=x,
-        y=y,
-        color=colour,
-        shape=group_shape(study),
+    points = dots(base, 35).encode(
+        shape=shape_of(study),
         tooltip=[
-            GROUP,
-            EPOCH,
-            number("value", "mean"),
-            number("low", "mean − sd"),
-            number("high", "mean + sd"),
-            SEEDS,
+            GROUP, EPOCH, number("value", "mean"), number("low", "mean − sd"),
+            number("high", "mean + sd"), SEEDS,
         ],
-    )
-    return alt.layer(band, line, points).add_params(hidden(), choice).properties(height=300)
+    )  # fmt: skip
+    band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
+    choice = select("score", "Show", scores, scores[0], [_SCORES[s] for s in scores])
+    drawn = alt.layer(band, base.mark_line(strokeWidth=2), points)
+    return drawn.add_params(HIDDEN, choice).properties(height=300)
+
+
+# ---- scores
+
+
+def scatter(study: Study) -> Any:
+    """Mean shift ratio against test error, a point per run."""
+    if study.runs.empty or not study.runs["shift_mean"].notna().any():
+        return None
+    title = score_title(study)
+    return (
+        dots(source("runs").transform_filter(VISIBLE), 80, 0.85)
+        .encode(
+            x=alt.X("shift_mean:Q", title="mean shift ratio", scale=NOT_ZERO),
+            y=alt.Y("score:Q", title=title, scale=NOT_ZERO),
+            color=colour_of(study),
+            shape=shape_of(study),
+            tooltip=[
+                GROUP, SEED, number("score", title, ".2f"),
+                number("shift_mean", "mean shift ratio"),
+                number("shift_max", "largest shift ratio"),
+            ],
+        )
+        .add_params(HIDDEN)
+        .properties(height=300)
+    )  # fmt: skip
 
 
 def recalibration(study: Study) -> Any:
     """Scores with each method's BN statistics; a line from as trained to the best."""
     if study.recalibration.empty:
         return None
-    groups = [g.label for g in study.used]
+    labels = [g.label for g in study.used]
     tried = [method for method in study.recalibration["method"] if method != "none"]
-    methods = list(dict.fromkeys([AS_TRAINED, *tried]))
-    y = alt.Y("group:N", sort=groups, title=None, axis=alt.Axis(labelLimit=140))
+    methods = list(dict.fromkeys([AS_TRAINED, *tried]))  # the order in which people read
+    colours = alt.Scale(domain=methods, range=["#777777", *PALETTE, "#B8860B"][: len(methods)])
+    shapes = alt.Scale(domain=methods, range=[SHAPES[i % len(SHAPES)] for i in range(len(methods))])
     title = score_title(study)
-    base = source("recalibration").transform_filter(VISIBLE)
-    # One place for each method, in the order in which people read: as trained first.
-    colours = ["#777777", *PALETTE, "#B8860B"][: len(methods)]
-    scale = alt.Scale(domain=methods, range=colours)
-    shapes = [SHAPES[i % len(SHAPES)] for i in range(len(methods))]
-    marks = alt.Scale(domain=methods, range=shapes)
-    x = alt.X("value:Q", title=title, scale=alt.Scale(zero=False))
-    span = base.mark_line(color=MIDDLE, strokeWidth=1.5, opacity=0.6).encode(
-        x=x, y=y, detail="group:N"
+    base = (
+        source("recalibration")
+        .transform_filter(VISIBLE)
+        .encode(
+            x=alt.X("value:Q", title=title, scale=NOT_ZERO),
+            y=alt.Y("group:N", sort=labels, title=None, axis=alt.Axis(labelLimit=140)),
+        )
     )
-    points = base.mark_point(filled=True, size=90, opacity=0.9).encode(
-        x=x,
-        y=y,
-        color=alt.Color("method:N", scale=scale, title="statistics"),
-        shape=alt.Shape("method:N", scale=marks, title="statistics"),
+    points = dots(base, 90, 0.9).encode(
+        color=alt.Color("method:N", scale=colours, title="statistics"),
+        shape=alt.Shape("method:N", scale=shapes, title="statistics"),
         tooltip=[
-            GROUP,
-            alt.Tooltip("method:N", title="statistics"),
-            number("value", title, ".2f"),
-            number("sd", "sd over seeds", ".2f"),
-            SEEDS,
+            GROUP, word("method", "statistics"), number("value", title, ".2f"),
+            number("sd", "sd over seeds", ".2f"), SEEDS,
         ],
+    )  # fmt: skip
+    span = base.mark_line(color=MIDDLE, strokeWidth=1.5, opacity=0.6).encode(detail="group:N")
+    height = max(120, 26 * len(labels))
+    return alt.layer(span, points).add_params(HIDDEN).properties(height=height)
+
+
+def modes(study: Study) -> Any:
+    """Accuracy with noise on and off × BN statistics, one config and part of the data at a time."""
+    frame = study.modes
+    if frame.empty:
+        return None
+    parts = sorted({escape_control(part) for part in frame["data"]})  # test first
+    names = list(dict.fromkeys(escape_control(name) for name in frame["statistics"]))
+    # The same colours for all configs, and on each a text that can be read.
+    low, high = float(frame["value"].min()), float(frame["value"].max())
+    scale = alt.Scale(scheme=SCHEME, domain=[low, high])
+    bright = f"datum.value > {(low + high) / 2!r}"
+    base = (
+        source("modes")
+        .transform_filter("datum.group == config && datum.data == part")
+        .encode(
+            x=alt.X("noise:N", sort=["off", "on"], title="noise", axis=alt.Axis(labelAngle=0)),
+            y=alt.Y("statistics:N", sort=names, title="BN statistics"),
+        )
     )
-    height = max(120, 26 * len(groups))
-    return alt.layer(span, points).add_params(hidden()).properties(height=height)
+    cells = base.mark_rect().encode(
+        color=alt.Color("value:Q", scale=scale, title="accuracy %"),
+        tooltip=[
+            GROUP, word("noise", "noise"), word("statistics", "BN statistics"),
+            number("value", "accuracy (%)", ".2f"), number("sd", "sd over seeds", ".2f"), SEEDS,
+        ],
+    )  # fmt: skip
+    text = base.mark_text(fontSize=13).encode(
+        text=alt.Text("value:Q", format=".1f"),
+        color=alt.condition(bright, alt.value("black"), alt.value("white")),
+    )
+    return (
+        alt.layer(cells, text)
+        .add_params(select_config(study, frame), select("part", "Images", parts, parts[0]))
+        .properties(height=max(160, 38 * len(names)))
+    )

@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from vshift.report import charts, maps
-from vshift.report.data import Study, mean_of
-from vshift.report.parts import AS_TRAINED, CONFIG, Figure
+from vshift.report import charts
+from vshift.report.study import Study, mean_of
 from vshift.runs import files
 from vshift.text import to_jsonable
 
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart and the words around it.
+
+    Attributes:
+        missing: what to say instead of the chart where there is no data for it.
+        data: the name of its data set in `frames`.
+        grouped: colours are the configs', so that the page's legend belongs to it.
+        wide: takes the page's full width.
+    """
+
+    id: str
+    title: str
+    caption: str
+    missing: str
+    data: str
+    draw: Callable[[Study], Any]
+    grouped: bool = False
+    wide: bool = False
+
+
 FIGURES = (
     Figure("depth", "Shift ratio by depth",
-        "One line a config, from the input to the output: the ratio of the variance that BN "
-        "remembers and the one it meets in eval mode. 1 is no shift; bars are ± sd over seeds.",
+        "One line per config, from the input to the output: the ratio of each BN layer’s running "
+        "and eval variance. 1 is no shift; bars are ± sd over seeds.",
         "No shift was measured: measure.every must be 1 or more, and the network needs BN.",
         "depth", charts.depth, grouped=True, wide=True),
     Figure("prediction", "Prediction against measurement",
@@ -26,37 +49,38 @@ FIGURES = (
         "layer through at most one linear layer.",
         "predictions", charts.prediction, grouped=True),
     Figure("scatter", "Shift against error",
-        "One point a run: its mean shift ratio and its score at the last epoch.",
+        "One point per run: its mean shift ratio and its score at the last epoch.",
         "No run has a mean shift ratio: measure.every must be 1 or more.",
         "runs", charts.scatter, grouped=True),
     Figure("strengths", "Layer × rate",
         "Shift ratio at the last epoch, mean over seeds.",
         "No layout was run at two rates or more; grid: {network.noise.rate: [0.1, 0.3, 0.5]} does.",
-        "depth", maps.over_strengths),
+        "depth", charts.over_strengths),
     Figure("epochs", "Layer × epoch",
         "How a ratio grows in training, mean over seeds. The shift ratio needs the eval variance, "
         "which is measured in the last epoch and in those that measure.eval_epochs names. Training "
         "against running variance has noise on both sides: near 1 once BN’s average keeps up.",
         "Only one epoch was measured: measure.every: 1 writes each, measure.eval_epochs: all also "
         "the shift ratio.",
-        "epochs", maps.over_epochs),
+        "epochs", charts.over_epochs),
     Figure("variances", "Three variances of a layer",
-        "What BN’s input had in training, what BN remembers, and what it meets in eval mode "
-        "(measured in the last epoch and in those that measure.eval_epochs names).",
+        "Of BN’s input: the variance in training batches, the running variance that BN keeps, and "
+        "the eval variance (measured in the last epoch and in those that measure.eval_epochs "
+        "names).",
         "No layer was measured: measure.every must be 1 or more.",
-        "epochs", maps.variances),
+        "epochs", charts.variances),
     Figure("channels", "A layer’s channels",
         "Whether a shift is that of all channels or of a few: eval variance over running variance "
-        "of each channel at the last epoch, all seeds together. Left of 1, testing meets less.",
+        "of each channel at the last epoch, all seeds together. Left of 1, testing has less.",
         "No run has channels.safetensors with eval variances: measure.every must be 1 or more.",
-        "channels", maps.channels, grouped=True),
+        "channels", charts.channels, grouped=True),
     Figure("curves", "Learning curves",
         "Mean over seeds, with a band of ± sd.",
         "No run has epochs in metrics.jsonl.",
         "curves", charts.curves, grouped=True),
     Figure("recalibration", "Before and after recalibration",
         "Score with the BN statistics as trained and re-estimated by each method; a method left of "
-        "“as trained” gives something back.",
+        "“as trained” recovers something.",
         "No run has recalibration.json: recalibration.methods: [precise, layerwise] or "
         "`vshift recalibrate` writes it.",
         "recalibration", charts.recalibration),
@@ -64,7 +88,7 @@ FIGURES = (
         "Accuracy with noise on and off, BN on the batch’s, on running and on re-estimated "
         "statistics: batch over running with noise off is what stale statistics cost.",
         "No run has modes.json: measure.modes: true or `vshift recalibrate --modes` writes it.",
-        "modes", maps.modes),
+        "modes", charts.modes),
 )  # fmt: skip
 
 
@@ -85,13 +109,13 @@ def frames(study: Study) -> dict[str, pd.DataFrame]:
         ).drop(columns=["index", "total", "se"])
     return {
         "depth": depth,
-        "predictions": study.predictions.drop(columns="index"),
+        "predictions": study.predictions,
         "runs": study.runs,
-        "epochs": named(study.epochs).drop(columns="index", errors="ignore"),
+        "epochs": named(study.epochs),
         "channels": study.channels,
         "curves": study.curves,
         "recalibration": mean_of(study.recalibration, ["group", "method"]).replace(
-            {"method": {"none": AS_TRAINED}}
+            {"method": {"none": charts.AS_TRAINED}}
         ),
         "modes": study.modes,
     }
@@ -108,7 +132,7 @@ def specs(study: Study) -> dict[str, dict[str, Any]]:
             result[figure.id] = {
                 **spec,
                 "width": "container",
-                "config": CONFIG,
+                "config": charts.CONFIG,
                 "autosize": {"type": "fit-x", "contains": "padding"},
                 "description": figure.caption,
             }

@@ -1,46 +1,153 @@
-"""Configs in words: where the noise sits, how strong it is, and whatever else they differ in."""
+"""Configs as a report shows them: a short label, a colour, and where their noise sits in words.
+
+Everything is taken from the values of the config, whatever its file says.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import colorsys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import takewhile
 from typing import Any
 
+from vshift.compare import Comparison
+from vshift.compare.fields import Row, active_noise
+from vshift.compare.groups import NO_NOISE, Group, differing_keys, short_heads
+from vshift.compare.statistics import Difference
 from vshift.config.identity import Scope, scope_of
 from vshift.config.noise import read_noise
-from vshift.report.data import Study
-from vshift.report.groups import Group, entries_of
-from vshift.report.keys import differing, short_key, shown
 from vshift.runs.read import number
-from vshift.text import escape_control, format_number, join_words, pluralize
+from vshift.text import (
+    NONE,
+    escape_control,
+    format_number,
+    format_value,
+    join_words,
+    natural,
+    pluralize,
+)
 
-Row = dict[str, Any]
+# Okabe and Ito (2008): hues that people with any kind of colour blindness tell apart; without
+# black, which cannot be seen on a dark page, and yellow, which cannot on a white one.
+PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GREY = "#8a8a8a"
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+
+
+@dataclass(frozen=True)
+class StudyGroup(Group):
+    """The runs of one config as a page shows them; the label is without what all begin with.
+
+    Attributes:
+        row: its row of `vshift compare`.
+        difference: to the baseline; None where there is none.
+    """
+
+    row: Row = field(default_factory=dict)
+    difference: Difference | None = None
+    is_baseline: bool = False
+    colour: str = GREY
+    shape: str = SHAPES[0]
+
+
+def make_groups(comparison: Comparison) -> list[StudyGroup]:
+    """A group for each row of the comparison, in its order."""
+    labels = short_labels([group.label for group in comparison.groups])
+    groups = [
+        StudyGroup(
+            **{each.name: getattr(group, each.name) for each in fields(Group)} | {"label": label},
+            row=row,
+            difference=difference,
+            is_baseline=group.label == comparison.baseline,
+        )
+        for group, label, row, difference in zip(
+            comparison.groups, labels, comparison.rows, comparison.differences, strict=True
+        )
+    ]
+    has_noise = any(group.noise.layout != NO_NOISE for group in groups)
+    return _coloured_by_noise(groups) if has_noise else _coloured_by_config(groups)
+
+
+def short_labels(names: Sequence[str]) -> list[str]:
+    """Names without the words that all of them begin with, if what is left still is a name."""
+    escaped = [escape_control(name) for name in names]
+    words = [name.split("-") for name in escaped]
+    same = takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False))
+    start = sum(len(column[0]) + 1 for column in same) if len(escaped) > 1 else 0
+    rests = [name[start:] for name in escaped]
+    return rests if all(rest[:1].isalpha() for rest in rests) else escaped
+
+
+# ---- colours and shapes
+
+
+def _coloured_by_noise(groups: Sequence[StudyGroup]) -> list[StudyGroup]:
+    """Few noisy configs have a hue each; of many a hue is a layout, and a shade a strength.
+
+    What has no noise is grey. Only configs with a run that counts are drawn.
+    """
+    used = [group for group in groups if group.runs]
+    layouts = sorted({group.noise.layout for group in used} - {NO_NOISE}, key=natural)
+    noisy = [g.label for g in used if not g.is_baseline and g.noise.layout != NO_NOISE]
+    result = []
+    for group in groups:
+        layout, colour, shape = group.noise.layout, GREY, SHAPES[0]
+        hue = GREY
+        if layout in layouts:
+            place = layouts.index(layout)
+            hue, shape = PALETTE[place % len(PALETTE)], SHAPES[1 + place % (len(SHAPES) - 1)]
+        if group.label in noisy and len(noisy) <= len(PALETTE):
+            colour = PALETTE[noisy.index(group.label)]
+        elif group.runs:
+            family = [g for g in used if g.noise.layout == layout]
+            family.sort(key=lambda g: (g.noise.variance or 0.0, natural(g.label)))
+            colour = _shade(hue, family.index(group), len(family))
+        result.append(replace(group, colour=colour, shape=shape))
+    return result
+
+
+def _coloured_by_config(groups: Sequence[StudyGroup]) -> list[StudyGroup]:
+    """Every config but the baseline with a hue and a shape of its own, as far as pairs go."""
+    result, place = [], 0
+    for group in groups:
+        if group.runs and not group.is_baseline:
+            shape = SHAPES[(place + place // len(PALETTE)) % len(SHAPES)]
+            group = replace(group, colour=PALETTE[place % len(PALETTE)], shape=shape)
+            place += 1
+        result.append(group)
+    return result
+
+
+def _shade(colour: str, index: int, count: int) -> str:
+    """The index-th of `count` shades from light to dark, all visible on white and on black."""
+    if count < 2:
+        return colour
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    hue, _, saturation = colorsys.rgb_to_hls(red, green, blue)
+    parts = colorsys.hls_to_rgb(hue, 0.72 - 0.37 * index / (count - 1), saturation)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in parts)
+
+
+# ---- the noise of a config
 
 _PLACES = {
     "before_last_bn": "right before each block’s last batch norm",
     "before_last_conv": "right before each block’s last {}",
     "before_bn": "right before every batch norm of each block",
-    "after_bn": "after every batch norm of each block, behind its activation",
-    "before_classifier": "once, before the classifier, behind all batch norms",
+    "after_bn": "after every batch norm of each block and its activation",
+    "before_classifier": "once, before the classifier, after all batch norms",
 }
 _PAPERS = {
     "before_last_bn": "; Dropout-(a) of Li et al. 2019",
     "before_last_conv": "; Dropout-(b) of Li et al. 2019",
 }
 _UNITS = {"channel": "on whole channels", "sample": "on whole images"}
-_FULLY_CONNECTED = ("mlp", "autoencoder")
-# What `norm_in_words` says of the section `norm`; its other keys are shown as they are.
-_NORM_KEYS = {
-    f"norm.{key}"
-    for key in ("kind", "momentum", "ghost", "update_running_stats", "eval_statistics", "groups",
-        "scale_init", "shift_init")
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """`dropout at rate` `0.3` `before every batch norm`: equal but for the strength, two are one
-    layout."""
+    """`dropout at rate` `0.3` `before every batch norm`: what all strengths of a layout share."""
 
     before: str
     strength: str = ""
@@ -53,29 +160,15 @@ class Phrase:
         return " ".join(filter(None, [self.before, join_words(strengths), self.after]))
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What some configs are, in words; they differ in nothing but the strength of their noise.
-
-    Attributes:
-        text: of all together; alone: of each group.
-    """
-
-    groups: list[Group]
-    text: str
-    alone: list[str]
-
-
 def noise_in_words(config: Row) -> Phrase:
-    """`dropout at rate 0.3 right before each block’s last batch norm`, from the config alone."""
-    entries = entries_of(config)
-    if not entries:
-        return Phrase("no noise")
-    found = [_entry_in_words(entry, config["network"]) for entry in entries]
-    return found[0] if len(found) == 1 else Phrase(join_words([str(phrase) for phrase in found]))
+    """`dropout at rate 0.3 right before each block’s last batch norm`."""
+    phrases = [_phrase(entry, config["network"]) for entry in active_noise(config)]
+    if len(phrases) == 1:
+        return phrases[0]
+    return Phrase(join_words([str(phrase) for phrase in phrases]) or NO_NOISE)
 
 
-def _entry_in_words(entry: Row, network: Row) -> Phrase:
+def _phrase(entry: Row, network: Row) -> Phrase:
     noise, unit = read_noise(entry), entry.get("unit")
     strength = "" if noise.strength is None else f"{noise.strength:g}"
     parts = [_UNITS[unit]] if unit in ("channel", "sample") else []
@@ -84,18 +177,19 @@ def _entry_in_words(entry: Row, network: Row) -> Phrase:
 
 
 def _place(entry: Row, network: Row) -> str:
-    position = entry.get("position")
+    position, block = entry.get("position"), network.get("block")
     positions = position if isinstance(position, list) else [position] if position else []
-    linear = "layer of weights" if network.get("name") in _FULLY_CONNECTED else "convolution"
-    named = _PAPERS if entry.get("kind") == "dropout" and linear == "convolution" else {}
+    is_conv = network.get("name") not in ("mlp", "autoencoder")
+    papers = _PAPERS if entry.get("kind") == "dropout" and is_conv else {}
     places = [
-        f"{_PLACES[one].format(linear)} ({one}{named.get(one, '')})"
+        f"{_PLACES[one].format('convolution' if is_conv else 'linear layer')}"
+        f" ({one}{papers.get(one, '')})"
         if isinstance(one, str) and one in _PLACES
         else f"at {escape_control(str(one))}"
         for one in positions
     ]
-    if not places and network.get("block"):
-        return f"where the block order says noise: {escape_control(str(network['block']))}"
+    if not places and block:
+        return f"where the block order says noise: {escape_control(str(block))}"
     return join_words(places) or "somewhere"
 
 
@@ -105,126 +199,153 @@ def norm_in_words(norm: Any) -> str:
         return ""
     if norm["kind"] == "none":
         return "no normalisation"
-    values = {key: number(norm.get(key)) for key in ("groups", "ghost", "momentum")}
-    starts = [
-        f"{symbol} starts at {format_number(value, 4).rstrip('0').rstrip('.')}"
-        for symbol, key, usual in (("γ", "scale_init", 1.0), ("β", "shift_init", 0.0))
-        if (value := number(norm.get(key, usual))) is not None and value != usual
-    ]
+    groups, ghost, momentum = (number(norm.get(key)) for key in ("groups", "ghost", "momentum"))
     if norm["kind"] == "group":
-        groups = f" of {values['groups']:g} groups" if values["groups"] else ""
-        return ", ".join([f"group norm{groups}", *starts])
-    if norm["kind"] != "batch":
+        parts = [f"group norm of {groups:g} groups" if groups else "group norm"]
+    elif norm["kind"] == "batch":
+        parts = [f"batch norm in groups of {ghost:g} images" if ghost else "batch norm"]
+        if norm.get("update_running_stats") is False:
+            parts.append("running statistics never updated")
+        elif norm.get("momentum", 0) is None:
+            parts.append("running statistics as the simple average of all batches")
+        elif momentum is not None:
+            parts.append(f"momentum {momentum:g}")
+        if norm.get("eval_statistics") == "batch":
+            parts.append("tested with each test batch’s own statistics")
+    else:
         return escape_control(norm["kind"])
-    parts = [
-        f"batch norm in groups of {values['ghost']:g} images" if values["ghost"] else "batch norm"
-    ]
-    if norm.get("update_running_stats") is False:
-        parts.append("running statistics never updated")
-    elif norm.get("momentum", 0) is None:
-        parts.append("running statistics as the simple average of all batches")
-    elif values["momentum"] is not None:
-        parts.append(f"momentum {values['momentum']:g}")
-    if norm.get("eval_statistics") == "batch":
-        parts.append("tested with each test batch’s own statistics")
-    return ", ".join([*parts, *starts])
+    for symbol, key, default in (("γ", "scale_init", 1.0), ("β", "shift_init", 0.0)):
+        value = number(norm.get(key, default))
+        if value is not None and value != default:
+            parts.append(f"{symbol} starts at {format_number(value, 4).rstrip('0').rstrip('.')}")
+    return ", ".join(parts)
 
 
-_USUAL_NORMS = ("", "batch norm, momentum 0.1")
+def shown(value: Any) -> str:
+    """A config value; – where a config has none."""
+    return NONE if value is None else format_value(value)
 
 
-def layouts(study: Study) -> list[Layout]:
+# ---- all configs in words
+
+# What `norm_in_words` says of the section `norm`; its other keys are shown as they are.
+_NORM_KEYS = {
+    f"norm.{key}"
+    for key in ("kind", "momentum", "ghost", "update_running_stats", "eval_statistics", "groups",
+        "scale_init", "shift_init")
+}  # fmt: skip
+_DEFAULT_NORMS = {"", "batch norm, momentum 0.1"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What some configs are, in words; they differ in nothing but the strength of their noise.
+
+    Attributes:
+        text: of all together; alone: of each group.
+    """
+
+    groups: list[StudyGroup]
+    text: str
+    alone: list[str]
+
+
+def layouts(groups: Sequence[StudyGroup]) -> list[Layout]:
     """All configs in words, the baseline first; those that differ in the strength only together."""
-    known = [group for group in study.groups if group.config]
-    keys, configs = differing(known)
-    norms = {group.name: norm_in_words(group.config.get("norm")) for group in known}
-    says_norm = len(set(norms.values())) > 1 or not set(norms.values()) <= set(_USUAL_NORMS)
-    is_noisy = any(entries_of(group.config) for group in known)
-    found: dict[tuple[str, ...], list[Group]] = {}
-    for group in sorted(known, key=lambda g: not g.is_baseline):
+    known = [group for group in groups if group.config]
+    keys = differing_keys(known)
+    heads = dict(zip(keys, short_heads(list(keys)), strict=True))
+    norms = {group.label: norm_in_words(group.config.get("norm")) for group in known}
+    says_norm = len(set(norms.values())) > 1 or not set(norms.values()) <= _DEFAULT_NORMS
+    is_noisy = any(active_noise(group.config) for group in known)
+    found: dict[tuple[str, ...], list[StudyGroup]] = {}
+    for place, group in sorted(enumerate(known), key=lambda item: not item[1].is_baseline):
         phrase = noise_in_words(group.config)
-        rest = [norms[group.name]] if says_norm else []
-        rest += _others(group, configs[group.name], keys, phrase)
+        rest = [norms[group.label]] if says_norm else []
+        values = {key: (heads[key], of_all[place]) for key, of_all in keys.items()}
+        rest += _other_values(values, phrase)
         if not is_noisy and any(rest):
             phrase = Phrase("")  # said once, of all of them
         found.setdefault((phrase.before, phrase.after, *rest), []).append(group)
     return [
-        _layout(groups, Phrase(before, "", after), [part for part in rest if part])
-        for (before, after, *rest), groups in found.items()
+        _layout(members, Phrase(before, "", after), [part for part in rest if part])
+        for (before, after, *rest), members in found.items()
     ]
 
 
-def _layout(groups: list[Group], phrase: Phrase, rest: list[str]) -> Layout:
+def _layout(groups: list[StudyGroup], phrase: Phrase, rest: list[str]) -> Layout:
     groups = sorted(groups, key=lambda group: (not group.is_baseline, group.noise.variance or 0.0))
     strengths = [noise_in_words(group.config).strength for group in groups]
-    alone = ["; ".join(filter(None, [phrase.with_strengths([one]), *rest])) for one in strengths]
-    together = phrase.with_strengths(list(dict.fromkeys(strengths)))
-    return Layout(groups, "; ".join(filter(None, [together, *rest])), alone)
+
+    def text(some: Iterable[str]) -> str:
+        return "; ".join(filter(None, [phrase.with_strengths(list(some)), *rest]))
+
+    return Layout(groups, text(dict.fromkeys(strengths)), [text([one]) for one in strengths])
 
 
-def _others(group: Group, config: Row, keys: list[str], phrase: Phrase) -> list[str]:
-    """The values that the words of noise and norm do not tell."""
+def _other_values(values: Mapping[str, tuple[str, Any]], phrase: Phrase) -> list[str]:
+    """The values, by key and short key, that the words of noise and norm do not tell."""
     parts = []
-    for key in keys:
-        if key.startswith("network.noise") or key in _NORM_KEYS:
+    for key, (head, value) in values.items():
+        told = key.startswith("network.noise") or key in _NORM_KEYS
+        if told or scope_of(key) < Scope.TRAINING:
             continue
-        if scope_of(key) < Scope.TRAINING:
-            continue
-        value = config.get(key)
-        if key == "network.block":
-            if "block order" not in phrase.after:
-                own = "the network’s own block order"
-                parts.append(f"block order {shown(value)}" if value else own)
-            continue
-        parts.append(f"{short_key(key, keys)} {shown(value)}")
+        if key != "network.block":
+            parts.append(f"{head} {shown(value)}")
+        elif "block order" not in phrase.after:
+            default = "the network’s own block order"
+            parts.append(f"block order {shown(value)}" if value else default)
     return parts
 
 
-def in_words(study: Study) -> dict[str, str]:
-    """Group label → its own layout in words."""
+def in_words(groups: Sequence[StudyGroup]) -> dict[str, str]:
+    """Label → its own layout in words."""
     return {
         group.label: text
-        for layout in layouts(study)
+        for layout in layouts(groups)
         for group, text in zip(layout.groups, layout.alone, strict=True)
     }
 
 
-_TERMS = (
-    "Shift ratio: for a batch norm (BN) layer, the variance that it remembers from training and "
-    "the one that it meets in testing, the larger over the smaller; 1 is no shift.",
+_SHIFT_RATIO = (
+    "Shift ratio: for a batch norm (BN) layer, the running variance that it keeps from training "
+    "and the eval variance of its input in testing, the larger over the smaller; 1 is no shift."
+)
+_NOISE_VARIANCE = (
     "s²: the variance of the noise, rate/(1 − rate) for dropout, σ² for Gaussian and β²/3 for "
     "uniform noise. It and the place of the noise decide the shift. A rate is the share of values "
-    "that is dropped.",
+    "that is dropped."
 )
 
 
-def terms(study: Study) -> list[str]:
-    """The words that the answers use, explained, as far as they are needed."""
-    noisy = any(entries_of(group.config) for group in study.groups)
-    shifted = bool(len(study.depth)) or noisy
-    return [term for term, needed in zip(_TERMS, (shifted, noisy), strict=True) if needed]
+def terms(groups: Sequence[StudyGroup], measured: bool) -> list[str]:
+    """The terms that the answers use, explained, as far as they are needed."""
+    noisy = any(active_noise(group.config) for group in groups)
+    return [_SHIFT_RATIO] * (measured or noisy) + [_NOISE_VARIANCE] * noisy
 
 
-def shared(study: Study) -> str:
+def shared(groups: Sequence[StudyGroup]) -> str:
     """What all configs have in common: `preresnet of depth 8, 6 epochs, 3 seeds each`."""
-    configs = [group.config for group in study.groups if group.config]
-    networks = [c.get("network") for c in configs]
-    names = [n.get("name") if isinstance(n, dict) else None for n in networks]
-    depths = [n.get("depth") if isinstance(n, dict) else None for n in networks]
+    configs = [group.config for group in groups if group.config]
+    networks = [c["network"] if isinstance(c.get("network"), dict) else {} for c in configs]
+    name = _common(network.get("name") for network in networks)
+    depth = _common(network.get("depth") for network in networks)
+    epochs = _common(config.get("epochs") for config in configs)
+    seeds = _common(len(group.runs) for group in groups if group.runs)
     parts = []
-    if _one(names):
-        depth = f" of depth {depths[0]}" if _one(depths) and isinstance(depths[0], int) else ""
-        parts.append(f"{escape_control(str(names[0]))}{depth}")
-    epochs = [config.get("epochs") for config in configs]
-    if _one(epochs) and isinstance(epochs[0], int):
-        parts.append(pluralize(epochs[0], "epoch"))
-    seeds = [len(group.runs) for group in study.used]
-    if _one(seeds):
-        parts.append(f"{pluralize(seeds[0], 'seed')} each")
-    if not any(map(entries_of, configs)):
+    if name is not None:
+        depth_text = f" of depth {depth}" if isinstance(depth, int) else ""
+        parts.append(f"{escape_control(str(name))}{depth_text}")
+    if isinstance(epochs, int):
+        parts.append(pluralize(epochs, "epoch"))
+    if seeds is not None:
+        parts.append(f"{pluralize(seeds, 'seed')} each")
+    if not any(map(active_noise, configs)):
         parts.append("no noise in any config")
     return ", ".join(parts)
 
 
-def _one(values: Sequence[Any]) -> bool:
-    return bool(values) and values[0] is not None and all(value == values[0] for value in values)
+def _common(values: Iterable[Any]) -> Any:
+    """The value that all have; None where they differ."""
+    first, *others = [*values] or [None]
+    return first if all(value == first for value in others) else None

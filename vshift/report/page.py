@@ -10,8 +10,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib import resources
+from importlib import metadata, resources
 from typing import Any
 
 import numpy as np
@@ -20,24 +21,28 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from vshift._version import __version__
-from vshift.report import layouts, tables, words
-from vshift.report.data import Study
+from vshift.cache import cache_folder, keep
+from vshift.report import answers, layouts, tables
 from vshift.report.figures import FIGURES, frames, specs
-from vshift.report.groups import Group
-from vshift.report.story import cards
-from vshift.text import pluralize, to_jsonable
+from vshift.report.layouts import StudyGroup
+from vshift.report.study import Study
+from vshift.text import escape_control, join_words, pluralize, to_jsonable
 
 _DIGITS = 4  # significant: more than any figure shows
 
 
+_CROWD, _SHOWN = 24, 12  # more configs than the first begin with the second number shown
+
+
 def render(study: Study, title: str, vega: str) -> str:
-    """The whole page as text, with `vega.script()` in it."""
+    """The whole page as text, with the text of `vega_script` in it."""
     style, script = (_asset(name) for name in ("style.css", "script.js"))
+    hidden = at_first_hidden(study)
     drawn = specs(study)
     data = {figure.data for figure in FIGURES if figure.id in drawn}
     content = {
         "groups": [{"label": g.label, "mark": _mark_id(g)} for g in study.used],
-        "hidden": at_first_hidden(study),
+        "hidden": hidden,
         "specs": drawn,
         "data": {name: pack(frame) for name, frame in frames(study).items() if name in data},
     }
@@ -55,40 +60,77 @@ def render(study: Study, title: str, vega: str) -> str:
         vega=Markup(vega),
         study=Markup(_for_script(content)),
         marks=Markup("").join(mark(group) for group in study.used),
-        facts=_facts(study),
-        data=" and ".join(words.data_names(study)),
-        rests=_facts(study),
-        cards=cards(study),
-        data_sentences=words.data_sentences(study),
-        left_out=words.left_out(study),
-        notes=[*study.comparison.notes, *study.problems],
+        facts=answers.facts(study),
+        data=" and ".join(answers.data_names(study)),
+        cards=answers.cards(study),
+        data_sentences=answers.data_sentences(study),
+        left_out=answers.left_out(study),
+        notes=[*study.comparison.notes, *answers.unpaired(study), *study.problems],
         configs=tables.configs_table(study),
         runs=tables.runs_table(study),
+        layers=tables.layers_table(study),
         differences=tables.differences_table(study),
         figures=[figure for figure in FIGURES if figure.id in drawn],
         missing=[figure for figure in FIGURES if figure.id not in drawn],
-        caption=words.caption(study),
-        layouts=layouts.layouts(study),
-        shared=layouts.shared(study),
-        terms=layouts.terms(study),
-        layer_note=words.layer_note(study),
-        same_note=words.same_note(study),
+        layouts=layouts.layouts(study.groups),
+        shared=layouts.shared(study.groups),
+        terms=layouts.terms(study.groups, measured=not study.depth.empty),
+        layer_note=layer_note(study),
+        same_note=same_note(study),
         prefix_note=_prefix_note(study),
-        crowd=len(at_first_hidden(study)),
+        crowd=len(hidden),
     )
 
 
-_CROWD, _SHOWN = 24, 12
-
-
 def at_first_hidden(study: Study) -> list[str]:
-    """The labels that figures of very many configs begin without: all but the baseline and those
-    with the largest mean shift, or nobody could read them."""
-    groups = study.used
-    if len(groups) <= _CROWD:
-        return []
-    ranked = sorted(groups, key=lambda g: (not g.is_baseline, -(g.row["shift_ratio_mean"] or 0.0)))
-    return [group.label for group in ranked[_SHOWN:]]
+    """The labels that figures of very many configs begin without, or nobody could read them."""
+    labels = [group.label for group in tables.by_shift(study)]
+    return labels[_SHOWN:] if len(labels) > _CROWD else []
+
+
+def layer_note(study: Study) -> str:
+    """How axes shorten layers' names, by an example; empty where they do not."""
+    for name, short in study.layers.items():
+        if short != escape_control(name):
+            return f"On axes, layers have short names: {short} is {escape_control(name)}."
+    return ""
+
+
+def same_note(study: Study) -> str:
+    """Which configs' marks cover each other, as they are the same trainings."""
+    labels: dict[object, list[str]] = {}
+    for group in study.used:
+        labels.setdefault(answers.training_of(group), []).append(group.label)
+    return " ".join(
+        f"{join_words(names)} are the same trainings: their marks lie on each other."
+        for names in labels.values()
+        if len(names) > 1
+    )
+
+
+def _prefix_note(study: Study) -> str:
+    """Which beginning the labels leave out."""
+    for group in study.groups:
+        name = str(group.row["label"])
+        if name != group.label and name.endswith(group.label):
+            return f"Names are without “{name.removesuffix(group.label)}”."
+    return ""
+
+
+def vega_script() -> str:
+    """Vega, Vega-Lite and Vega-Embed in one text.
+
+    vl-convert bundles them, which takes four seconds; the cache folder keeps the text, by
+    vl-convert's version. Without a cache that can be written they are bundled each time.
+    """
+    import vl_convert
+
+    path = cache_folder() / f"vega-{metadata.version('vl-convert-python')}.js"
+    with suppress(OSError, UnicodeDecodeError):
+        return path.read_text(encoding="utf-8")
+    bundle = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]  # all of it
+    keep(path, bundle)
+    return bundle
 
 
 def _asset(name: str) -> str:
@@ -142,28 +184,12 @@ _SHAPES = {
 }
 
 
-def _mark_id(group: Group) -> str:
+def _mark_id(group: StudyGroup) -> str:
     return f"{group.shape}-{group.colour.lstrip('#')}"
 
 
-def mark(group: Group) -> Markup:
+def mark(group: StudyGroup) -> Markup:
     """The group's symbol as it stands in the figures."""
     return Markup(
         '<svg class="mark" viewBox="0 0 12 12" aria-hidden="true" fill="{}" data-mark="{}">'
     ).format(group.colour, _mark_id(group)) + Markup(_SHAPES[group.shape] + "</svg>")
-
-
-def _facts(study: Study) -> str:
-    used = sum(len(group.runs) for group in study.groups)
-    others = sum(len(group.others) for group in study.groups)
-    configs = len(study.groups)
-    text = f"{pluralize(used, 'run')} of {pluralize(configs, 'config')}"
-    return text + (f", {others} more not counted" if others else "")
-
-
-def _prefix_note(study: Study) -> str:
-    """Which beginning the labels leave out."""
-    for group in study.groups:
-        if group.name != group.label and group.name.endswith(group.label):
-            return f"Names are without “{group.name.removesuffix(group.label)}”."
-    return ""

@@ -1,220 +1,259 @@
-"""The page's tables: configs, runs, and what configs differ in, as cells with sort keys."""
+"""The tables of the page: cells with sort keys under headings that explain themselves."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vshift.compare.table import device_of
-from vshift.report.data import Study
-from vshift.report.effects import Effect, against_baseline
-from vshift.report.gains import Gain, gains
-from vshift.report.groups import Group
-from vshift.report.keys import differing, short_key, shown
-from vshift.report.layouts import in_words
-from vshift.report.prose import amount, p_text, span
+from vshift.compare.groups import differing_keys, short_heads
+from vshift.compare.statistics import Difference
+from vshift.compare.table import SHOWN as SUMMARY_SHOWN
+from vshift.compare.table import device_of, row_key
+from vshift.report.answers import against_baseline, recovered, score_text, span
+from vshift.report.layouts import StudyGroup, in_words, shown
+from vshift.report.study import SHOWN as LAYER_SHOWN
+from vshift.report.study import Study, score_of
 from vshift.runs.read import RunRecord, number
-from vshift.text import NONE, format_number, format_spread, format_text
+from vshift.runs.schema import SUMMARY_COLUMNS, Column
+from vshift.text import NONE, escape_control, format_number, format_spread
 
-Row = dict[str, Any]
+LAYER_ROWS = 400  # beyond, the configs with the largest shift only
+_BASELINE = "baseline"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """`key` is what the column is sorted by: a number, or text where there is none."""
+    """`key` is the number that the cell is sorted by; without one its text is."""
 
     text: str
-    key: float | str | None = None
+    key: float | None = None
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row; `group` is the label whose colour stands before it, None for none; `about` explains
-    the first cell."""
+    """A row; `group` is the one whose mark it begins with, `about` explains the first cell."""
 
     cells: list[Cell]
-    group: Group | None = None
+    group: StudyGroup | None = None
     about: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Heads with a longer explanation each; `numeric` columns stand right."""
+    """Cells in columns, whose `meaning` explains their heading."""
 
     id: str
-    heads: list[tuple[str, str]]
-    numeric: list[bool]
+    columns: list[Column]
     lines: list[Line]
+    caption: str = ""
 
 
-def _value(value: Any) -> Cell:
-    return Cell(shown(value), number(value) if number(value) is not None else shown(value))
+def _cell(column: Column, value: Any) -> Cell:
+    """A value as its column shows it."""
+    if isinstance(value, Cell):
+        return value
+    if column.is_text or isinstance(value, str):
+        return Cell(NONE if value is None else escape_control(str(value)))
+    return Cell(format_number(number(value), column.digits), number(value))
 
 
-def _number(value: float | None, digits: int) -> Cell:
-    return Cell(format_number(value, digits), value)
-
-
-def _spread(mean: float | None, sd: float | None, digits: int) -> Cell:
-    return Cell(format_spread(mean, sd, digits=digits), mean)
+def _table(
+    name: str,
+    columns: Sequence[Column],
+    rows: Iterable[tuple[Sequence[Any], StudyGroup | None, str]],
+    caption: str = "",
+) -> Table:
+    """A table of values, each with its row's group and words; without columns that say nothing."""
+    lines = [
+        Line([_cell(*pair) for pair in zip(columns, values, strict=True)], group, about)
+        for values, group, about in rows
+    ]
+    silent = (NONE, _BASELINE)
+    kept = [i for i in range(len(columns)) if any(x.cells[i].text not in silent for x in lines)]
+    lines = [replace(line, cells=[line.cells[i] for i in kept]) for line in lines]
+    return Table(name, [columns[i] for i in kept], lines, caption)
 
 
 def configs_table(study: Study) -> Table:
-    """One row a config: scores, difference to the baseline, shift, and its own config keys."""
-    effects = {effect.group.label: effect for effect in against_baseline(study)}
-    back = {gain.group.label: gain for gain in gains(study)}
-    about = in_words(study)
-    keys, configs = differing(study.groups)
-    error = study.score == "test_error"
-    corrected = "p corrected for all rows by Holm; ~ is about how many seeds a config would tell"
-    heads = [
-        ("config", "name, without what all names begin with; point at one for its layout"),
-        ("n", "seeds that are done"),
-        ("test error %" if error else "test loss", "last epoch, mean ± sd over seeds"),
-        ("difference", "to the baseline"),
-        ("95 % CI", "of the difference, Welch"),
-        ("more than chance?", f"Welch’s test at 5 %, {corrected}"),
-        ("given back", "by recalibration, the first method of the config; mean over seeds"),
-        ("95 % CI", "of what was given back: paired t over seeds, each run before and after"),
-        ("more than chance?", f"paired t test at 5 %, {corrected}"),
-        ("train acc % (eval)", "accuracy on training images in eval mode"),
-        ("train acc % (train)", "the same images in train mode: noise on, batch statistics"),
-        ("shift mean", "mean over BN layers of the shift ratio"),
-        ("shift max", "mean over seeds of each run’s largest over BN layers"),
-        ("at", "the layer where a run’s largest is most often"),
-        *((short_key(key, keys), key) for key in keys),
-    ]
-    numeric = [False, *[True] * 4, False, True, True, False, *[True] * 4, False]
-    numeric += [
-        all(number(c.get(key)) is not None or c.get(key) is None for c in configs.values())
-        for key in keys
-    ]
-    lines = [
-        Line(
-            _config_cells(study, group, effects.get(group.label), back.get(group.label))
-            + [_value(configs.get(group.name, {}).get(key)) for key in keys],
-            group,
-            about.get(group.label, ""),
-        )
-        for group in study.groups
-    ]
-    return _without_empty(Table("configs", heads, numeric, lines))
+    """One row per config: scores, differences, shift, and the config keys that differ."""
+    effects = {effect.group.label: effect.found for effect in against_baseline(study)}
+    regained = {each.group.label: each.found for each in recovered(study)}
+    about, keys = in_words(study.groups), differing_keys(study.groups)
+    heads = dict(zip(keys, short_heads(list(keys)), strict=True))
+    score = SUMMARY_COLUMNS[study.score]
+    summary = [c for c in SUMMARY_SHOWN.values() if not c.key.startswith("test_")]
+    columns = [
+        Column("label", "name, without what all names begin with; point at one for its layout",
+               "config", is_text=True),
+        Column("n", "seeds that are done", "n", digits=0),
+        Column(score.key, "last epoch, mean ± sd over seeds", score.heading),
+        *_tested("difference", "to the baseline", "of the difference, Welch", "Welch’s test"),
+        *_tested("recovered",
+                 "by recalibration, the first method of the config; mean over seeds",
+                 "of what is recovered: paired t over seeds, each run before and after",
+                 "paired t test"),
+        *summary,
+        *(Column(key, key, heads[key], is_text=not _is_numeric(of)) for key, of in keys.items()),
+    ]  # fmt: skip
+    rows = []
+    for place, group in enumerate(study.groups):
+        mean, sd = (group.row[f"{study.score}_{what}"] for what in ("mean", "sd"))
+        tested = [*_difference(study, effects.get(group.label)),
+                  *_difference(study, regained.get(group.label))]  # fmt: skip
+        tested[2] = Cell(_BASELINE) if group.is_baseline else tested[2]
+        values = [
+            group.label,
+            len(group.runs),
+            Cell(format_spread(mean, sd, digits=score.digits), mean),
+            *tested,
+            *(group.row[row_key(column)] for column in summary),
+            *(Cell(shown(of[place]), number(of[place])) for of in keys.values()),
+        ]
+        rows.append((values, group, about.get(group.label, "")))
+    return _table("configs", columns, rows, _caption(study))
 
 
-def _config_cells(
-    study: Study, group: Group, effect: Effect | None, back: Gain | None
-) -> list[Cell]:
-    row, digits = group.row, 2 if study.score == "test_error" else 4
+def _tested(head: str, of_what: str, of_interval: str, test: str) -> list[Column]:
     return [
-        Cell(group.label, group.label),
-        Cell(str(row["n"]), row["n"]),
-        _spread(row[f"{study.score}_mean"], row[f"{study.score}_sd"], digits),
-        *_tested(study, effect),
-        Cell("baseline") if group.is_baseline else _chance(effect),
-        *_tested(study, back),
-        _chance(back),
-        _number(row["train_accuracy_eval_mode_mean"], 1),
-        _number(row["train_accuracy_train_mode_mean"], 1),
-        _number(row["shift_ratio_mean"], 3),
-        _number(row["shift_ratio_max"], 3),
-        Cell(format_text(row["shift_ratio_max_layer"])),
+        Column(head, of_what, head),
+        Column("interval", of_interval, "95 % CI"),
+        Column("significant", f"{test} at 5 %, p corrected for all rows by Holm", "significant",
+               is_text=True),
+    ]  # fmt: skip
+
+
+def _difference(study: Study, found: Difference | None) -> list[Cell]:
+    """A difference, its interval, and whether it is significant; sorted by p."""
+    if found is None:
+        return [Cell(NONE)] * 3
+    return [
+        Cell(score_text(study, found.value, "+"), found.value),
+        Cell(span(study, found.low, found.high) or NONE, found.low),
+        Cell(found.cell, found.p),
     ]
 
 
-def _tested(study: Study, effect: Effect | Gain | None) -> list[Cell]:
-    """A difference and its interval."""
-    if effect is None:
-        return [Cell(NONE), Cell(NONE)]
-    value = Cell(amount(study, effect.value, "+"), effect.value)
-    return [value, Cell(span(study, effect.found) or NONE, effect.found.low)]
+def _is_numeric(values: Sequence[Any]) -> bool:
+    return all(value is None or number(value) is not None for value in values)
 
 
-def _chance(effect: Effect | Gain | None) -> Cell:
-    """Whether it is more than chance, in a table's few words; sorted by p."""
-    if effect is None:
-        return Cell(NONE)
-    if isinstance(effect, Effect) and effect.is_same:
-        return Cell("same training")
-    if not effect.testable:
-        return Cell("one seed" if effect.found_n < 2 else "no spread")
-    if effect.real:
-        return Cell(f"yes ({p_text(effect.p)})", effect.p)
-    needed = effect.seeds_needed
-    seeds = "" if needed is None else f", ~{needed:,} seeds"
-    return Cell(f"no ({p_text(effect.p)}{seeds})", effect.p)
-
-
-def _without_empty(table: Table) -> Table:
-    """Without columns in which no row says anything."""
-    kept = [
-        i
-        for i in range(len(table.heads))
-        if any(line.cells[i].text not in (NONE, "baseline") for line in table.lines)
+def _caption(study: Study) -> str:
+    """What the numbers of the table of configs are."""
+    base = next((group.label for group in study.used if group.is_baseline), None)
+    is_recalibrated = not study.recalibration.empty
+    parts = [
+        "Scores of the last epoch: mean ± sample standard deviation over n seeds.",
+        "No differences, as there is no baseline."
+        if base is None
+        else f"Differences to {base}, with Welch’s 95 % interval and test.",
     ]
-    lines = [replace(line, cells=[line.cells[i] for i in kept]) for line in table.lines]
-    heads, numeric = [table.heads[i] for i in kept], [table.numeric[i] for i in kept]
-    return Table(table.id, heads, numeric, lines)
+    if is_recalibrated:
+        parts.append("Recovered by recalibration, with the paired t interval and test over seeds.")
+    if base is not None or is_recalibrated:
+        parts.append(
+            "Each p is corrected for all rows of its column (Holm); “needs 9 seeds”: about as many "
+            "per config would show a difference of this size."
+        )
+    parts.append(
+        "Shift max is the mean over seeds of each run’s largest ratio, at the layer where that is "
+        "most often."
+    )
+    return " ".join(parts)
 
 
 def runs_table(study: Study) -> Table:
-    """One row a run, also those that do not count."""
-    heads = [
-        ("config", "the config's name"),
-        ("seed", "the run's seed"),
-        ("status", "as run.json says"),
-        ("test error %", "last epoch"),
-        ("test loss", "last epoch"),
-        ("shift mean", "mean over BN layers of the shift ratio"),
-        ("shift max", "largest over BN layers"),
-        ("minutes", "wall time of the run"),
-        ("images/s", "in training"),
-        ("device", "where it ran"),
-        ("started", "UTC"),
+    """One row per run, also those that do not count."""
+    error, loss, mean, largest = (
+        SUMMARY_COLUMNS[key]
+        for key in ("test_error", "test_loss", "shift_ratio_mean", "shift_ratio_max")
+    )
+    columns: list[tuple[Column, Callable[[RunRecord], Any]]] = [
+        (error, lambda run: score_of(run, "test_error")),
+        (loss, lambda run: score_of(run, "test_loss")),
+        (mean, lambda run: run.summary.get("shift_ratio_mean")),
+        (largest, lambda run: run.summary.get("shift_ratio_max")),
+        (Column("seconds", "wall time of the run", "minutes", digits=1), _minutes),
+        (Column("images_per_second", "in training", "images/s", digits=0),
+         lambda run: run.run.get("images_per_second")),
+        (Column("device", "where it ran", "device", is_text=True), device_of),
+        (Column("started", "UTC", "started", is_text=True), _started),
+    ]  # fmt: skip
+    first = [
+        Column("label", "the config's name", "config", is_text=True),
+        Column("seed", "the run's seed", "seed", digits=0),
+        Column("status", "in run.json", "status", is_text=True),
     ]
-    lines = [
-        Line(_run_cells(group, run, counts), group if counts else None)
-        for group in study.groups
-        for counts, runs in ((True, group.runs), (False, group.others))
-        for run in runs
-    ]
-    numeric = [False, True, False, *[True] * 6, False, False]
-    return _without_empty(Table("runs", heads, numeric, lines))
+    rows = []
+    for group in study.groups:
+        for run in [*group.runs, *group.others]:
+            counts = run in group.runs
+            status = run.status if counts else f"{run.status}, not counted"
+            values = [group.label, run.seed, status, *(value(run) for _, value in columns)]
+            rows.append((values, group if counts else None, ""))
+    return _table("runs", [*first, *(column for column, _ in columns)], rows)
 
 
-def _run_cells(group: Group, run: RunRecord, counts: bool) -> list[Cell]:
-    accuracy, seconds = number(run.summary.get("test_accuracy")), number(run.run.get("seconds"))
-    status = run.status if counts else f"{run.status}, not counted"
-    return [
-        Cell(group.label, group.label),
-        Cell(str(run.seed), run.seed),
-        Cell(status, status),
-        _number(None if accuracy is None else 100 - accuracy, 2),
-        _number(number(run.summary.get("test_loss")), 4),
-        _number(number(run.summary.get("shift_ratio_mean")), 3),
-        _number(number(run.summary.get("shift_ratio_max")), 3),
-        _number(None if seconds is None else seconds / 60, 1),
-        _number(number(run.run.get("images_per_second")), 0),
-        Cell(shown(device_of(run))),
-        Cell(shown(run.run.get("started")).replace("T", " ").removesuffix("+00:00")),
+def _minutes(run: RunRecord) -> float | None:
+    seconds = number(run.run.get("seconds"))
+    return None if seconds is None else seconds / 60
+
+
+def _started(run: RunRecord) -> str:
+    return shown(run.run.get("started")).replace("T", " ").removesuffix("+00:00")
+
+
+def by_shift(study: Study) -> list[StudyGroup]:
+    """The groups with a run that counts, the baseline first, then from large to small shift."""
+    return sorted(
+        study.used, key=lambda g: (not g.is_baseline, -(g.row["shift_ratio_mean"] or 0.0))
+    )
+
+
+def layers_table(study: Study) -> Table:
+    """One row per config and BN layer: what layers.jsonl declares with a heading, last epoch."""
+    frame = study.layer_table
+    rows: list[tuple[Sequence[Any], StudyGroup | None, str]] = []
+    left_out = 0
+    for group in by_shift(study):
+        layers = frame[frame["group"] == group.label].sort_values("index")
+        if rows and len(rows) + len(layers) > LAYER_ROWS:
+            left_out += 1
+            continue
+        rows += [
+            ([group.label, *values], group, "")
+            for values in layers[["layer", *(c.key for c in LAYER_SHOWN)]].to_numpy()
+        ]
+    columns = [
+        Column("label", "the config's name", "config", is_text=True),
+        Column("layer", "the module's name in the network", "layer", is_text=True),
+        *LAYER_SHOWN,
     ]
+    caption = "Means over seeds, last epoch."
+    if left_out:
+        caption += (
+            f" Of the configs with the largest shift; {left_out} more are in the data of the "
+            "figure “Shift ratio by depth”."
+        )
+    return _table("layers", columns, rows, caption)
 
 
 def differences_table(study: Study) -> Table:
     """One row for each key in which configs differ and each of its values."""
-    keys, configs = differing(study.groups)
-    lines = []
-    for key in keys:
-        having: dict[str, list[str]] = {}
-        for group in study.groups:
-            if group.name in configs:
-                having.setdefault(shown(configs[group.name].get(key)), []).append(group.label)
-        for value, labels in having.items():
-            cells = [Cell(key, key), Cell(value, value), Cell(str(len(labels)), len(labels))]
-            lines.append(Line([*cells, Cell(", ".join(labels))]))
-    heads = [
-        ("key", "in config.yaml"),
-        ("value", "its value"),
-        ("configs", "how many have it"),
-        ("which", "their names"),
+    columns = [
+        Column("key", "in config.yaml", "key", is_text=True),
+        Column("value", "its value", "value", is_text=True),
+        Column("configs", "the number of configs that have it", "configs", digits=0),
+        Column("labels", "their names", "which", is_text=True),
     ]
-    return Table("differences", heads, [False, False, True, False], lines)
+    rows: list[tuple[Sequence[Any], StudyGroup | None, str]] = []
+    for key, of_all in differing_keys(study.groups).items():
+        having: dict[str, list[str]] = {}
+        for group, value in zip(study.groups, of_all, strict=True):
+            if group.config:
+                having.setdefault(shown(value), []).append(group.label)
+        rows += [
+            ([key, value, len(labels), Cell(", ".join(labels))], None, "")
+            for value, labels in having.items()
+        ]
+    return _table("differences", columns, rows)

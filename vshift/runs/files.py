@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -193,8 +193,11 @@ def _cut_torn_line(file: IO[bytes]) -> int:
     return size + 1
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, skip: Callable[[bytes], bool] | None = None) -> list[Row]:
     """The rows of a .jsonl file, without one torn last line; none where there is no file.
+
+    Args:
+        skip: says of a line, as it stands in the file, that it need not be parsed.
 
     Raises:
         RunError: a line before the last one is damaged or absurdly long, named as file:line.
@@ -210,6 +213,8 @@ def read_rows(path: Path) -> list[Row]:
                     continue
                 if problem is not None:  # the damaged line was not the last one
                     raise problem
+                if skip is not None and skip(line):
+                    continue
                 if len(line) > LONGEST:
                     raise _damaged(f"{path}:{number}", f"a line of over {LONGEST:,} bytes")
                 try:

@@ -10,14 +10,22 @@ from scipy import stats
 
 from tests.factory import config_of, dropout, make_run, summary_of
 from tests.report.study import EVIL, LAYERS
-from vshift.compare.statistics import holm
-from vshift.report import words
-from vshift.report.data import Study, collect
-from vshift.report.effects import against_baseline, between_layouts
-from vshift.report.gains import gains
-from vshift.report.prose import Card, joined, listed, say
-from vshift.report.story import cards
-from vshift.report.tables import configs_table, runs_table
+from vshift.compare.statistics import holm, seeds_to_tell
+from vshift.report.answers import (
+    Card,
+    against_baseline,
+    between_layouts,
+    cards,
+    data_names,
+    data_sentences,
+    join_html,
+    left_out,
+    recovered,
+    say,
+)
+from vshift.report.page import same_note
+from vshift.report.study import Study, collect
+from vshift.report.tables import configs_table
 from vshift.runs import find_runs
 
 BASE, LAST_BN = [10.0, 10.6, 9.5], [40.0, 40.6, 39.5]
@@ -36,8 +44,8 @@ def test_differences_are_welchs(study: Study) -> None:
     assert effect.found.low == pytest.approx(interval.low)
     assert effect.found.high == pytest.approx(interval.high)
     assert effect.found.p_value == pytest.approx(expected.pvalue)
-    assert effect.tests == 3  # the evil arm has one seed
-    assert not effects[EVIL].testable
+    assert effect.found.tests == 3  # the evil arm has one seed
+    assert not effects[EVIL].found.is_tested
 
 
 def test_which_layout_loses_and_how_much(study: Study) -> None:
@@ -54,30 +62,30 @@ def test_which_layout_loses_and_how_much(study: Study) -> None:
 def test_layouts_are_compared_at_the_same_variance_only(study: Study) -> None:
     pairs = between_layouts(study)
     assert [(e.group.label, e.other.label) for e in pairs] == [("arm-bn-0.5", "arm-conv-0.5")]
-    assert pairs[0].real
+    assert pairs[0].found.is_significant
 
 
-def test_what_is_more_than_chance(study: Study) -> None:
-    card, text = told(study)["chance"]
+def test_which_differences_are_significant(study: Study) -> None:
+    card, text = told(study)["significance"]
     assert card.answer == "3 of 3 are"
     assert "p &lt; 0.001" in text
-    assert "With one seed only, so not tested: &lt;script&gt;" in text
+    assert "Not tested (one seed): &lt;script&gt;" in text
 
 
-def test_a_difference_that_chance_could_make_names_the_seeds_it_takes(tmp_path: Path) -> None:
+def test_a_difference_that_is_not_significant_names_the_seeds_it_takes(tmp_path: Path) -> None:
     for name, noise, errors in (("a", None, (10.0, 11.0)), ("b", dropout(0.5), (10.5, 12.0))):
         for seed, error in enumerate(errors):
             make_run(tmp_path, name, seed, 100 - error, config=config_of(name, noise))
-    card, text = told(collect(find_runs([tmp_path])))["chance"]
+    card, text = told(collect(find_runs([tmp_path])))["significance"]
     assert card.answer == "0 of 1 are"
-    assert "<b>b</b> +0.75 (p = 0.504; about 24 seeds a config would tell)" in text
+    assert "<b>b</b> +0.75 (p = 0.504; about 24 seeds per config would tell)" in text
 
 
-def test_one_seed_cannot_tell(tmp_path: Path) -> None:
+def test_one_seed_cannot_be_tested(tmp_path: Path) -> None:
     make_run(tmp_path, "a", config=config_of("a"))
     make_run(tmp_path, "b", 0, 80.0, config=config_of("b", dropout(0.5)))
     found = told(collect(find_runs([tmp_path])))
-    assert found["chance"][0].answer == "One seed cannot tell"
+    assert found["significance"][0].answer == "None can be tested"
     assert "no confidence interval from one seed" in found["loss"][1]
 
 
@@ -124,7 +132,7 @@ def test_layers_without_a_prediction_are_counted(tmp_path: Path) -> None:
     make_run(tmp_path, "a", layers=rows, config=config_of("a", dropout(0.5)))
     _, text = told(collect(find_runs([tmp_path])))["prediction"]
     assert "checked 1 time:" in text
-    assert "For 2 more layers behind noise there is no prediction." in text
+    assert "For 2 more layers after noise there is no prediction." in text
 
 
 def test_a_prediction_that_is_off_is_said_to_be(tmp_path: Path) -> None:
@@ -140,21 +148,21 @@ def test_a_prediction_that_is_off_is_said_to_be(tmp_path: Path) -> None:
     assert "25.00 % off" in text
 
 
-def test_what_recalibration_gave_back(study: Study) -> None:
+def test_what_recalibration_recovers(study: Study) -> None:
     card, text = told(study)["recalibration"]
     assert card.answer == "20.02 of 30.00 points in arm-bn-0.5"
     assert "There by method: precise +20.02 and swap −1.00." in text
-    gained = {gain.group.label: gain for gain in gains(study)}
+    gained = {gain.group.label: gain for gain in recovered(study)}
     paired = stats.ttest_rel(LAST_BN, [error / 2 for error in LAST_BN])
     interval = paired.confidence_interval()
     gain = gained["arm-bn-0.5"]
     assert gain.found.p_value == pytest.approx(paired.pvalue)
     assert (gain.found.low, gain.found.high) == pytest.approx((interval.low, interval.high))
     p_values = [g.found.p_value for g in gained.values()]
-    assert gain.p == dict(zip(gained, holm(p_values), strict=True))["arm-bn-0.5"]
-    assert gain.tests == 4  # the evil arm has one seed
-    assert "(95 % CI +19.33 to +20.70). That is more than chance (p &lt; 0.001)." in text
-    assert "More than chance, the other configs:" in text
+    assert gain.found.p == dict(zip(gained, holm(p_values), strict=True))["arm-bn-0.5"]
+    assert gain.found.tests == 4  # the evil arm has one seed
+    assert "(95 % CI +19.33 to +20.70). That is significant (p &lt; 0.001)." in text
+    assert "Significant, the other configs:" in text
     assert "Methods: precise, averages over training batches with noise off" in card.fine
     assert "; swap, each layer’s input in eval mode" in card.fine
 
@@ -172,7 +180,7 @@ def test_no_run_is_done(tmp_path: Path) -> None:
     make_run(tmp_path, status="running")
     study = collect(find_runs([tmp_path]))
     assert told(study)["loss"][0].answer == "No run is done yet"
-    assert words.left_out(study) == ["1 not finished (running, or killed): a seed 0."]
+    assert left_out(study) == ["1 not finished (running, or killed): a seed 0."]
 
 
 def test_images_from_a_folder_are_never_passed_off_as_a_data_set(tmp_path: Path) -> None:
@@ -180,8 +188,8 @@ def test_images_from_a_folder_are_never_passed_off_as_a_data_set(tmp_path: Path)
     config["data"] = {"name": "imagefolder", "root": "/x/cifar10", "train_limit": 4000}
     make_run(tmp_path, config=config)
     study = collect(find_runs([tmp_path]))
-    assert words.data_names(study) == ["images in the folder “cifar10”, no published data set"]
-    text = " ".join(words.data_sentences(study))
+    assert data_names(study) == ["images in the folder “cifar10”, no published data set"]
+    text = " ".join(data_sentences(study))
     assert "Limited to 4,000 training images." in text
     assert "do not set these numbers beside published ones" in text
 
@@ -191,12 +199,12 @@ def test_a_part_of_cifar10_is_not_comparable_either(tmp_path: Path) -> None:
     config["data"] = {"name": "cifar10", "train_limit": 4000, "test_limit": None}
     make_run(tmp_path, config=config)
     study = collect(find_runs([tmp_path]))
-    assert words.data_names(study) == ["CIFAR-10"]
-    assert "not comparable with published" in " ".join(words.data_sentences(study))
+    assert data_names(study) == ["CIFAR-10"]
+    assert "not comparable with published" in " ".join(data_sentences(study))
 
 
 def test_runs_that_do_not_count_are_counted_and_named(study: Study) -> None:
-    text = " ".join(words.left_out(study))
+    text = " ".join(left_out(study))
     assert "1 diverged (the loss became NaN or infinite): arm-diverged seed 1." in text
     assert "arm-running seed 0" in text
     assert "1 damaged: arm-damaged seed 0." in text
@@ -204,8 +212,8 @@ def test_runs_that_do_not_count_are_counted_and_named(study: Study) -> None:
 
 def test_sentences_escape_what_they_name() -> None:
     assert say("{} is", "<b>") == "&lt;b&gt; is"
-    assert joined(["<", "b", "c"]) == "&lt;, b and c"
-    assert listed(str(i) for i in range(12)).endswith("9 and 2 more (see the table)")
+    assert join_html(["<", "b", "c"]) == "&lt;, b and c"
+    assert join_html((str(i) for i in range(12)), 10).endswith("9 and 2 more (see the table)")
 
 
 def test_a_loss_without_classes_is_told_as_one(tmp_path: Path) -> None:
@@ -241,13 +249,13 @@ def twice(folder: Path) -> Study:
 def test_one_training_under_two_names_counts_once(tmp_path: Path) -> None:
     study = twice(tmp_path)
     effects = {e.group.label: e for e in against_baseline(study)}
-    assert effects["high"].tests == 2
-    assert effects["high"].p == effects["high-again"].p
+    assert effects["high"].found.tests == 2
+    assert effects["high"].found.p == effects["high-again"].found.p
     found = told(study)
-    assert found["chance"][0].answer == "2 of 2 are"
-    assert "high and high-again are the same trainings and count once." in found["chance"][1]
+    assert found["significance"][0].answer == "2 of 2 are"
+    assert "high and high-again are the same trainings and count once." in found["significance"][1]
     note = "high and high-again are the same trainings: their marks lie on each other."
-    assert words.same_note(study) == note
+    assert same_note(study) == note
     assert "checked 6 times" in found["prediction"][1]  # not 9
 
 
@@ -276,25 +284,12 @@ def test_the_largest_ratio_is_the_tables(tmp_path: Path) -> None:
     )
     table = configs_table(study)
     cells = {
-        head: cell.text for (head, _), cell in zip(table.heads, table.lines[0].cells, strict=True)
+        column.heading: cell.text
+        for column, cell in zip(table.columns, table.lines[0].cells, strict=True)
     }
-    assert (cells["shift max"], cells["at"]) == ("3.500", "l0")
+    assert (cells["shift max"], cells["largest shift at"]) == ("3.500", "l0")
     assert study.comparison.rows[0]["shift_ratio_max"] == 3.5
-    assert "mean over seeds of each run’s largest ratio" in words.caption(study)
-
-
-def test_runs_of_one_config_with_two_hashes_stand_together_everywhere(tmp_path: Path) -> None:
-    config = config_of(noise=dropout(0.5))
-    for seed in range(3):
-        by = {"config_hash": "of-an-older-one"} if seed == 2 else {}
-        make_run(tmp_path, "a", seed, 80.0 + seed, config=config, run=by)
-    study = collect(find_runs([tmp_path]))
-    (group,) = study.groups
-    assert group.row["n"] == 3
-    assert [run.seed for run in group.runs] == [0, 1, 2]
-    lines = runs_table(study).lines
-    assert [line.cells[2].text for line in lines] == ["done"] * 3
-    assert len(study.runs) == 3
+    assert "mean over seeds of each run’s largest ratio" in configs_table(study).caption
 
 
 def test_no_number_of_seeds_that_are_there_already(tmp_path: Path) -> None:
@@ -306,21 +301,12 @@ def test_no_number_of_seeds_that_are_there_already(tmp_path: Path) -> None:
         for seed, error in enumerate(errors):
             make_run(tmp_path, name, seed, 100 - error, config=config_of(name, noise))
     study = collect(find_runs([tmp_path]))
-    assert "None of these differences is more than chance (next answer)." in told(study)["loss"][1]
+    assert "None of these differences is significant (next answer)." in told(study)["loss"][1]
     for effect in against_baseline(study):
-        assert not effect.real
-        assert effect.seeds_needed is not None
-        assert effect.seeds_needed > 3
-
-
-def test_what_recalibration_gave_back_has_a_verdict_in_the_table(study: Study) -> None:
-    table = configs_table(study)
-    heads = [head for head, _ in table.heads]
-    at = heads.index("given back")
-    assert heads[at : at + 3] == ["given back", "95 % CI", "more than chance?"]
-    texts = {line.cells[0].text: [c.text for c in line.cells[at : at + 3]] for line in table.lines}
-    assert texts["arm-bn-0.5"] == ["+20.02", "+19.33 to +20.70", "yes (p < 0.001)"]
-    assert texts[EVIL] == ["+6.00", "–", "one seed"]
+        assert not effect.found.is_significant
+        needed = seeds_to_tell(effect.found)
+        assert needed is not None
+        assert needed > 3
 
 
 def test_without_a_baseline_it_says_why(tmp_path: Path) -> None:
@@ -341,13 +327,13 @@ def test_layouts_are_tested_against_each_other_where_there_is_no_baseline(tmp_pa
         noise = {**dropout(0.5), "position": f"before_last_{position}"}
         for seed, error in enumerate(errors):
             make_run(tmp_path, position, seed, 100 - error, config=config_of(noise=noise))
-    card, text = told(collect(find_runs([tmp_path])))["chance"]
+    card, text = told(collect(find_runs([tmp_path])))["significance"]
     assert card.answer == "1 of 1 are"
     assert "<b>bn</b> against conv +7.87 (95 % CI" in text
 
 
 def test_p_is_said_with_and_without_the_correction(tmp_path: Path) -> None:
-    """The weaker of two: with Holm's correction not more than chance, alone it would be."""
+    """The weaker of two: with Holm's correction not significant, alone it would be."""
     for name, noise, errors in (
         ("none", None, (10.0, 10.6, 9.5)),
         ("a", dropout(0.3), (11.4, 12.2, 11.3)),
@@ -361,13 +347,13 @@ def test_p_is_said_with_and_without_the_correction(tmp_path: Path) -> None:
         for name, errors in (("a", (11.4, 12.2, 11.3)), ("b", (12.0, 13.9, 9.9)))
     }
     found = told(study)
-    card, text = found["chance"]
+    card, text = found["significance"]
     assert f"p = {2 * raw['a']:.3f}, alone {raw['a']:.3f}" in text
     assert "corrected for the 2 comparisons of this page (Holm)" in card.fine
-    assert "More than chance: only <b>a</b> (next answer)." in found["loss"][1]
+    assert "Significant: only <b>a</b> (next answer)." in found["loss"][1]
 
 
-def test_a_gain_that_chance_could_make_is_no_headline_without_that(tmp_path: Path) -> None:
+def test_what_is_recovered_without_significance_is_no_headline_without_that(tmp_path: Path) -> None:
     for name, noise, after in (("none", None, 10.0), ("a", dropout(0.5), None)):
         for seed, error in enumerate((10.0, 10.6, 9.5) if noise is None else (40.0, 46.0, 41.0)):
             rows = [
@@ -378,8 +364,8 @@ def test_a_gain_that_chance_could_make_is_no_headline_without_that(tmp_path: Pat
             path = make_run(tmp_path, name, seed, 100 - error, config=config)
             (path / "recalibration.json").write_text(json.dumps({"methods": rows}))
     card, text = told(collect(find_runs([tmp_path])))["recalibration"]
-    assert card.answer == "5.83 of 32.30 points in a, which chance could make"
-    assert "Chance could make that (p = " in text
+    assert card.answer == "5.83 of 32.30 points in a, not significant"
+    assert "That is not significant (p = " in text
 
 
 def test_seeds_that_do_not_differ_are_not_called_one(tmp_path: Path) -> None:
@@ -391,5 +377,7 @@ def test_seeds_that_do_not_differ_are_not_called_one(tmp_path: Path) -> None:
         path = make_run(tmp_path, "a", seed, 60.0, config=config_of("a", dropout(0.5)))
         (path / "recalibration.json").write_text(json.dumps({"methods": rows}))
     _, text = told(collect(find_runs([tmp_path])))["recalibration"]
-    assert "(no confidence interval as no two seeds differ). It is the same for every" in text
+    assert (
+        "(no confidence interval as no two seeds differ). That is not tested (no spread)." in text
+    )
     assert "one seed" not in text

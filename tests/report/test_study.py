@@ -13,10 +13,8 @@ from tests.factory import config_of, dropout, make_run, summary_of
 from tests.report.study import EVIL, LAYERS, make_study
 from vshift.compare.groups import NO_NOISE, Noise, noise_of
 from vshift.errors import RunError
-from vshift.report.data import Study, collect
-from vshift.report.groups import short_labels
-from vshift.report.layers import kept, short_layer
-from vshift.report.reading import layer_rows
+from vshift.report.layouts import short_labels
+from vshift.report.study import Study, collect, read_layers, short_layer, thinned
 from vshift.runs import find_runs
 
 
@@ -147,29 +145,29 @@ def test_modes_and_recalibration(study: Study) -> None:
 
 
 def test_epochs_are_thinned_evenly_with_first_and_last() -> None:
-    assert kept(list(range(1, 101)), 4) == [1, 34, 67, 100]
-    assert kept([1, 2, 3], 5) == [1, 2, 3]
+    assert thinned(list(range(1, 101)), 4) == [1, 34, 67, 100]
+    assert thinned([1, 2, 3], 5) == [1, 2, 3]
 
 
 def test_only_the_epochs_asked_for_are_read(tmp_path: Path) -> None:
     rows = [{"epoch": epoch, "index": 0, "layer": "l"} for epoch in range(1, 31)]
     path = make_run(tmp_path, layers=rows)
-    assert [row["epoch"] for row in layer_rows(path, [3, 30, 99])] == [3, 30]
+    assert [row["epoch"] for row in read_layers(path, [3, 30, 99])] == [3, 30]
     # Written by another hand: other spaces, another order.
     lines = ['{"index":0, "epoch":3, "layer":"l"}', '{"epoch":4,"index":0,"layer":"l"}']
     (path / "layers.jsonl").write_text("\n".join(lines) + "\n")
-    assert [row["epoch"] for row in layer_rows(path, [4])] == [4]
+    assert [row["epoch"] for row in read_layers(path, [4])] == [4]
 
 
 def test_a_torn_last_line_is_dropped_and_damage_before_it_is_named(tmp_path: Path) -> None:
     path = make_run(tmp_path, layers=[{"epoch": 1, "index": 0}])
     with (path / "layers.jsonl").open("a") as file:
         file.write('{"epoch": 2, "ind')
-    assert len(layer_rows(path, [1, 2])) == 1
+    assert len(read_layers(path, [1, 2])) == 1
     with (path / "layers.jsonl").open("a") as file:
         file.write('\n{"epoch": 3, "index": 0}\n')
     with pytest.raises(RunError, match=r"layers\.jsonl:2 is damaged"):
-        layer_rows(path, [1, 2, 3])
+        read_layers(path, [1, 2, 3])
 
 
 def test_damaged_files_become_problems_and_the_rest_is_shown(tmp_path: Path) -> None:

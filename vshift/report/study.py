@@ -1,0 +1,387 @@
+"""Run folders, each read once, as tidy pandas frames that are small enough to travel in a page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from vshift.compare import Comparison, compare
+from vshift.compare.fields import Fields, metric
+from vshift.errors import RunError
+from vshift.report.layouts import StudyGroup, make_groups
+from vshift.runs import files
+from vshift.runs.folder import LAYERS, MODES, RECALIBRATION, RunFolder
+from vshift.runs.read import RunRecord, number
+from vshift.runs.schema import LAYER_COLUMNS
+from vshift.text import escape_control
+
+Row = dict[str, Any]
+T = TypeVar("T")
+
+# What a page can hold: beyond, epochs or layers are thinned out evenly.
+EPOCH_ROWS = 20_000
+CURVE_ROWS = 8_000
+CHANNEL_ROWS = 15_000
+_BINS = 24
+_MOST_EPOCHS = 100_000  # as the config allows
+
+_VARIANCES = {
+    "train_variance": "train",
+    "running_variance": "running",
+    "eval_variance": "eval",
+    "shift_ratio": "ratio",
+}
+_RATIOS = {f"{name}_ratio": name for name in ("total", "local", "inherited", "predicted")}
+_FLAGS = ("noise_before", "predicted_exact")
+# What is a number in a row of layers.jsonl, and what of that a table shows.
+_NUMBERS = [
+    key for key, column in LAYER_COLUMNS.items() if not column.is_text and key not in _FLAGS
+]
+SHOWN = [LAYER_COLUMNS[key] for key in _NUMBERS if LAYER_COLUMNS[key].heading]
+_LAYER = ["group", "index", "layer"]
+_MODE = ["group", "data", "noise", "statistics"]
+_SCORES = [f"{p}_{what}" for what in ("accuracy", "loss") for p in ("test", "validation", "train")]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that the page shows.
+
+    Attributes:
+        groups: all configs, also those without a run that counts.
+        score: `test_error`, percent; or `test_loss` where nothing is classified.
+        runs: group, layout, seed, score, shift_mean, shift_max; one row per run that counts.
+        depth: one row per group and BN layer, of the last epoch, means over seeds.
+        layer_table: the same of every column of layers.jsonl that a table shows.
+        noisy: group, seed, layer: the layers with noise in front of them, in each run.
+        predictions: those that have a prediction: local and predicted ratio.
+        epochs: group, epoch, layer and the channel means of its variances, means over seeds.
+        channels: histograms of eval/running variance over a layer's channels.
+        curves: group, epoch and the scores' means and standard deviations over seeds.
+        modes: group, data, noise, statistics, accuracy (percent), n.
+        recalibration: group, seed, method and the score with it; `none` is as trained.
+        layers: the BN layers' names in forward order, with their short names.
+        problems: sentences about what could not be read.
+    """
+
+    groups: list[StudyGroup]
+    comparison: Comparison
+    score: str
+    runs: pd.DataFrame
+    depth: pd.DataFrame
+    layer_table: pd.DataFrame
+    noisy: pd.DataFrame
+    predictions: pd.DataFrame
+    epochs: pd.DataFrame
+    channels: pd.DataFrame
+    curves: pd.DataFrame
+    modes: pd.DataFrame
+    recalibration: pd.DataFrame
+    layers: dict[str, str]
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def used(self) -> list[StudyGroup]:
+        """The groups with a run that counts."""
+        return [group for group in self.groups if group.runs]
+
+
+def collect(records: Sequence[RunRecord], baseline: str | None = None) -> Study:
+    """Read what the report needs of these runs.
+
+    Raises:
+        VShiftError: the baseline is the name of no config, or of more than one.
+    """
+    fields = Fields(records)  # reads each config once
+    comparison = compare(fields, baseline)
+    has_error = any(row["test_error_mean"] is not None for row in comparison.rows)
+    score = "test_error" if has_error else "test_loss"
+    if not has_error and any(row["test_loss_mean"] is not None for row in comparison.rows):
+        comparison = compare(fields, baseline, difference="test_loss")
+    groups = make_groups(comparison)
+    used = [group for group in groups if group.runs]
+    problems: list[str] = []
+    rows = _layer_frame(used, problems)
+    last = rows[rows["epoch"] == rows.groupby(["group", "seed"])["epoch"].transform("max")]
+    last = last[last["shift_ratio"].notna()]
+    noisy = last[last["noise_before"]]
+    layers = _in_order(rows)
+    modes = _json_rows(used, MODES, "modes", problems)
+    methods = _json_rows(used, RECALIBRATION, "methods", problems)
+    return Study(
+        groups=groups,
+        comparison=comparison,
+        score=score,
+        runs=_frame(_run_rows(used, score), ("group", "layout", "seed", "score", "shift_mean")),
+        depth=_by_depth(last),
+        layer_table=last.groupby(_LAYER, sort=False)[[c.key for c in SHOWN]].mean().reset_index(),
+        noisy=noisy[["group", "seed", "layer"]],
+        predictions=_predictions(noisy),
+        epochs=_by_epoch(rows),
+        channels=_channels(used, list(layers), problems),
+        curves=_curves(used),
+        modes=mean_of(_frame(_mode_rows(modes), [*_MODE, "value"]), _MODE),
+        recalibration=_frame(_method_rows(methods, score), ("group", "seed", "method", "value")),
+        layers=layers,
+        problems=[escape_control(problem) for problem in problems],
+    )
+
+
+def _frame(rows: Iterable[Row], columns: Sequence[str]) -> pd.DataFrame:
+    """The rows, with these columns where there are none."""
+    frame = pd.DataFrame(list(rows))
+    return frame if len(frame) else pd.DataFrame(columns=list(columns))
+
+
+def _attempt(problems: list[str], otherwise: T, reader: Callable[..., T], *arguments: Any) -> T:
+    """What the reader returns; if the file is damaged, `otherwise`, and the reason as a problem."""
+    try:
+        return reader(*arguments)
+    except RunError as error:
+        problems.append(str(error))
+        return otherwise
+
+
+def mean_of(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Mean, standard deviation and count of `value` for each combination of the keys."""
+    by = frame.groupby(keys, sort=False)["value"]
+    return by.agg(value="mean", sd="std", n="count").reset_index()
+
+
+def thinned(values: Sequence[T], most: int) -> list[T]:
+    """At most this many, evenly spaced, with the first and the last."""
+    if len(values) <= most:
+        return list(values)
+    places = np.linspace(0, len(values) - 1, max(2, most)).round().astype(int)
+    return [values[place] for place in places]
+
+
+# ---- layers
+
+
+def read_layers(folder: Path, epochs: Iterable[int]) -> list[Row]:
+    """The rows of layers.jsonl of these epochs, in the file's order.
+
+    Most lines of a long run are of other epochs. How a line begins tells them, many times faster
+    than parsing it; a line that begins in another way is parsed to be sure.
+
+    Raises:
+        RunError: a line before the last one is damaged, named as file:line.
+    """
+    wanted = set(epochs)
+    begins = tuple(b'{"epoch": %d,' % epoch for epoch in wanted)
+
+    def is_other(line: bytes) -> bool:
+        return line.startswith(b'{"epoch": ') and not line.startswith(begins)
+
+    rows = files.read_rows(folder / LAYERS, skip=is_other)
+    return [row for row in rows if row.get("epoch") in wanted]
+
+
+def _measured_epochs(run: RunRecord) -> list[int]:
+    """The epochs that layers.jsonl has rows of, by the config."""
+    measure = run.config.get("measure")
+    every = number(measure.get("every", 1) if isinstance(measure, dict) else 1) or 0
+    last = number(run.config.get("epochs")) or number(run.summary.get("epoch")) or 0
+    if every < 1 or not 1 <= last <= _MOST_EPOCHS:
+        return []
+    return [*range(int(every), int(last), int(every)), int(last)]
+
+
+def _layer_frame(groups: Sequence[StudyGroup], problems: list[str]) -> pd.DataFrame:
+    """group, seed and the columns of layers.jsonl, of as many epochs as fit the page."""
+    sizes = [number(group.runs[0].summary.get("bn_layers")) or 20 for group in groups]
+    most = int(EPOCH_ROWS / max(1, sum(sizes)))
+    found: list[tuple[Any, ...]] = []
+    for group in groups:
+        epochs = thinned(_measured_epochs(group.runs[0]), most)
+        for run in group.runs:
+            nothing: list[Row] = []
+            rows = _attempt(problems, nothing, read_layers, run.path, epochs)
+            found += [
+                (group.label, run.seed, *map(row.get, LAYER_COLUMNS))
+                for row in rows
+                if isinstance(row.get("layer"), str) and isinstance(row.get("index"), int)
+            ]
+    frame = pd.DataFrame(found, columns=["group", "seed", *LAYER_COLUMNS])
+    flags = {name: frame[name].map(lambda value: value is True).astype(bool) for name in _FLAGS}
+    return frame.assign(**flags, **{name: _numbers(frame[name]) for name in _NUMBERS})
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """As floats; what is no number as NaN."""
+    try:
+        return pd.to_numeric(column, errors="coerce").astype("float64")
+    except OverflowError:  # an integer of hundreds of digits
+        return column.map(number).astype("float64")
+
+
+def _in_order(rows: pd.DataFrame) -> dict[str, str]:
+    """Layer name → short name, in forward order."""
+    first = rows.groupby("layer", sort=False)["index"].min().sort_values(kind="stable")
+    names = [str(name) for name in first.index]
+    short = [short_layer(name) for name in names]
+    return dict(zip(names, short if len(set(short)) == len(names) else names, strict=True))
+
+
+def short_layer(name: str) -> str:
+    """`stage2.block1.branch.bn2` as `s2.b1.bn2`."""
+    short = re.sub(r"\b(stage|block|layer)(\d)", lambda m: m[1][0] + m[2], escape_control(name))
+    return short.replace(".branch.", ".")
+
+
+def _by_depth(last: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds; `se` of the ratio from its own error in each run and from the seeds."""
+    by = last.assign(squared=last["shift_ratio_se"] ** 2).groupby(_LAYER, sort=False)
+    frame = by[["shift_ratio", *_RATIOS, "squared"]].mean()
+    frame["sd"] = by["shift_ratio"].std()
+    frame["n"] = by["shift_ratio"].count()
+    # A run's own error and the seeds' spread both tell how sure the mean is; the larger is taken.
+    between = frame["sd"].fillna(0.0) ** 2
+    frame["se"] = np.sqrt(np.maximum(frame.pop("squared").fillna(0.0), between) / frame["n"])
+    frame["noise"] = by["noise_before"].first().map({True: "yes", False: "no"})
+    return frame.rename(columns={"shift_ratio": "ratio", **_RATIOS}).reset_index()
+
+
+def _predictions(noisy: pd.DataFrame) -> pd.DataFrame:
+    """Where there is a prediction; `apart` is measured less predicted in standard errors."""
+    rows = noisy[noisy["predicted_ratio"].notna() & noisy["local_ratio"].notna()]
+    frame = rows[["group", "seed", "layer"]].copy()
+    frame["local"], frame["predicted"] = rows["local_ratio"], rows["predicted_ratio"]
+    errors = rows[["local_ratio_se", "predicted_ratio_se"]].fillna(0.0)
+    frame["se"] = np.hypot(errors["local_ratio_se"], errors["predicted_ratio_se"])
+    frame["apart"] = (frame["local"] - frame["predicted"]) / frame["se"]
+    frame["exact"] = rows["predicted_exact"]
+    return frame.reset_index(drop=True)
+
+
+def _by_epoch(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds; `lag` is the ratio of training and running variance."""
+    by = rows.groupby(["group", "epoch", "index", "layer"], sort=False)
+    frame = by[list(_VARIANCES)].mean().reset_index().rename(columns=_VARIANCES)
+    frame["lag"] = np.maximum(frame["train"] / frame["running"], frame["running"] / frame["train"])
+    return frame.replace([np.inf, -np.inf], np.nan).drop(columns="index")
+
+
+def _channels(groups: Sequence[StudyGroup], layers: list[str], problems: list[str]) -> pd.DataFrame:
+    """group, layer, from, to, share: histograms over channels of eval/running variance."""
+    layers = thinned(layers, max(1, CHANNEL_ROWS // max(1, _BINS * len(groups))))
+    ratios: dict[str, dict[str, list[np.ndarray]]] = {layer: {} for layer in layers}
+    for group in groups:
+        for run in group.runs:
+            nothing: dict[str, np.ndarray] = {}
+            vectors = _attempt(problems, nothing, RunFolder(run.path).read_channels)
+            for layer in layers:
+                found = _channel_ratios(vectors, layer)
+                if found.size:
+                    ratios[layer].setdefault(group.label, []).append(found)
+    rows = (row for layer, of in ratios.items() if of for row in _histograms(layer, of))
+    return _frame(rows, ("group", "layer", "from", "to", "share"))
+
+
+def _channel_ratios(vectors: dict[str, np.ndarray], layer: str) -> np.ndarray:
+    """eval/running variance of the channels that are not dead."""
+    top, bottom = (vectors.get(f"{layer}.{kind}_variance") for kind in ("eval", "running"))
+    if top is None or bottom is None or top.shape != bottom.shape:
+        return np.empty(0)
+    alive = (top > 1e-12) & (bottom > 1e-12) & np.isfinite(top) & np.isfinite(bottom)
+    return np.asarray(top[alive] / bottom[alive], dtype=np.float64)
+
+
+def _histograms(layer: str, of: dict[str, list[np.ndarray]]) -> Iterator[Row]:
+    """With the same bins for all groups, even on a logarithmic axis."""
+    values = {label: np.log2(np.concatenate(parts)) for label, parts in of.items()}
+    everything = np.concatenate(list(values.values()))
+    low, high = min(0.0, float(everything.min())), max(0.0, float(everything.max()))
+    edges = np.linspace(low - 1e-3, high + 1e-3, _BINS + 1)
+    for label, logs in values.items():
+        counts, _ = np.histogram(logs, edges)
+        shares = [*(counts / counts.sum()), 0.0]  # an empty last one, so that steps come down
+        # Bins before the first channel and after the last one are left out.
+        filled = np.flatnonzero(counts)
+        for i in range(max(0, filled[0] - 1), filled[-1] + 2):
+            low, high = 2 ** edges[i], 2 ** edges[min(i + 1, _BINS)]
+            yield {"group": label, "layer": layer, "from": low, "to": high, "share": shares[i]}
+
+
+# ---- scores
+
+
+def score_of(run: RunRecord, score: str) -> float | None:
+    """A run's test error in percent, or its test loss."""
+    return number(metric(run, score))
+
+
+def _run_rows(groups: Sequence[StudyGroup], score: str) -> Iterator[Row]:
+    for group in groups:
+        for run in group.runs:
+            yield {
+                "group": group.label,
+                "layout": group.noise.layout,
+                "seed": run.seed,
+                "score": score_of(run, score),
+                "shift_mean": number(run.summary.get("shift_ratio_mean")),
+                "shift_max": number(run.summary.get("shift_ratio_max")),
+            }
+
+
+def _curves(groups: Sequence[StudyGroup]) -> pd.DataFrame:
+    """For each score its mean, and low and high one standard deviation away."""
+    rows = [
+        {"group": g.label, "epoch": row["epoch"], **{s: number(row.get(s)) for s in _SCORES}}
+        for g in groups
+        for run in g.runs
+        for row in run.metrics
+        if isinstance(row.get("epoch"), int)
+    ]
+    frame = _frame(rows, ("group", "epoch", *_SCORES)).astype(dict.fromkeys(_SCORES, "float64"))
+    most = max(10, CURVE_ROWS // max(1, len(groups)))
+    epochs = thinned(sorted(frame["epoch"].unique()), most)
+    by = frame[frame["epoch"].isin(epochs)].groupby(["group", "epoch"], sort=False)
+    scores = [score for score in _SCORES if frame[score].notna().any()]
+    result, spread = by[scores].mean(), by[scores].std().fillna(0.0)
+    for score in scores:
+        result[f"{score}_low"] = result[score] - spread[score]
+        result[f"{score}_high"] = result[score] + spread[score]
+    return result.assign(n=by.size()).reset_index()
+
+
+_JsonRow = tuple[str, int, Row]  # group, seed, row
+
+
+def _json_rows(
+    groups: Sequence[StudyGroup], name: str, key: str, problems: list[str]
+) -> Iterator[_JsonRow]:
+    """The objects in the list `key` of a JSON file of every run."""
+    for group in groups:
+        for run in group.runs:
+            nothing: Row | None = None
+            content = _attempt(problems, nothing, files.read_json, run.path / name) or {}
+            rows = content.get(key)
+            for row in rows if isinstance(rows, list) else []:
+                if isinstance(row, dict):
+                    yield group.label, run.seed, row
+
+
+def _mode_rows(rows: Iterable[_JsonRow]) -> Iterator[Row]:
+    for label, _, row in rows:
+        value = number(row.get("accuracy"))
+        words = {key: row.get(key) for key in _MODE[1:]}
+        if value is not None and all(isinstance(word, str) for word in words.values()):
+            yield {"group": label, **words, "value": value}
+
+
+def _method_rows(rows: Iterable[_JsonRow], score: str) -> Iterator[Row]:
+    for label, seed, row in rows:
+        accuracy = number(row.get("test_accuracy"))
+        error = None if accuracy is None else 100 - accuracy
+        value = error if score == "test_error" else number(row.get("test_loss"))
+        if value is not None and isinstance(row.get("method"), str):
+            method = escape_control(row["method"])
+            yield {"group": label, "seed": seed, "method": method, "value": value}
