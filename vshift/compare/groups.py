@@ -14,7 +14,7 @@ from vshift.compare.statistics import Sample, describe
 from vshift.config.identity import Scope, identity, value_differences
 from vshift.config.noise import read_noise
 from vshift.runs.read import RunRecord, number
-from vshift.text import escape_control, format_value, natural
+from vshift.text import escape_control, format_value, list_names, natural
 
 NO_NOISE = "no noise"
 
@@ -255,7 +255,8 @@ def by_values(fields: Fields, keys: Sequence[str], notes: list[str]) -> list[Gro
         group = _group(fields, members[text], name, notes)
         mixed = _mixed(fields, group.runs, keys)
         if mixed:
-            notes.append(f"{name} puts runs together that differ in {_with_values(mixed)}")
+            pairs = list_names([_with_values(*item) for item in mixed.items()], noun="keys")
+            notes.append(f"{name} puts runs together that differ in {pairs}")
         groups.append(replace(group, key=values[text], mixed=tuple(mixed)))
     if unreadable:
         why = f"its config.yaml does not say {of_config[0]}"
@@ -308,18 +309,14 @@ def _mixed(fields: Fields, runs: list[RunRecord], keys: Sequence[str]) -> dict[s
     for config in configs[1:]:
         pairs = differing(configs[0], config)
         for key in unstudied(pairs, keys):
-            values = found.setdefault(key, [pairs[key][0]])
-            values += [pairs[key][1]] if pairs[key][1] not in values else []
+            first, own = pairs[key]
+            values = found.setdefault(key, [first])
+            values += [own] if own not in values else []
     return found
 
 
-def _with_values(found: dict[str, list[Any]]) -> str:
-    shown_keys = [
-        f"{key} ({', '.join(format_value(value) for value in values[:4])}{'…' * (len(values) > 4)})"
-        for key, values in list(found.items())[:4]
-    ]
-    more = len(found) - len(shown_keys)
-    return ", ".join(shown_keys) + (f" and {more} more keys" if more else "")
+def _with_values(key: str, values: list[Any]) -> str:
+    return f"{key} ({', '.join(map(format_value, values[:4]))}{'…' * (len(values) > 4)})"
 
 
 def same_twice(pairs: Iterable[tuple[RunRecord, RunRecord]]) -> list[str]:

@@ -154,33 +154,25 @@ def _without_noise(order: Sequence[str]) -> list[str]:
     return [word for word in order if not block.is_noise(word)]
 
 
-@dataclass(frozen=True)
-class _Noise:
-    """The one noise of a network: None for kind and position where there is none."""
+def _place_in(view: View, network: Any) -> tuple[str | None, float] | None:
+    """Where a network's noise sits and its drop rate or β; (None, 0) without noise.
 
-    kind: str | None
-    position: str | None
-    level: float
-
-
-def _noise_of(network: Any) -> _Noise | None:
-    """A network's noise as a view needs it: where it sits, and the drop rate or β.
-
-    None if it is no noise of a view: several entries, another place, or not drawn elementwise. The
-    place is taken from the block order, so `block: … noise bn …` is `before_last_bn` too.
+    None if it is no noise of the view: several entries, another kind or place, or not drawn
+    elementwise. The place is taken from the block order, so `block: … noise bn …` is
+    `before_last_bn` too.
     """
     noises = [noise for noise in network.noises if noise.variance]
     if not noises:
-        return _Noise(None, None, 0.0)
-    if len(network.noises) > 1 or getattr(noises[0], "unit", "") != "element":
+        return None if view.adjusted else (None, 0.0)
+    noise, position = noises[0], _position(network)
+    if len(network.noises) > 1 or getattr(noise, "unit", "") != "element":
         return None
-    noise = noises[0]
-    position = _position(network)
-    if position is None or noise.kind not in _SIGNS:
+    if noise.kind != view.kind or position not in view.positions:
         return None
     # β of the same noise variance β²/3, where the config gives a rate
-    level = noise.rate if noise.kind == "dropout" else (3 * noise.variance) ** 0.5
-    return _Noise(noise.kind, position, round(float(level), 6))
+    exact = noise.rate if noise.kind == "dropout" else (3 * noise.variance) ** 0.5
+    level = round(float(exact), 6)
+    return None if view.adjusted and level not in view.levels else (position, level)
 
 
 def _position(network: Any) -> str | None:
@@ -242,13 +234,13 @@ def _families(groups: Iterable[Group], view: View, notes: list[str]) -> list[_Fa
     twice: list[tuple[RunRecord, RunRecord]] = []
     for group in groups:
         config = _config(group)
-        noise = _noise_of(config.network) if config else None
-        if config is None or noise is None or not _belongs(noise, view):
+        place = _place_in(view, config.network) if config else None
+        if config is None or place is None:
             elsewhere += [group.label] if group.runs else []
             continue
         key = json.dumps(family_of(config, trained_only=not view.adjusted), sort_keys=True)
         family = found.setdefault(key, _Family(config))
-        cell = family.runs.setdefault((noise.position, noise.level), {})
+        cell = family.runs.setdefault(place, {})
         for run in group.runs:
             other = cell.setdefault(run.seed, run)
             if other is not run:  # of two that trained the same, the one that has more measured
@@ -259,9 +251,9 @@ def _families(groups: Iterable[Group], view: View, notes: list[str]) -> list[_Fa
     if elsewhere:
         names = list_names(elsewhere, _SHOWN)
         notes.append(f"not in {view.name}, having other noise or places: {names}")
-    kept_families = [f for f in found.values() if any(map(f.has, view.positions))]
-    _label(kept_families)
-    return kept_families
+    belonging = [f for f in found.values() if any(map(f.has, view.positions))]
+    _label(belonging)
+    return belonging
 
 
 def _config(group: Group) -> Config | None:
@@ -273,22 +265,14 @@ def _config(group: Group) -> Config | None:
         return None
 
 
-def _belongs(noise: _Noise, view: View) -> bool:
-    if noise.kind is None:
-        return not view.adjusted
-    in_place = noise.kind == view.kind and noise.position in view.positions
-    return in_place and (not view.adjusted or noise.level in view.levels)
-
-
 def family_of(config: Config, *, trained_only: bool) -> Row:
     """What a family shares: the training, and what its statistics are re-estimated from."""
     values = config.model_dump()
     family = {**identity(values, Scope.TRAINING), "network": _layers(config.network)}
-    if not trained_only:  # what comes after training changes nothing before it
-        family["recalibration"] = {
-            k: v for k, v in values["recalibration"].items() if k != "methods"
-        }
-    return family
+    if trained_only:  # what comes after training changes nothing before it
+        return family
+    values["recalibration"].pop("methods")
+    return {**family, "recalibration": values["recalibration"]}
 
 
 def _label(found: Sequence[_Family]) -> None:

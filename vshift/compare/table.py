@@ -31,43 +31,6 @@ _NAMES = {
     "shift_ratio_mean": "shift_ratio_mean",
     "shift_ratio_max": "shift_ratio_max",
 }
-# Accuracies and errors in percent, differences in points of test error.
-_COLUMNS = (
-    "name",
-    "n",
-    "test_accuracy_mean",
-    "test_accuracy_sd",
-    "test_error_mean",
-    "test_error_sd",
-    "test_loss_mean",
-    "test_loss_sd",
-    "difference",
-    "difference_se",
-    "difference_low",
-    "difference_high",
-    "p_value",
-    "p_adjusted",
-    "seeds_needed",
-    "verdict",
-    "recalibrated_error_mean",
-    "validation_error_mean",
-    "validation_error_sd",
-    "train_accuracy_eval_mode_mean",
-    "train_accuracy_train_mode_mean",
-    "shift_ratio_mean",
-    "shift_ratio_max",
-    "shift_ratio_max_layer",
-    "data",
-    "epochs",
-    "device",
-    "images_per_second",
-    "parameters",
-    "config_hash",
-    "label",
-    "seeds",
-    "left_out",
-    "differs_in",
-)
 
 
 def row_key(column: Column) -> str:
@@ -75,11 +38,24 @@ def row_key(column: Column) -> str:
     return column.key if column.is_text else _NAMES.get(column.key, f"{column.key}_mean")
 
 
-COLUMNS = (*_COLUMNS, *(key for key in map(row_key, SHOWN.values()) if key not in _COLUMNS))
-_WHOLE = ("n", "left_out", "epochs", "parameters", "seeds_needed")
+# Accuracies and errors in percent, differences in points of test error.
+COLUMNS = tuple(dict.fromkeys((
+    "name", "n", "test_accuracy_mean", "test_accuracy_sd", "test_error_mean", "test_error_sd",
+    "test_loss_mean", "test_loss_sd", "difference", "difference_se", "difference_low",
+    "difference_high", "p_value", "p_adjusted", "seeds_needed", "verdict",
+    "recalibrated_error_mean", "validation_error_mean", "validation_error_sd",
+    "train_accuracy_eval_mode_mean", "train_accuracy_train_mode_mean", "shift_ratio_mean",
+    "shift_ratio_max", "shift_ratio_max_layer", "data", "epochs", "device", "images_per_second",
+    "parameters", "config_hash", "label", "seeds", "left_out", "differs_in",
+    *map(row_key, SHOWN.values()),
+)))  # fmt: skip
 _LISTS = ("seeds", "differs_in")
-_TEXTS = ("name", "config_hash", "label", "data", "device", "verdict", *_LISTS,
-          *(column.key for column in SHOWN.values() if column.is_text))  # fmt: skip
+_TYPES = {
+    **dict.fromkeys(("n", "left_out", "epochs", "parameters", "seeds_needed"), "Int64"),
+    **dict.fromkeys(("name", "config_hash", "label", "data", "device", "verdict"), "object"),
+    **dict.fromkeys((c.key for c in SHOWN.values() if c.is_text), "object"),
+    **dict.fromkeys(_LISTS, "object"),
+}
 
 
 @dataclass(frozen=True)
@@ -115,10 +91,8 @@ class Comparison:
         import pandas as pd
 
         lists = {key: [" ".join(map(str, row[key])) for row in self.rows] for key in _LISTS}
-        types = dict.fromkeys(COLUMNS, "float64")
-        types |= dict.fromkeys(_WHOLE, "Int64") | dict.fromkeys(_TEXTS, "object")
-        frame = pd.DataFrame(self.rows, columns=list(COLUMNS))
-        return frame.assign(**lists).astype(types)
+        frame = pd.DataFrame(self.rows, columns=list(COLUMNS)).assign(**lists)
+        return frame.astype({key: _TYPES.get(key, "float64") for key in COLUMNS})
 
 
 def compare(
@@ -160,7 +134,16 @@ def compare(
             if group is chosen:
                 row["difference"] = 0.0 if group.numbers(difference) else None
             elif each:
-                row |= _difference_columns(each, unit_of(difference))
+                row |= {
+                    "difference": each.value,
+                    "difference_se": each.standard_error,
+                    "difference_low": each.low,
+                    "difference_high": each.high,
+                    "p_value": each.p_value,
+                    "p_adjusted": each.p_adjusted,
+                    "seeds_needed": seeds_to_tell(each),
+                    "verdict": each.verdict(unit_of(difference)),
+                }
     tests = max((each.tests for each in found if each), default=0)
     reference = chosen or next((group for group in groups if group.runs), None)
     if reference is not None:
@@ -194,24 +177,25 @@ def _row(group: Group, by: Sequence[str], metrics: Sequence[str]) -> Row:
         "seeds": [run.seed for run in group.runs],
         "left_out": len(group.others),
         "differs_in": [],
-        **_spread(group, "test_accuracy"),
         **_circumstances(group),
+        **_spread(group, "test_accuracy"),
     }
     for key, column in SHOWN.items():
-        spread = {} if column.is_text else _spread(group, key)
-        row[row_key(column)] = group.most_frequent(key) if column.is_text else spread[f"{key}_mean"]
-        row |= {
-            name: value for name, value in spread.items() if name in COLUMNS and name[-3:] == "_sd"
-        }
+        found = _spread(group, key)
+        word = group.most_frequent(key) if column.is_text else None
+        row[row_key(column)] = found.get(f"{key}_mean", word)
+        row |= {name: found.get(name) for name in (f"{key}_sd",) if name in COLUMNS}
     row |= dict(zip(by, group.key, strict=True))
     for key in metrics:
-        word = group.most_frequent(key)
-        row |= {key: word} if word is not None and not group.numbers(key) else _spread(group, key)
+        row |= _spread(group, key)
     return row
 
 
 def _spread(group: Group, key: str) -> Row:
-    sample = group.sample(key)
+    """Mean and standard deviation of a metric; of words the most frequent one."""
+    word, sample = group.most_frequent(key), group.sample(key)
+    if word is not None and sample is None:
+        return {key: word}
     return {f"{key}_mean": sample and sample.mean, f"{key}_sd": sample and sample.sd}
 
 
@@ -221,15 +205,13 @@ def _circumstances(group: Group) -> Row:
         return {}
     epochs = group.config.get("epochs")
     parameters = number(group.runs[0].summary.get("parameters"))
-    speeds = [
-        s for run in group.runs if (s := number(run.run.get("images_per_second"))) is not None
-    ]
-    devices = dict.fromkeys(filter(None, map(device_of, group.runs)))
+    speeds = [number(run.run.get("images_per_second")) for run in group.runs]
+    known = [speed for speed in speeds if speed is not None]
     return {
         "data": " + ".join(dict.fromkeys(filter(None, map(data_name, group.runs)))) or None,
         "epochs": epochs if isinstance(epochs, int) and not isinstance(epochs, bool) else None,
-        "device": " + ".join(devices) or None,
-        "images_per_second": sum(speeds) / len(speeds) if speeds else None,
+        "device": " + ".join(dict.fromkeys(filter(None, map(device_of, group.runs)))) or None,
+        "images_per_second": sum(known) / len(known) if known else None,
         "parameters": None if parameters is None else round(parameters),
     }
 
@@ -238,19 +220,6 @@ def device_of(run: RunRecord) -> str | None:
     """Where a run ran; runs of earlier versions say "1 threads"."""
     device = run.run.get("device")
     return re.sub(r"\b1 threads\b", "1 thread", device) if isinstance(device, str) else None
-
-
-def _difference_columns(found: Difference, unit: str) -> Row:
-    return {
-        "difference": found.value,
-        "difference_se": found.standard_error,
-        "difference_low": found.low,
-        "difference_high": found.high,
-        "p_value": found.p_value,
-        "p_adjusted": found.p_adjusted,
-        "seeds_needed": seeds_to_tell(found),
-        "verdict": found.verdict(unit),
-    }
 
 
 def _order(
