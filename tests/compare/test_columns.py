@@ -18,8 +18,10 @@ import pytest
 from tests.factory import config_of, dropout, make_run, summary_of
 from tests.rendering import render, write
 from vshift.compare import CompareOptions, Comparison, compare, table_of, to_table
+from vshift.compare.table import SHOWN, row_key
 from vshift.errors import VShiftError
 from vshift.runs import find_runs
+from vshift.runs.schema import SUMMARY_COLUMNS
 from vshift.tables import FORMATS
 from vshift.text import format_number, format_spread
 
@@ -270,6 +272,22 @@ def test_the_statistics_columns(tmp_path: Path) -> None:
     )
     assert rows["close"]["seeds_needed"] == 21
     assert rows["single"]["verdict"] == "not tested (one seed)"
+
+
+def test_every_summary_column_with_a_heading_is_in_the_table(tmp_path: Path) -> None:
+    """And under a key of its own in JSON, so that one declaration adds a statistic to both."""
+    columns = SUMMARY_COLUMNS.values()
+    summary = {c.key: "word" if c.is_text else 7.0 for c in columns if c.key != "test_error"}
+    for seed in range(2):
+        make_run(tmp_path, "a", seed, summary={**summary, "parameters": 7 + seed})
+        make_run(tmp_path, "b", seed, summary={**summary, "parameters": 9})
+    comparison = compare(find_runs([tmp_path]))
+    heads = [column.head for column in to_table(comparison).columns]
+    assert [c.heading for c in columns if c.heading and c.key != "test_loss"] == [
+        head for head in heads if head in {c.heading for c in columns}
+    ]
+    for column in SHOWN.values():
+        assert comparison.rows[0][row_key(column)] is not None
 
 
 def test_one_seed_everywhere_is_said_once(tmp_path: Path) -> None:

@@ -9,6 +9,14 @@ import pytest
 
 from tests.factory import config_of, dropout, make_run, summary_of
 from vshift.compare import Comparison, compare
+from vshift.compare.groups import (
+    NO_NOISE,
+    Group,
+    Noise,
+    differing_keys,
+    layout_pairs,
+    short_heads,
+)
 from vshift.compare.statistics import Sample, welch
 from vshift.errors import VShiftError
 from vshift.runs import find_runs
@@ -238,3 +246,52 @@ def test_a_row_of_runs_of_several_lengths_has_no_difference(grid: Path) -> None:
     make_run(grid, "clean", 0, 50.0, config={**config_of(), "epochs": 9})
     comparison = grouped(grid, RATE)
     assert [row["difference"] for row in comparison.rows if row["name"] == "rate=0.1"] == [None]
+
+
+def groups_of(runs: Path, **options: Any) -> dict[str, Group]:
+    return {group.label: group for group in compare(find_runs([runs]), **options).groups}
+
+
+def test_a_group_knows_its_noise(tmp_path: Path) -> None:
+    make_run(tmp_path, "none")
+    make_run(tmp_path, "half", config=config_of(noise=dropout(0.5)))
+    gaussian = {"kind": "gaussian", "sigma": 2.0, "position": "after_bn", "unit": "channel"}
+    make_run(tmp_path, "two", config=config_of(noise=[dropout(0.2), gaussian]))
+    (make_run(tmp_path, "damaged") / "config.yaml").write_text("[")
+    groups = groups_of(tmp_path)
+    assert groups["none"].noise == groups["damaged"].noise == Noise(NO_NOISE, "", 0.0)
+    assert groups["half"].noise == Noise("before_last_bn", "0.5", 1.0)
+    layout = "before_last_bn + after_bn, gaussian, per channel"
+    assert groups["two"].noise == Noise(layout, "0.2 + σ 2", None)
+
+
+def test_the_keys_in_which_groups_differ_with_each_groups_value(tmp_path: Path) -> None:
+    make_run(tmp_path, "a")
+    make_run(tmp_path, "b", config={**config_of(noise=dropout(0.5)), "checkpoint": {"minutes": 1}})
+    make_run(tmp_path, "c", config={**config_of(noise=dropout(0.1)), "hardware": {"threads": 3}})
+    (make_run(tmp_path, "d") / "config.yaml").write_text("[")
+    found = differing_keys(list(groups_of(tmp_path).values()))
+    assert found == {
+        "network.noise.kind": [None, "dropout", "dropout", None],
+        "network.noise.position": [None, "before_last_bn", "before_last_bn", None],
+        "network.noise.rate": [None, 0.5, 0.1, None],
+        "network.noise.unit": [None, "element", "element", None],
+    }
+    assert short_heads(sorted(found)) == ["kind", "position", "rate", "unit"]
+    assert short_heads(["network.name", "data.name", "epochs"]) == [
+        "network.name", "data.name", "epochs",
+    ]  # fmt: skip
+
+
+def test_pairs_of_layouts_differ_in_nothing_but_where_the_noise_sits(tmp_path: Path) -> None:
+    conv = {**dropout(0.5), "position": "before_last_conv"}
+    matched = {"kind": "gaussian", "sigma": 1.0, "position": "after_bn"}  # s² of rate 0.5
+    for name, noise in (("bn", dropout(0.5)), ("conv", conv), ("matched", matched)):
+        make_run(tmp_path, name, config={**config_of(noise=noise), "checkpoint": {"minutes": 2}})
+    make_run(tmp_path, "bn-weak", config=config_of(noise=dropout(0.1)))
+    make_run(tmp_path, "conv-long", config=config_of(noise=conv, epochs=9))
+    make_run(tmp_path, "none")
+    pairs = layout_pairs(list(groups_of(tmp_path, baseline="none").values()))
+    assert [(one.label, other.label) for one, other in pairs] == [
+        ("conv", "bn"), ("matched", "bn"), ("matched", "conv"),
+    ]  # fmt: skip

@@ -14,6 +14,7 @@ from vshift.compare.statistics import (
     MOST_SEEDS,
     Difference,
     Sample,
+    adjust,
     describe,
     detectable,
     holm,
@@ -198,6 +199,22 @@ def test_rows_of_one_test_count_once_with_the_larger_p() -> None:
     )  # fmt: skip
     assert holm_once([0.01, 0.04], ["a", "b"])[0] == holm([0.01, 0.04])
     assert holm_once([], []) == ([], 0)
+
+
+def test_a_tables_differences_carry_their_corrected_p() -> None:
+    base = Sample(3, 8.0, 0.142)
+    same, other = (welch(Sample(3, mean, 0.142), base) for mean in (8.4, 8.6))
+    untested = welch(Sample(1, 9.0, None), base)
+    found = adjust([same, other, untested, same], ["a", "b", "c", "a"])
+    assert [each.tests for each in found] == [2, 2, 2, 2]
+    assert same.p_value is not None
+    assert found[0].p == found[3].p == same.p_value
+    assert other.p_value is not None
+    assert found[1].p == 2 * other.p_value
+    assert not found[2].is_tested
+    assert found[0].turned().value == -found[0].value
+    assert found[0].turned().p == found[0].p
+    assert (found[0].turned().low, found[0].turned().high) == (-found[0].high, -found[0].low)  # type: ignore[operator]
 
 
 def test_seeds_are_those_that_the_corrected_test_takes() -> None:
