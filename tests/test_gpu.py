@@ -32,7 +32,7 @@ def run(path, device, **sections):
     folder, _ = prepare(path / device, config, 0)
     images = load(config.data, torch.device(device))
     status = train(config, 0, images, folder, Reporter(quiet=True))
-    folder.finish(status)
+    folder.mark_finished(status)
     folder.close()
     return folder
 

@@ -73,7 +73,7 @@ def unfinished(one_thread: None, images: Any, tmp_path_factory: pytest.TempPathF
     folder, _ = prepare(runs, TINY, 0, threads=1)
     with pytest.raises(Stopped):
         train(TINY, 0, images, folder, quiet, Two())
-    folder.finish("interrupted")
+    folder.mark_finished("interrupted")
     folder.close()
     train_one(TINY, 1, images, runs, False, quiet)
     return runs

@@ -91,7 +91,7 @@ def test_a_kill_between_write_and_replace_leaves_the_old_file(tmp_path: Path) ->
         (errno.EROFS, "another --runs-dir"),
         (errno.EACCES, "permission"),
         (errno.EIO, "another disk"),
-        (errno.ENOLINK, "mend that"),
+        (errno.ENOLINK, "correct that"),
     ],
 )
 def test_a_failed_write_says_path_reason_and_remedy(

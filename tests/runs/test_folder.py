@@ -36,7 +36,7 @@ def test_a_file_where_the_runs_dir_should_be(tmp_path: Path) -> None:
 def test_update_run_keeps_the_other_fields(folder: RunFolder) -> None:
     folder.write_run({"status": "running", "name": "a"})
     folder.update_run(device="cpu", seconds=np.float32(1.5))
-    folder.finish("done", images_per_second=float("nan"))
+    folder.mark_finished("done", images_per_second=float("nan"))
     assert folder.status == "done"
     assert folder.run["finished"].endswith("+00:00")
     assert folder.run["seconds"] == 1.5

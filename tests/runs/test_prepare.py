@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from vshift.config import Config, config_hash, load
 from vshift.errors import RunError
-from vshift.runs import RunFolder, git_commit, look, prepare, run_path
+from vshift.runs import RunFolder, git_commit, next_action, prepare, run_path
 
 
 def config_of(name: str = "a", **changes: Any) -> Config:
@@ -61,7 +62,7 @@ def test_a_grid_does_not_belong_to_one_run(tmp_path: Path) -> None:
     folder, _ = prepare(tmp_path, config_of(grid={"epochs": [3, 4]}), 0)
     assert load(folder.path / "config.yaml").grid is None
     folder.save_checkpoint({})
-    assert look(folder, config_of()) == "resume"
+    assert next_action(folder, config_of()) == "resume"
 
 
 @pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
@@ -93,7 +94,7 @@ def test_finished_runs_are_left_alone(tmp_path: Path, status: str) -> None:
 def test_done_without_a_summary_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
     folder = begun(tmp_path, "done")
     (folder.path / "summary.json").write_text("{")
-    assert look(folder, config_of()) == "resume"
+    assert next_action(folder, config_of()) == "resume"
 
 
 def test_fresh_replaces_the_run_and_nothing_else(tmp_path: Path) -> None:
@@ -148,13 +149,13 @@ def test_damaged_run_files_say_fresh(tmp_path: Path) -> None:
 def test_a_missing_config_is_known_by_its_hash(tmp_path: Path) -> None:
     folder = begun(tmp_path)
     (folder.path / "config.yaml").unlink()
-    assert look(folder, config_of()) == "resume"
+    assert next_action(folder, config_of()) == "resume"
     with pytest.raises(RunError, match="another config's run"):
-        look(folder, config_of(epochs=4))
+        next_action(folder, config_of(epochs=4))
 
 
 def test_look_writes_nothing(tmp_path: Path) -> None:
-    assert look(RunFolder(tmp_path / "none" / "seed-0"), config_of()) == "new"
+    assert next_action(RunFolder(tmp_path / "none" / "seed-0"), config_of()) == "new"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -206,7 +207,21 @@ def test_a_run_of_a_version_with_other_keys_is_resumed(tmp_path: Path) -> None:
     assert "rise" in old
     assert "cumulative" in old
     saved.write_text(old)
-    assert look(folder, config) == "resume"
+    assert next_action(folder, config) == "resume"
     folder, action = prepare(tmp_path, load(saved), 0)
     assert action == "resume"
     folder.close()
+
+
+def test_a_run_of_version_0_1_is_done_and_has_the_same_hash(tmp_path: Path) -> None:
+    """Its config is read by the names that its keys have now."""
+    path = shutil.copytree(
+        Path(__file__).parent / "old_run" / "seed-0", tmp_path / "old" / "seed-0"
+    )
+    config = load(path / "config.yaml")
+    folder, action = prepare(tmp_path, config, 0)
+    assert action == "done"
+    assert folder.run["config_hash"] == config_hash(config)
+    changed = config.model_copy(update={"epochs": 3})
+    with pytest.raises(RunError, match=r"(?s)this key differs:\s+epochs: 2 there, 3 now"):
+        prepare(tmp_path, changed, 0)

@@ -36,7 +36,7 @@ def run(one_thread, tmp_path_factory):
     )
     folder, _ = prepare(tmp_path_factory.mktemp("runs"), config, 0)
     status = train(config, 0, load(config.data, "cpu"), folder, Reporter(quiet=True))
-    folder.finish(status)
+    folder.mark_finished(status)
     folder.close()
     return folder
 
@@ -132,7 +132,7 @@ def test_a_network_without_bn_is_refused(tmp_path):
     config = make_config(norm={"kind": "none"}, epochs=1)
     folder, _ = prepare(tmp_path, config, 0)
     train(config, 0, load(config.data, "cpu"), folder, Reporter(quiet=True))
-    folder.finish("done")
+    folder.mark_finished("done")
     folder.close()
     with pytest.raises(RunError, match="no BN layer to recalibrate"):
         recalibrate_run(folder.path, [])

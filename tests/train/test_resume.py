@@ -71,7 +71,7 @@ def attempt(runs, config=CONFIG, stop=None, steps=None, device="cpu"):
         with suppress(Stopped):
             status = train(config, 0, load(config.data, device), folder, watch, stop)
     finally:
-        folder.finish(status)
+        folder.mark_finished(status)
         folder.close()
     return folder, status, watch.said
 

@@ -32,7 +32,7 @@ def run(path, config, seed=0, images=None):
         status = train(
             config, seed, images or load(config.data, "cpu"), folder, Reporter(quiet=True)
         )
-        folder.finish(status)
+        folder.mark_finished(status)
     finally:
         folder.close()
     return folder, status

@@ -247,7 +247,7 @@ class VarianceProbe:
                 **summary,
             }
         )
-        run.finish("done")
+        run.mark_finished("done")
         return path
 
     def remove(self) -> None:

@@ -48,9 +48,9 @@ def train(
 
 
 def _print_plan(config: Any, runs_dir: Path, fresh: bool) -> None:
-    from vshift.runs import RunFolder, look, run_path
+    from vshift.runs import RunFolder, next_action, run_path
 
     for seed in config.seeds:
         path = run_path(runs_dir, config.name, seed)
-        action = "new" if fresh else look(RunFolder(path), config)
+        action = "new" if fresh else next_action(RunFolder(path), config)
         typer.echo(f"{path}: {action}, {pluralize(config.epochs, 'epoch')} of {config.data.name}")

@@ -1,7 +1,15 @@
 """The run folder on disk: the only place that writes it. Importing this does not import torch."""
 
 from vshift.runs.folder import FILES, PROBE, RunFolder, now
-from vshift.runs.prepare import Action, discard, git_commit, look, prepare, run_path, versions
+from vshift.runs.prepare import (
+    Action,
+    discard,
+    git_commit,
+    next_action,
+    prepare,
+    run_path,
+    versions,
+)
 from vshift.runs.read import RunRecord, find_runs, number, read_run
 from vshift.text import natural
 
@@ -14,8 +22,8 @@ __all__ = [
     "discard",
     "find_runs",
     "git_commit",
-    "look",
     "natural",
+    "next_action",
     "now",
     "number",
     "prepare",

@@ -1,4 +1,4 @@
-"""Files that survive a kill, whole in the old or the new version; JSON that every reader takes."""
+"""Files that survive a kill, whole in the old or the new version, and JSON in them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def explained(path: Path, doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        remedy = _REMEDIES.get(error.errno or 0, f"mend that, or {_ELSEWHERE}")
+        remedy = _REMEDIES.get(error.errno or 0, f"correct that, or {_ELSEWHERE}")
         raise RunError(f"cannot {doing} {path}: {reason}; {remedy}") from error
 
 
@@ -53,7 +53,7 @@ def _not_through_links(path: str, flags: int) -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where the file system can."""
+    """Make a rename survive a power cut, where the file system can."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -63,13 +63,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def temporary(path: Path) -> Path:
-    """Where a file's next version is written: one fixed name, so that kills leave no heap."""
+    """Where a file's next version is written: a fixed name, so that kills leave at most one."""
     return path.with_name(f".{path.name}.tmp")
 
 
 @contextmanager
 def replacement(path: Path, data: bytes | bytearray | memoryview) -> Iterator[None]:
-    """Write a file's next version, do what is inside, and put the new version in place at once.
+    """Write a file's next version, run the block, and then put the new version in place at once.
 
     After a RunError the old version is still there.
     """
@@ -90,7 +90,7 @@ def replacement(path: Path, data: bytes | bytearray | memoryview) -> Iterator[No
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Replace a file's content at once. After a RunError the old version is still there."""
+    """Replace a file's content at once; after a RunError the old version is still there."""
     with replacement(path, data):
         pass
 
@@ -104,7 +104,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def from_json(text: str | bytes) -> Row:
-    """One JSON object. Raises ValueError for anything else."""
+    """Parse one JSON object; ValueError for anything else."""
     try:
         value = json.loads(text, parse_constant=lambda _: None)
     except RecursionError as error:
@@ -115,11 +115,11 @@ def from_json(text: str | bytes) -> Row:
 
 
 def read_bytes(path: Path, most: int | None = None, begins: bytes = b"") -> bytes | None:
-    """The content, or None where there is no such file (a pipe, which would block, is none).
+    """Read a file; None if there is none (a pipe, which would block, counts as none).
 
     Args:
         most: bytes; a larger file is damaged or not ours, and is not read.
-        begins: what the first bytes must be, looked at before the rest is read.
+        begins: the first bytes, checked before the rest is read.
     """
     with explained(path, "read"):
         if not path.is_file():
@@ -138,7 +138,7 @@ def _damaged(where: object, reason: object) -> Damaged:
 
 
 def read_json(path: Path) -> Row | None:
-    """The object in a file, None where there is no file. Raises RunError where it is damaged."""
+    """Read the object in a file; None if there is no file, RunError if it is damaged."""
     data = read_bytes(path, LARGEST)
     if data is None:
         return None
@@ -149,7 +149,7 @@ def read_json(path: Path) -> Row | None:
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add JSON lines in one write. Raises RunError, and then the earlier lines are as before."""
+    """Append JSON lines in one write; after a RunError the earlier lines are unchanged."""
     lines = "".join(to_json(row) + "\n" for row in rows).encode("utf-8", "backslashreplace")
     if not lines:
         return
@@ -176,7 +176,7 @@ def _write_all(file: IO[bytes], data: bytes) -> None:
 
 
 def _cut_torn_line(file: IO[bytes]) -> int:
-    """Leave whole lines only, or a new row would grow together with one that a kill cut off."""
+    """Remove a line that a kill cut off, which a new row would otherwise continue."""
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         return 0
@@ -194,7 +194,7 @@ def _cut_torn_line(file: IO[bytes]) -> int:
 
 
 def read_rows(path: Path, skip: Callable[[bytes], bool] | None = None) -> list[Row]:
-    """The rows of a .jsonl file, without one torn last line; none where there is no file.
+    """Read the rows of a .jsonl file, without one torn last line; none if there is no file.
 
     Args:
         skip: says of a line, as it stands in the file, that it need not be parsed.

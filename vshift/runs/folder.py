@@ -28,13 +28,11 @@ RECALIBRATION = "recalibration.json"
 RECALIBRATED = "recalibration.safetensors"
 MODES = "modes.json"
 TENSORBOARD = "tensorboard"  # a folder; `vshift watch --tensorboard` writes it
-# Written behind the last epoch: what a run that goes on makes anew.
+# Written after the last epoch; a resumed run writes them again.
 RESULTS = (SUMMARY, MODES, RECALIBRATED, RECALIBRATION, CHANNELS)
-# In the order in which `clear` removes them: a kill on the way never leaves a checkpoint that a
-# later run, taking the folder for its own, would go on from.
-FILES = (
-    *checkpoint_file.NAMES, *RESULTS, LAYERS, METRICS, RUN, CONFIG
-)  # fmt: skip
+# In the order in which `clear` removes them: a kill in between never leaves a checkpoint that a
+# later run in the same folder would resume from.
+FILES = (*checkpoint_file.NAMES, *RESULTS, LAYERS, METRICS, RUN, CONFIG)
 
 
 def now() -> str:
@@ -53,7 +51,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path | str) -> RunFolder:
-        """The folder, made with its parents where it is missing."""
+        """Make the folder and its parents unless they exist."""
         folder = cls(path)
         with files.explained(folder.path, "make the folder"):
             folder.path.mkdir(parents=True, exist_ok=True)
@@ -61,7 +59,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
-        """A folder that is there."""
+        """Open an existing folder; RunError if there is none."""
         folder = cls(path)
         with files.explained(folder.path, "open"):
             is_folder = folder.path.is_dir()
@@ -70,11 +68,11 @@ class RunFolder:
         return folder
 
     def lock(self) -> None:
-        """Keep other processes out until `close`; RunError where one is in."""
+        """Keep other processes out until `close`; RunError if one holds the folder."""
         lock.lock(self.path)
 
     def pulse(self, *, at_once: bool = False) -> None:
-        """Tell other processes, now and then, that this one still trains here; see `lock.pulse`."""
+        """Give a sign of life, at most every few seconds, that other processes see."""
         lock.pulse(self.path, at_once=at_once)
 
     @property
@@ -83,14 +81,15 @@ class RunFolder:
         return lock.is_held(self.path)
 
     def close(self) -> None:
+        """Let other processes in."""
         lock.release(self.path)
 
     def clear(self) -> None:
-        """Remove the run's files, and only those: foreign files and what links point to stay."""
+        """Remove the run's files; other files and the targets of links are left alone."""
         self._remove(FILES)
 
     def drop_results(self) -> None:
-        """Remove what an earlier attempt at the last epoch left behind."""
+        """Remove what an earlier attempt at the last epoch left."""
         self._remove(RESULTS)
 
     def _remove(self, names: Iterable[str]) -> None:
@@ -113,7 +112,7 @@ class RunFolder:
 
     @property
     def has_summary(self) -> bool:
-        """Whether there is one that can be read; going on from the last checkpoint makes it."""
+        """Whether there is one that can be read; resuming from the last checkpoint writes it."""
         try:
             return bool(files.read_json(self.path / SUMMARY))
         except RunError:
@@ -123,15 +122,15 @@ class RunFolder:
         files.write_text(self.path / CONFIG, text)
 
     def write_run(self, fields: Mapping[str, Any]) -> None:
-        """run.json; `status` is running, done, failed, diverged or interrupted."""
+        """Write run.json; `status` is running, done, failed, diverged or interrupted."""
         files.write_json(self.path / RUN, fields)
 
     def update_run(self, **fields: Any) -> None:
         """Change some fields of run.json."""
         self.write_run({**self.run, **to_jsonable(fields)})
 
-    def finish(self, status: str, **fields: Any) -> None:
-        """Say how the run ended, and when. Call it last: a reader of `done` expects every file."""
+    def mark_finished(self, status: str, **fields: Any) -> None:
+        """Record how and when the run ended; the last call, as `done` means that all files exist."""
         self.update_run(status=status, finished=now(), **fields)
 
     @property
@@ -140,7 +139,7 @@ class RunFolder:
 
     @property
     def status(self) -> str | None:
-        """As run.json says; None where it says nothing."""
+        """The status in run.json; None if there is none."""
         status = self.run.get("status")
         return status if isinstance(status, str) else None
 
@@ -157,7 +156,7 @@ class RunFolder:
         return files.read_rows(self.path / LAYERS)
 
     def truncate_after(self, epoch: int) -> None:
-        """Drop the rows of epochs later than the checkpoint's: they are about to be run again."""
+        """Drop the rows of epochs later than the checkpoint's, which are about to be run again."""
         for name in (METRICS, LAYERS):
             path = self.path / name
             if self.has(name):
@@ -165,7 +164,7 @@ class RunFolder:
                 files.write_text(path, "".join(to_json(row) + "\n" for row in kept))
 
     def write_channels(self, vectors: Mapping[str, np.ndarray]) -> None:
-        """One vector a name, for instance `stage1.0.bn1.train_variance`."""
+        """Write vectors by name, for instance `stage1.0.bn1.train_variance`."""
         self._write_vectors(CHANNELS, vectors)
 
     def _write_vectors(self, name: str, vectors: Mapping[str, np.ndarray]) -> None:
@@ -178,9 +177,9 @@ class RunFolder:
     def write_recalibration(
         self, rows: Iterable[Mapping[str, Any]], states: Mapping[str, Mapping[str, Tensor]]
     ) -> None:
-        """What each method of recalibration gave, and its statistics as `<method>/<buffer>`.
+        """Write each recalibration method's row and its statistics as `<method>/<buffer>`.
 
-        Other methods' earlier results stay.
+        Earlier results of other methods are kept.
         """
         rows = list(rows)
         again = {row["method"] for row in rows}
@@ -196,25 +195,25 @@ class RunFolder:
         files.write_json(self.path / RECALIBRATION, {"methods": rows})
 
     def read_recalibration(self) -> tuple[list[Row], dict[str, np.ndarray]]:
-        """What `write_recalibration` wrote: rows, and statistics as `<method>/<buffer>`."""
+        """The rows and statistics that `write_recalibration` wrote."""
         path = self.path / RECALIBRATION
         rows = (files.read_json(path) or {}).get("methods", [])
         good = isinstance(rows, list) and all(isinstance(r, dict) and "method" in r for r in rows)
         if not good:
-            raise Damaged(f"{path} is damaged: no rows of methods; remove it")
+            raise Damaged(f"{path} is damaged: it has no rows of methods; remove it")
         return rows, self._read_vectors(RECALIBRATED)
 
     def write_modes(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """The mode matrix: accuracy with noise on and off, by BN statistics and data."""
+        """Write the mode matrix: accuracy with noise on and off, by BN statistics and data."""
         files.write_json(self.path / MODES, {"modes": list(rows)})
 
     def modes(self) -> list[Row]:
-        """The mode matrix; no rows where it was not measured."""
+        """The rows of the mode matrix; none if it was not measured."""
         rows: list[Row] = (files.read_json(self.path / MODES) or {}).get("modes", [])
         return rows
 
     def read_channels(self) -> dict[str, np.ndarray]:
-        """The vectors; none where the file is missing."""
+        """The vectors by name; none if the file is missing."""
         return self._read_vectors(CHANNELS)
 
     def _read_vectors(self, name: str) -> dict[str, np.ndarray]:
@@ -230,22 +229,22 @@ class RunFolder:
             ) from error
 
     def write_summary(self, fields: Mapping[str, Any]) -> None:
-        """The final numbers, one flat object: accuracies and errors in percent."""
+        """Write the final numbers, one flat object: accuracies and errors in percent."""
         files.write_json(self.path / SUMMARY, fields)
 
     def save_checkpoint(self, state: Mapping[str, Any], keep: int = 2) -> None:
-        """Tensors, numbers, strings, lists and dicts: what torch.load reads with weights_only.
+        """Save tensors, numbers, strings, lists and dicts: what torch.load reads with weights_only.
 
-        The newest checkpoint so far becomes the previous one; `keep` stay in all.
+        The newest checkpoint so far becomes the previous one; `keep` remain in all.
         """
         checkpoint_file.save(self.path, state, keep)
 
     def load_checkpoint(self) -> dict[str, Any]:
-        """The newest state, on the CPU. Raises RunError where it is missing or damaged."""
+        """Load the newest state onto the CPU; RunError if it is missing or damaged."""
         return checkpoint_file.load(self.path / CHECKPOINT)
 
     def checkpoints(self) -> list[Path]:
-        """Those that are there, the newest first."""
+        """The existing checkpoints, the newest first."""
         return checkpoint_file.existing(self.path)
 
 

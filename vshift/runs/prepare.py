@@ -1,4 +1,4 @@
-"""What training has to do in a run folder: begin, go on, or nothing."""
+"""Decide what training has to do in a run folder: begin, resume or nothing."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 Action = Literal["new", "resume", "done", "diverged"]
 _SHOWN = 12
+_REMEDIES = (
+    "give this one another name (--set name=…) or another --runs-dir, "
+    "or replace that run with --fresh"
+)
 
 
 def run_path(runs_dir: Path | str, name: str, seed: int) -> Path:
@@ -29,15 +33,15 @@ def run_path(runs_dir: Path | str, name: str, seed: int) -> Path:
 def prepare(
     runs_dir: Path | str, config: Config, seed: int, fresh: bool = False, threads: int | None = None
 ) -> tuple[RunFolder, Action]:
-    """Make or take the run folder of a config with one seed, and say what is to be done in it.
+    """Make or open the run folder of a config with one seed, and return what is to be done in it.
 
-    `new`: config.yaml and run.json are written, nothing else is there. `resume`: there is a
+    `new`: config.yaml and run.json are written, and nothing else exists. `resume`: there is a
     checkpoint. In both cases the status is `running` and other processes are kept out until
-    `close`. `done` and `diverged`: finished, nothing was touched.
+    `close`. `done` and `diverged`: finished, nothing was changed.
 
     Args:
-        threads: what a new run's config.yaml says where the config leaves it open, because results
-            are the same bits with the same number of threads only.
+        threads: for a new run's config.yaml if the config leaves it open, because results are
+            bit-identical only with the same number of threads.
 
     Raises:
         RunError: the folder holds another config's run, is in use or damaged, or cannot be written.
@@ -48,7 +52,7 @@ def prepare(
         if fresh:
             _refuse_links(Path(runs_dir), folder)
             folder.clear()
-        action = look(folder, config)
+        action = next_action(folder, config)
         if action == "new":
             _begin(folder, config, seed, threads)
         elif action == "resume":
@@ -63,7 +67,7 @@ def prepare(
 
 
 def discard(runs_dir: Path | str, name: str, seed: int) -> None:
-    """Remove a run's files, as `--fresh` does, without beginning it anew.
+    """Remove a run's files, as `--fresh` does, without starting it again.
 
     Raises:
         RunError: a process trains in the folder, or it lies outside the runs dir.
@@ -79,8 +83,8 @@ def discard(runs_dir: Path | str, name: str, seed: int) -> None:
         folder.close()
 
 
-def look(folder: RunFolder, config: Config) -> Action:
-    """What `prepare` would answer; writes nothing, and the folder need not exist."""
+def next_action(folder: RunFolder, config: Config) -> Action:
+    """What `prepare` would return; writes nothing, and the folder need not exist."""
     if not folder.has(CONFIG) and not folder.has(RUN):
         return "new"
     run = folder.run
@@ -125,46 +129,33 @@ def _begin(folder: RunFolder, config: Config, seed: int, threads: int | None) ->
 def _refuse_another_config(folder: RunFolder, config: Config, run: dict[str, Any]) -> None:
     from vshift.config import config_hash, differences, load
 
+    path = folder.path
     if not folder.has(CONFIG):
         if run.get("config_hash") == config_hash(config):
             return
         raise RunError(
-            f"{folder.path} holds another config's run, and its {CONFIG} is missing; "
-            + _what_to_do()
+            f"{path} holds another config's run, and its {CONFIG} is missing; {_REMEDIES}"
         )
     try:
-        old = load(folder.path / CONFIG)
+        old = load(path / CONFIG)
     except (VShiftError, UnicodeDecodeError) as error:
         raise RunError(
-            f"{folder.path} holds a run whose {CONFIG} cannot be read; {_what_to_do()}\n{error}"
+            f"{path} holds a run whose {CONFIG} cannot be read; {_REMEDIES}\n{error}"
         ) from error
     changed = differences(old, config)
-    if config.hardware.threads is None:  # then the run goes on with its own number
+    if config.hardware.threads is None:  # a resumed run keeps its own number
         changed.pop("hardware.threads", None)
-    if changed:
-        raise RunError(_another_config(folder, changed))
-
-
-def _another_config(folder: RunFolder, changed: dict[str, tuple[Any, Any]]) -> str:
-    lines = [f"  {key}: {_say(old)} there, {_say(new)} now" for key, (old, new) in changed.items()]
+    if not changed:
+        return
+    lines = [
+        f"  {key}: {to_json(before)} there, {to_json(after)} now"
+        for key, (before, after) in changed.items()
+    ]
     if len(lines) > _SHOWN:
         lines[_SHOWN:] = [f"  and {len(lines) - _SHOWN} more"]
     keys = "this key differs" if len(changed) == 1 else "these keys differ"
-    return "\n".join([f"{folder.path} holds another config's run; {keys}:", *lines, _what_to_do()])
-
-
-def _what_to_do() -> str:
-    return (
-        "give this one another name (--set name=…) or another --runs-dir, "
-        "or replace that run with --fresh"
-    )
-
-
-def _say(value: Any) -> str:
-    try:
-        return to_json(value)
-    except TypeError:
-        return str(value)
+    heading = f"{path} holds another config's run; {keys}:"
+    raise RunError("\n".join([heading, *lines, _REMEDIES]))
 
 
 def _refuse_links(runs_dir: Path, folder: RunFolder) -> None:
@@ -176,7 +167,7 @@ def _refuse_links(runs_dir: Path, folder: RunFolder) -> None:
 
 
 def versions() -> dict[str, str | None]:
-    """Of python, torch, torchvision and vshift, without importing torch."""
+    """The versions of python, torch, torchvision and vshift, without importing torch."""
     return {
         "python": platform.python_version(),
         "torch": _version("torch"),
@@ -196,7 +187,7 @@ def _version(package: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """The commit checked out in the current folder's repository, None where there is none."""
+    """The commit checked out in the current folder's repository; None without one."""
     try:
         answer = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True

@@ -1,4 +1,4 @@
-"""Reading run folders, however damaged: problems become sentences, never exceptions."""
+"""Read run folders, however damaged: problems become sentences, never exceptions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run as found on disk. config, metrics and layers are read when first asked for."""
+    """One run as found on disk; config, metrics and layers are read when first used."""
 
     path: Path
     name: str
@@ -42,7 +42,7 @@ class RunRecord:
 
     @cached_property
     def metrics(self) -> list[Row]:
-        """One row an epoch."""
+        """One row per epoch."""
         return self._read(lambda: files.read_rows(self.path / METRICS), [])
 
     @cached_property
@@ -64,13 +64,13 @@ class RunRecord:
 
 
 def read_run(path: Path | str) -> RunRecord:
-    """The run in a folder; `status` is `damaged` where run.json does not say one."""
+    """Read the run in a folder; `status` is `damaged` if run.json has none."""
     path = Path(path)
     problems: list[str] = []
     run = _read_object(path / RUN, problems)
     status = run.get("status")
     if run and status not in STATUSES:
-        problems.append(f"{path / RUN}: status {status!r} is none of {', '.join(STATUSES)}")
+        problems.append(f"{path / RUN}: status {status!r} is not one of {', '.join(STATUSES)}")
     status = status if status in STATUSES else "damaged"
     summary = _read_object(path / SUMMARY, problems, wanted=status == "done")
     name, seed = _identity(path, run, problems)
@@ -96,16 +96,16 @@ def _identity(path: Path, run: Row, problems: list[str]) -> tuple[str, int]:
     if not isinstance(name, str) or not name:
         name = folder.parent.name if match else folder.name
         if run:
-            problems.append(f"{path / RUN} says no name; taken from the folder: {name}")
+            problems.append(f"{path / RUN} has no name; using the folder's: {name}")
     if not isinstance(seed, int) or isinstance(seed, bool):
         seed = int(match[1]) if match else -1
         if run:
-            problems.append(f"{path / RUN} says no seed; taken from the folder: {seed}")
+            problems.append(f"{path / RUN} has no seed; using the folder's: {seed}")
     return name, seed
 
 
 def _read_config(path: Path) -> Row:
-    """By the YAML 1.2 reader of configs: `1e-3` is a number, and nesting has limits."""
+    """Read a config as `vshift train` does, with its YAML 1.2 and its limits."""
     from vshift.config.renames import upgrade
     from vshift.config.yaml12 import parse
 
@@ -123,7 +123,7 @@ def _read_config(path: Path) -> Row:
 
 
 def find_runs(folders: Iterable[Path | str]) -> list[RunRecord]:
-    """The runs under runs dirs, name folders or single run folders, by name and seed.
+    """Find the runs in runs dirs, name folders or single run folders, sorted by name and seed.
 
     Raises:
         RunError: a folder is missing, is a file, or holds no run.
@@ -156,7 +156,7 @@ def _refuse_missing(folder: Path) -> None:
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:
-    """Run folders in and under a folder. One that may not be listed holds none for us."""
+    """Yield the run folders in and under a folder; one that may not be listed counts as empty."""
     if _SEED.fullmatch(folder.absolute().name) or os.path.isfile(folder / RUN):
         yield folder
         return
@@ -172,7 +172,7 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def number(value: Any) -> float | None:
-    """A finite number out of JSON, where true, 1e999 and 10**400 are none."""
+    """A finite number from JSON; None for anything else, also for true, 1e999 and 10**400."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vshift.config import config_hash
 from vshift.errors import Damaged, RunError
-from vshift.runs import RunFolder, files, look, now
+from vshift.runs import RunFolder, files, next_action, now
 from vshift.runs.files import LONGEST, Row, from_json
 from vshift.runs.folder import CONFIG, METRICS, RUN
 from vshift.runs.lock import holder
@@ -78,7 +78,7 @@ def _state_at_rest(folder: RunFolder, job: Job) -> State:
         return State.new
     run = folder.run
     if run.get("config_hash") != config_hash(job.config):
-        look(folder, job.config)  # raises, naming the keys that differ
+        next_action(folder, job.config)  # raises, naming the keys that differ
     match run.get("status"):
         case "done" if folder.has_summary:
             return State.done

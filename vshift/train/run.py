@@ -11,7 +11,7 @@ import torch
 from vshift.config.schema import Config
 from vshift.data import ImageSet, load
 from vshift.errors import Damaged, Interrupted, RunError, RunLost, Stopped, TrainingFailed
-from vshift.runs import RunFolder, look, number, prepare, run_path
+from vshift.runs import RunFolder, next_action, number, prepare, run_path
 from vshift.text import pluralize
 from vshift.train import signals
 from vshift.train.device import choose_device, configure, device_name
@@ -37,7 +37,7 @@ def train_seeds(config: Config, runs_dir: Path, fresh: bool, reporter: Reporter)
         seed
         for seed in config.seeds
         if seed not in waiting
-        and look(RunFolder(run_path(runs_dir, config.name, seed)), config) == "diverged"
+        and next_action(RunFolder(run_path(runs_dir, config.name, seed)), config) == "diverged"
     ]
     if waiting:
         device = choose_device(config.hardware.device)
@@ -64,7 +64,7 @@ def train_seeds(config: Config, runs_dir: Path, fresh: bool, reporter: Reporter)
 def _settled(config: Config, seed: int, runs_dir: Path, fresh: bool, reporter: Reporter) -> bool:
     """Whether a seed needs no training; says so."""
     path = run_path(runs_dir, config.name, seed)
-    action = "new" if fresh else look(RunFolder(path), config)
+    action = "new" if fresh else next_action(RunFolder(path), config)
     if action == "done":
         reporter.say(f"{path} is done; --fresh trains it again")
     return action in ("done", "diverged")
@@ -111,7 +111,7 @@ def train_one(
         # Where the disk itself failed, its own error is already on the way up.
         with suppress(RunError):
             if folder.is_held:
-                folder.finish(status, **_speed(folder, time.perf_counter() - began))
+                folder.mark_finished(status, **_speed(folder, time.perf_counter() - began))
         folder.close()
     hint = f"; next: vshift compare {runs_dir}" if status == "done" else ""
     reporter.say(f"{folder.path}: {status}{hint}")
