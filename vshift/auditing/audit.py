@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vshift.auditing.evidence import SCORE_NAMES, Evidence, measure
+from vshift.auditing.evidence import SCORE_NAMES, Evidence
 from vshift.auditing.findings import CHECKS, Finding
 from vshift.auditing.guard import check_usable, preserving_random_state, run_eagerly, unwrap
 from vshift.auditing.passes import AuditedModel
@@ -76,7 +76,7 @@ def audit(
             train_samples = collect(train_loader, device, batches, unpack, seed, "train_loader")
         audited = AuditedModel(model, seed, loss)
         try:
-            return _conclude(measure(audited, samples, train_samples, reference, allow_noise))
+            return _conclude(Evidence(audited, samples, train_samples, reference, allow_noise))
         finally:
             audited.saved.restore()
 

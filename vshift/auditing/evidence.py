@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 
@@ -16,12 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vshift.auditing.guard import seed_everything
 from vshift.auditing.inputs import fit_to_names
 from vshift.auditing.passes import (
     CANNOT_RUN,
     AuditedModel,
-    EvalTests,
     LayerStats,
     Mode,
     Pass,
@@ -31,7 +28,7 @@ from vshift.auditing.passes import (
 )
 from vshift.auditing.samples import Samples, order_effect
 from vshift.auditing.severity import Scores
-from vshift.auditing.trace import NoiseSource, Trace, trace
+from vshift.auditing.trace import NoiseSource
 from vshift.shift.stats import Estimate, Moments, jackknife
 
 RELEVANT_CHANGE = 0.05  # relative change of a variance that is worth reporting
@@ -44,7 +41,6 @@ SCORE_NAMES: dict[Mode, str] = {
 }
 
 
-@dataclass
 class Evidence:
     """One model, one loader, and all that was measured of them.
 
@@ -52,32 +48,70 @@ class Evidence:
         samples: of the loader; modes are scored on these.
         train_samples: of the training loader, if there is one; otherwise the same object. The
             three passes run on these.
+        reference: an earlier state dict to compare with, under the model's names; empty for none.
+        allowed_noise: names and patterns of modules whose noise in eval mode is wanted.
+        explained_by: the code of the finding that explains a layer's running statistics.
+        still_training: modules that are in training mode after the model's own eval().
         train_trace, eval_trace: noise traced in training mode and in eval mode.
         scores: of every mode on `samples`, and of some on `train_samples` if that differs.
-        loader_order_pass: a train pass in the loader's own order, if its batches are no random
-            samples.
-        reference: an earlier state dict to compare with.
-        allowed_noise: names and patterns of modules whose noise in eval mode is wanted.
-        still_training: modules that are in training mode after the model's own eval().
-        explained_by: the code of the finding that explains a layer's running statistics.
+        order_effect: how much more the loader's batches differ than random ones.
+        loader_order_pass: a train pass in the loader's own order, if that effect is clear.
     """
 
-    model: AuditedModel
-    samples: Samples
-    train_samples: Samples
-    train_pass: Pass
-    noise_off_pass: Pass
-    eval_pass: Pass
-    train_trace: Trace
-    eval_trace: Trace
-    scores: Mapping[str, Scores]
-    tests: EvalTests
-    reference: Mapping[str, Tensor] = field(default_factory=dict)
-    allowed_noise: Sequence[str] = ()
-    still_training: frozenset[str] = frozenset()
-    loader_order_pass: Pass | None = None
-    order_effect: float = 1.0
-    explained_by: dict[str, str] = field(default_factory=dict)
+    def __init__(
+        self,
+        model: AuditedModel,
+        samples: Samples,
+        train_samples: Samples,
+        reference: nn.Module | Mapping[str, Tensor] | None,
+        allowed_noise: Sequence[str],
+    ) -> None:
+        """Run every pass and test."""
+        self.model, self.samples, self.train_samples = model, samples, train_samples
+        self.allowed_noise = allowed_noise
+        if isinstance(reference, nn.Module):
+            reference = reference.state_dict()
+        self.reference = fit_to_names(reference or {}, model.module.state_dict())
+        self.explained_by: dict[str, str] = {}
+        model.frozen |= _frozen_at_identity(model)
+        with model.mode("eval"):
+            modules = model.module.named_modules()
+            self.still_training = frozenset(name for name, m in modules if m.training)
+        self.eval_trace = model.trace("eval", samples.first())
+        self.train_trace = model.trace("train", train_samples.first())
+        self.tests = run_eval_tests(model, samples)
+        self.train_pass = model.run("train", train_samples.shuffled)
+        self.noise_off_pass = model.run("noise_off", train_samples.shuffled)
+        self.eval_pass = model.run("eval", train_samples.shuffled)
+        self.scores = self._score_modes()
+        self.loader_order_pass: Pass | None = None
+        self.order_effect, is_clear_effect = order_effect(train_samples, model.seed)
+        if is_clear_effect:
+            with model.mode("train"):
+                self.loader_order_pass = run_pass(model, lambda: iter(train_samples.batches))
+
+    def _score_modes(self) -> dict[str, Scores]:
+        """Scores of every mode; a mode that does not run on the samples becomes a note."""
+        passes = (self.train_pass, self.noise_off_pass, self.eval_pass)
+        on_train_samples = dict(zip(SCORE_NAMES.values(), (p.scores for p in passes), strict=True))
+        if not self.has_train_loader:
+            return on_train_samples
+        scores = {}
+        for mode, name in SCORE_NAMES.items():
+            try:
+                with self.model.mode(mode):
+                    found = run_pass(self.model, self.samples.shuffled, measure=False)
+                scores[name] = found.scores
+            except CANNOT_RUN as error:
+                if mode == "eval":
+                    raise
+                reason = (str(error).splitlines() or [""])[0]
+                self.model.notes.append(
+                    f"{name} could not be scored on the loader's samples: {reason}"
+                )
+        for name in ("train mode", "eval mode"):
+            scores[f"{name}, training data"] = on_train_samples[name]
+        return scores
 
     @property
     def has_train_loader(self) -> bool:
@@ -140,7 +174,20 @@ class Evidence:
 
     @cached_property
     def noise_floor(self) -> dict[str, float]:
-        return {n: noise_floor(self.layers[n], self.train_stats(n)) for n in self.judged}
+        """Standard deviation of the distance in a healthy layer, by theory and by this loader.
+
+        Values of one image are not independent. So the spread between the loader's own batches
+        counts as well, with the moving average's weight and the audit's own number of batches.
+        """
+        floors = {}
+        for name in self.judged:
+            layer, stats = self.layers[name], self.train_stats(name)
+            share = layer.momentum / (2 - layer.momentum) if layer.momentum is not None else 0.0
+            batches = sum(len(calls) for calls in stats.batches)
+            measured = stats.spread(layer.eps) * math.sqrt(share + 1 / batches)
+            theory = 1 / math.sqrt(effective_sample_size(layer, stats.count))
+            floors[name] = theory if math.isnan(measured) else max(theory, measured)
+        return floors
 
     @cached_property
     def limit(self) -> dict[str, float]:
@@ -172,16 +219,14 @@ class Evidence:
         Training never leaves such statistics; re-estimation does, and then they agree with eval
         mode.
         """
-        result = []
-        for name in self.judged:
-            noise_off = self.noise_off_pass.average(name)
-            if noise_off is None:
-                continue
-            if name in self.shifted or self.distance[name] > self.limit[name]:
-                distance = self.distance_to(noise_off, name)
-                if distance <= self.limit[name] and distance < 0.5 * self.distance[name]:
-                    result.append(name)
-        return result
+        return [
+            name
+            for name in self.judged
+            if (name in self.shifted or self.distance[name] > self.limit[name])
+            and (noise_off := self.noise_off_pass.average(name)) is not None
+            and (distance := self.distance_to(noise_off, name)) <= self.limit[name]
+            and distance < 0.5 * self.distance[name]
+        ]
 
     # ---- variance shift
 
@@ -215,88 +260,18 @@ class Evidence:
         ]
 
 
-# ---- measuring
-
-
-def measure(
-    model: AuditedModel,
-    samples: Samples,
-    train_samples: Samples,
-    reference: nn.Module | Mapping[str, Tensor] | None,
-    allowed_noise: Sequence[str],
-) -> Evidence:
-    """Run every pass and test; the arguments are `Evidence`'s attributes."""
-    few = model.few(samples.first())
-    model.frozen |= _frozen_at_identity(model)
-    with model.mode("eval"):
-        still_training = frozenset(n for n, m in model.module.named_modules() if m.training)
-        seed_everything(model.seed)
-        eval_trace = trace(model.module, few, model.tracker)
-    train_trace = model.trace_training(train_samples.first())
-    tests = run_eval_tests(model, samples)
-    train_pass = model.in_training(lambda: run_pass(model, train_samples.shuffled))
-    with model.mode("noise_off"):
-        noise_off_pass = run_pass(model, train_samples.shuffled)
-    with model.mode("eval"):
-        eval_pass = run_pass(model, train_samples.shuffled)
-    passes: dict[Mode, Pass] = {
-        "train": train_pass, "noise_off": noise_off_pass, "eval": eval_pass,
-    }  # fmt: skip
-    scores = {SCORE_NAMES[mode]: found.scores for mode, found in passes.items()}
-    if train_samples is not samples:
-        beside = {f"{name}, training data": scores[name] for name in ("train mode", "eval mode")}
-        scores = _score_modes(model, samples) | beside
-    effect, clear = order_effect(train_samples, model.seed)
-    loader_order_pass = None
-    if clear:
-        with model.mode("train"):
-            loader_order_pass = run_pass(model, lambda: iter(train_samples.batches))
-    if isinstance(reference, nn.Module):
-        reference = reference.state_dict()
-    return Evidence(
-        model,
-        samples,
-        train_samples,
-        train_pass,
-        noise_off_pass,
-        eval_pass,
-        train_trace,
-        eval_trace,
-        scores,
-        tests,
-        fit_to_names(reference or {}, model.module.state_dict()),
-        allowed_noise,
-        still_training,
-        loader_order_pass,
-        effect,
-    )
-
-
 def _frozen_at_identity(model: AuditedModel) -> frozenset[str]:
     """Batch norms at identity whose own parameters do not train, in a model that does."""
     if not any(p.requires_grad for p in model.module.parameters()):
         return frozenset()
-    frozen = set()
-    for name, layer in model.norms.items():
-        running, own = running_moments(layer), list(layer.parameters(recurse=False))
-        if running is not None and own and not any(p.requires_grad for p in own):
-            frozen |= {name} if is_initial(running) else set()
-    return frozenset(frozen)
-
-
-def _score_modes(model: AuditedModel, samples: Samples) -> dict[str, Scores]:
-    """Scores of every mode; a mode that does not run on these samples becomes a note."""
-    scores = {}
-    for mode, name in SCORE_NAMES.items():
-        with model.mode(mode):
-            try:
-                scores[name] = run_pass(model, samples.shuffled, measure=False).scores
-            except CANNOT_RUN as error:
-                if mode == "eval":
-                    raise
-                reason = (str(error).splitlines() or [""])[0]
-                model.notes.append(f"{name} could not be scored on the loader's samples: {reason}")
-    return scores
+    return frozenset(
+        name
+        for name, layer in model.norms.items()
+        if (running := running_moments(layer)) is not None
+        and is_initial(running)
+        and (own := list(layer.parameters(recurse=False)))
+        and not any(p.requires_grad for p in own)
+    )
 
 
 # ---- statistics and distances
@@ -345,20 +320,6 @@ def effective_sample_size(layer: _BatchNorm, count: int) -> float:
         tracked = layer.num_batches_tracked
         return count * max(1, int(tracked) if tracked is not None else 1)
     return count * (2 - momentum) / momentum if momentum > 0 else math.inf
-
-
-def noise_floor(layer: _BatchNorm, stats: LayerStats) -> float:
-    """Standard deviation of the distance in a healthy layer, by theory and by this loader.
-
-    Values of one image are not independent. So the spread between the loader's own batches counts
-    as well, with the moving average's weight and the audit's own number of batches.
-    """
-    theory = 1 / math.sqrt(effective_sample_size(layer, stats.count))
-    share = layer.momentum / (2 - layer.momentum) if layer.momentum is not None else 0.0
-    batches = sum(len(calls) for calls in stats.batches)
-    spread = stats.spread(layer.eps)
-    measured = 0.0 if math.isnan(spread) else spread * math.sqrt(share + 1 / batches)
-    return max(theory, measured)
 
 
 def _variance_ratio(over: Pass, under: Pass, name: str) -> Estimate:

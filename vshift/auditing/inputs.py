@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from vshift.auditing.samples import AuditError
 from vshift.text import did_you_mean
@@ -339,17 +339,12 @@ def _torchvision_set(name: str, root: str, options: ImageOptions, flag: str) -> 
         ) from error
 
 
-def _batches(dataset: Any, options: ImageOptions) -> RepeatableLoader:
+def _batches(dataset: Any, options: ImageOptions) -> DataLoader[Any]:
     """Batches in a random order that the seed decides; a smaller rest is dropped."""
-
-    def make() -> Iterator[Any]:
-        generator = torch.Generator().manual_seed(options.seed)
-        order = torch.randperm(len(dataset), generator=generator).tolist()
-        size = min(options.batch_size, max(1, len(order) // 2))
-        for start in range(0, len(order) - size + 1, size):
-            yield default_collate([dataset[i] for i in order[start : start + size]])
-
-    return RepeatableLoader(make)
+    generator = torch.Generator().manual_seed(options.seed)
+    order = torch.randperm(len(dataset), generator=generator).tolist()
+    size = min(options.batch_size, max(1, len(order) // 2))
+    return DataLoader(Subset(dataset, order), size, drop_last=True)
 
 
 # ---- weights

@@ -36,42 +36,32 @@ Mode = Literal["train", "noise_off", "eval"]
 T = TypeVar("T")
 
 
-@dataclass
 class AuditedModel:
     """The model under audit and what every pass over it needs.
 
     Attributes:
-        hidden: see `ModuleNames.hidden`.
         frozen: batch norms that are in eval mode in training too.
         leaves_only: whether the train pass switches leaf modules instead of calling `train()`.
         notes: what was done differently from usual, for the user.
     """
 
-    module: nn.Module
-    seed: int
-    loss: Loss | None = None
-    frozen: frozenset[str] = field(init=False)
-    leaves_only: bool = field(init=False, default=False)
-    notes: list[str] = field(init=False, default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.saved = SavedState(self.module)
-        self.names = ModuleNames(self.module)
+    def __init__(self, module: nn.Module, seed: int = 0, loss: Loss | None = None) -> None:
+        self.module, self.seed, self.loss = module, seed, loss
+        self.saved = SavedState(module)
+        self.names = ModuleNames(module)
         self.tracker = ModuleTracker(self.names, self.saved)
-        self.frozen = self._frozen()
-
-    def _frozen(self) -> frozenset[str]:
-        """The batch norms that the model's own `train()` leaves in eval mode."""
-        in_eval = {name for name, layer in self.norms.items() if not layer.training}
+        self.leaves_only = False
+        self.notes: list[str] = []
         # A model given in training mode with some BN in eval mode: somebody froze those by hand.
-        by_hand = in_eval if self.module.training else set()
+        frozen = self._norms_in_eval() if module.training else set()
         try:
-            self.module.train()
-            return frozenset(
-                by_hand | {name for name, layer in self.norms.items() if not layer.training}
-            )
+            module.train()
+            self.frozen = frozenset(frozen | self._norms_in_eval())
         finally:
             self.saved.restore()
+
+    def _norms_in_eval(self) -> set[str]:
+        return {name for name, layer in self.norms.items() if not layer.training}
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -103,12 +93,12 @@ class AuditedModel:
         finally:
             self.saved.restore()
 
-    def in_training(self, run: Callable[[], T]) -> T:
-        """Run in the mode of the train pass; where the model's own train() cannot run, by leaves.
+    def _run_in(self, mode: Mode, run: Callable[[], T]) -> T:
+        """Run in a mode; if the model's own train() cannot run, switch leaf modules instead.
 
         Such are auxiliary heads that want larger images, and losses that want targets.
         """
-        if not self.leaves_only:
+        if mode == "train" and not self.leaves_only:
             try:
                 with self.mode("train"):
                     return run()
@@ -119,23 +109,24 @@ class AuditedModel:
                     "norm were switched to training one by one instead, everything else stayed in "
                     "eval mode"
                 )
-        with self.mode("train"):
+        with self.mode(mode):
             return run()
 
-    def trace_training(self, batch: Batch) -> Trace:
-        """The noise in training mode."""
+    def trace(self, mode: Mode, batch: Batch) -> Trace:
+        """Trace the noise of a few samples."""
+        # A program exported for one batch size takes whole batches only.
+        if not isinstance(self.module, GraphModule):
+            batch = batch.select(lambda tensor: tensor[:TRACED_SAMPLES])
 
         def run() -> Trace:
             seed_everything(self.seed)
-            return trace(self.module, self.few(batch), self.tracker)
+            return trace(self.module, batch, self.tracker)
 
-        return self.in_training(run)
+        return self._run_in(mode, run)
 
-    def few(self, batch: Batch) -> Batch:
-        """Samples to trace; a program exported for one batch size takes whole batches only."""
-        if isinstance(self.module, GraphModule):
-            return batch
-        return batch.select(lambda tensor: tensor[:TRACED_SAMPLES])
+    def run(self, mode: Mode, batches: Callable[[], Iterator[Batch]]) -> Pass:
+        """One pass over batches."""
+        return self._run_in(mode, lambda: run_pass(self, batches))
 
 
 # ---- one pass

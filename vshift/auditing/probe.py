@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from vshift.auditing.guard import preserving_random_state, run_eagerly, unwrap
-from vshift.auditing.passes import AuditedModel, Pass, run_pass
+from vshift.auditing.passes import AuditedModel, Pass
 from vshift.auditing.samples import AuditError, Unpack, collect, unpack
 from vshift.shift.stats import batch_norms, shift_ratio
 
@@ -145,10 +145,9 @@ class VarianceProbe:
         device = next(iter(self._old.values()))[0].device
         with preserving_random_state([loader]), run_eagerly(self.model):
             samples = collect(loader, device, batches, unpack)
-            model = AuditedModel(self.model, seed=0)
-            arriving = model.trace_training(samples.batches[0]).arriving
-            with model.mode("eval"):
-                eval_pass = run_pass(model, lambda: iter(samples.batches))
+            model = AuditedModel(self.model)
+            arriving = model.trace("train", samples.batches[0]).arriving
+            eval_pass = model.run("eval", lambda: iter(samples.batches))
         return eval_pass, {name for name, sources in arriving.items() if sources}
 
     def _row(
