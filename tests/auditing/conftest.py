@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from examples.patients import Net, trained
+from tests.auditing.own_file import FILE
+
 
 def everything(model: nn.Module) -> dict[str, object]:
     """All of a model and of the random states that an audit must leave, as comparable values."""
@@ -37,3 +40,21 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def codes(audit) -> list[str]:
+    """Of the findings, the most harmful first."""
+    return [finding.code for finding in audit.findings]
+
+
+@pytest.fixture(scope="module")
+def shifted():
+    """Dropout before the second of three BN."""
+    return trained(0, Net(before_bn2=nn.Dropout(0.5)), epochs=6)
+
+
+@pytest.fixture
+def vshift(vshift, tmp_path):
+    """The command line in a folder with a file of models and loaders."""
+    (tmp_path / "mine.py").write_text(FILE)
+    return vshift

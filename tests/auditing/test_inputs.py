@@ -1,14 +1,232 @@
-"""State dicts of all kinds, read without executing code and fitted to a model."""
+"""Models, data and weights as named on the command line, and what is refused of them."""
 
 import argparse
+import json
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from vshift import audit
 from vshift.auditing import AuditError
 from vshift.auditing.inputs import fit_to_names, load_weights, read_state
+
+
+def test_weights_load_without_executing_code(vshift, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    torch.save({"weight": Trap()}, "trap.pt")
+    words = ["audit", "mine.py:net", "--data", "mine.py:loader", "--weights"]
+    code, _, err = vshift(*words, "trap.pt")
+    assert code == 2
+    assert "cannot be read without executing code" in err
+    assert not (tmp_path / "executed").exists()
+
+
+def test_weights_without_buffers_are_what_is_found(vshift):
+    from safetensors.torch import save_file
+
+    from vshift.auditing.inputs import call_in_file
+
+    model = call_in_file("mine.py:trained")
+    torch.save({"state_dict": model.state_dict()}, "whole.pt")
+    save_file({n: p.detach() for n, p in model.named_parameters()}, "parameters.safetensors")
+    words = ["audit", "mine.py:net", "--data", "mine.py:loader", "--fail-on", "info", "--weights"]
+    assert vshift(*words, "whole.pt")[0] == 0
+    code, out, _ = vshift(*words, "parameters.safetensors")
+    assert code == 3
+    assert "never_updated" in out
+    save_file({"0.weight": model[0].weight.detach()}, "part.safetensors")
+    code, _, err = vshift(*words, "part.safetensors")
+    assert code == 2
+    assert "lacks 0.bias" in err
+
+
+def test_torchvision_and_random_data(vshift):
+    code, out, err = vshift(
+        "audit", "torchvision:squeezenet1_1", "--data", "random", "--size", 32, "--batches", 2,
+        "--batch-size", 4, "--format", "json",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["layers"] == []
+    assert found["noise"]["training"][0]["layer"] == "classifier.0"
+
+
+def test_timm(vshift):
+    pytest.importorskip("timm", reason="the extra timm is not installed")
+    code, out, _ = vshift(
+        "audit", "timm:test_efficientnet", "--data", "random", "--size", 32, "--batches", 2,
+        "--batch-size", 4, "--format", "json",
+    )  # fmt: skip
+    assert code == 0
+    assert "never_updated" in {finding["code"] for finding in json.loads(out)["findings"]}
+
+
+def test_an_image_folder(vshift, tmp_path):
+    for name, colour in (("dark", 40), ("light", 200)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (12, 10), (colour + i, colour, colour)).save(
+                tmp_path / "images" / name / f"{i}.png"
+            )
+    code, out, err = vshift(
+        "audit", "mine.py:net", "--data", "images", "--size", 8, "--batch-size", 4,
+        "--format", "json",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert json.loads(out)["scores"]["eval mode"]["accuracy"] is not None
+
+
+def test_a_torchvision_set(vshift):
+    code, out, _ = vshift(
+        "audit", "mine.py:net", "--data", "torchvision:FakeData", "--size", 8, "--batches", 2,
+        "--batch-size", 8, "--format", "json",
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads(out)["layers"][0]["values"] == 8 * 6 * 6
+
+
+def test_an_exported_program(vshift):
+    from vshift.auditing.inputs import call_in_file
+
+    model = call_in_file("mine.py:trained").train()
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(
+        model, (torch.randn(4, 3, 8, 8),), dynamic_shapes=({0: batch},), strict=False
+    )
+    torch.export.save(program, "program.pt2")
+    words = ["--data", "mine.py:loader", "--format", "json"]
+    _, out, err = vshift("audit", "program.pt2", *words)
+    assert err == ""
+    found = json.loads(out)
+    assert found["findings"] == []
+    assert found["layers"][0]["type"] == "BatchNorm2d"
+    assert found["noise"]["training"][0]["function"] == "dropout"
+    model[1].running_var.mul_(9)
+    torch.export.save(
+        torch.export.export(model, (torch.randn(4, 3, 8, 8),), dynamic_shapes=({0: batch},)),
+        "program.pt2",
+    )
+    assert json.loads(vshift("audit", "program.pt2", *words)[1])["layers"][0]["role"] == "off"
+
+
+def test_a_run(vshift, tmp_path):
+    (tmp_path / "small.yaml").write_text("""
+data: {name: shapes, train: 300, test: 100, batch_size: 50}
+network: {name: preresnet, depth: 8, noise: {kind: dropout, rate: 0.5, position: before_last_bn}}
+epochs: 3
+schedule: {name: onecycle, peak: 0.1}
+measure: {every: 0, eval_batches: 1}
+hardware: {device: cpu, precision: float32, threads: 1}
+""")
+    assert vshift("train", "small.yaml", "--quiet")[0] == 0
+    code, out, err = vshift(
+        "audit", "runs/small/seed-0", "--data", "test", "--train-data", "train", "--format", "json"
+    )
+    assert (code, err) == (0, "")
+    found = {f["code"]: f for f in json.loads(out)["findings"]}
+    assert found["variance_shift"]["layer"].endswith("bn2")  # bn relu conv noise BN relu conv
+    assert "noise" in found["variance_shift"]["evidence"]
+
+
+def test_a_data_set_is_put_into_batches(vshift):
+    words = ["audit", "mine.py:trained", "--data", "mine.py:dataset", "--batch-size", 16]
+    code, out, _ = vshift(*words, "--format", "json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["scores"]["eval mode"]["accuracy"] is not None
+    assert found["layers"][0]["values"] == 16 * 6 * 6
+
+
+def test_a_folder_of_splits_is_no_folder_of_classes(vshift, tmp_path):
+    for name in ("train/cat", "val/cat"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / name / "0.png")
+    for option in (["--data", "images"], ["--data", "mine.py:loader", "--train-data", "images"]):
+        code, out, err = vshift("audit", "mine.py:net", *option)
+        assert (code, out) == (2, "")
+        assert f"{option[-2]}: images holds train, val, which are no classes" in err
+        assert "name one of them, images/train" in err
+
+
+def test_a_probes_folder_says_what_it_is(vshift, tmp_path):
+    from vshift import VarianceProbe
+    from vshift.auditing.inputs import call_in_file
+
+    model, loader = (call_in_file(f"mine.py:{name}") for name in ("net", "loader"))
+    probe = VarianceProbe(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for images, labels in loader:
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    probe.end_epoch(loader)
+    probe.save(tmp_path / "watched" / "seed-0")
+    for words in (["audit", "--data", "test"], ["recalibrate"]):
+        code, out, err = vshift(words[0], "watched/seed-0", *words[1:])
+        assert (code, out) == (2, "")
+        assert "holds what a VarianceProbe measured, and no network or weights" in err
+        assert "FILE.py:FACTORY" in err
+
+
+def test_a_folder_of_runs_names_a_run(vshift, tmp_path):
+    (tmp_path / "runs/mine/seed-3").mkdir(parents=True)
+    (tmp_path / "runs/mine/seed-3/run.json").write_text('{"status": "interrupted"}')
+    code, _, err = vshift("audit", "runs", "--data", "test")
+    assert code == 2
+    assert "for instance runs/mine/seed-3" in err
+    code, _, err = vshift("audit", "runs/mine/seed-3", "--data", "test")
+    assert code == 2
+    assert "this run is interrupted, not done" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["nothing", "--data", "random"], "names no model; allowed are torchvision:NAME"),
+        (["torchvision:resnet5", "--data", "random"], "did you mean `resnet"),
+        (["mine.py:nett", "--data", "random"], "did you mean `net`"),
+        (["no.py:net", "--data", "random"], "there is no file no.py"),
+        (["mine.py:not_a_model", "--data", "random"], "returned a int"),
+        (["mine.py:raises", "--data", "random"], "raised ValueError: on purpose"),
+        (["mine.py:net", "--data", "nowhere"], "is none of an image folder"),
+        (["mine.py:net", "--data", "random", "--train-data", "no"], "--train-data: 'no' is none"),
+        (["mine.py:net", "--data", "mine.py"], "--data: add the loader's name, mine.py:NAME"),
+        (["mine.py", "--data", "random"], "add the factory's name, mine.py:NAME"),
+        (["resnet18", "--data", "random"], "torchvision:resnet18?"),
+        ([".", "--data", "test"], ". is no run; a run is a folder <runs-dir>/<name>/seed-<n>"),
+        (["mine.py:nothing", "--data", "random"], "returned a NoneType, not a torch.nn.Module"),
+        (["mine.py:net", "--data", "mine.py:double"], "one type of numbers: convert"),
+        (["mine.py:net", "--data", "mine.py:mapped"], "a mapping gives its entries by name"),
+        (["mine.py:net", "--data", "mine.py:not_a_model"], "gave a int, not a loader of batches"),
+        (["exits.py:net", "--data", "random"], "ended itself with sys.exit(5)"),
+        (["broken.py:net", "--data", "random"], "broken.py raised SyntaxError"),
+        (["imports.py:net", "--data", "random"], "ModuleNotFoundError: No module named 'nowhere'"),
+        (["mine.py:net", "--data", "random", "--batches", 1], "'--batches'"),
+        (["mine.py:net", "--data", "torchvision:CIFAR11"], "did you mean `CIFAR10`"),
+        (["mine.py:net", "--data", "torchvision:CIFAR10"], "name its folder after @"),
+        (["mine.py:net", "--data", "mine.py:wide"], "does not run on mine.py:wide: RuntimeError"),
+        (["mine.py:net", "--data", "mine.py:one"], "gave 1 batch; an audit"),
+        (["mine.py:net", "--data", "random", "--weights", "no.pt"], "there is no file no.pt"),
+        (["mine.py:net", "--data", "random", "--normalise", "l2"], "--normalise is one of"),
+        (["mine.py:net", "--data", "random", "--classes", 3], "leave it out for mine.py:net"),
+        (["mine.py:net", "--data", "mine.py:mapped"], "give `unpack=`"),
+        (["no.pt2", "--data", "random"], "there is no file no.pt2"),
+    ],
+)
+def test_what_cannot_be_audited_is_refused_in_a_sentence(vshift, tmp_path, words, says):
+    (tmp_path / "exits.py").write_text("import sys\n\nsys.exit(5)\n")
+    (tmp_path / "broken.py").write_text("def net(:\n")
+    (tmp_path / "imports.py").write_text("import nowhere\n")
+    code, out, err = vshift("audit", "--size", 8, "--batches", 2, "--device", "cpu", *words)
+    assert code == 2
+    assert out == ""
+    assert says in err
+    assert "Traceback" not in err
+    assert "and more" not in err
 
 
 def net(classes=3):

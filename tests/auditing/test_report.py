@@ -1,0 +1,105 @@
+"""An audit as object, text, Markdown, HTML and JSON; its rows and its notes."""
+
+import copy
+import json
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from examples.broken_models import FAULTS, examine
+from examples.patients import data, trained
+from vshift import audit
+
+
+def test_labels_that_cannot_be_used_are_told():
+    model, batches = trained(0)
+    result = audit(model, [(x, y + 10) for x, y in batches])
+    assert result.scores["eval mode"]["loss"] is None
+    assert any("and the model has 4 classes): without labels" in note for note in result.notes)
+
+
+def test_json_holds_what_the_contract_names():
+    patient = FAULTS["nonfinite"](0, True)
+    found = json.loads(examine(patient).to_json())
+    assert list(found["findings"][0]) == ["code", "layer", "severity", "message", "evidence"]
+    assert [row["layer"] for row in found["layers"]] == ["bn1", "bn2", "bn3"]
+    assert found["layers"][1]["eval_variance"] is not None
+
+
+def test_the_frame_has_a_row_for_each_layer(shifted):
+    frame = audit(*shifted).frame()
+    assert list(frame["layer"]) == ["bn1", "bn2", "bn3"]
+    assert (frame["running_variance"] > 0).all()
+
+
+def test_the_fixed_state_is_better_and_differs_in_statistics_only():
+    patient = FAULTS["never_updated"](0, True)
+    result = examine(patient)
+    fixed = copy.deepcopy(patient.model)
+    fixed.load_state_dict(result.fixed_state(patient.model))
+    assert examine(type(patient)(fixed, patient.loader)).findings == []
+    changed = {
+        name
+        for name, old in patient.model.state_dict().items()
+        if not torch.equal(old, fixed.state_dict()[name])
+    }
+    assert changed == {f"bn{i}.running_{k}" for i in (1, 2, 3) for k in ("mean", "var")}
+
+
+def test_roles_are_codes_of_findings_that_are_there():
+    """Off by a little, without harm: no finding, and so no finding's code."""
+    model, batches = trained(0)
+    result = audit(model, [(1.25 * x, y) for x, y in batches])
+    assert result.findings == []
+    assert {row["role"] for row in result.layers} == {"off", "inherits"}
+
+
+def test_a_reference_is_asked_for_only_where_drift_explains_something():
+    model, batches = trained(0)
+    assert not any("--reference" in note for note in audit(model, batches).notes)
+    model.bn1.requires_grad_(False)
+    assert any("--reference" in note for note in audit(model, batches).notes)
+    patient = FAULTS["stale"](7, True)
+    assert any("--reference" in note for note in examine(patient).notes)
+
+
+def test_batch_norm_as_a_function_is_said_to_be_unjudged():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(3))
+            self.register_buffer("variance", torch.ones(3))
+
+        def forward(self, x):
+            return F.batch_norm(x, self.mean, self.variance, training=self.training)
+
+    model = nn.Sequential(Functional(), nn.Flatten(), nn.Linear(192, 4))
+    notes = audit(model, data(0, 64)).notes
+    assert any("as a function" in note and "in 0:" in note for note in notes)
+    norm = nn.Sequential(nn.InstanceNorm2d(3), nn.Flatten(), nn.Linear(192, 4))
+    assert not any("as a function" in note for note in audit(norm, data(0, 64)).notes)
+
+
+def test_inputs_and_outputs_that_are_not_finite_are_told():
+    model, batches = trained(0)
+    notes = audit(model, [(x * math.nan, y) for x, y in batches]).notes
+    assert any("inputs hold inf or NaN" in note for note in notes)
+    with torch.no_grad():
+        model.fc.weight[0] = math.nan
+    notes = audit(model, batches).notes
+    assert any("outputs hold inf or NaN in training mode too" in note for note in notes)
+
+
+def test_the_page_is_escaped_and_loads_nothing(vshift, tmp_path):
+    from vshift.auditing.report import Audit, NoiseReport
+
+    vshift("audit", "mine.py:net", "--data", "mine.py:loader", "--report", "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "never_updated" in page
+    assert "http" not in page
+    assert "<script" not in page
+    empty = Audit([], [], NoiseReport([], [], []), None, {}, ["<b>&"])
+    assert "&lt;b&gt;&amp;" in empty.to_html("<script>alert(1)</script>")
+    assert "<script>" not in empty.to_html("<script>alert(1)</script>")
