@@ -12,7 +12,7 @@ import gc
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class Plan:
         kinds: of vshift's step; `logs`: each with logging on, off or both; `peers`: by name.
         steps: per epoch, the unit that is timed; default: 15 on a CPU, 200 on a GPU.
         repeats: timed epochs per contender, after one that is not timed.
-        budget: seconds after which nothing new is begun.
+        budget: seconds after which nothing new is started.
         scale: of the work that measures the device's peaks.
     """
 
@@ -194,7 +194,9 @@ class _CaseRace:
         reference = reference_peaks(device_name)
         peaks = {**({"reference": reference} if reference else {}), "measured": measured}
         bounds = [
-            Bound(peaks=name, **asdict(bounds_of(self.layers, self.parameters, case.batch, peak)))
+            Bound(
+                peaks=name, **bounds_of(self.layers, self.parameters, case.batch, peak).model_dump()
+            )
             for name, peak in peaks.items()
         ]
         contenders = self._race(bounds[0])

@@ -25,10 +25,10 @@ conv + BN + ReLU. Where they come from:
   keeps three of these passes, and a perfect one makes them part of the convolution before them;
 - concatenation: reads and writes; backward adds up two gradients.
 
-A convolution takes the longer of its arithmetic and its traffic; what is listed beside it comes on
-top, except in `ideal`, where it hides behind the convolution. Weights travel once a step, as
-8 float32 values a parameter: copies in bf16, gradient, momentum and update. Noise, the loss and the
-images themselves are not counted, so every bound is generous.
+A convolution takes the longer of its arithmetic and its traffic; the other layers' traffic adds to
+that, except in `ideal`, where the convolution before hides it. Weights travel once per step, as
+8 float32 values per parameter: copies in bf16, gradient, momentum and update. Noise, the loss and
+the images themselves are not counted, so every bound is generous.
 """
 
 from __future__ import annotations
@@ -39,27 +39,20 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from benchmarks.results import PerBound
 from vshift.networks.blocks import Dense, Residual
 from vshift.networks.summary import Layer
 
 BF16 = 2  # bytes
 CONVOLUTION = 3  # passes over each input and each output value
-WEIGHTS = 8 * 4  # bytes a parameter and step
+WEIGHTS = 8 * 4  # bytes per parameter and step
 _WEIGHTED = (nn.Conv2d, nn.Linear)
-_ACTIVATIONS = (
-    nn.ReLU,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Tanh,
-    nn.Sigmoid,
-)
+_ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid)
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """A device's best: `flops` floating-point operations a second in bf16, and bytes a second."""
+    """A device's best: floating-point operations per second in bf16, and bytes per second."""
 
     flops: float
     bytes_per_second: float
@@ -94,18 +87,8 @@ INDUCTOR = Passes(norm=8, activation=0, sum=3, concatenation=3)
 IDEAL = Passes(norm=0, activation=0, sum=2, concatenation=2)
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """The most training images a second, by what is counted."""
-
-    arithmetic: float
-    eager: float
-    inductor: float
-    ideal: float
-
-
-def bounds_of(layers: Sequence[Layer], parameters: int, batch: int, peaks: Peaks) -> Bounds:
-    """Bounds for training in bf16 with batches of `batch` images.
+def bounds_of(layers: Sequence[Layer], parameters: int, batch: int, peaks: Peaks) -> PerBound:
+    """The most training images per second, in bf16 with batches of `batch` images.
 
     Args:
         layers: as `vshift.networks.summary.trace` gives them.
@@ -113,7 +96,7 @@ def bounds_of(layers: Sequence[Layer], parameters: int, batch: int, peaks: Peaks
     """
     operations = 6 * sum(layer.macs for layer in layers)  # 3 × forward, 2 for each MAC
     weights = parameters * WEIGHTS / batch / peaks.bytes_per_second
-    return Bounds(
+    return PerBound(
         arithmetic=peaks.flops / operations,
         eager=1 / (weights + _seconds(layers, EAGER, peaks)),
         inductor=1 / (weights + _seconds(layers, INDUCTOR, peaks)),
@@ -124,7 +107,7 @@ def bounds_of(layers: Sequence[Layer], parameters: int, batch: int, peaks: Peaks
 def _seconds(
     layers: Sequence[Layer], passes: Passes, peaks: Peaks, *, hidden: bool = False
 ) -> float:
-    """Of one image. With `hidden`, the other layers' traffic is part of the convolution before."""
+    """Seconds per image; if `hidden`, a convolution hides the traffic of the layers after it."""
     total = arithmetic = travelling = 0.0
     for layer in layers:
         if isinstance(layer.module, _WEIGHTED):

@@ -1,4 +1,4 @@
-"""What is raced: a network, a batch size and a kind of noise, as the config that trains it."""
+"""The cases to race: a network, a batch size and a kind of noise, as a config."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from vshift.runs.prepare import versions
 _CPU = Path("/proc/cpuinfo")
 _MAX_KHZ = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
 
-# What the best kernels reach, not the data sheet: dense bf16 matrix products, and HBM3 traffic.
+# The best kernels' speeds, not the data sheet's: dense bf16 matrix products, and HBM3 traffic.
 REFERENCE = {"H100": Peaks(flops=800e12, bytes_per_second=3.0e12)}
 
 
@@ -62,7 +62,7 @@ def _best(work: Callable[[], object], device: torch.device, runs: int = 8) -> fl
 def describe_device(device: torch.device, peaks: Peaks, load: float | None) -> DeviceInfo:
     """The device with its peaks, and the load before they were measured.
 
-    Clocks are None where the system does not tell them.
+    Clocks are None if the system does not report them.
     """
     cuda = device.type == "cuda"
     return DeviceInfo(
@@ -131,7 +131,7 @@ def _query(field: str) -> float | None:
 
 
 def _text(field: str) -> str | None:
-    """One of nvidia-smi's fields of the current GPU; None where nvidia-smi does not tell."""
+    """One of nvidia-smi's fields of the current GPU; None if nvidia-smi does not report it."""
     uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
     command = ["nvidia-smi", f"--id=GPU-{uuid.removeprefix('GPU-')}", f"--query-gpu={field}"]
     command += ["--format=csv,noheader,nounits"]

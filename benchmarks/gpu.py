@@ -27,12 +27,12 @@ NEEDED = (
 BENCH = "--networks resnet-18,resnet-20,paper --noise none --steps 60 --repeats 3 --peers"
 TOGETHER = "--network resnet-20,preresnet-110 --seeds 4 --steps 60 --repeats 3"
 TESTS_SECONDS, STUDY_SECONDS, TOGETHER_SECONDS = 200, 100, 80
-MARGIN = 45  # seconds; what the bench began when its budget ended goes on
+MARGIN = 45  # seconds; for what the bench has started when its budget ends
 
 
 @dataclass(frozen=True)
 class Part:
-    """One command, its words behind `python -m`, and how long it may take."""
+    """One command: its words after `python -m`, and its time limit."""
 
     name: str
     words: Sequence[str]
@@ -102,7 +102,7 @@ def study(given: argparse.Namespace) -> Part:
 
 
 def together(out: Path) -> Part:
-    """Several seeds at once; what is raced when the time is over is not kept."""
+    """Several seeds at once; the race that is running when the time is over is lost."""
     words = ["benchmarks.together", *TOGETHER.split(), "--device", "cuda", "--json", str(out)]
     return Part("together", [*words, "--seconds", str(TOGETHER_SECONDS // 2)], TOGETHER_SECONDS)
 

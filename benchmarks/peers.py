@@ -26,7 +26,7 @@ Epoch = Callable[[], float]
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be trained: `images` uint8 [N, H, W, 3] and `labels` int64 [N] on the CPU.
+    """A training task: `images` uint8 [N, H, W, 3] and `labels` int64 [N] on the CPU.
 
     `model` is a network of PyTorch's own layers on the CPU (see `plain_network.py`); `mean` and
     `std` of the channels are in 0..1.
@@ -116,7 +116,7 @@ def crop_and_flip(padded: Tensor, chosen: Tensor, size: int) -> Tensor:
 
 
 def bf16(work: Work) -> Epoch:
-    """(b) bf16 autocast, channels_last, images on the device, crop and flip by a gather a step."""
+    """(b) bf16 autocast, channels_last, images on the device, one gather to crop and flip."""
     device, size = work.device, work.images.shape[1]
     model = work.model.to(device).to(memory_format=torch.channels_last).train()
     optimizer = work.optimizer()

@@ -49,7 +49,7 @@ class Forecast:
         self._per_layer[name] = max(self._per_layer.get(name, 0.0), seconds / layers)
 
     def seconds(self, name: str, layers: int) -> float:
-        """What to expect; 0 for a contender that was never seen."""
+        """The expected seconds; 0 for an unknown contender."""
         return self._per_layer.get(name, 0.0) * layers
 
 
@@ -76,7 +76,7 @@ class Ready:
 
     @property
     def peak_memory(self) -> int | None:
-        """Bytes of GPU memory it would need alone; None on a CPU, where nobody counts them."""
+        """Bytes of GPU memory it would need alone; None on a CPU, where it is not measured."""
         return None if self.held is None else max(self.held + self.transient, self.reserved)
 
 

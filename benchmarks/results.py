@@ -38,8 +38,8 @@ def paired(above: Series, below: Series) -> Series:
     return Series.of([a / b for a, b in zip(above.values, below.values, strict=True)])
 
 
-class Shares(_Record):
-    """A speed as a share (0 to 1) of each bound; see `bounds.py`."""
+class PerBound(_Record):
+    """One number per bound of `bounds.py`: training images per second, or a share (0 to 1)."""
 
     arithmetic: float
     eager: float
@@ -47,18 +47,14 @@ class Shares(_Record):
     ideal: float
 
 
-class Bound(_Record):
-    """Bounds in training images a second, from the peaks `measured` here or from a `reference`."""
+class Bound(PerBound):
+    """Bounds in images per second, from the peaks `measured` here or from a `reference`."""
 
     peaks: Literal["measured", "reference"]
-    arithmetic: float
-    eager: float
-    inductor: float
-    ideal: float
 
-    def shares(self, images_per_second: float) -> Shares:
+    def shares(self, images_per_second: float) -> PerBound:
         bounds = self.model_dump(exclude={"peaks"})
-        return Shares(**{name: images_per_second / bound for name, bound in bounds.items()})
+        return PerBound(**{name: images_per_second / bound for name, bound in bounds.items()})
 
 
 class Contender(_Record):
@@ -84,7 +80,7 @@ class Contender(_Record):
     peak_memory: int | None
     seconds: Series
     images_per_second: Series
-    shares: Shares
+    shares: PerBound
 
 
 class Ratio(_Record):
@@ -103,7 +99,7 @@ class LoggingCost(_Record):
 
 
 class LeftOut(_Record):
-    """What was asked for and not measured."""
+    """A contender that was requested and not measured."""
 
     contender: str
     reason: str
@@ -135,7 +131,7 @@ class DeviceInfo(_Record):
 
     Attributes:
         clock_mhz: at the beginning; each case has its own, right after its race.
-        load: average number of busy processes in the minute before; None where nobody counts them.
+        load: average number of busy processes in the minute before; None if unknown.
         flops, bytes_per_second: the peaks measured there.
     """
 
@@ -154,7 +150,7 @@ class Results(_Record):
     """A bench: its JSON file.
 
     Attributes:
-        steps: of an epoch, the last one smaller. `repeats`: asked for; n is in each series.
+        steps: of an epoch, the last one smaller. `repeats`: as requested; n is in each series.
         not_raced: cases for which the time was over.
     """
 

@@ -5,7 +5,7 @@ A thin network leaves a GPU idle. Here S copies with initial weights of their ow
 grouped ones, batch norm normalises each copy's channels with that copy's batch, noise is drawn for
 each copy. The loss is the sum of the copies', so each has the gradient that it has alone.
 
-What `vshift.train.step` needs of a network, a stream, a log and an objective is here for a stack,
+The parts that `vshift.train.step` needs (network, stream, log, objective) exist here for a stack,
 so that its steps, eager or captured, train a stack unchanged.
 """
 
@@ -142,7 +142,7 @@ class StackedStream:
         self.part, self.batch_size, self.steps = stream.part, stream.batch_size, stream.steps
 
     def plan(self, seed: int) -> Plan:
-        """As a stream's, with the copies behind the images: order [N, S], offsets [N, S, 2]."""
+        """A stream's plan, with the copies after the images: order [N, S], offsets [N, S, 2]."""
         plans = [self._stream.plan(seed_of(seed, copy)) for copy in range(self._count)]
         return Plan(
             torch.stack([plan.order for plan in plans], 1),

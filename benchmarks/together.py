@@ -20,6 +20,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,8 @@ def _found(work: Work, ready: Sequence[Ready], left_out: dict[str, str]) -> dict
                 "gain": gain.model_dump(),
             }
         )
-    case = work.case
     return {
-        "network": case.network,
-        "batch": case.batch,
-        "noise": case.noise,
+        **asdict(work.case),
         "seeds": work.count,
         "contenders": rows,
         "left_out": left_out,
@@ -95,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     options.add_argument("--threads", type=int, help="CPU threads of all together")
-    options.add_argument("--seconds", type=float, help="after which nothing new is begun")
+    options.add_argument("--seconds", type=float, help="after which nothing new is started")
     options.add_argument("--json", type=Path, help="folder for together/<device>.json")
     return options
 
@@ -111,7 +109,7 @@ def main() -> int:
 
 
 def measured(given: argparse.Namespace) -> dict[str, Any]:
-    """Race every case that the command line asks for; with `--json` each is kept at once."""
+    """Race every case that the command line asks for; with `--json` each is saved at once."""
     device = choose_device(given.device)
     configure(Hardware(threads=given.threads), device)
     budget = Budget(given.seconds)

@@ -40,7 +40,7 @@ class Training:
 
     Args:
         seed: of weights, batches and noise.
-        say: told if the step of a kind cannot be had and a slower one runs.
+        say: called with a message if a kind of step is not available and a slower one runs.
 
     Attributes:
         step: the kind of step that runs, which `auto` chose.

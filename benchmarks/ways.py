@@ -35,7 +35,7 @@ def say(text: str) -> None:
 
 @dataclass(frozen=True)
 class Work:
-    """`count` seeds of a case, each over all images once an epoch."""
+    """`count` seeds of a case, each over all images once per epoch."""
 
     case: Case
     count: int
@@ -152,7 +152,7 @@ def _captured(parts: dict[str, Any], stream: Any) -> CapturedStep | None:
 
 
 class Processes:
-    """A process for each seed; an epoch ends when the last of them has done its own."""
+    """One process per seed; an epoch ends with the slowest."""
 
     def __init__(self, work: Work) -> None:
         context = multiprocessing.get_context("spawn")
@@ -179,7 +179,7 @@ class Processes:
 
 
 def _train(work: Work, seed: int, pipe: Connection) -> None:
-    """A child: an epoch for each word that comes. Its share of the threads is its own."""
+    """A child process: trains an epoch per message, with its share of the threads."""
     configure(Hardware(threads=max(1, work.threads // work.count)), work.device)
     training = work.training(work.images(), seed)
     pipe.send(training.step)

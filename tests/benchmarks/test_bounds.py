@@ -3,8 +3,9 @@
 import pytest
 from torch import nn
 
-from benchmarks.bounds import Bounds, Peaks, bounds_of
+from benchmarks.bounds import Peaks, bounds_of
 from benchmarks.cases import Case, make_config
+from benchmarks.results import PerBound
 from vshift.networks import build
 from vshift.networks.blocks import Residual
 from vshift.networks.summary import trace
@@ -88,4 +89,4 @@ def test_noise_and_pooling_are_not_counted():
         model = build(config, classes=10, channels=3, size=32)
         found.append(bounds_of(trace(model, 3, 32), 1, 128, H100))
     assert found[0] == found[1]
-    assert isinstance(found[0], Bounds)
+    assert isinstance(found[0], PerBound)

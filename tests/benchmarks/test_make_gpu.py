@@ -34,7 +34,7 @@ def test_a_python_without_the_packages_is_told_which(monkeypatch):
 def pytest_of_gpu_tests(require):
     """`make gpu`'s own command, on one of its files."""
     words = [sys.executable, "-m", *gpu.tests(Path("nowhere")).words]
-    others = [word for word in words if word.endswith(".py") and "test_augment" not in word]
+    others = [word for word in words if word.endswith(".py") and "test_stream" not in word]
     words = [word for word in words if word not in others and not word.startswith("--junitxml")]
     environment = {**WITHOUT, "VSHIFT_REQUIRE_GPU": require}
     return subprocess.run(
@@ -60,7 +60,7 @@ def test_gpu_tests_fail_where_a_gpu_is_required():
 def test_every_file_with_gpu_tests_is_run():
     words = gpu.tests(Path("out")).words
     names = {Path(word).name for word in words if word.endswith(".py")}
-    assert {"test_gpu.py", "test_bench.py", "test_augment.py"} <= names
+    assert {"test_gpu.py", "test_bench.py", "test_stream.py"} <= names
 
 
 def test_the_bench_gets_the_rest_of_the_time():

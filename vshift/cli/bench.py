@@ -52,7 +52,8 @@ def bench(
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timings per contender.")] = 5,
     budget: Annotated[
-        float | None, typer.Option("--budget", min=0, help="Seconds after which nothing is begun.")
+        float | None,
+        typer.Option("--budget", min=0, help="Seconds after which nothing is started."),
     ] = None,
     device: Annotated[Device, typer.Option("--device", help="Where to run.")] = Device.auto,
     threads: Annotated[
@@ -70,7 +71,7 @@ def bench(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure training in images a second, against bounds and against other loops."""
+    """Measure training speed in images per second, against bounds and other loops."""
     _find_benchmarks()
     if tables:
         from benchmarks.render import render_all
