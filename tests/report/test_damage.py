@@ -14,7 +14,8 @@ import yaml
 
 from tests.report.study import make_study
 from vshift.errors import VShiftError
-from vshift.report.answers import cards, data_sentences, left_out, unpaired
+from vshift.report.answers import cards, data_sentences, left_out
+from vshift.report.effects import unpaired
 from vshift.report.figures import frames, specs
 from vshift.report.layouts import layouts, shared, terms
 from vshift.report.page import pack

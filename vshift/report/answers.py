@@ -14,19 +14,30 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from vshift.compare.fields import active_noise
-from vshift.compare.groups import NO_NOISE, Group, Noise, layout_pairs
-from vshift.compare.statistics import Difference, adjust, paired, seeds_to_tell, welch
-from vshift.config.identity import Scope, identity, value_differences
+from vshift.compare.groups import NO_NOISE, Group, Noise
+from vshift.compare.statistics import Difference, seeds_to_tell
 from vshift.config.recalibration import METHODS
+from vshift.report.effects import (
+    Effect,
+    Recovered,
+    against_baseline,
+    between_layouts,
+    distinct,
+    every_method,
+    most_affected,
+    recovered,
+    same_trainings,
+    training_of,
+    worst_of,
+)
+from vshift.report.layouts import grouped
 from vshift.report.study import Study
 from vshift.runs.read import number
-from vshift.runs.schema import SUMMARY_COLUMNS
 from vshift.text import (
     escape_control,
     format_number,
     format_p,
     join_words,
-    list_names,
     natural,
     pluralize,
 )
@@ -47,28 +58,6 @@ class Card:
     answer: str
     text: list[Markup]
     fine: Markup | None = None
-
-
-@dataclass(frozen=True)
-class Effect:
-    """A group's mean score minus another's, by Welch's test."""
-
-    group: Group
-    other: Group
-    found: Difference
-
-    @property
-    def value(self) -> float:
-        return self.found.value
-
-
-@dataclass(frozen=True)
-class Recovered:
-    """What a method recovers of a group's score, by the paired t test: as trained less with it."""
-
-    group: Group
-    method: str
-    found: Difference
 
 
 def cards(study: Study) -> list[Card]:
@@ -95,18 +84,19 @@ def bold(text: str) -> Markup:
     return say("<b>{}</b>", text)
 
 
-def join_html(parts: Iterable[str | Markup], limit: int | None = None) -> Markup:
+def join_html(parts: Iterable[str | Markup], limit: int = _LISTED) -> Markup:
     """`a, b and c`, escaped; beyond the limit the rest is counted."""
     escaped = [escape(part) for part in parts]
-    if limit is not None and len(escaped) > limit + 1:
+    if len(escaped) > limit + 1:
         rest = f"{len(escaped) - limit} more (see the table)"
         escaped = [*escaped[:limit], escape(rest)]
     return Markup(join_words(escaped))  # its parts are escaped already
 
 
-def score_text(study: Study, value: float | None, sign: str = "") -> str:
-    """A score or a difference of scores, with the digits of its column."""
-    return format_number(value, SUMMARY_COLUMNS[study.score].digits, sign)
+def _range(study: Study, values: Sequence[float]) -> str:
+    """`+1.0 to +2.0`, or one number where all are the same."""
+    ends = dict.fromkeys(study.format_score(end, "+") for end in (min(values), max(values)))
+    return " to ".join(ends)
 
 
 def points(study: Study) -> str:
@@ -117,19 +107,18 @@ def unit(study: Study) -> str:
     return "points of test error" if study.score == "test_error" else "of test loss"
 
 
-def span(study: Study, low: float | None, high: float | None) -> str:
-    """`+1.0 to +2.0`, or one number where both are the same; empty where there is none."""
-    if low is None or high is None:
-        return ""
-    ends = dict.fromkeys(score_text(study, end, "+") for end in (low, high))
-    return " to ".join(ends)
-
-
 def interval(study: Study, found: Difference) -> str:
     """`95 % CI +1.0 to +2.0`, or what is missing for one."""
-    if between := span(study, found.low, found.high):
-        return f"95 % CI {between}"
+    if found.low is not None:
+        return f"95 % CI {study.format_interval(found)}"
     return f"no confidence interval {'from one seed' if found.n < 2 else 'as no two seeds differ'}"
+
+
+def verdict(found: Difference) -> str:
+    """At the beginning of a sentence; in reverse order what is significant comes first."""
+    if not found.is_tested:
+        return "Not tested"
+    return "Significant" if found.is_significant else "Not significant"
 
 
 def p_both(found: Difference) -> str:
@@ -144,120 +133,6 @@ def seeds_hint(found: Difference) -> str:
     """`; about 9 seeds per config would tell`, of what is not significant."""
     needed = None if found.is_significant else seeds_to_tell(found)
     return "" if needed is None else f"; about {needed:,} seeds per config would tell"
-
-
-# ---- differences
-
-
-def against_baseline(study: Study) -> list[Effect]:
-    """Every config that can be compared with the baseline, as `vshift compare` decides it."""
-    base = next((group for group in study.used if group.is_baseline), None)
-    return [
-        Effect(group, base, group.difference)
-        for group in study.used
-        if base is not None and group.difference is not None
-    ]
-
-
-def between_layouts(study: Study) -> list[Effect]:
-    """Configs that differ in where their noise sits and in nothing else, the worse one first."""
-    found = []
-    for one, other in layout_pairs(study.used):
-        sample, other_sample = one.sample(study.score), other.sample(study.score)
-        if sample and other_sample and sample.mean >= other_sample.mean:
-            found.append((one, other, welch(sample, other_sample)))
-        elif sample and other_sample:
-            found.append((other, one, welch(other_sample, sample)))
-    found.sort(key=lambda pair: natural(pair[0].noise.strength))
-    tests = [frozenset((training_of(one), training_of(other))) for one, other, _ in found]
-    adjusted = adjust([difference for *_, difference in found], tests)
-    return [
-        Effect(one, other, each)
-        for (one, other, _), each in zip(found, adjusted, strict=True)
-        if each is not None
-    ]
-
-
-def unpaired(study: Study) -> list[str]:
-    """A note for each config that only other settings keep from a comparison of layouts."""
-    paired_labels = {group.label for pair in layout_pairs(study.used) for group in pair}
-    notes = []
-    for group in study.used:
-        noise = group.noise
-        if noise.layout == NO_NOISE or noise.variance is None or group.label in paired_labels:
-            continue
-        others = [
-            (len(keys), natural(other.label), other.label, keys)
-            for other in study.used
-            if other.noise.variance == noise.variance and other.noise.layout != noise.layout
-            for keys in [_unequal(group, other)]
-        ]
-        if others:
-            _, _, label, keys = min(others)
-            notes.append(
-                f"{group.label} is compared with no other layout of its strength: {label} differs "
-                f"in {list_names(keys, noun='keys')} too"
-            )
-    return notes
-
-
-def _unequal(one: Group, other: Group) -> list[str]:
-    """The keys besides those of the noise in which two configs train differently."""
-    found = value_differences(
-        identity(one.config, Scope.TRAINING), identity(other.config, Scope.TRAINING)
-    )
-    return [key for key in found if not key.startswith(("network.noise", "network.block"))]
-
-
-def training_of(group: Group) -> object:
-    """What rows share that are one test: the trainings that they rest on."""
-    return group.observed or group.label
-
-
-def recovered(study: Study) -> list[Recovered]:
-    """What each group's first method recovers: the first of its config, not the best by test."""
-    found = []
-    for group in study.used:
-        methods = every_method(study, group)
-        first = next((run.summary.get("recalibration") for run in group.runs), None)
-        found += sorted(methods, key=lambda each: each.method != escape_control(str(first)))[:1]
-    # Two are one test if they share the trainings, and how these are re-estimated.
-    tests = [(training_of(r.group), str(r.group.config.get("recalibration"))) for r in found]
-    adjusted = adjust([each.found for each in found], tests)
-    return [
-        Recovered(each.group, each.method, difference)
-        for each, difference in zip(found, adjusted, strict=True)
-        if difference is not None
-    ]
-
-
-def every_method(study: Study, group: Group) -> list[Recovered]:
-    """What each method recovers of a group's score, seed by seed, p not corrected."""
-    rows = study.recalibration[study.recalibration["group"] == group.label]
-    scores = {(seed, method): value for _, seed, method, value in rows.to_numpy()}
-    result = []
-    for method in dict.fromkeys(method for _, method in scores if method != "none"):
-        seeds = [seed for seed, name in scores if name == "none" and (seed, method) in scores]
-        found = paired(scores[seed, "none"] - scores[seed, method] for seed in seeds)
-        result += [Recovered(group, method, found)] if found else []
-    return result
-
-
-def distinct(effects: Sequence[Effect]) -> int:
-    """The number of different trainings: one under two names counts once."""
-    return len({(training_of(e.group), e.other.observed) for e in effects})
-
-
-def worst_of(effects: Sequence[Effect]) -> Effect:
-    """The largest significant loss; where there is none, the largest."""
-    return max(effects, key=lambda e: (e.found.is_significant and e.value > 0, e.value))
-
-
-def most_affected(study: Study, effects: Sequence[Effect]) -> Group:
-    """The config with the largest loss; where there is no baseline, with the largest shift."""
-    if effects:
-        return worst_of(effects).group
-    return max(study.used, key=lambda g: np.mean(g.numbers("shift_ratio_mean") or [0.0]))
 
 
 # ---- which layout loses accuracy
@@ -283,7 +158,7 @@ def _loss(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> C
         "{}{} loses most: {} {} more than {} ({} against {}; {}).",
         bold(group.label),
         f" ({strength})" if strength else "",
-        bold(score_text(study, worst.value)),
+        bold(study.format_score(worst.value)),
         unit(study),
         base.label,
         _mean(study, group),
@@ -299,11 +174,10 @@ def _headline(study: Study, effects: Sequence[Effect], worst: Effect) -> str:
     """What the layout costs, with the rate at which it costs that, or the range over all rates."""
     noise = worst.group.noise
     if noise.layout == NO_NOISE:
-        return f"{worst.group.label}: {score_text(study, worst.value, '+')}{points(study)}"
+        return f"{worst.group.label}: {study.format_score(worst.value, '+')}{points(study)}"
     family = [e for e in effects if e.group.noise.layout == noise.layout]
     strengths = {e.group.noise.strength for e in family}
-    values = [e.value for e in family]
-    losses = span(study, min(values), max(values))
+    losses = _range(study, [e.value for e in family])
     if len(strengths) == 1 and " to " not in losses:
         at = f" at {noise.strength_in_words}" if noise.strength else ""
         return f"{noise.layout}{at}: {losses}{points(study)}"
@@ -324,7 +198,7 @@ def _strengths_in_words(noises: Sequence[Noise]) -> str:
 def _without_baseline(study: Study) -> Markup:
     """Why there is no baseline, and the best of the configs."""
     clean = [g for g in study.groups if g.config and not active_noise(g.config)]
-    labels = join_html((g.label for g in clean), _LISTED)
+    labels = join_html(g.label for g in clean)
     if not clean:
         why = Markup("No config is without noise.")
     elif any(group.runs for group in clean):
@@ -341,21 +215,14 @@ def _without_baseline(study: Study) -> Markup:
 def _mean(study: Study, group: Group) -> str:
     sample = group.sample(study.score)
     percent = " %" if study.score == "test_error" else ""
-    return score_text(study, sample.mean if sample else None) + percent
+    return study.format_score(sample.mean if sample else None) + percent
 
 
 def _by_layout(study: Study, effects: Sequence[Effect]) -> list[Markup]:
     """The range of losses of each layout, where there are several."""
-    losses: dict[str, list[float]] = {}
-    for effect in effects:
-        losses.setdefault(effect.group.noise.layout, []).append(effect.value)
-    if len(losses) < 2:
-        return []
-    parts = [
-        say("{} {}", bold(layout), span(study, min(values), max(values)))
-        for layout, values in losses.items()
-    ]
-    return [say("By layout, {}: {}.", unit(study), join_html(parts))]
+    losses = grouped((e.group.noise.layout, e.value) for e in effects)
+    parts = [say("{} {}", bold(name), _range(study, values)) for name, values in losses.items()]
+    return [] if len(parts) < 2 else [say("By layout, {}: {}.", unit(study), join_html(parts))]
 
 
 def _which_significant(effects: Sequence[Effect]) -> list[Markup]:
@@ -366,18 +233,21 @@ def _which_significant(effects: Sequence[Effect]) -> list[Markup]:
         return []
     if not significant:
         return [Markup("None of these differences is significant (next answer).")]
-    return [say("Significant: only {} (next answer).", join_html(significant, _LISTED))]
+    return [say("Significant: only {} (next answer).", join_html(significant))]
 
 
 def _duels(study: Study, pairs: Sequence[Effect]) -> list[Markup]:
     """Layouts against each other at the same noise variance."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for e in pairs:
-        star = "*" if e.found.is_significant else ""
-        text = f"{score_text(study, e.value, '+')} at {e.group.noise.strength_in_words}{star}"
-        found.setdefault((e.group.noise.layout, e.other.noise.layout), []).append(text)
+    texts = grouped(
+        (
+            (e.group.noise.layout, e.other.noise.layout),
+            f"{study.format_score(e.value, '+')} at {e.group.noise.strength_in_words}"
+            f"{'*' * e.found.is_significant}",
+        )
+        for e in pairs
+    )
     sentence = "At the same strength, {} costs more than {}: {}."
-    return [say(sentence, bold(a), bold(b), join_html(own)) for (a, b), own in found.items()]
+    return [say(sentence, bold(a), bold(b), join_html(own)) for (a, b), own in texts.items()]
 
 
 # ---- which differences are significant
@@ -406,33 +276,32 @@ def _significance(study: Study, effects: Sequence[Effect], pairs: Sequence[Effec
 def _by_significance(study: Study, compared: Sequence[Effect], base: Group | None) -> list[Markup]:
     """The significant differences, the others, those not tested, and which are the same."""
     against = f" against {base.label}" if base else ""
-    text = []
-    for is_significant, intro in {True: f"Significant{against}", False: "Not significant"}.items():
-        parts = [
+    parts = grouped(
+        (
+            verdict(e.found),
             say(
                 "{}{} {} ({}{}{})",
                 bold(e.group.label),
                 "" if base else f" against {e.other.label}",
-                score_text(study, e.value, "+"),
-                f"{interval(study, e.found)}, " if is_significant else "",
+                study.format_score(e.value, "+"),
+                f"{interval(study, e.found)}, " if e.found.is_significant else "",
                 p_both(e.found),
                 seeds_hint(e.found),
-            )
-            for e in compared
-            if e.found.is_tested and e.found.is_significant is is_significant
-        ]
-        text += [say("{}: {}.", intro, join_html(parts, _LISTED))] if parts else []
-    for reason in dict.fromkeys(e.found.untested for e in compared if e.found.untested):
-        labels = [e.group.label for e in compared if e.found.untested == reason]
-        text.append(say("Not tested ({}): {}.", reason, join_html(labels, _LISTED)))
-    trainings: dict[object, list[str]] = {}
-    for e in compared:
-        if e.found.is_tested:
-            trainings.setdefault((training_of(e.group), e.other.label), []).append(e.group.label)
-    return text + [
-        say("{} are the same trainings and count once.", join_html(labels))
-        for labels in trainings.values()
-        if len(labels) > 1
+            ),
+        )
+        for e in compared
+        if e.found.is_tested
+    )
+    text = [
+        say("{}{}: {}.", word, against if word == "Significant" else "", join_html(parts[word]))
+        for word in sorted(parts, reverse=True)
+    ]
+    untested = grouped((e.found.untested, e.group.label) for e in compared if e.found.untested)
+    same = same_trainings([e.group for e in compared if e.found.is_tested])
+    return [
+        *text,
+        *(say("Not tested ({}): {}.", why, join_html(some)) for why, some in untested.items()),
+        *(say("{} are the same trainings and count once.", join_html(some)) for some in same),
     ]
 
 
@@ -514,15 +383,12 @@ def _course(study: Study, group: Group, layer: str) -> Markup:
 
 def _first_of_layout(study: Study, layout: str, first: dict[str, str | None]) -> Markup:
     groups = [g for g in study.used if g.noise.layout == layout and g.label in first]
-    layers: dict[str | None, list[str]] = {}
-    for group in groups:
-        name = group.noise.strength_in_words or group.label
-        layers.setdefault(first[group.label], []).append(name)
+    layers = grouped((first[g.label], g.noise.strength_in_words or g.label) for g in groups)
     parts = []
     for layer, names in layers.items():
         where = "at no layer" if layer is None else f"first at {escape_control(layer)}"
         is_all = len(names) == len(groups)
-        parts.append(where if is_all else say("{} ({})", where, join_html(names, _LISTED)))
+        parts.append(where if is_all else say("{} ({})", where, join_html(names)))
     return say("{}: {}.", bold(layout), join_html(parts))
 
 
@@ -615,17 +481,15 @@ def _recalibration(study: Study, effects: Sequence[Effect]) -> Card:
     text = [_of_chosen(study, chosen, lost)]
     methods = every_method(study, group)
     if len(methods) > 1:
-        of_each = [f"{r.method} {score_text(study, r.found.value, '+')}" for r in methods]
+        of_each = [f"{r.method} {study.format_score(r.found.value, '+')}" for r in methods]
         text.append(say("There by method: {}.", join_html(of_each)))
-    others: dict[str, list[str]] = {}
-    for r in found:
-        if r is not chosen:
-            intro = "Significant" if r.found.is_significant else "Not significant"
-            intro = intro if r.found.is_tested else f"Not tested ({r.found.untested})"
-            part = f"{r.group.label} {score_text(study, r.found.value, '+')}"
-            others.setdefault(intro, []).append(part)
-    for intro, parts in sorted(others.items(), reverse=True):
-        text.append(say("{}, the other configs: {}.", intro, join_html(parts, _LISTED)))
+    others = grouped(
+        (verdict(r.found), f"{r.group.label} {study.format_score(r.found.value, '+')}")
+        for r in found
+        if r is not chosen
+    )
+    for word in sorted(others, reverse=True):
+        text.append(say("{}, the other configs: {}.", word, join_html(others[word])))
     tried = [m for m in dict.fromkeys(study.recalibration["method"]) if m in METHODS]
     words = "; ".join(f"{method}, {METHODS[method].words}" for method in tried)
     fine = say(
@@ -636,26 +500,28 @@ def _recalibration(study: Study, effects: Sequence[Effect]) -> Card:
         join_html(dict.fromkeys(r.method for r in found)),
         f" Methods: {words}." if len(tried) > 1 else "",
     )
-    of = "" if lost is None else f" of {score_text(study, lost)}"
+    of = "" if lost is None else f" of {study.format_score(lost)}"
     is_doubtful = chosen.found.is_tested and not chosen.found.is_significant
     doubt = ", not significant" if is_doubtful else ""
-    answer = f"{score_text(study, value)}{of}{points(study)} in {group.label}{doubt}"
+    answer = f"{study.format_score(value)}{of}{points(study)} in {group.label}{doubt}"
     return Card("recalibration", question, answer, text, fine)
 
 
 def _of_chosen(study: Study, chosen: Recovered, lost: float | None) -> Markup:
     value, label = chosen.found.value, bold(chosen.group.label)
-    change = bold(score_text(study, abs(value)))
+    change = bold(study.format_score(abs(value)))
     if lost is not None and value > 0:
         text = say("{} recovers {} {} of the {} that {} lost", bold(chosen.method), change,
-            unit(study), score_text(study, lost), label)  # fmt: skip
+            unit(study), study.format_score(lost), label)  # fmt: skip
     else:
         verb = "lowers" if value > 0 else "raises"
         what = study.score.replace("_", " ")
         text = say("{} {} the {} of {} by {}{}", bold(chosen.method), verb, what, label, change,
             points(study))  # fmt: skip
-    verdict = chosen.found.verdict(points(study).strip())
-    return text + say(" ({}). That is {}.", interval(study, chosen.found), verdict)
+    interval_text = interval(study, chosen.found)
+    return text + say(
+        " ({}). That is {}.", interval_text, chosen.found.verdict(points(study).strip())
+    )
 
 
 # ---- what the numbers rest on
@@ -727,12 +593,13 @@ def _limits(section: dict[str, object]) -> list[str]:
 
 def left_out(study: Study) -> list[Markup]:
     """The runs that no number here rests on, counted and named, by status."""
-    by_status: dict[str, list[str]] = {}
-    for group in study.groups:
-        for run in group.others:
-            by_status.setdefault(run.status, []).append(f"{group.label} seed {run.seed}")
+    by_status = grouped(
+        (run.status, f"{group.label} seed {run.seed}")
+        for group in study.groups
+        for run in group.others
+    )
     return [
-        say("{} {}: {}.", len(names), _STATUS.get(status, status), join_html(names))
+        say("{} {}: {}.", len(names), _STATUS.get(status, status), join_html(names, len(names)))
         for status, names in by_status.items()
     ]
 

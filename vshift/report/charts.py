@@ -13,7 +13,7 @@ import altair as alt
 import pandas as pd
 
 from vshift.compare.groups import NO_NOISE
-from vshift.report.layouts import PALETTE, SHAPES
+from vshift.report.layouts import PALETTE, SHAPES, grouped
 from vshift.report.study import Study
 from vshift.text import escape_control, natural
 
@@ -209,11 +209,9 @@ def prediction(study: Study) -> Any:
 
 def over_strengths(study: Study) -> Any:
     """Layer × rate, one layout at a time, of the layouts that were run at two rates or more."""
-    found: dict[str, set[str]] = {}
-    for group in study.used:
-        if group.noise.layout != NO_NOISE and group.noise.strength:
-            found.setdefault(group.noise.layout, set()).add(group.noise.strength)
-    layouts = [layout for layout, strengths in found.items() if len(strengths) > 1]
+    noises = [group.noise for group in study.used if group.noise.layout != NO_NOISE]
+    found = grouped((noise.layout, noise.strength) for noise in noises if noise.strength)
+    layouts = [layout for layout, strengths in found.items() if len(set(strengths)) > 1]
     if study.depth.empty or not layouts:
         return None
     variances = {g.noise.strength: g.noise.variance or 0.0 for g in study.used}

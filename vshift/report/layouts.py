@@ -9,7 +9,7 @@ import colorsys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeVar
 
 from vshift.compare import Comparison
 from vshift.compare.fields import Row, active_noise
@@ -27,6 +27,9 @@ from vshift.text import (
     natural,
     pluralize,
 )
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 # Okabe and Ito (2008): hues that people with any kind of colour blindness tell apart; without
 # black, which cannot be seen on a dark page, and yellow, which cannot on a white one.
@@ -77,6 +80,14 @@ def short_labels(names: Sequence[str]) -> list[str]:
     start = sum(len(column[0]) + 1 for column in same) if len(escaped) > 1 else 0
     rests = [name[start:] for name in escaped]
     return rests if all(rest[:1].isalpha() for rest in rests) else escaped
+
+
+def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
+    """key → its values, both in the order in which they come."""
+    result: dict[K, list[V]] = {}
+    for key, value in pairs:
+        result.setdefault(key, []).append(value)
+    return result
 
 
 # ---- colours and shapes

@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from vshift._version import __version__
 from vshift.cache import cache_folder, keep
-from vshift.report import answers, layouts, tables
+from vshift.report import answers, effects, layouts, tables
 from vshift.report.figures import FIGURES, frames, specs
 from vshift.report.layouts import StudyGroup
 from vshift.report.study import Study
@@ -65,7 +65,7 @@ def render(study: Study, title: str, vega: str) -> str:
         cards=answers.cards(study),
         data_sentences=answers.data_sentences(study),
         left_out=answers.left_out(study),
-        notes=[*study.comparison.notes, *answers.unpaired(study), *study.problems],
+        notes=[*study.comparison.notes, *effects.unpaired(study), *study.problems],
         configs=tables.configs_table(study),
         runs=tables.runs_table(study),
         layers=tables.layers_table(study),
@@ -98,13 +98,9 @@ def layer_note(study: Study) -> str:
 
 def same_note(study: Study) -> str:
     """Which configs' marks cover each other, as they are the same trainings."""
-    labels: dict[object, list[str]] = {}
-    for group in study.used:
-        labels.setdefault(answers.training_of(group), []).append(group.label)
     return " ".join(
-        f"{join_words(names)} are the same trainings: their marks lie on each other."
-        for names in labels.values()
-        if len(names) > 1
+        f"{join_words(labels)} are the same trainings: their marks lie on each other."
+        for labels in effects.same_trainings(study.used)
     )
 
 

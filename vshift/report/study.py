@@ -13,13 +13,14 @@ import pandas as pd
 
 from vshift.compare import Comparison, compare
 from vshift.compare.fields import Fields, metric
+from vshift.compare.statistics import Difference
 from vshift.errors import RunError
 from vshift.report.layouts import StudyGroup, make_groups
 from vshift.runs import files
 from vshift.runs.folder import LAYERS, MODES, RECALIBRATION, RunFolder
 from vshift.runs.read import RunRecord, number
-from vshift.runs.schema import LAYER_COLUMNS
-from vshift.text import escape_control
+from vshift.runs.schema import LAYER_COLUMNS, SUMMARY_COLUMNS
+from vshift.text import NONE, escape_control, format_number
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -90,6 +91,16 @@ class Study:
     def used(self) -> list[StudyGroup]:
         """The groups with a run that counts."""
         return [group for group in self.groups if group.runs]
+
+    def format_score(self, value: float | None, sign: str = "") -> str:
+        """A score or a difference of scores, with the digits of its column."""
+        return format_number(value, SUMMARY_COLUMNS[self.score].digits, sign)
+
+    def format_interval(self, found: Difference) -> str:
+        """`+1.0 to +2.0`; – where there is no interval."""
+        if found.low is None:
+            return NONE
+        return f"{self.format_score(found.low, '+')} to {self.format_score(found.high, '+')}"
 
 
 def collect(records: Sequence[RunRecord], baseline: str | None = None) -> Study:

@@ -10,8 +10,8 @@ from vshift.compare.groups import differing_keys, short_heads
 from vshift.compare.statistics import Difference
 from vshift.compare.table import SHOWN as SUMMARY_SHOWN
 from vshift.compare.table import device_of, row_key
-from vshift.report.answers import against_baseline, recovered, score_text, span
-from vshift.report.layouts import StudyGroup, in_words, shown
+from vshift.report.effects import against_baseline, recovered
+from vshift.report.layouts import StudyGroup, grouped, in_words, shown
 from vshift.report.study import SHOWN as LAYER_SHOWN
 from vshift.report.study import Study, score_of
 from vshift.runs.read import RunRecord, number
@@ -128,8 +128,8 @@ def _difference(study: Study, found: Difference | None) -> list[Cell]:
     if found is None:
         return [Cell(NONE)] * 3
     return [
-        Cell(score_text(study, found.value, "+"), found.value),
-        Cell(span(study, found.low, found.high) or NONE, found.low),
+        Cell(study.format_score(found.value, "+"), found.value),
+        Cell(study.format_interval(found), found.low),
         Cell(found.cell, found.p),
     ]
 
@@ -248,10 +248,11 @@ def differences_table(study: Study) -> Table:
     ]
     rows: list[tuple[Sequence[Any], StudyGroup | None, str]] = []
     for key, of_all in differing_keys(study.groups).items():
-        having: dict[str, list[str]] = {}
-        for group, value in zip(study.groups, of_all, strict=True):
-            if group.config:
-                having.setdefault(shown(value), []).append(group.label)
+        having = grouped(
+            (shown(value), group.label)
+            for group, value in zip(study.groups, of_all, strict=True)
+            if group.config
+        )
         rows += [
             ([key, value, len(labels), Cell(", ".join(labels))], None, "")
             for value, labels in having.items()
