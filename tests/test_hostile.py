@@ -26,7 +26,7 @@ from vshift.compare import compare
 from vshift.config import Config, dump
 from vshift.data import load as load_images
 from vshift.errors import RunError, Stopped, VShiftError
-from vshift.runs import RunFolder, find_runs, look, prepare
+from vshift.runs import RunFolder, find_runs, next_action, prepare
 from vshift.tables import FORMATS
 from vshift.train.progress import Reporter
 from vshift.train.run import train_one

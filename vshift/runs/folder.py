@@ -130,7 +130,7 @@ class RunFolder:
         self.write_run({**self.run, **to_jsonable(fields)})
 
     def mark_finished(self, status: str, **fields: Any) -> None:
-        """Record how and when the run ended; the last call, as `done` means that all files exist."""
+        """Record how and when the run ended. Called last: `done` means that all files exist."""
         self.update_run(status=status, finished=now(), **fields)
 
     @property
