@@ -140,7 +140,7 @@ def test_damaged_run_folders(
                 assert comparison is None or isinstance(render(comparison, form), str)
             for record in found:
                 assert isinstance(record.metrics + record.layers, list)
-    only_ours(look, RunFolder(runs / "test" / f"seed-{seed}"), TINY)
+    only_ours(next_action, RunFolder(runs / "test" / f"seed-{seed}"), TINY)
     status = only_ours(train_one, TINY, seed, images, runs, False, Reporter(quiet=True))
     assert status in (None, "done", "diverged")
 
