@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from vshift.text import did_you_mean
+from vshift.text import pluralize, suggest
 
 Order = tuple[str, ...]
 Position = Literal[
@@ -66,10 +66,9 @@ def parse(text: str) -> Order:
     for word in order:
         known = word in _WORDS or _CONV.fullmatch(word) or _NOISE.fullmatch(word)
         if not known:
-            hint = did_you_mean(word, _WORDS)
             raise ValueError(
-                f"`{word}` is not an operation; {hint + ' ' if hint else ''}"
-                f"allowed: conv1x1, conv3x3, conv5x5, conv7x7, fc, bn, gn, noise, noise2…, "
+                f"`{word}` is not an operation; {suggest(word, _WORDS)}"
+                "allowed: conv1x1, conv3x3, conv5x5, conv7x7, fc, bn, gn, noise, noise2…, "
                 f"{', '.join(POOLS)}, {', '.join(ACTIVATIONS)}"
             )
     return order
@@ -81,7 +80,7 @@ def check(order: Order, *, linear: Literal["conv", "fc"], may_pool: bool, what: 
     Args:
         linear: the kind of weight layer the network's tensors allow.
         may_pool: whether a pooling word has a place (only where nothing is added to the result).
-        what: how the network is called in a message.
+        what: the network in a message: `a preresnet`.
 
     Raises:
         ValueError: with the reason.
@@ -120,35 +119,38 @@ def place(order: Order, noises: Sequence[Sequence[str]]) -> Order:
     """
     result = [f"noise{noise_index(word) + 1}" if is_noise(word) else word for word in order]
     written = {noise_index(word) for word in order if is_noise(word)}
-    for missing in sorted(written - set(range(len(noises)))):
-        word = "noise" if missing == 0 else f"noise{missing + 1}"
+    undescribed = sorted(written - set(range(len(noises))))
+    if undescribed:
         raise ValueError(
-            f"the block order says `{word}`, but network.noise has "
-            f"{len(noises)} entr{'y' if len(noises) == 1 else 'ies'}; "
-            f"describe the noise there, for instance {{kind: dropout, rate: 0.5}}"
+            f"the block order says `{_noise_word(undescribed[0])}`, but network.noise has "
+            f"{pluralize(len(noises), 'entry', 'entries')}; describe the noise there, for instance "
+            "{kind: dropout, rate: 0.5}"
         )
     for index, positions in enumerate(noises):
+        name, word = f"noise{index + 1 if len(noises) > 1 else ''}", _noise_word(index)
+        inside = [position for position in positions if position != "before_classifier"]
         if not positions and index not in written:
             raise ValueError(
-                f"noise{index + 1 if len(noises) > 1 else ''} has no place: give it a position "
-                f"({', '.join(POSITIONS)}), or write `noise{index + 1 if index else ''}` in "
-                "network.block"
+                f"{name} has no place: give it a position ({', '.join(POSITIONS)}), or write "
+                f"`{word}` in network.block"
             )
-        if index in written and set(positions) - {"before_classifier"}:
+        if index in written and inside:
             raise ValueError(
-                f"noise{index + 1 if len(noises) > 1 else ''} has two places: network.block says "
-                f"`noise{index + 1 if index else ''}` and the position {', '.join(positions)}; "
-                "keep one of them"
+                f"{name} has two places: network.block says `{word}` and the position "
+                f"{', '.join(positions)}; keep one of them"
             )
-        for position in positions:
-            if position != "before_classifier":
-                for at in sorted(_places(result, position), reverse=True):
-                    result.insert(at, f"noise{index + 1}")
+        for position in inside:
+            for at in sorted(_places(result, position), reverse=True):
+                result.insert(at, f"noise{index + 1}")
     return tuple(result)
 
 
+def _noise_word(index: int) -> str:
+    return f"noise{index + 1}" if index else "noise"
+
+
 def _places(order: Sequence[str], position: str) -> list[int]:
-    """The indices of `order` in front of which a position inserts its word.
+    """The indices of `order` at which a position inserts its word.
 
     `gn` is no BN: it has no statistics that a shift could spoil, and no position looks at it.
     """
@@ -164,6 +166,6 @@ def _places(order: Sequence[str], position: str) -> list[int]:
     if position == "before_bn":
         return norms
     if position == "after_bn":
-        follows = [i + 1 < len(order) and order[i + 1] in ACTIVATIONS for i in norms]
-        return [i + (2 if behind else 1) for i, behind in zip(norms, follows, strict=True)]
+        follows = [set(order[i + 1 : i + 2]) & set(ACTIVATIONS) for i in norms]
+        return [i + (2 if activation else 1) for i, activation in zip(norms, follows, strict=True)]
     raise ValueError(f"`{position}` is not a position; allowed: {', '.join(POSITIONS)}")

@@ -125,7 +125,9 @@ def _read_axes(sections: dict[str, Node]) -> list[_Axis]:
     """
     problems: list[str] = []
     arms = _read_all(sections, "arms", "names to arms", _read_arm, problems)
-    columns = _read_all(sections, "zip", "dotted keys to lists", _read_zip, problems)
+    columns = _read_all(
+        sections, "zip", "dotted keys to lists", partial(_read_list, "zip"), problems
+    )
     grid = _read_all(sections, "grid", "dotted keys to lists", _read_grid, problems)
     if columns:
         problems += _out_of_step(columns)
@@ -191,13 +193,7 @@ def _read_setting(arm: str, key: str, node: Node) -> _Setting:
     return _Setting(key, _parts("arms", arm, key, node), node)
 
 
-def _read_zip(key: str, node: Node) -> list[_Setting]:
-    """What a zip sets a key to, row by row."""
-    return _read_list("zip", key, node)
-
-
 def _read_grid(key: str, node: Node) -> list[_Setting]:
-    """What a grid tries for a key."""
     settings = _read_list("grid", key, node)
     repeated = _repeated(f"grid.{one_line(key, 60)}", [[s.value] for s in settings])
     if repeated:
@@ -206,6 +202,7 @@ def _read_grid(key: str, node: Node) -> list[_Setting]:
 
 
 def _read_list(section: str, key: str, node: Node) -> list[_Setting]:
+    """What a grid tries for a key, or a zip sets it to, row by row."""
     parts = _parts(section, "", key, node)
     where = f"{node.start}: {section}.{one_line(key, 60)}"
     if not isinstance(node.value, list):

@@ -36,20 +36,20 @@ class _Network(Section):
 
     @property
     def default_block(self) -> str:
-        """The family's own order of operations."""
+        """The family's order of operations."""
         return self.own_block
 
     @field_validator("block", mode="before")
     @classmethod
     def _as_text(cls, block: Any) -> Any:
-        """A YAML list of words is taken as well."""
+        """A YAML list of words is accepted too."""
         is_words = isinstance(block, list) and all(isinstance(word, str) for word in block)
         return " ".join(block) if is_words else block
 
     @field_validator("block")
     @classmethod
     def _block_works(cls, block: str | None, info: ValidationInfo) -> str | None:
-        if "noise" not in info.data:  # its own error is reported already
+        if "noise" not in info.data:  # already reported
             return block
         order = language.parse(cls.own_block if block is None else block)
         name = cls.__name__.lower()
@@ -114,7 +114,7 @@ Width = Annotated[int, Field(ge=1, le=4096)]
 
 
 class _ThreeStages(_Network):
-    """Residual nets with stages of 16, 32 and 64 channels (4 times that behind bottlenecks)."""
+    """Residual nets with stages of 16, 32 and 64 channels (4 times that after bottlenecks)."""
 
     other_depths: ClassVar[tuple[int, ...]] = ()
     orders: ClassVar[tuple[str, str]]
@@ -158,7 +158,7 @@ class ResNet(_ThreeStages):
     own_block = _POST[0]
     orders = _POST
     other_depths = (18, 34)
-    name: Literal["resnet"] = Field(description="Residual net, BN and ReLU behind convolutions.")
+    name: Literal["resnet"] = Field(description="Residual net, BN and ReLU after convolutions.")
 
     @property
     def halvings(self) -> int:
@@ -267,7 +267,7 @@ class MLP(FullyConnected):
 class Autoencoder(FullyConnected):
     """Gives its input back: no classifier, and its test loss is the mean squared error.
 
-    The last hidden layer is the code; position before_classifier is right behind it.
+    The last hidden layer is the code; position before_classifier is right after it.
     """
 
     own_block = "fc bn sigmoid"

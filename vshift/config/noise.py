@@ -12,12 +12,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from vshift.config import block
-from vshift.config.section import OneOrList, Section
+from vshift.config.section import OneOrList, Section, no_repeats
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Strength = Annotated[float, Field(ge=0)]
 Positions = OneOrList[
-    block.Position, Annotated[list[block.Position], Field(min_length=1, max_length=5)]
+    block.Position,
+    Annotated[list[block.Position], Field(min_length=1, max_length=5), no_repeats("position")],
 ]
 _DROP_RATE = "The DROP rate in [0, 1), the paper's 1 − p."
 
@@ -36,13 +37,6 @@ class BaseNoise(Section):
         "before_last_conv (Dropout-(b)), before_bn or after_bn (every BN of the block), "
         "before_classifier, or several. Leave it out where `block` says `noise` itself.",
     )
-
-    @field_validator("position")
-    @classmethod
-    def _differ(cls, position: str | list[str] | None) -> str | list[str] | None:
-        if isinstance(position, list) and len(set(position)) < len(position):
-            raise ValueError("a position is listed twice")
-        return position
 
     @model_validator(mode="after")
     def _one_strength(self) -> Self:

@@ -51,7 +51,7 @@ class GroupNorm(_Affine):
 
 class NoNorm(Section):
     kind: Literal["none"] = Field(
-        description="No normalisation: `bn` and `gn` in the block order stand for nothing."
+        description="No normalisation: `bn` and `gn` in the block order are left out."
     )
 
 

@@ -25,7 +25,7 @@ Path = tuple[str | int, ...]
 def explain(error: ValidationError, tree: Node) -> list[str]:
     """One line per problem, with the location in the file, base or `--set` that it comes from."""
     found = [(*_find(item, tree), item) for item in error.errors(include_url=False)]
-    found.sort(key=lambda problem: problem[0].order)
+    found.sort(key=lambda problem: problem[0])
     return shorten([_line(*problem) for problem in found[:MAX_LINES]], len(found[MAX_LINES:]))
 
 

@@ -1,6 +1,6 @@
-"""The config: frozen typed objects, one class for each section of the YAML file.
+"""The config: frozen typed objects, one class per section of the YAML file.
 
-Every field says its unit, range and default beside it; `vshift schema` prints them for editors.
+Every field has its unit, range and default beside it; `vshift schema` prints them for editors.
 """
 
 from __future__ import annotations
@@ -10,20 +10,26 @@ import os
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from vshift.config.networks import Autoencoder, Network
 from vshift.config.norm import BatchNorm, Norm
 from vshift.config.recalibration import METHODS, MethodName
-from vshift.config.section import OneOrList, Section
+from vshift.config.section import OneOrList, Section, no_repeats
 from vshift.text import pluralize
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
+CountOrZero = Annotated[int, Field(ge=0, le=10**6)]  # 0 turns something off
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
 Epochs = Annotated[list[Count], Field(max_length=100_000)]
 NAME_LENGTH = 120
 NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._=+-]{{0,{NAME_LENGTH - 1}}}")
 # `seed-3` is a run's own folder; the others are devices on Windows, with any ending.
 RESERVED = re.compile(r"seed-[0-9]+|(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+
+
+# ---- data
 
 
 class Augment(Section):
@@ -35,55 +41,46 @@ class Augment(Section):
 
 class _Data(Section):
     batch_size: int = Field(
-        128, ge=2, le=10**6, description="Images a step; the epoch's last, smaller batch is kept."
+        128, ge=2, le=10**6, description="Images per step; the epoch's last, smaller batch is kept."
     )
     train_limit: Count | None = Field(
         None, description="Use only the first images, balanced over classes; default: all."
     )
     test_limit: Count | None = Field(None, description="The same for the test images.")
-    validation: int = Field(
-        0,
-        ge=0,
-        le=10**9,
-        description="Training images held out, balanced over classes; tested every epoch.",
+    validation: Annotated[int, Field(ge=0, le=10**9)] = Field(
+        0, description="Training images held out, balanced over classes; tested every epoch."
     )
     augment: Augment = Field(Augment(), description="Random crop and flip of training images.")
 
 
-def _absolute(root: str | None) -> str | None:
-    """A saved config must find its data from any folder."""
-    return None if root is None else os.path.abspath(os.path.expanduser(root))
+# A saved config must find its data from any folder.
+Folder = Annotated[
+    str,
+    Field(min_length=1),
+    AfterValidator(lambda root: os.path.abspath(os.path.expanduser(root))),
+]
 
 
 class Cifar(_Data):
     """Krizhevsky 2009: 50,000 + 10,000 colour images of 32×32 pixels; see `vshift data fetch`."""
 
     name: Literal["cifar10", "cifar100"] = Field(description="CIFAR-10 or CIFAR-100.")
-    root: str | None = Field(
-        None, min_length=1, description="Download folder; default: the user's cache folder."
+    root: Folder | None = Field(
+        None, description="Download folder; default: the user's cache folder."
     )
-
-    _absolute = field_validator("root")(_absolute)
 
 
 class ImageFolder(_Data):
     """A tree <root>/train/<class>/*.jpg and <root>/test/<class>/*.jpg."""
 
     name: Literal["imagefolder"] = Field(description="Images in folders, one for each class.")
-    root: str = Field(
-        min_length=1, description="The tree's folder; a relative path starts where vshift runs."
-    )
+    root: Folder = Field(description="The tree's folder; a relative path starts where vshift runs.")
     train_folder: str = Field("train", description="Folder of the training images in root.")
     test_folder: str = Field("test", description="Folder of the test images in root.")
-    size: int | None = Field(
-        None,
-        ge=8,
-        le=256,
-        description="Resize to this side in pixels; default: images as they are.",
+    size: Annotated[int, Field(ge=8, le=256)] | None = Field(
+        None, description="Resize to this side in pixels; default: images as they are."
     )
     channels: Literal[1, 3] = Field(3, description="3 reads images in colour, 1 in grey.")
-
-    _absolute = field_validator("root")(_absolute)
 
 
 class Shapes(_Data):
@@ -93,18 +90,21 @@ class Shapes(_Data):
     train: int = Field(10_000, ge=10, le=1_000_000, description="Training images drawn.")
     test: int = Field(2_000, ge=10, le=1_000_000, description="Test images drawn.")
     seed: int = Field(
-        0, ge=0, lt=2**128, description="Seed of the drawings, apart from the run's own."
+        0, ge=0, lt=2**128, description="Seed of the drawings, independent of the run's own."
     )
 
 
 Data = Annotated[Cifar | ImageFolder | Shapes, Field(discriminator="name")]
 
 
+# ---- training
+
+
 class SGD(Section):
     name: Literal["sgd"] = Field("sgd", description="Stochastic gradient descent with momentum.")
     learning_rate: float = Field(0.1, gt=0, description="Where schedules start.")
     momentum: float = Field(
-        0.9, ge=0, lt=1, description="Share of the last step that is kept; 0: none."
+        0.9, ge=0, lt=1, description="Share of the previous step that is kept; 0: none."
     )
     weight_decay: float = Field(
         1e-4, ge=0, description="Added to the gradient: this times the weight."
@@ -137,9 +137,7 @@ class MultiStep(_Warmup):
     milestones: Epochs = Field(
         description="Finished epochs after which the rate is multiplied by factor, increasing."
     )
-    factor: float = Field(
-        0.1, gt=0, lt=1, description="What the rate is multiplied by at a milestone."
-    )
+    factor: Fraction = Field(0.1, description="What the rate is multiplied by at a milestone.")
 
     @field_validator("milestones")
     @classmethod
@@ -150,9 +148,7 @@ class MultiStep(_Warmup):
 
 
 class Cosine(_Warmup):
-    name: Literal["cosine"] = Field(
-        description="The learning rate falls along half a cosine to final."
-    )
+    name: Literal["cosine"] = Field(description="The learning rate follows half a cosine to final.")
     final: float = Field(0.0, ge=0, description="The learning rate at the end.")
 
 
@@ -160,25 +156,23 @@ class OneCycle(Section):
     """Smith and Topin 2018 (1708.07120), with cosine pieces and without cycling momentum."""
 
     name: Literal["onecycle"] = Field(description="The learning rate rises to peak, then falls.")
-    peak: float | None = Field(
-        None, gt=0, description="Highest learning rate; default: the optimizer's learning_rate."
+    peak: Positive | None = Field(
+        None, description="Highest learning rate; default: the optimizer's learning_rate."
     )
-    pct_start: float = Field(0.3, gt=0, lt=1, description="Share of the steps that go up.")
+    pct_start: Fraction = Field(0.3, description="Share of the steps in which the rate rises.")
     div_factor: float = Field(25.0, ge=1, description="peak / the first learning rate.")
-    final_div_factor: float = Field(
-        1e4, ge=1, description="The first learning rate / the last one."
-    )
+    final_div_factor: float = Field(1e4, ge=1, description="The first learning rate / the last.")
 
 
 Schedule = Annotated[Constant | MultiStep | Cosine | OneCycle, Field(discriminator="name")]
 
 
+# ---- what is measured
+
+
 class Measure(Section):
-    every: int = Field(
-        1,
-        ge=0,
-        le=10**6,
-        description="Log every layer's variances each n-th epoch and the last; 0: never.",
+    every: CountOrZero = Field(
+        1, description="Log every layer's variances each n-th epoch and the last; 0: never."
     )
     eval_batches: Count = Field(
         30, description="Augmented training batches that eval_variance is averaged over."
@@ -186,11 +180,9 @@ class Measure(Section):
     eval_epochs: OneOrList[Literal["all"], Epochs] = Field(
         [], description="Epochs at which eval_variance is measured; the last one always is."
     )
-    explain_batches: int = Field(
+    explain_batches: CountOrZero = Field(
         10,
-        ge=0,
-        le=10**6,
-        description="Batches that a layer's local, inherited and predicted ratio are taken from, "
+        description="Batches from which a layer's local, inherited and predicted ratio are taken, "
         "wherever eval_variance is measured; 0: not at all.",
     )
     modes: bool = Field(
@@ -198,11 +190,8 @@ class Measure(Section):
         description="After the last epoch, accuracy for noise on and off with BN on batch, running "
         "and recalibrated statistics.",
     )
-    monte_carlo: int = Field(
-        0,
-        ge=0,
-        le=10**6,
-        description="Passes of Monte Carlo dropout over the test images; 0: none.",
+    monte_carlo: CountOrZero = Field(
+        0, description="Passes of Monte Carlo dropout over the test images; 0: none."
     )
 
     @field_validator("monte_carlo")
@@ -216,12 +205,12 @@ class Measure(Section):
 class Recalibration(Section):
     """Re-estimating BN statistics after the last epoch: what Li et al. 2019 call Adjust."""
 
-    methods: list[MethodName] = Field(
+    methods: Annotated[list[MethodName], no_repeats("method")] = Field(
         ["precise"],
         max_length=len(METHODS),
         description=" ".join(f"{name}: {method.words}." for name, method in METHODS.items()),
     )
-    batches: Count = Field(30, description="Training batches of data.batch_size they are taken of.")
+    batches: Count = Field(30, description="Training batches that they are computed from.")
     augment: bool = Field(True, description="Crop and flip them as in training.")
     moments: Literal["both", "variance"] = Field(
         "both", description="Re-estimate mean and variance, or the variance only."
@@ -233,12 +222,8 @@ class Recalibration(Section):
         0.5, ge=0, le=1, description="For mix: the weight of the test batch's own statistics."
     )
 
-    @field_validator("methods")
-    @classmethod
-    def _once(cls, methods: list[str]) -> list[str]:
-        if len(set(methods)) != len(methods):
-            raise ValueError("a method is listed twice")
-        return methods
+
+# ---- how it runs
 
 
 class Hardware(Section):
@@ -260,26 +245,21 @@ class Hardware(Section):
 
 
 class Checkpoint(Section):
-    """When a run writes down where it is. It changes no result: a run goes on bit for bit.
+    """When a run saves its state. It changes no result: a run resumes bit for bit.
 
-    Besides, a run writes one when a signal asks it to stop, and at its end.
+    A run also saves it when a signal asks it to stop, and at its end.
     """
 
-    every: int = Field(
-        1, ge=0, le=10**6, description="Epochs between checkpoints; 0: not by epochs."
-    )
-    minutes: float | None = Field(
-        10.0,
-        gt=0,
-        le=10**6,
-        description="Minutes between checkpoints, also inside an epoch; null: not by time.",
+    every: CountOrZero = Field(1, description="Epochs between checkpoints; 0: not by epochs.")
+    minutes: Annotated[float, Field(gt=0, le=10**6)] | None = Field(
+        10.0, description="Minutes between checkpoints, also inside an epoch; null: not by time."
     )
     keep: int = Field(
         2,
         ge=1,
         le=9,
-        description="The last so many are kept: where the newest is damaged, the one before it "
-        "is used.",
+        description="Number of checkpoints to keep; if the newest is damaged, the one before it is "
+        "used.",
     )
 
 
@@ -291,7 +271,7 @@ class Config(Section):
     """One study arm: what is trained, how, and what is measured."""
 
     name: str = Field(description="The run folder's name; default: the file's stem.")
-    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], no_repeats("seed")] = Field(
         [0], min_length=1, max_length=10_000, description="One run each."
     )
     data: Data = Field(description="The images, by name.")
@@ -310,15 +290,15 @@ class Config(Section):
     )
     hardware: Hardware = Field(Hardware(), description="Where and how precisely it runs.")
     checkpoint: Checkpoint = Field(
-        Checkpoint(), description="When a run writes down where it is; changes no result."
+        Checkpoint(), description="When a run saves its state; changes no result."
     )
     grid: Grid | None = Field(
         None, description="Sweeps only: dotted keys and the values to try, all combinations."
     )
     zip: Grid | None = Field(
         None,
-        description="Sweeps only: dotted keys and lists of one length, which go in step: the first "
-        "values together, then the second ones; combined with grid and arms.",
+        description="Sweeps only: dotted keys and lists of one length: the first values are set "
+        "together, then the second ones; combined with grid and arms.",
     )
     arms: Arms | None = Field(
         None,
@@ -343,13 +323,6 @@ class Config(Section):
     def _batch_unless_said(cls, norm: Any) -> Any:
         """`norm: {momentum: 0.05}` changes the default norm."""
         return {"kind": "batch", **norm} if isinstance(norm, dict) else norm
-
-    @field_validator("seeds")
-    @classmethod
-    def _differ(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) != len(seeds):
-            raise ValueError("a seed is listed twice")
-        return seeds
 
     @field_validator("schedule")
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Tag
 
 
 class Section(BaseModel):
@@ -20,13 +20,21 @@ class Section(BaseModel):
     )
 
 
-def _is_list(value: Any) -> str:
-    return "list" if isinstance(value, list) else "one"
-
-
 One = TypeVar("One")
 Many = TypeVar("Many")
 # A value or a list of them; the choice is made by looking, so an error speaks of one of the two.
 OneOrList = Annotated[
-    Annotated[One, Tag("one")] | Annotated[Many, Tag("list")], Discriminator(_is_list)
+    Annotated[One, Tag("one")] | Annotated[Many, Tag("list")],
+    Discriminator(lambda value: "list" if isinstance(value, list) else "one"),
 ]
+
+
+def no_repeats(thing: str) -> AfterValidator:
+    """For a list: refuse an entry that is listed twice."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list) and len(set(value)) < len(value):
+            raise ValueError(f"a {thing} is listed twice")
+        return value
+
+    return AfterValidator(check)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -39,20 +40,16 @@ _NOT_YAML = re.compile(
 _NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class SourceLocation:
     """Where something was written: `configs/a.yaml:7:5` (counted from 1), or `--set epochs=3`."""
 
     source: str
-    line: int | None = None
-    column: int | None = None
-
-    @property
-    def order(self) -> tuple[str, int, int]:
-        return self.source, self.line or 0, self.column or 0
+    line: int = 0
+    column: int = 0
 
     def __str__(self) -> str:
-        return self.source if self.line is None else f"{self.source}:{self.line}:{self.column}"
+        return f"{self.source}:{self.line}:{self.column}" if self.line else self.source
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +67,12 @@ class Node:
 
     def child(self, key: str | int) -> Node | None:
         """The entry of a mapping or list; None if there is none."""
+        found: Node | None = None
         if isinstance(self.value, dict):
-            return self.value.get(key)
-        if isinstance(self.value, list) and isinstance(key, int) and 0 <= key < len(self.value):
-            entry: Node = self.value[key]
-            return entry
-        return None
+            found = self.value.get(key)
+        elif isinstance(self.value, list) and isinstance(key, int) and key < len(self.value):
+            found = self.value[key]
+        return found
 
     def to_python(self) -> Any:
         """The value without locations; every mapping and list is a new one."""
@@ -233,7 +230,7 @@ class _Reader:
             )
         node = self.anchors[name]
         if node is None:
-            self.fail(event.start_mark, f"the alias `*{name}` is part of the value it stands for")
+            self.fail(event.start_mark, f"the alias `*{name}` is inside the value it refers to")
         size, height = _size_and_height(node)
         self.count(size, node.location)
         if depth + height > MAX_DEPTH:
@@ -267,13 +264,12 @@ class _Reader:
         found = _NOT_YAML.search(self.text)
         if found is None:
             return
-        before = self.text[: found.start()]
-        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
-        place = (self.source,) if self.inline else (self.source, line, column)
         what = f"the character U+{ord(found[0]):04X} is not allowed in YAML; remove it"
         if found[0] == "\ufeff":
             what = "a byte order mark; save the file as UTF-8 without one"
-        self.fail(SourceLocation(*place), what)
+        before = self.text[: found.start()]
+        line, column = before.count("\n"), len(before) - before.rfind("\n") - 1
+        self.fail(yaml.Mark(self.source, found.start(), line, column, None, 0), what)
 
     def syntax_problem(self, error: yaml.MarkedYAMLError) -> str:
         """PyYAML's several lines in one, with advice on common slips."""
@@ -309,11 +305,9 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def text(self, value: str) -> yaml.ScalarNode:
-        try:
-            is_text = isinstance(parse_scalar(value), str)
-        except ValueError:
-            is_text = False
-        style = None if is_text else "'"
+        style: str | None = "'"
+        with suppress(ValueError):
+            style = None if isinstance(parse_scalar(value), str) else "'"
         if not value.isprintable():  # PyYAML loses some line breaks in every other style
             style = '"'
         return self.represent_scalar("tag:yaml.org,2002:str", value, style=style)
