@@ -193,10 +193,6 @@ def _without_pillows_warning() -> Iterator[None]:
         yield
 
 
-class _OtherSizeError(Exception):
-    """An image has another size than the first one, and no size is set."""
-
-
 def decode_all(paths: Sequence[Path], size: int | None, channels: int) -> Pixels:
     """Decode files into one array, uint8 [n, size, size, channels].
 
@@ -210,21 +206,23 @@ def decode_all(paths: Sequence[Path], size: int | None, channels: int) -> Pixels
         problems = []
         for i in range(start, min(start + CHUNK, len(paths))):
             try:
-                images[i] = decode_one(paths[i], size, channels, side)
-            except _OtherSizeError:
-                raise
+                image = decode_one(paths[i], size, channels)
             except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
                 problems.append(f"{paths[i]}: {_reason(error)}")
+                continue
+            height, width, _ = image.shape
+            if (height, width) != (side, side):
+                raise DataError(
+                    f"data.root: images differ in size: {paths[0]} is {side}×{side} pixels and "
+                    f"{paths[i]} is {width}×{height}; set data.size, for instance to 32, to resize "
+                    "all of them"
+                )
+            images[i] = image
         return problems
 
     with _without_pillows_warning(), ThreadPoolExecutor() as pool:
         try:
             problems = list(chain.from_iterable(pool.map(decode, range(0, len(paths), CHUNK))))
-        except _OtherSizeError as other:
-            raise DataError(
-                f"data.root: images differ in size: {paths[0]} is {side}×{side} pixels and "
-                f"{other}; set data.size, for instance to 32, to resize all of them"
-            ) from None
         finally:  # after a signal, what is queued is not decoded
             pool.shutdown(wait=False, cancel_futures=True)
     if problems:
@@ -246,16 +244,13 @@ def _allocate(count: int, side: int, channels: int) -> Pixels:
         ) from None
 
 
-def decode_one(path: Path, size: int | None, channels: int, side: int | None = None) -> Pixels:
+def decode_one(path: Path, size: int | None, channels: int) -> Pixels:
     """Decode a file as uint8 [H, W, channels]; the first frame of an animation.
 
     If `size` is given the image is resized to size×size, without keeping proportions, with
-    antialiasing; otherwise it must have the given side.
+    antialiasing.
     """
     with _opened(path) as image:
-        width, height = image.size
-        if size is None and side is not None and (width, height) != (side, side):
-            raise _OtherSizeError(f"{path} is {width}×{height}")
         plain = _eight_bit(image).convert("RGB" if channels == 3 else "L")
     if size is not None and plain.size != (size, size):
         plain = plain.resize((size, size), Image.Resampling.BILINEAR)

@@ -157,16 +157,16 @@ def leave_one_out(rows: Tensor) -> Tensor:
 
 
 def jackknife(values: Tensor) -> Estimate:
-    """Value and standard error from [of all batches, without the first, without the second, …]."""
-    return Estimate(float(values[0]), jackknife_error(values[1:]))
+    """Value and standard error from [of all batches, without the first, without the second, …].
 
-
-def jackknife_error(left_out: Tensor) -> float:
-    """Standard error of a statistic from its values without one batch each; NaN below two."""
+    With fewer than two batches the error is NaN.
+    """
+    left_out = values[1:]
     n = len(left_out)
     if n < 2:
-        return math.nan
-    return float(((left_out - left_out.mean()).square().sum() * (n - 1) / n).sqrt())
+        return Estimate(float(values[0]), math.nan)
+    variance = (left_out - left_out.mean()).square().sum() * (n - 1) / n
+    return Estimate(float(values[0]), float(variance.sqrt()))
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
