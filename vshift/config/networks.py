@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -17,7 +17,8 @@ class _Network(Section):
 
     own_block: ClassVar[str]
     size_keys: ClassVar[tuple[str, ...]] = ("depth",)  # what a label names after the family
-    name: str
+    if TYPE_CHECKING:
+        name: str  # each family declares it, after the keys above: the order of a table's keys
     linear: ClassVar[Literal["conv", "fc"]] = "conv"
     may_pool: ClassVar[bool] = False
 
