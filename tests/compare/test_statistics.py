@@ -22,7 +22,6 @@ from vshift.compare.statistics import (
     paired,
     power_of,
     seeds_needed,
-    seeds_to_tell,
     welch,
 )
 
@@ -219,20 +218,20 @@ def test_a_tables_differences_carry_their_corrected_p() -> None:
 
 def test_seeds_are_those_that_the_corrected_test_takes() -> None:
     found = welch(Sample(3, 8.2, 0.142), Sample(3, 8.0, 0.142))
-    assert seeds_to_tell(found) == seeds_needed(0.2, 0.142) == 9
-    assert seeds_to_tell(replace(found, tests=8)) == seeds_needed(0.2, 0.142, level=0.05 / 8)
+    assert found.seeds_needed == seeds_needed(0.2, 0.142) == 9
+    assert replace(found, tests=8).seeds_needed == seeds_needed(0.2, 0.142, level=0.05 / 8)
     assert seeds_needed(0.2, 0.142, level=0.05 / 8) > 9  # type: ignore[operator]
 
 
-def test_seeds_to_tell_are_more_than_either_arm_has() -> None:
+def test_seeds_needed_are_more_than_either_arm_has() -> None:
     """Two seeds did not see it and three would, but the other arm has seven already."""
     found = welch(Sample(2, 9.0, 0.2), Sample(7, 8.0, 0.2))
     assert seeds_needed(found.value, 0.2, 0.2) == 3
-    assert seeds_to_tell(found) == 8
+    assert found.seeds_needed == 8
     for n in (2, 3, 4, 6):
         for size in (0.1, 0.5, 1.0, 2.0):
             found = welch(Sample(n, size, 0.4), Sample(3, 0.0, 0.3))
-            needed = seeds_to_tell(replace(found, tests=5))
+            needed = replace(found, tests=5).seeds_needed
             assert needed is not None
             assert needed > max(n, 3)
 
@@ -258,7 +257,7 @@ def test_one_seed_or_no_spread_leaves_no_test() -> None:
     assert one == Difference(3.0, (Sample(1, 3.0, None),))
     assert same is not None
     assert same.p_value is None
-    assert seeds_to_tell(one) is seeds_to_tell(same) is None
+    assert one.seeds_needed is same.seeds_needed is None
     assert paired([]) is None
 
 
@@ -266,7 +265,7 @@ def test_seeds_are_those_that_simulated_tests_take() -> None:
     """A change of 1 ± 1: of so many seeds' tests 80 % see it, of one fewer not."""
     change = paired([0.0, 1.0, 2.0])
     assert change is not None
-    needed = seeds_to_tell(change)
+    needed = change.seeds_needed
     assert needed == 10  # Cohen's d 1 in a one-sample test
     random = np.random.default_rng(4)
     for n, enough in ((needed, True), (needed - 1, False)):
@@ -278,10 +277,10 @@ def test_seeds_are_those_that_simulated_tests_take() -> None:
 def test_more_tests_take_more_seeds_and_always_more_than_there_are() -> None:
     change = paired([4.0, 5.5, 2.5])
     assert change is not None
-    alone, among = seeds_to_tell(change), seeds_to_tell(replace(change, tests=9))
+    alone, among = change.seeds_needed, replace(change, tests=9).seeds_needed
     assert alone is not None
     assert among is not None
     assert 3 < alone < among
     clear = paired([4.0, 4.1, 4.2, 4.1])
     assert clear is not None
-    assert seeds_to_tell(clear) == 5
+    assert clear.seeds_needed == 5

@@ -10,7 +10,6 @@ from scipy import stats
 
 from tests.factory import config_of, dropout, make_run
 from tests.report.study import EVIL
-from vshift.compare.statistics import seeds_to_tell
 from vshift.report.answers import cards
 from vshift.report.effects import against_baseline, between_layouts, unpaired
 from vshift.report.study import Study, collect
@@ -50,7 +49,7 @@ def test_no_number_of_seeds_that_are_there_already(tmp_path: Path) -> None:
     assert "None of these differences is significant (next answer)." in cards(study)[0].text
     for effect in against_baseline(study):
         assert not effect.found.is_significant
-        needed = seeds_to_tell(effect.found)
+        needed = effect.found.seeds_needed
         assert needed is not None
         assert needed > 3
 

@@ -42,17 +42,19 @@ def to_table(comparison: Comparison) -> Table:
     labels = _labels(comparison)
     specs = [*labels, *(_chosen(comparison) if comparison.metrics else _standard(comparison))]
     silent = {NONE, "baseline", ONE_SEED}
-    shown, same = [], []
+    shown: list[tuple[_Spec, list[str]]] = []
+    same = []
     for spec in specs:
-        values = {spec.cell(row) for row in comparison.rows}
+        cells = [spec.cell(row) for row in comparison.rows]
+        values = set(cells)
         if spec.folds and len(values) == 1 and not values <= silent:
             same.append(f"{spec.head} {values.pop()}")
         elif spec in labels or not values <= silent:
-            shown.append(spec)
+            shown.append((spec, cells))
     caption = escape_control(comparison.caption + _shared_differences(comparison))
     return Table(
-        [Column(spec.head, spec.priority, spec.is_text) for spec in shown],
-        [[spec.cell(row) for spec in shown] for row in comparison.rows],
+        [Column(spec.head, spec.priority, spec.is_text) for spec, _ in shown],
+        [list(row) for row in zip(*(cells for _, cells in shown), strict=True)],
         caption + (f" All rows: {', '.join(same)}." if same else ""),
         comparison.rows,
         comparison.notes,

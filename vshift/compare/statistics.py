@@ -24,6 +24,7 @@ import statistics
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from vshift.text import format_p
 
@@ -98,6 +99,25 @@ class Difference:
         low, high = (None if end is None else -end for end in (self.high, self.low))
         return replace(self, value=-self.value, arms=self.arms[::-1], low=low, high=high)
 
+    @cached_property
+    def seeds_needed(self) -> int | None:
+        """Seeds per arm that would show a true difference of the size found, in the same table.
+
+        At the level of 5 % / tests, Bonferroni's correction, which Holm's never falls behind.
+        Always more seeds than any arm has, as these did not show it. None where there was no test,
+        and over MOST_SEEDS.
+        """
+        if self.p_value is None:
+            return None
+        size, level = abs(self.value), LEVEL / max(1, self.tests)
+        sds = [arm.sd or 0.0 for arm in self.arms]
+        if len(sds) == 2:
+            needed = seeds_needed(size, *sds, level=level)
+        else:
+            effect = size / sds[0]
+            needed = _fewest(lambda n: _power(effect * math.sqrt(n), n - 1, level) >= POWER)
+        return None if needed is None else max(needed, *(arm.n + 1 for arm in self.arms))
+
     @property
     def untested(self) -> str:
         """Why there is no test; empty where there is one."""
@@ -113,7 +133,7 @@ class Difference:
             return f"not tested ({self.untested})"
         if self.is_significant:
             return f"significant ({format_p(self.p)})"
-        needed = seeds_to_tell(self)
+        needed = self.seeds_needed
         hint = "" if needed is None else f"; about {needed:,} seeds per config would tell"
         if needed is None and len(self.arms) == 2:
             least = detectable(self.n, *(arm.sd or 0.0 for arm in self.arms)) or 0.0
@@ -125,7 +145,7 @@ class Difference:
         """The verdict in a column headed "significant": `no (p = 0.210; needs 9 seeds)`."""
         if self.untested or self.is_significant:
             return self.untested or f"yes ({format_p(self.p)})"
-        needed = seeds_to_tell(self)
+        needed = self.seeds_needed
         return f"no ({format_p(self.p)}{'' if needed is None else f'; needs {needed:,} seeds'})"
 
 
@@ -303,22 +323,3 @@ def detectable(
         return 0.0
     edge = float(special.stdtrit(degrees, 1 - level / 2))
     return float(special.nctdtrinc(degrees, 1 - power, edge)) * error
-
-
-def seeds_to_tell(difference: Difference) -> int | None:
-    """Seeds per arm that would show a true difference of the size found, in the same table.
-
-    At the level of 5 % / tests, Bonferroni's correction, which Holm's never falls behind. Always
-    more seeds than any arm has, as these did not show it. None where there was no test, and over
-    MOST_SEEDS.
-    """
-    if difference.p_value is None:
-        return None
-    size, level = abs(difference.value), LEVEL / max(1, difference.tests)
-    sds = [arm.sd or 0.0 for arm in difference.arms]
-    if len(sds) == 2:
-        needed = seeds_needed(size, *sds, level=level)
-    else:
-        effect = size / sds[0]
-        needed = _fewest(lambda n: _power(effect * math.sqrt(n), n - 1, level) >= POWER)
-    return None if needed is None else max(needed, *(arm.n + 1 for arm in difference.arms))

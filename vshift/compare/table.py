@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from vshift.compare.baseline import choose, data_name, differences_to, flag_others, unit_of
 from vshift.compare.fields import Fields, Row, sort_key
 from vshift.compare.groups import Group, by_config, by_values
-from vshift.compare.statistics import Difference, seeds_to_tell
+from vshift.compare.statistics import Difference
 from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord, number
 from vshift.runs.schema import SUMMARY_COLUMNS, Column
@@ -141,7 +141,7 @@ def compare(
                     "difference_high": each.high,
                     "p_value": each.p_value,
                     "p_adjusted": each.p_adjusted,
-                    "seeds_needed": seeds_to_tell(each),
+                    "seeds_needed": each.seeds_needed,
                     "verdict": each.verdict(unit_of(difference)),
                 }
     tests = max((each.tests for each in found if each), default=0)
@@ -193,8 +193,9 @@ def _row(group: Group, by: Sequence[str], metrics: Sequence[str]) -> Row:
 
 def _spread(group: Group, key: str) -> Row:
     """Mean and standard deviation of a metric; of words the most frequent one."""
-    word, sample = group.most_frequent(key), group.sample(key)
-    if word is not None and sample is None:
+    sample = group.sample(key)
+    word = group.most_frequent(key) if sample is None else None
+    if word is not None:
         return {key: word}
     return {f"{key}_mean": sample and sample.mean, f"{key}_sd": sample and sample.sd}
 

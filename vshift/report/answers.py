@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 from vshift.compare.fields import active_noise
 from vshift.compare.groups import NO_NOISE, Group, Noise
-from vshift.compare.statistics import Difference, seeds_to_tell
+from vshift.compare.statistics import Difference
 from vshift.config.recalibration import METHODS
 from vshift.report.effects import (
     Effect,
@@ -131,7 +131,7 @@ def p_both(found: Difference) -> str:
 
 def seeds_hint(found: Difference) -> str:
     """`; about 9 seeds per config would tell`, of what is not significant."""
-    needed = None if found.is_significant else seeds_to_tell(found)
+    needed = None if found.is_significant else found.seeds_needed
     return "" if needed is None else f"; about {needed:,} seeds per config would tell"
 
 
