@@ -170,6 +170,18 @@ def test_the_parser_in_python_gives_the_same(monkeypatch: pytest.MonkeyPatch, re
     ]
 
 
+def test_limits_of_libyaml_are_not_ours(monkeypatch: pytest.MonkeyPatch, refused) -> None:
+    """libyaml 0.2.6 has a limit on nesting, with a wording of its own."""
+
+    class Limited(yaml12.yaml.SafeLoader):
+        def check_event(self, *choices: type) -> bool:
+            raise yaml12.yaml.YAMLError("exceeded maximum nesting depth")
+
+    monkeypatch.setattr(yaml12, "_FAST_PARSER", Limited)
+    assert value_of("a: [1, {b: 2}]") == {"a": [1, {"b": 2}]}
+    assert refused(parse, "[" * 60, "f") == ["f:1:51: nested over 50 levels deep"]
+
+
 def test_several_problems_at_once(refused) -> None:
     lines = refused(parse, "1: a\nb: !x 1\nc: 1\nc: 2", "f")
     assert [line[:6] for line in lines] == ["f:1:1:", "f:2:4:", "f:4:1:"]

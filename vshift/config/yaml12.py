@@ -24,6 +24,7 @@ MAX_VALUES = 100_000  # aliases count as often as they are used
 MAX_PROBLEMS = 50
 _MAX_DIGITS = 1000
 _FAST_PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_PARSER_ERRORS = (yaml.YAMLError, ValueError, OverflowError)  # what PyYAML lets through
 
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -121,12 +122,17 @@ def parse(text: str, source: str, *, inline: bool = False) -> Node:
     Raises:
         ConfigError: one line per problem.
     """
-    try:
+    with suppress(*_PARSER_ERRORS):
         return _Reader(text, _FAST_PARSER, source, inline).document()
-    except ConfigError:
-        # libyaml's wording and limits change with its version: messages come from PyYAML's own
-        # parser, which has no limit on nesting and needs no stack for it.
-        return _Reader(text, yaml.SafeLoader, source, inline).document()
+    # libyaml's wording and limits change with its version: messages come from PyYAML's own parser,
+    # which has no limit on nesting and needs no stack for it.
+    reader = _Reader(text, yaml.SafeLoader, source, inline)
+    try:
+        return reader.document()
+    except yaml.MarkedYAMLError as error:
+        reader.fail(error.problem_mark, reader.syntax_problem(error))
+    except _PARSER_ERRORS as error:
+        reader.fail(None, f"not valid YAML: {error}")
 
 
 class _Reader:
@@ -141,21 +147,16 @@ class _Reader:
 
     def document(self) -> Node:
         root = None
-        try:
-            self.refuse_characters()
-            for event in self.events:
-                if isinstance(event, yaml.DocumentStartEvent):
-                    if root is not None:
-                        self.fail(event.start_mark, "a second document (`---`); a config is one")
-                    if event.version and tuple(event.version) != (1, 2):
-                        what = "only YAML 1.2 is supported; remove the directive"
-                        self.complain(event.start_mark, what)
-                elif isinstance(event, yaml.NodeEvent):
-                    root = self.node(event, 0)
-        except yaml.MarkedYAMLError as error:
-            self.complain(error.problem_mark, self.syntax_problem(error))
-        except (yaml.YAMLError, ValueError, OverflowError) as error:  # what PyYAML lets through
-            self.complain(None, f"not valid YAML: {error}")
+        self.refuse_characters()
+        for event in self.events:
+            if isinstance(event, yaml.DocumentStartEvent):
+                if root is not None:
+                    self.fail(event.start_mark, "a second document (`---`); a config is one")
+                if event.version and tuple(event.version) != (1, 2):
+                    what = "only YAML 1.2 is supported; remove the directive"
+                    self.complain(event.start_mark, what)
+            elif isinstance(event, yaml.NodeEvent):
+                root = self.node(event, 0)
         if self.problems:
             raise ConfigError(*self.problems)
         return root or Node(None, SourceLocation(self.source))
