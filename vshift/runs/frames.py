@@ -99,11 +99,11 @@ class Runs:
         rows = []
         for record in self.records:
             _ = record.metrics, record.layers  # damage is found where a file is read
-            found = list(dict.fromkeys(record.problems))
+            problems = list(dict.fromkeys(record.problems))
             if record.status not in ("done", "damaged"):
-                found.insert(0, f"not finished: {record.status}")
+                problems.insert(0, f"not finished: {record.status}")
             about = (record.name, record.seed, record.status, str(record.path))
-            rows += [(*about, problem) for problem in found]
+            rows += [(*about, problem) for problem in problems]
         return pd.DataFrame(rows, columns=columns)
 
     def _frame(
@@ -115,13 +115,13 @@ class Runs:
             for record, extra in zip(self.records, about or [{}] * len(self), strict=True)
         ]
         shared = pd.DataFrame([{**r, **c} for r, c in zip(runs, self._configs, strict=True)])
-        own = pd.DataFrame([row for part in rows for row in part])
-        own = own.reindex(columns=list(columns)) if own.empty and columns else own
+        table = pd.DataFrame([row for part in rows for row in part])
+        table = table.reindex(columns=list(columns)) if table.empty and columns else table
         # A damaged file may hold any key; it does not replace what says which run this is.
-        own = own.drop(columns=[key for run in runs[:1] for key in run if key in own])
-        shared = shared.drop(columns=[key for key in own if key in shared])
+        table = table.drop(columns=[key for run in runs[:1] for key in run if key in table])
+        shared = shared.drop(columns=[key for key in table if key in shared])
         index = [i for i, part in enumerate(rows) for _ in part]
-        frame = pd.concat([shared.take(index).reset_index(drop=True), own], axis=1)
+        frame = pd.concat([shared.take(index).reset_index(drop=True), table], axis=1)
         empty = [key for key in frame if len(frame) and frame[key].isna().all()]
         # `network.noise: null` beside runs that have `network.noise.rate` is no column of its own.
         sections = [key for key in empty if any(str(k).startswith(f"{key}.") for k in frame)]

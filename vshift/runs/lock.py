@@ -107,17 +107,17 @@ def pulse(folder: Path, *, at_once: bool = False) -> None:
     _held[key] = content, time.monotonic()
     try:
         with files.explained(folder / OWNER, "read"):
-            found = _content(key)
-            if found is None and _claim(key, content) is not None:
-                found = _content(key)
-            if found in (None, content):
+            present = _content(key)
+            if present is None and _claim(key, content) is not None:
+                present = _content(key)
+            if present in (None, content):
                 os.utime(key / OWNER)
                 return
     except RunError as error:
         raise RunLost(str(error)) from error
     _held.pop(key)
     raise RunLost(
-        f"{folder} was taken over by {Owner.read(found or b'') or 'unknown'} while this process "
+        f"{folder} was taken over by {Owner.read(present or b'') or 'unknown'} while this process "
         f"gave no sign of life for {SILENCE / 60:.0f} minutes; this one stops"
     )
 

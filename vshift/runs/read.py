@@ -128,7 +128,7 @@ def find_runs(folders: Iterable[Path | str]) -> list[RunRecord]:
     Raises:
         RunError: a folder is missing, is a file, or holds no run.
     """
-    found: dict[Path, Path] = {}
+    paths_by_target: dict[Path, Path] = {}
     for folder in map(Path, folders):
         _refuse_missing(folder)
         paths = list(_walk(folder, _DEPTH))
@@ -138,8 +138,8 @@ def find_runs(folders: Iterable[Path | str]) -> list[RunRecord]:
                 f"<runs-dir>/<name>/seed-<n>/, each with a {RUN}"
             )
         for path in paths:
-            found.setdefault(path.resolve(), path)
-    records = [read_run(path) for path in found.values()]
+            paths_by_target.setdefault(path.resolve(), path)
+    records = [read_run(path) for path in paths_by_target.values()]
     return sorted(records, key=lambda record: (natural(record.name), record.seed))
 
 

@@ -107,12 +107,12 @@ def decompose(model: nn.Module, batches: Batches, seed: int = 0) -> dict[str, De
     if not evaluated:
         raise ValueError("no batches, or no BN layer that ran")
     noises, linears = graph.noise_in_front(), graph.linear_in_front()
-    found = {}
+    decompositions = {}
     for name, stats in evaluated.items():
         if name in layers:
             angle = cosine(graph.modules[linears[name]]) if name in linears else _NO_ANGLE
-            found[name] = layers[name].compare(stats, noises[name], angle)
-    return found
+            decompositions[name] = layers[name].compare(stats, noises[name], angle)
+    return decompositions
 
 
 def _run_training(
