@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from vshift.compare import Comparison, compare
 from vshift.compare.fields import Fields, metric
@@ -46,7 +47,6 @@ _NUMBERS = [
 ]
 SHOWN = [LAYER_COLUMNS[key] for key in _NUMBERS if LAYER_COLUMNS[key].heading]
 _LAYER = ["group", "index", "layer"]
-_MODE = ["group", "data", "noise", "statistics"]
 _SCORES = [f"{p}_{what}" for what in ("accuracy", "loss") for p in ("test", "validation", "train")]
 
 
@@ -118,18 +118,16 @@ def collect(records: Sequence[RunRecord], baseline: str | None = None) -> Study:
     groups = make_groups(comparison)
     used = [group for group in groups if group.runs]
     problems: list[str] = []
-    rows = _layer_frame(used, problems)
+    rows = _layers(used, problems)
     last = rows[rows["epoch"] == rows.groupby(["group", "seed"])["epoch"].transform("max")]
     last = last[last["shift_ratio"].notna()]
     noisy = last[last["noise_before"]]
     layers = _in_order(rows)
-    modes = _json_rows(used, MODES, "modes", problems)
-    methods = _json_rows(used, RECALIBRATION, "methods", problems)
     return Study(
         groups=groups,
         comparison=comparison,
         score=score,
-        runs=_frame(_run_rows(used, score), ("group", "layout", "seed", "score", "shift_mean")),
+        runs=_runs(used, score),
         depth=_by_depth(last),
         layer_table=last.groupby(_LAYER, sort=False)[[c.key for c in SHOWN]].mean().reset_index(),
         noisy=noisy[["group", "seed", "layer"]],
@@ -137,17 +135,37 @@ def collect(records: Sequence[RunRecord], baseline: str | None = None) -> Study:
         epochs=_by_epoch(rows),
         channels=_channels(used, list(layers), problems),
         curves=_curves(used),
-        modes=mean_of(_frame(_mode_rows(modes), [*_MODE, "value"]), _MODE),
-        recalibration=_frame(_method_rows(methods, score), ("group", "seed", "method", "value")),
+        modes=_modes(used, problems),
+        recalibration=_recalibration(used, score, problems),
         layers=layers,
         problems=[escape_control(problem) for problem in problems],
     )
 
 
-def _frame(rows: Iterable[Row], columns: Sequence[str]) -> pd.DataFrame:
-    """The rows, with these columns where there are none."""
-    frame = pd.DataFrame(list(rows))
-    return frame if len(frame) else pd.DataFrame(columns=list(columns))
+_Rows = Iterable[tuple[str, int, Row]]  # group, seed, and a row of a file
+
+
+def _frame(
+    rows: _Rows, texts: Sequence[str], numbers: Sequence[str], flags: Sequence[str] = ()
+) -> pd.DataFrame:
+    """group, seed and these keys of the rows; without rows that lack a text."""
+    keys = [*texts, *numbers, *flags]
+    values = [
+        (label, seed, *map(row.get, keys))
+        for label, seed, row in rows
+        if all(isinstance(row.get(key), str) for key in texts)
+    ]
+    frame = pd.DataFrame(values, columns=["group", "seed", *keys])
+    columns = {key: _numbers(frame[key]) for key in numbers}
+    columns |= {key: frame[key].map(lambda value: value is True).astype(bool) for key in flags}
+    return frame.assign(**columns)
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """As floats; what is no finite number as NaN."""
+    if not is_numeric_dtype(column) or is_bool_dtype(column):
+        column = column.map(number)
+    return column.astype("float64").replace([np.inf, -np.inf], np.nan)
 
 
 def _attempt(problems: list[str], otherwise: T, reader: Callable[..., T], *arguments: Any) -> T:
@@ -205,32 +223,19 @@ def _measured_epochs(run: RunRecord) -> list[int]:
     return [*range(int(every), int(last), int(every)), int(last)]
 
 
-def _layer_frame(groups: Sequence[StudyGroup], problems: list[str]) -> pd.DataFrame:
+def _layers(groups: Sequence[StudyGroup], problems: list[str]) -> pd.DataFrame:
     """group, seed and the columns of layers.jsonl, of as many epochs as fit the page."""
     sizes = [number(group.runs[0].summary.get("bn_layers")) or 20 for group in groups]
     most = int(EPOCH_ROWS / max(1, sum(sizes)))
-    found: list[tuple[Any, ...]] = []
+    found: list[tuple[str, int, Row]] = []
     for group in groups:
         epochs = thinned(_measured_epochs(group.runs[0]), most)
         for run in group.runs:
             nothing: list[Row] = []
             rows = _attempt(problems, nothing, read_layers, run.path, epochs)
-            found += [
-                (group.label, run.seed, *map(row.get, LAYER_COLUMNS))
-                for row in rows
-                if isinstance(row.get("layer"), str) and isinstance(row.get("index"), int)
-            ]
-    frame = pd.DataFrame(found, columns=["group", "seed", *LAYER_COLUMNS])
-    flags = {name: frame[name].map(lambda value: value is True).astype(bool) for name in _FLAGS}
-    return frame.assign(**flags, **{name: _numbers(frame[name]) for name in _NUMBERS})
-
-
-def _numbers(column: pd.Series) -> pd.Series:
-    """As floats; what is no number as NaN."""
-    try:
-        return pd.to_numeric(column, errors="coerce").astype("float64")
-    except OverflowError:  # an integer of hundreds of digits
-        return column.map(number).astype("float64")
+            found += [(group.label, run.seed, row) for row in rows]
+    frame = _frame(found, ["layer"], _NUMBERS, _FLAGS)
+    return frame[frame["index"].notna() & frame["epoch"].notna()]
 
 
 def _in_order(rows: pd.DataFrame) -> dict[str, str]:
@@ -293,7 +298,7 @@ def _channels(groups: Sequence[StudyGroup], layers: list[str], problems: list[st
                 if found.size:
                     ratios[layer].setdefault(group.label, []).append(found)
     rows = (row for layer, of in ratios.items() if of for row in _histograms(layer, of))
-    return _frame(rows, ("group", "layer", "from", "to", "share"))
+    return pd.DataFrame(rows, columns=["group", "layer", "from", "to", "share"])
 
 
 def _channel_ratios(vectors: dict[str, np.ndarray], layer: str) -> np.ndarray:
@@ -324,36 +329,25 @@ def _histograms(layer: str, of: dict[str, list[np.ndarray]]) -> Iterator[Row]:
 # ---- scores
 
 
-def score_of(run: RunRecord, score: str) -> float | None:
-    """A run's test error in percent, or its test loss."""
-    return number(metric(run, score))
-
-
-def _run_rows(groups: Sequence[StudyGroup], score: str) -> Iterator[Row]:
-    for group in groups:
-        for run in group.runs:
-            yield {
-                "group": group.label,
-                "layout": group.noise.layout,
-                "seed": run.seed,
-                "score": score_of(run, score),
-                "shift_mean": number(run.summary.get("shift_ratio_mean")),
-                "shift_max": number(run.summary.get("shift_ratio_max")),
-            }
+def _runs(groups: Sequence[StudyGroup], score: str) -> pd.DataFrame:
+    keys = {"score": score, "shift_mean": "shift_ratio_mean", "shift_max": "shift_ratio_max"}
+    rows = [
+        (
+            *(group.label, group.noise.layout, run.seed),
+            *(number(metric(run, key)) for key in keys.values()),
+        )
+        for group in groups
+        for run in group.runs
+    ]
+    return pd.DataFrame(rows, columns=["group", "layout", "seed", *keys])
 
 
 def _curves(groups: Sequence[StudyGroup]) -> pd.DataFrame:
     """For each score its mean, and low and high one standard deviation away."""
-    rows = [
-        {"group": g.label, "epoch": row["epoch"], **{s: number(row.get(s)) for s in _SCORES}}
-        for g in groups
-        for run in g.runs
-        for row in run.metrics
-        if isinstance(row.get("epoch"), int)
-    ]
-    frame = _frame(rows, ("group", "epoch", *_SCORES)).astype(dict.fromkeys(_SCORES, "float64"))
-    most = max(10, CURVE_ROWS // max(1, len(groups)))
-    epochs = thinned(sorted(frame["epoch"].unique()), most)
+    rows = [(g.label, run.seed, row) for g in groups for run in g.runs for row in run.metrics]
+    frame = _frame(rows, [], ["epoch", *_SCORES])
+    frame = frame[frame["epoch"].notna()]
+    epochs = thinned(sorted(frame["epoch"].unique()), max(10, CURVE_ROWS // max(1, len(groups))))
     by = frame[frame["epoch"].isin(epochs)].groupby(["group", "epoch"], sort=False)
     scores = [score for score in _SCORES if frame[score].notna().any()]
     result, spread = by[scores].mean(), by[scores].std().fillna(0.0)
@@ -363,12 +357,7 @@ def _curves(groups: Sequence[StudyGroup]) -> pd.DataFrame:
     return result.assign(n=by.size()).reset_index()
 
 
-_JsonRow = tuple[str, int, Row]  # group, seed, row
-
-
-def _json_rows(
-    groups: Sequence[StudyGroup], name: str, key: str, problems: list[str]
-) -> Iterator[_JsonRow]:
+def _objects(groups: Sequence[StudyGroup], name: str, key: str, problems: list[str]) -> _Rows:
     """The objects in the list `key` of a JSON file of every run."""
     for group in groups:
         for run in group.runs:
@@ -380,19 +369,17 @@ def _json_rows(
                     yield group.label, run.seed, row
 
 
-def _mode_rows(rows: Iterable[_JsonRow]) -> Iterator[Row]:
-    for label, _, row in rows:
-        value = number(row.get("accuracy"))
-        words = {key: row.get(key) for key in _MODE[1:]}
-        if value is not None and all(isinstance(word, str) for word in words.values()):
-            yield {"group": label, **words, "value": value}
+def _modes(groups: Sequence[StudyGroup], problems: list[str]) -> pd.DataFrame:
+    keys = ["data", "noise", "statistics"]
+    frame = _frame(_objects(groups, MODES, "modes", problems), keys, ["accuracy"])
+    frame = frame.rename(columns={"accuracy": "value"})
+    return mean_of(frame[frame["value"].notna()], ["group", *keys])
 
 
-def _method_rows(rows: Iterable[_JsonRow], score: str) -> Iterator[Row]:
-    for label, seed, row in rows:
-        accuracy = number(row.get("test_accuracy"))
-        error = None if accuracy is None else 100 - accuracy
-        value = error if score == "test_error" else number(row.get("test_loss"))
-        if value is not None and isinstance(row.get("method"), str):
-            method = escape_control(row["method"])
-            yield {"group": label, "seed": seed, "method": method, "value": value}
+def _recalibration(groups: Sequence[StudyGroup], score: str, problems: list[str]) -> pd.DataFrame:
+    rows = _objects(groups, RECALIBRATION, "methods", problems)
+    frame = _frame(rows, ["method"], ["test_accuracy", "test_loss"])
+    error = 100 - frame["test_accuracy"]
+    frame["value"] = error if score == "test_error" else frame["test_loss"]
+    frame["method"] = frame["method"].map(escape_control)
+    return frame.loc[frame["value"].notna(), ["group", "seed", "method", "value"]]

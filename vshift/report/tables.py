@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vshift.compare.fields import metric
 from vshift.compare.groups import differing_keys, short_heads
 from vshift.compare.statistics import Difference
 from vshift.compare.table import SHOWN as SUMMARY_SHOWN
 from vshift.compare.table import device_of, row_key
-from vshift.report.effects import against_baseline, recovered
+from vshift.report.effects import recovered
 from vshift.report.layouts import StudyGroup, grouped, in_words, shown
 from vshift.report.study import SHOWN as LAYER_SHOWN
-from vshift.report.study import Study, score_of
+from vshift.report.study import Study
 from vshift.runs.read import RunRecord, number
 from vshift.runs.schema import SUMMARY_COLUMNS, Column
 from vshift.text import NONE, escape_control, format_number, format_spread
@@ -49,6 +50,9 @@ class Table:
     caption: str = ""
 
 
+_Row = tuple[Sequence[Any], StudyGroup | None, str]  # values, and as in `Line`
+
+
 def _cell(column: Column, value: Any) -> Cell:
     """A value as its column shows it."""
     if isinstance(value, Cell):
@@ -61,7 +65,7 @@ def _cell(column: Column, value: Any) -> Cell:
 def _table(
     name: str,
     columns: Sequence[Column],
-    rows: Iterable[tuple[Sequence[Any], StudyGroup | None, str]],
+    rows: Iterable[_Row],
     caption: str = "",
 ) -> Table:
     """A table of values, each with its row's group and words; without columns that say nothing."""
@@ -77,7 +81,6 @@ def _table(
 
 def configs_table(study: Study) -> Table:
     """One row per config: scores, differences, shift, and the config keys that differ."""
-    effects = {effect.group.label: effect.found for effect in against_baseline(study)}
     regained = {each.group.label: each.found for each in recovered(study)}
     about, keys = in_words(study.groups), differing_keys(study.groups)
     heads = dict(zip(keys, short_heads(list(keys)), strict=True))
@@ -99,7 +102,7 @@ def configs_table(study: Study) -> Table:
     rows = []
     for place, group in enumerate(study.groups):
         mean, sd = (group.row[f"{study.score}_{what}"] for what in ("mean", "sd"))
-        tested = [*_difference(study, effects.get(group.label)),
+        tested = [*_difference(study, group.difference),
                   *_difference(study, regained.get(group.label))]  # fmt: skip
         tested[2] = Cell(_BASELINE) if group.is_baseline else tested[2]
         values = [
@@ -164,43 +167,34 @@ def _caption(study: Study) -> str:
 
 def runs_table(study: Study) -> Table:
     """One row per run, also those that do not count."""
-    error, loss, mean, largest = (
-        SUMMARY_COLUMNS[key]
-        for key in ("test_error", "test_loss", "shift_ratio_mean", "shift_ratio_max")
-    )
-    columns: list[tuple[Column, Callable[[RunRecord], Any]]] = [
-        (error, lambda run: score_of(run, "test_error")),
-        (loss, lambda run: score_of(run, "test_loss")),
-        (mean, lambda run: run.summary.get("shift_ratio_mean")),
-        (largest, lambda run: run.summary.get("shift_ratio_max")),
-        (Column("seconds", "wall time of the run", "minutes", digits=1), _minutes),
-        (Column("images_per_second", "in training", "images/s", digits=0),
-         lambda run: run.run.get("images_per_second")),
-        (Column("device", "where it ran", "device", is_text=True), device_of),
-        (Column("started", "UTC", "started", is_text=True), _started),
-    ]  # fmt: skip
-    first = [
+    columns = [
         Column("label", "the config's name", "config", is_text=True),
         Column("seed", "the run's seed", "seed", digits=0),
         Column("status", "in run.json", "status", is_text=True),
+        *SUMMARY_SHOWN.values(),
+        Column("seconds", "wall time of the run", "minutes", digits=1),
+        Column("images_per_second", "in training", "images/s", digits=0),
+        Column("device", "where it ran", "device", is_text=True),
+        Column("started", "UTC", "started", is_text=True),
     ]
-    rows = []
+    rows: list[_Row] = []
     for group in study.groups:
-        for run in [*group.runs, *group.others]:
-            counts = run in group.runs
-            status = run.status if counts else f"{run.status}, not counted"
-            values = [group.label, run.seed, status, *(value(run) for _, value in columns)]
-            rows.append((values, group if counts else None, ""))
-    return _table("runs", [*first, *(column for column, _ in columns)], rows)
+        rows += [([group.label, *_run_values(run, True)], group, "") for run in group.runs]
+        rows += [([group.label, *_run_values(run, False)], None, "") for run in group.others]
+    return _table("runs", columns, rows)
 
 
-def _minutes(run: RunRecord) -> float | None:
+def _run_values(run: RunRecord, counts: bool) -> list[Any]:
     seconds = number(run.run.get("seconds"))
-    return None if seconds is None else seconds / 60
-
-
-def _started(run: RunRecord) -> str:
-    return shown(run.run.get("started")).replace("T", " ").removesuffix("+00:00")
+    return [
+        run.seed,
+        run.status if counts else f"{run.status}, not counted",
+        *(metric(run, key) for key in SUMMARY_SHOWN),
+        None if seconds is None else seconds / 60,
+        run.run.get("images_per_second"),
+        device_of(run),
+        shown(run.run.get("started")).replace("T", " ").removesuffix("+00:00"),
+    ]
 
 
 def by_shift(study: Study) -> list[StudyGroup]:
@@ -213,7 +207,7 @@ def by_shift(study: Study) -> list[StudyGroup]:
 def layers_table(study: Study) -> Table:
     """One row per config and BN layer: what layers.jsonl declares with a heading, last epoch."""
     frame = study.layer_table
-    rows: list[tuple[Sequence[Any], StudyGroup | None, str]] = []
+    rows: list[_Row] = []
     left_out = 0
     for group in by_shift(study):
         layers = frame[frame["group"] == group.label].sort_values("index")
@@ -246,7 +240,7 @@ def differences_table(study: Study) -> Table:
         Column("configs", "the number of configs that have it", "configs", digits=0),
         Column("labels", "their names", "which", is_text=True),
     ]
-    rows: list[tuple[Sequence[Any], StudyGroup | None, str]] = []
+    rows: list[_Row] = []
     for key, of_all in differing_keys(study.groups).items():
         having = grouped(
             (shown(value), group.label)
