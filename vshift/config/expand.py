@@ -10,10 +10,9 @@ import itertools
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from vshift.config.load import AnyPath, build, folder_name, gather, put, split_key
 from vshift.config.problems import shorten
@@ -28,7 +27,6 @@ LONGEST_ARM = 60
 STUDY_KEYS = ("arms", "zip", "grid")  # what makes many configs of one
 _MEMBERS = {"arms": "an arm", "zip": "a zip", "grid": "a grid"}
 _OPTIONS = {"arms": "arm", "zip": "row", "grid": "combination"}
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,23 @@ class _Option(NamedTuple):
 
     label: str
     settings: list[_Setting]
+
+
+class _Choices(NamedTuple):
+    """A key of the zip or the grid, with its values."""
+
+    key: str
+    parts: list[str]
+    values: list[Node]
+
+    def options(self, label: str) -> list[_Option]:
+        """The values as options labelled `rate=0.3`, `noise=dropout_0.5`."""
+        values = [value.to_python() for value in self.values]
+        texts = [v if isinstance(v, str) else "_".join(_leaves(v)) or "empty" for v in values]
+        return [
+            _Option(f"{label}={text}", [_Setting(self.key, self.parts, value)])
+            for text, value in zip(texts, self.values, strict=True)
+        ]
 
 
 _Axis = list[_Option]
@@ -124,23 +139,25 @@ def _read_axes(sections: dict[str, Node]) -> list[_Axis]:
         ConfigError: all malformed entries in one error, or too many combinations.
     """
     problems: list[str] = []
-    arms = _read_all(sections, "arms", "names to arms", _read_arm, problems)
-    columns = _read_all(
-        sections, "zip", "dotted keys to lists", partial(_read_list, "zip"), problems
-    )
-    grid = _read_all(sections, "grid", "dotted keys to lists", _read_grid, problems)
+    arms = _read_arms(sections, problems)
+    columns = _read_choices(sections, "zip", problems)
+    grid = _read_choices(sections, "grid", problems)
+    for choices in grid:
+        problems += _repeated(f"grid.{one_line(choices.key, 60)}", [[v] for v in choices.values])
     if columns:
         problems += _out_of_step(columns)
     problems = problems or _set_twice(arms, columns, grid)
     if problems:
         raise ConfigError(*problems)
-    labels = iter(_labels([settings[0].parts for settings in (*columns, *grid)]))
-    rows = zip(*(_options(next(labels), column) for column in columns), strict=True)
-    zipped = [
-        _Option("-".join(o.label for o in row), [s for o in row for s in o.settings])
-        for row in rows
+    labelled = [
+        choices.options(label)
+        for label, choices in zip(_labels([*columns, *grid]), [*columns, *grid], strict=True)
     ]
-    axes = [*filter(None, (arms, zipped)), *(_options(next(labels), values) for values in grid)]
+    rows = [
+        _Option("-".join(o.label for o in row), [s for o in row for s in o.settings])
+        for row in zip(*labelled[: len(columns)], strict=True)
+    ]
+    axes = [*filter(None, (arms, rows)), *labelled[len(columns) :]]
     count = math.prod(map(len, axes))
     if count > MAX_POINTS:
         name, node = list(sections.items())[-1]
@@ -149,88 +166,79 @@ def _read_axes(sections: dict[str, Node]) -> list[_Axis]:
     return axes
 
 
-def _read_all(
-    sections: dict[str, Node],
-    name: str,
-    content: str,
-    read: Callable[[str, Node], T],
-    problems: list[str],
-) -> list[T]:
-    """What every entry of a section says; what is wrong with one goes into `problems`."""
-    section = sections.get(name)
-    if section is not None and not isinstance(section.value, dict):
-        what = f"{show_value(section.value)} is not a mapping of {content}"
-        raise ConfigError(f"{section.location}: {name}: {what}")
-    found: list[T] = []
-    for key, node in section.value.items() if section else ():
-        try:
-            found.append(read(key, node))
-        except ConfigError as error:
-            problems += error.problems
+def _read_arms(sections: dict[str, Node], problems: list[str]) -> list[_Option]:
+    arms = []
+    for name, node in _entries(sections, "arms", "names to arms").items():
+        where = f"{node.start}: arms.{one_line(name, 60)}"
+        if name != folder_name(name) or len(name) > LONGEST_ARM:
+            problems.append(
+                f"{where}: an arm's name becomes part of a folder's: letters, digits, and "
+                f". _ = + - after the first, at most {LONGEST_ARM}"
+            )
+        elif not isinstance(node.value, dict):
+            problems.append(
+                f"{where}: {show_value(node.value)} is not a mapping of dotted keys to values; "
+                "an arm that changes nothing is {}"
+            )
+        else:
+            settings = [
+                _Setting(
+                    key, _parts("arms", f"arms.{one_line(name, 60)}", key, value, problems), value
+                )
+                for key, value in node.value.items()
+            ]
+            arms.append(_Option(name, settings))
+    return arms
+
+
+def _read_choices(sections: dict[str, Node], name: str, problems: list[str]) -> list[_Choices]:
+    """What a grid tries for each key, or a zip sets it to, row by row."""
+    found = []
+    for key, node in _entries(sections, name, "dotted keys to lists").items():
+        where = f"{node.start}: {name}.{one_line(key, 60)}"
+        parts = _parts(name, name, key, node, problems)
+        if not parts:
+            continue
+        if not isinstance(node.value, list):
+            problems.append(f"{where}: {show_value(node.value)} is not a list of values to try")
+        elif not node.value:
+            problems.append(f"{where}: an empty list; give at least one value")
+        else:
+            values = [replace(value, key=node.key) for value in node.value]
+            found.append(_Choices(key, parts, values))
     return found
 
 
-def _read_arm(name: str, node: Node) -> _Option:
-    where = f"{node.start}: arms.{one_line(name, 60)}"
-    if name != folder_name(name) or len(name) > LONGEST_ARM:
-        raise ConfigError(
-            f"{where}: an arm's name becomes part of a folder's: letters, digits, and . _ = + - "
-            f"after the first, at most {LONGEST_ARM}"
-        )
-    if not isinstance(node.value, dict):
-        raise ConfigError(
-            f"{where}: {show_value(node.value)} is not a mapping of dotted keys to values; "
-            "an arm that changes nothing is {}"
-        )
-    problems: list[str] = []
-    settings = _read_all({name: node}, name, "", partial(_read_setting, name), problems)
-    if problems:
-        raise ConfigError(*problems)
-    return _Option(name, settings)
+def _entries(sections: dict[str, Node], name: str, content: str) -> dict[str, Node]:
+    section = sections.get(name)
+    if section is None:
+        return {}
+    if not isinstance(section.value, dict):
+        what = f"{show_value(section.value)} is not a mapping of {content}"
+        raise ConfigError(f"{section.location}: {name}: {what}")
+    return section.value
 
 
-def _read_setting(arm: str, key: str, node: Node) -> _Setting:
-    return _Setting(key, _parts("arms", arm, key, node), node)
-
-
-def _read_grid(key: str, node: Node) -> list[_Setting]:
-    settings = _read_list("grid", key, node)
-    repeated = _repeated(f"grid.{one_line(key, 60)}", [[s.value] for s in settings])
-    if repeated:
-        raise ConfigError(*repeated)
-    return settings
-
-
-def _read_list(section: str, key: str, node: Node) -> list[_Setting]:
-    """What a grid tries for a key, or a zip sets it to, row by row."""
-    parts = _parts(section, "", key, node)
-    where = f"{node.start}: {section}.{one_line(key, 60)}"
-    if not isinstance(node.value, list):
-        raise ConfigError(f"{where}: {show_value(node.value)} is not a list of values to try")
-    if not node.value:
-        raise ConfigError(f"{where}: an empty list; give at least one value")
-    return [_Setting(key, parts, replace(value, key=node.key)) for value in node.value]
-
-
-def _parts(section: str, arm: str, key: str, node: Node) -> list[str]:
-    """The parts of a key that a section may set."""
-    parts = split_key(key, node.start)
-    first, option = parts[0], _OPTIONS[section]
-    if first == section:
-        why = f"{_MEMBERS[section]} in {_MEMBERS[section]} has no meaning"
-    elif first in STUDY_KEYS:
-        both = sorted((first, section), key=STUDY_KEYS.index)
-        why = f"{' and '.join(both)} stand side by side"
-    elif first in ("name", "seeds", "base"):
-        why = {
-            "name": f"every {option} gets its own name",
-            "seeds": f"every {option} runs with all `seeds`",
-            "base": f"`base` is read before the {section}",
-        }[first]
-    else:
+def _parts(section: str, above: str, key: str, node: Node, problems: list[str]) -> list[str]:
+    """The parts of a key that a section sets; empty, with a problem, if it must not."""
+    try:
+        parts = split_key(key, node.start)
+    except ConfigError as error:
+        problems += error.problems
+        return []
+    option, member = _OPTIONS[section], _MEMBERS[section]
+    both = " and ".join(name for name in STUDY_KEYS if name in (section, parts[0]))
+    why = {
+        "name": f"every {option} gets its own name",
+        "seeds": f"every {option} runs with all `seeds`",
+        "base": f"`base` is read before the {section}",
+        **dict.fromkeys(STUDY_KEYS, f"{both} stand side by side"),
+        section: f"{member} in {member} has no meaning",
+    }.get(parts[0])
+    if why is None:
         return parts
-    where = ".".join(filter(None, [section, one_line(arm, 60), one_line(key, 60)]))
-    raise ConfigError(f"{node.start}: {where}: not in {_MEMBERS[section]}: {why}")
+    problems.append(f"{node.start}: {above}.{one_line(key, 60)}: not in {member}: {why}")
+    return []
 
 
 def _repeated(what: str, rows: list[list[Node]]) -> list[str]:
@@ -245,52 +253,45 @@ def _repeated(what: str, rows: list[list[Node]]) -> list[str]:
     return []
 
 
-def _out_of_step(columns: list[list[_Setting]]) -> list[str]:
+def _out_of_step(columns: list[_Choices]) -> list[str]:
     """Lists of a zip that are longer or shorter than its first, and rows that are repeated."""
-    first, length = one_line(columns[0][0].key, 60), len(columns[0])
+    first, length = one_line(columns[0].key, 60), len(columns[0].values)
     problems = [
-        f"{column[0].value.start}: zip.{one_line(column[0].key, 60)}: "
-        f"{pluralize(len(column), 'value')}, and zip.{first} has {length:,}; the lists of a zip go "
-        "in step, the first value with the first value"
+        f"{column.values[0].start}: zip.{one_line(column.key, 60)}: "
+        f"{pluralize(len(column.values), 'value')}, and zip.{first} has {length:,}; the lists of a "
+        "zip go in step, the first value with the first value"
         for column in columns[1:]
-        if len(column) != length
+        if len(column.values) != length
     ]
-    rows = [[setting.value for setting in row] for row in zip(*columns, strict=False)]
-    return problems or _repeated("zip", rows)
+    rows = zip(*(column.values for column in columns), strict=False)
+    return problems or _repeated("zip", [list(row) for row in rows])
 
 
-def _set_twice(arms: _Axis, columns: list[list[_Setting]], grid: list[list[_Setting]]) -> list[str]:
+def _set_twice(arms: _Axis, columns: list[_Choices], grid: list[_Choices]) -> list[str]:
     """Keys that two sections set: the later section would silently win."""
     setter = {setting.key: f"the arm {arm.label}" for arm in arms for setting in arm.settings}
     problems = []
     for section, lists in (("zip", columns), ("grid", grid)):
-        for settings in lists:
-            key = settings[0].key
+        for key, _, values in lists:
             if key in setter:
-                problems.append(
-                    f"{settings[0].value.start}: {section}.{one_line(key, 60)}: {setter[key]} sets "
-                    "it too; give it in one of the two"
-                )
+                where = f"{values[0].start}: {section}.{one_line(key, 60)}"
+                problems.append(f"{where}: {setter[key]} sets it too; give it in one of the two")
             setter.setdefault(key, f"the {section}")
     return problems
 
 
-def _labels(keys: list[list[str]]) -> list[str]:
+def _labels(choices: list[_Choices]) -> list[str]:
     """The last word of each key (`rate`; `noise.0` for an entry of a list), or the whole key where
     two end alike."""
     short = []
-    for parts in keys:
-        words = list(itertools.dropwhile(str.isdigit, reversed(parts)))
-        short.append(".".join(parts[max(0, len(words) - 1) :]))
+    for choice in choices:
+        words = list(itertools.dropwhile(str.isdigit, reversed(choice.parts)))
+        short.append(".".join(choice.parts[max(0, len(words) - 1) :]))
     count = Counter(short)
-    return [word if count[word] == 1 else ".".join(k) for word, k in zip(short, keys, strict=True)]
-
-
-def _options(label: str, settings: list[_Setting]) -> _Axis:
-    """Values as options labelled `rate=0.3`, `noise=dropout_0.5`."""
-    values = [setting.value.to_python() for setting in settings]
-    texts = [v if isinstance(v, str) else "_".join(_leaves(v)) or "empty" for v in values]
-    return [_Option(f"{label}={text}", [s]) for text, s in zip(texts, settings, strict=True)]
+    return [
+        word if count[word] == 1 else ".".join(choice.parts)
+        for word, choice in zip(short, choices, strict=True)
+    ]
 
 
 def _leaves(value: Any) -> Iterator[str]:
