@@ -38,7 +38,11 @@ def is_here(name: str, root: str | None = None) -> bool:
 def open_cifar(config: Cifar) -> Source:
     """Open the set with torchvision, downloading it if it is missing; DataError if damaged."""
     root = fetch(config.name, config.root)
-    train, test = (_open(config.name, root, part) for part in (True, False))
+    dataset = _torchvision(config.name)
+    try:
+        train, test = (dataset(root, train=part, download=False) for part in (True, False))
+    except Exception as error:  # a failed checksum, or whatever unpickling a damaged file raises
+        raise _damaged(root / UNPACKED[config.name], error) from None
 
     def read(chosen: Indices, chosen_test: Indices) -> tuple[Pixels, Pixels]:
         return train.data[chosen], test.data[chosen_test]
@@ -85,36 +89,27 @@ def _fetch_into(folder: Path, name: str) -> None:
 
 
 def _unpack_or_download(name: str, archive: Path, into: Path) -> None:
-    from_file = archive.exists()
-    try:
-        if from_file:
-            _unpack(name, archive, into)
-        else:
-            with _download_timeout(), contextlib.redirect_stdout(sys.stderr):
-                _torchvision(name)(into, download=True)
-    except DataError:
-        raise
-    except Exception as error:  # urllib, http, ssl, tarfile and torchvision raise their own kinds
-        if from_file:
+    dataset = _torchvision(name)
+    if archive.exists():
+        from torchvision.datasets.utils import check_integrity, extract_archive
+
+        try:
+            if not check_integrity(str(archive), dataset.tgz_md5):
+                raise ValueError("its MD5 sum is not the published one")
+            extract_archive(str(archive), str(into))
+        except Exception as error:  # tarfile and torchvision raise their own kinds
             raise _damaged(archive, error) from None
-        raise DataError(_no_download(name, archive, error)) from None
-
-
-def _unpack(name: str, archive: Path, into: Path) -> None:
-    from torchvision.datasets.utils import check_integrity, extract_archive
-
-    if not check_integrity(str(archive), _torchvision(name).tgz_md5):
-        raise ValueError("its MD5 sum is not the published one")
-    extract_archive(str(archive), str(into))
-
-
-def _no_download(name: str, archive: Path, error: Exception) -> str:
-    return (
-        f"data: {name} is not in {archive.parent} and cannot be downloaded ({error}). Get "
-        f"{archive.name} from {PAGE} on a machine with network access and put it at {archive}, "
-        "or use `name: imagefolder` with images of your own, or `name: shapes`, which needs no "
-        "download"
-    )
+        return
+    try:
+        with _download_timeout(), contextlib.redirect_stdout(sys.stderr):
+            dataset(into, download=True)
+    except Exception as error:  # urllib, http, ssl, tarfile and torchvision raise their own kinds
+        raise DataError(
+            f"data: {name} is not in {archive.parent} and cannot be downloaded ({error}). Get "
+            f"{archive.name} from {PAGE} on a machine with network access and put it at {archive}, "
+            "or use `name: imagefolder` with images of your own, or `name: shapes`, which needs no "
+            "download"
+        ) from None
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
@@ -122,15 +117,6 @@ def _damaged(path: Path, error: Exception) -> DataError:
         f"data.root: {path} is damaged ({str(error).splitlines()[0]}); delete it and run "
         "`vshift data fetch`, or the same command, again"
     )
-
-
-def _open(name: str, root: Path, train: bool) -> Any:
-    try:
-        return _torchvision(name)(root, train=train, download=False)
-    except DataError:
-        raise
-    except Exception as error:  # a failed checksum, or whatever unpickling a damaged file raises
-        raise _damaged(root / UNPACKED[name], error) from None
 
 
 def _torchvision(name: str) -> Any:
