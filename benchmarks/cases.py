@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from vshift.config.networks import Network
 from vshift.config.problems import explain
 from vshift.config.schema import Config, Hardware
 from vshift.config.yaml12 import SourceLocation, from_python
@@ -16,13 +17,10 @@ from vshift.errors import ConfigError
 from vshift.text import suggest
 
 # Family → the keys that the numbers in a name stand for, as in wrn-28-10.
-_FAMILIES = {
-    "preresnet": ("depth",),
-    "resnet": ("depth",),
-    "wrn": ("depth", "width"),
-    "resnext": ("depth", "cardinality", "base_width"),
-    "densenet": ("depth", "growth_rate"),
-    "vgg": ("depth",),
+_FAMILIES: dict[str, tuple[str, ...]] = {
+    get_args(family.model_fields["name"].annotation)[0]: family.size_keys
+    for family in get_args(get_args(Network)[0])
+    if family.linear == "conv"
 }
 PAPER = ("preresnet-164", "wrn-28-10", "resnext-29", "densenet-100")
 COMMON = ("preresnet-20", "preresnet-110", *PAPER, "resnet-18", "resnet-20", "vgg-16")

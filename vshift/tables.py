@@ -366,7 +366,7 @@ def live_table(table: Table, width: int, styles: Sequence[str]) -> RichTable:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = table.part(_fitting(table, width, _LIVE_NAME))
+    table = table.part(_fitting(table, width, _LIVE_NAME, least=0))
     others = [_width(table, index) for index in range(1, len(table.columns))]
     name = max(_LEAST_NAME, min(_width(table, 0), width - sum(others) - _GAP * len(others)))
     drawn = RichTable(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, show_edge=False)
@@ -408,14 +408,16 @@ def _least(table: Table) -> int:
     return sum(_widths(table, _LEAST_NAME)) - _GAP
 
 
-def _fitting(table: Table, width: int, label: int = _NAME) -> list[int]:
-    """The numbers of the columns that fit, the important ones first; the labels and one more
-    always stay."""
+def _fitting(table: Table, width: int, label: int = _NAME, least: int = 1) -> list[int]:
+    """The numbers of the columns that fit, those of high priority first.
+
+    The labels and `least` others always stay.
+    """
     widths, kept = _widths(table, label), list(range(table.labels))
     others = range(table.labels, len(table.columns))
     for index in sorted(others, key=lambda i: -table.columns[i].priority):
         needed = sum(widths[i] for i in [*kept, index]) - _GAP
-        if needed <= width or len(kept) == table.labels:
+        if needed <= width or len(kept) < table.labels + least:
             kept.append(index)
     return sorted(kept)
 

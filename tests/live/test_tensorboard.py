@@ -48,7 +48,7 @@ def test_scalars_and_ratios_by_layer(tmp_path: Path) -> None:
     assert "loss/test" not in found
 
 
-def test_it_goes_on_and_writes_nothing_twice(tmp_path: Path) -> None:
+def test_it_continues_and_writes_nothing_twice(tmp_path: Path) -> None:
     run = make_run(tmp_path, status="running", metrics=METRICS[:1])
     writer = TensorBoardWriter()
     writer.update(find_runs([tmp_path]))
@@ -63,7 +63,7 @@ def test_it_goes_on_and_writes_nothing_twice(tmp_path: Path) -> None:
     assert read_back(run)["accuracy/test"] == [(1, 41.0), (2, 42.0)]
 
 
-def test_a_run_that_was_begun_again_begins_again(tmp_path: Path) -> None:
+def test_a_run_that_was_started_again_starts_again(tmp_path: Path) -> None:
     run = make_run(tmp_path, status="running", metrics=METRICS)
     writer = TensorBoardWriter()
     writer.update(find_runs([tmp_path]))

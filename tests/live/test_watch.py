@@ -23,7 +23,7 @@ from tests.factory import config_of, make_run
 from vshift.errors import RunError
 from vshift.live.watch import RunSnapshot, Watcher, display, snapshot, to_table, watch
 from vshift.runs import read_run
-from vshift.tables import render, shorten_middle
+from vshift.tables import render
 
 
 def metrics(epochs: int, seconds: float = 10.0) -> list[dict[str, Any]]:
@@ -144,12 +144,6 @@ def test_more_runs_than_lines_are_counted() -> None:
     text = drawn([seen(f"r{i}") for i in range(30)], 80, 15)
     assert "20 more below" in text
     assert len(text.splitlines()) <= 15
-
-
-def test_names_lose_their_middle() -> None:
-    assert shorten_middle("abc", 5) == "abc"
-    assert shorten_middle("study-one-rate=0.5 seed 3", 16) == "study…0.5 seed 3"[-16:]
-    assert len(shorten_middle("x" * 50, 16)) == 16
 
 
 def test_a_pipe_gets_plain_text_and_everything(

@@ -150,7 +150,8 @@ def test_four_runs_one_requeued_by_hand_and_one_stopped_by_its_time_limit(study)
         assert attempts(runs, seed) == 2
         assert RunFolder(folders[seed]).run["resumes"] == 1
         assert len(RunFolder(folders[seed]).metrics()) == EPOCHS
-    assert not list(runs.rglob("*.queued.json"))
+    # A job removes its marker after its run is done.
+    wait_for("the markers", lambda: not list(runs.rglob("*.queued.json")), 30)
 
     local = sweep(study, "local", "--jobs", "2")
     assert local.returncode == 0, local.stderr

@@ -273,7 +273,7 @@ def wait_for(condition, seconds=20.0):
         time.sleep(0.05)
 
 
-def test_a_signal_stops_the_runs_and_the_same_sweep_goes_on(bench):
+def test_a_signal_stops_the_runs_and_the_same_sweep_resumes_them(bench):
     bench.seeds, bench.behaviours = 3, {f"s seed {n}": ["sleep:30", "done"] for n in range(3)}
     process = sweeping(bench)
     wait_for(lambda: len(bench.begun()) == 2)

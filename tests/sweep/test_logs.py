@@ -16,7 +16,7 @@ def test_a_log_keeps_its_end(bench):
     assert text.endswith("next\nmore\n")
 
 
-def test_a_writer_goes_on_appending_to_a_log_that_is_cut(tmp_path):
+def test_a_writer_keeps_appending_to_a_log_that_is_cut(tmp_path):
     path = tmp_path / "a.log"
     with open_log(path, "one") as log:
         log.write(b"y\n" * LARGEST)

@@ -181,7 +181,7 @@ def test_two_processes_do_not_submit_at_the_same_time(bench, cluster):
 
 
 def test_fresh_removes_the_old_run_before_the_job_is_there(bench, cluster):
-    """A requeued job must go on, and not begin anew each time."""
+    """A requeued job must resume, not start anew each time."""
     bench.sweep()
     assert submit(bench, fresh=True) == ["queued"] * 3
     assert not list(bench.runs.rglob("summary.json"))

@@ -55,7 +55,7 @@ def test_states_of_a_runs_life(bench, one):
     write(status="diverged")
     assert state(bench, job) is State.diverged
     write(status="done")
-    assert state(bench, job) is State.resume  # its summary got lost: going on makes it anew
+    assert state(bench, job) is State.resume  # its summary got lost: resuming makes it anew
     (folder / "summary.json").write_text('{"test_accuracy": 1}')
     assert state(bench, job) is State.done
 
@@ -110,7 +110,7 @@ def test_a_marker_says_that_a_run_is_queued_until_it_is_removed(bench, one):
     mark_queued(folder, "12_3")
     assert job_status(job, bench.runs).by == "12_3"
     assert state(bench, job) is State.queued
-    write(status="interrupted")  # the job was stopped, and will go on
+    write(status="interrupted")  # the job was stopped, and will be requeued
     assert state(bench, job) is State.queued
     unmark_queued(folder)
     unmark_queued(folder)
