@@ -15,7 +15,7 @@ from vshift.auditing.passes import AuditedModel
 from vshift.auditing.repairs import Repair, try_repairs
 from vshift.auditing.report import Audit, NoiseReport, layer_rows, notes_on_unknowns
 from vshift.auditing.samples import AuditError, Unpack, collect, unpack
-from vshift.auditing.severity import SEVERITIES, Gain, Loss
+from vshift.auditing.severity import Gain, Loss
 from vshift.shift.stats import Moments
 
 
@@ -86,11 +86,10 @@ def _conclude(evidence: Evidence) -> Audit:
     model = evidence.model
     # All candidates before the first repair: checks see the model as it was given.
     candidates = [candidate for check in CHECKS for candidate in check.find(evidence)]
-    findings: list[tuple[Finding, Gain | None]] = []
+    findings: list[Finding] = []
     helpful: list[Repair] = []
-    scores = evidence.eval_scores
     fixed: dict[str, Moments] = {}
-    buffers: dict[str, Tensor] = {}
+    scores = evidence.eval_scores
     for candidate in candidates:
         gain, repair = None, candidate.repair
         if repair is not None:
@@ -98,42 +97,33 @@ def _conclude(evidence: Evidence) -> Audit:
             gain = Gain.between(scores, repaired, repair.words)
             # Without labels an output that moves back again would count as a gain.
             is_undoing = repair.statistics and repair.statistics.keys() <= fixed.keys()
-            if candidate.drop_if_no_gain and gain.loss_before is None and is_undoing:
+            if candidate.drop_if_no_gain and gain.fall is None and is_undoing:
                 continue
             if gain.severity != "info":
                 helpful.append(repair)
-                scores = repaired
                 fixed.update(repair.statistics)
-                buffers.update(repair.buffers)
+                scores = repaired
         if candidate.drop_if_no_gain and (gain is None or gain.severity == "info"):
             model.notes += filter(None, [candidate.note_if_dropped])
         else:
-            findings.append((candidate.to_finding(gain), gain))
-    by_harm = [finding for finding, _ in sorted(findings, key=_harm, reverse=True)]
+            findings.append(candidate.to_finding(gain))
+    findings.sort(key=lambda finding: finding.harm, reverse=True)
     all_scores = {}
     for name, score in evidence.scores.items():
         all_scores[name] = score.to_dict()
         if name == SCORE_NAMES["eval"]:
             all_scores["eval mode, repaired"] = scores.to_dict()
+    in_training, in_eval = evidence.train_trace, evidence.eval_trace
     return Audit(
-        findings=by_harm,
-        layers=layer_rows(evidence, by_harm),
-        noise=NoiseReport(
-            evidence.train_trace.sources,
-            evidence.eval_trace.sources,
-            evidence.train_trace.at_output,
-        ),
+        findings=findings,
+        layers=layer_rows(evidence, findings),
+        noise=NoiseReport(in_training.sources, in_eval.sources, in_training.at_output),
         tests=evidence.tests,
         scores=all_scores,
-        notes=[*model.notes, *notes_on_unknowns(evidence, by_harm)],
+        notes=[*model.notes, *notes_on_unknowns(evidence, findings)],
         fixed=fixed,
-        buffers=buffers,
+        buffers={name: value for repair in helpful for name, value in repair.buffers.items()},
     )
-
-
-def _harm(finding: tuple[Finding, Gain | None]) -> tuple[int, float]:
-    (finding_, gain) = finding
-    return SEVERITIES.index(finding_.severity), gain.size if gain is not None else 0.0
 
 
 __all__ = ["AuditError", "audit"]

@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 import operator
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,29 +29,23 @@ def load_program(path: Path) -> nn.Module:
     """
     if not path.is_file():
         raise AuditError(f"there is no file {path}")
+    # PyTorch logs symbols of dynamic shapes that no user can do anything about.
+    logger = logging.getLogger("torch._export.serde.serialize")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), _quiet():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph = torch.export.load(path).module()
     except Exception as error:  # a damaged archive raises many kinds
         raise AuditError(
             f"{path} holds no exported program: {str(error).splitlines()[0]}"
         ) from error
+    finally:
+        logger.setLevel(level)
     if not isinstance(graph, GraphModule):
         raise AuditError(f"{path} holds no graph")
     return with_modules(graph)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """PyTorch logs symbols of dynamic shapes that nobody can do anything about."""
-    logger = logging.getLogger("torch._export.serde.serialize")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def with_modules(program: GraphModule) -> GraphModule:
@@ -80,71 +72,66 @@ def with_modules(program: GraphModule) -> GraphModule:
 
 
 def _replace(program: GraphModule, node: Node, module: nn.Module) -> None:
-    name = _name(program, node, module)
-    if name not in dict(program.named_modules()) or not _same(program.get_submodule(name), module):
+    name = _find_name(program, node, module)
+    present = dict(program.named_modules()).get(name)
+    if present is None or not _is_same_norm(present, module):
         program.set_submodule(name, module)
     with program.graph.inserting_before(node):
         new = program.graph.call_module(name, (node.args[0],))
     # After decomposition an operator gives (output, mean, rstd), and its output is taken from that.
-    taken = [user for user in node.users if user.target is operator.getitem]
-    for user in taken or [node]:
-        if user is node or user.args[1] == 0:
-            user.replace_all_uses_with(new)
-        if user is not node:
-            program.graph.erase_node(user)
+    items = [user for user in node.users if user.target is operator.getitem]
+    for item in items:
+        if item.args[1] == 0:
+            item.replace_all_uses_with(new)
+        program.graph.erase_node(item)
+    if not items:
+        node.replace_all_uses_with(new)
     program.graph.erase_node(node)
 
 
-def _name(program: GraphModule, node: Node, module: nn.Module) -> str:
-    """The module's name before the export; a made-up one where it is not known, or taken."""
+def _find_name(program: GraphModule, node: Node, module: nn.Module) -> str:
+    """The module's name before the export; a generated one if that is unknown or taken."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     name = str(stack[-1][0]) if stack else ""
-    there = dict(program.named_modules()).get(name)
-    used = any(n.op == "call_module" and n.target == name for n in program.graph.nodes)
-    if name and (there is None or (_same(there, module) if used else _stands_for(there, module))):
-        return name
-    return f"{type(module).__name__.lower()}_{node.name}"
+    present = dict(program.named_modules()).get(name)
+    if any(n.op == "call_module" and n.target == name for n in program.graph.nodes):
+        is_free = present is not None and _is_same_norm(present, module)
+    else:
+        is_free = present is None or _holds_only(present, module)
+    return name if name and is_free else f"{type(module).__name__.lower()}_{node.name}"
 
 
-def _same(there: nn.Module, module: nn.Module) -> bool:
+def _is_same_norm(present: nn.Module, module: nn.Module) -> bool:
     """Whether both are one batch norm, called again."""
-    tensors = [getattr(m, "running_mean", None) for m in (there, module)]
-    return type(there) is type(module) and tensors[0] is not None and tensors[0] is tensors[1]
+    mean = getattr(present, "running_mean", None)
+    same_type = type(present) is type(module)
+    return same_type and mean is not None and mean is getattr(module, "running_mean", None)
 
 
-def _stands_for(there: nn.Module, module: nn.Module) -> bool:
-    """Whether what the program keeps under a name are the module's own tensors and no more."""
-    if any(True for _ in there.children()):
-        return False
-    held = [*there.named_parameters(), *there.named_buffers()]
-    return all(hasattr(module, name) for name, _ in held)
+def _holds_only(present: nn.Module, module: nn.Module) -> bool:
+    """Whether what the program keeps under a name are this module's tensors and no more."""
+    held = [*present.named_parameters(), *present.named_buffers()]
+    is_leaf = next(present.children(), None) is None
+    return is_leaf and all(hasattr(module, name) for name, _ in held)
 
 
 def _batch_norm(program: GraphModule, node: Node, momentum: Any, eps: Any) -> nn.Module:
     """Of an operator whose first arguments are input, weight, bias, running mean and variance."""
     names = ("weight", "bias", "running_mean", "running_var")
-    tensors = {name: _tensor(program, arg) for name, arg in zip(names, node.args[1:5], strict=True)}
+    tensors = {
+        name: operator.attrgetter(str(arg.target))(program)
+        for name, arg in zip(names, node.args[1:5], strict=True)
+        if isinstance(arg, Node)
+    }
     sample = node.args[0].meta["val"]  # type: ignore[union-attr]
     layer = _BY_RANK[sample.ndim](
-        sample.shape[1], float(eps), float(momentum), affine=tensors["weight"] is not None,
-        track_running_stats=tensors["running_mean"] is not None,
+        sample.shape[1], float(eps), float(momentum), affine="weight" in tensors,
+        track_running_stats="running_mean" in tensors,
     )  # fmt: skip
+    if isinstance(node.args[3], Node):  # the number of batches is next to the running mean
+        counter = str(node.args[3].target).replace("running_mean", "num_batches_tracked")
+        found = dict(program.named_buffers()).get(counter)
+        tensors |= {"num_batches_tracked": found} if found is not None else {}
     for name, tensor in tensors.items():
-        if tensor is not None:
-            setattr(layer, name, tensor)
-    if isinstance(node.args[3], Node):  # what counts the batches stands beside the running mean
-        beside = str(node.args[3].target).replace("running_mean", "num_batches_tracked")
-        found = dict(program.named_buffers()).get(beside)
-        if found is not None:
-            layer.num_batches_tracked = found
+        setattr(layer, name, tensor)
     return layer
-
-
-def _tensor(program: GraphModule, arg: Any) -> Any:
-    """The program's own tensor behind an argument, None for none."""
-    if not isinstance(arg, Node):
-        return None
-    value: Any = program
-    for part in str(arg.target).split("."):
-        value = getattr(value, part)
-    return value

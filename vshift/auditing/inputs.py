@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -83,47 +84,36 @@ def is_library(spec: str) -> bool:
 
 
 def _from_library(library: str, name: str, options: dict[str, Any]) -> nn.Module:
-    names, make = _torchvision_models() if library == "torchvision" else _timm_models()
+    """A model without weights; nothing is downloaded."""
+    if library == "timm":
+        try:
+            import timm
+        except ImportError as error:
+            raise AuditError(
+                f"timm models need timm ({error}); install it with `pip install 'vshift[timm]'`"
+            ) from error
+        names, make = timm.list_models(), partial(timm.create_model, pretrained=False)
+    else:
+        from torchvision import models
+
+        names, make = models.list_models(), partial(models.get_model, weights=None)
     if name not in names:
         raise _unknown_name(f"{library} has no model {name!r}", name, names)
+    if library == "torchvision":
+        if name in ("googlenet", "inception_v3"):
+            options["init_weights"] = False  # takes minutes, for truncated normal numbers
+        if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+            options["weights_backbone"] = None
     try:
-        return make(name, **options)
+        model: nn.Module = make(name, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise AuditError(f"{library}:{name} cannot be built: {error}") from error
+    return model
 
 
 def _unknown_name(message: str, name: str, names: Iterable[str]) -> AuditError:
     hint = did_you_mean(name, names)
     return AuditError(f"{message}; {hint}" if hint else message)
-
-
-def _torchvision_models() -> tuple[list[str], Callable[..., nn.Module]]:
-    from torchvision import models
-
-    def make(name: str, **options: Any) -> nn.Module:
-        if name in ("googlenet", "inception_v3"):
-            options["init_weights"] = False  # takes minutes, for truncated normal numbers
-        if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
-            options["weights_backbone"] = None  # nothing is downloaded
-        model: nn.Module = models.get_model(name, weights=None, **options)
-        return model
-
-    return list(models.list_models()), make
-
-
-def _timm_models() -> tuple[list[str], Callable[..., nn.Module]]:
-    try:
-        import timm
-    except ImportError as error:
-        raise AuditError(
-            f"timm models need timm ({error}); install it with `pip install 'vshift[timm]'`"
-        ) from error
-
-    def make(name: str, **options: Any) -> nn.Module:
-        model: nn.Module = timm.create_model(name, pretrained=False, **options)
-        return model
-
-    return list(timm.list_models()), make
 
 
 def _open_run(path: Path) -> TrainingContext:
@@ -233,11 +223,11 @@ class ImageOptions:
 class RepeatableLoader:
     """A loader that gives the same batches each time it is iterated."""
 
-    def __init__(self, make: Callable[[], Iterator[Any]]) -> None:
+    def __init__(self, make: Callable[[], Iterable[Any]]) -> None:
         self._make = make
 
     def __iter__(self) -> Iterator[Any]:
-        return self._make()
+        return iter(self._make())
 
 
 def load_source(
@@ -253,12 +243,12 @@ def load_source(
         AuditError: an unknown name, a folder without images, an exception in the user's file.
     """
     if spec == "random":
-        return _random_images(options)
+        return RepeatableLoader(lambda: _random_images(options))
     if run is not None and spec in ("train", "test"):
         context = _open_run(run)
         if spec == "train":
-            return RepeatableLoader(lambda: iter(context.augmented(context.config.epochs, None)()))
-        return RepeatableLoader(lambda: iter(context.plain(context.images.test)()))
+            return RepeatableLoader(context.augmented(context.config.epochs, None))
+        return RepeatableLoader(context.plain(context.images.test))
     if spec.startswith("torchvision:"):
         name, _, root = spec.removeprefix("torchvision:").partition("@")
         return _batches(_torchvision_set(name, root or ".", options, flag), options)
@@ -277,28 +267,24 @@ def load_source(
     raise AuditError(f"{flag}: {spec!r} is none of {SOURCES}")
 
 
-def _random_images(options: ImageOptions) -> RepeatableLoader:
+def _random_images(options: ImageOptions) -> Iterator[Tensor]:
     """Normal random numbers, without labels; any number of batches."""
-
-    def make() -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(options.seed)
-        while True:
-            shape = (options.batch_size, 3, options.size, options.size)
-            yield torch.randn(shape, generator=generator)
-
-    return RepeatableLoader(make)
+    generator = torch.Generator().manual_seed(options.seed)
+    while True:
+        shape = (options.batch_size, 3, options.size, options.size)
+        yield torch.randn(shape, generator=generator)
 
 
 def _transform(options: ImageOptions) -> Any:
-    from torchvision import transforms
+    from torchvision import transforms as T
 
-    return transforms.Compose(
+    return T.Compose(
         [
-            transforms.Lambda(lambda image: image.convert("RGB")),
-            transforms.Resize(options.size),
-            transforms.CenterCrop(options.size),
-            transforms.ToTensor(),
-            transforms.Normalize(*NORMALISATIONS[options.normalise]),
+            T.Lambda(lambda image: image.convert("RGB")),
+            T.Resize(options.size),
+            T.CenterCrop(options.size),
+            T.ToTensor(),
+            T.Normalize(*NORMALISATIONS[options.normalise]),
         ]
     )
 

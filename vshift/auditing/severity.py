@@ -126,7 +126,7 @@ def _join(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Gain:
-    """Scores before and after a repair.
+    """Scores of two passes over the same samples, before and after a repair.
 
     Attributes:
         repair: what was done, in words.
@@ -148,20 +148,22 @@ class Gain:
 
     @classmethod
     def between(cls, before: Scores, after: Scores, repair: str) -> Gain:
-        """Compare two passes over the same samples."""
+        """Compare the scores of two passes."""
+        loss_error = _paired_error(before.losses, after.losses)
         hits_error = _paired_error(before.hits, after.hits)
+        accuracy_error = None if hits_error is None else 100 * hits_error
         return cls(
-            repair,
-            before.loss,
-            after.loss,
-            _paired_error(before.losses, after.losses),
-            before.accuracy,
-            after.accuracy,
-            None if hits_error is None else 100 * hits_error,
-            output_change(before.outputs, after.outputs),
-            before.finite,
+            repair, before.loss, after.loss, loss_error, before.accuracy, after.accuracy,
+            accuracy_error, output_change(before.outputs, after.outputs), before.finite,
             after.finite,
-        )
+        )  # fmt: skip
+
+    @property
+    def fall(self) -> float | None:
+        """By how much the loss falls; None without labels."""
+        if self.loss_before is None or self.loss_after is None:
+            return None
+        return self.loss_before - self.loss_after
 
     @property
     def severity(self) -> str:
@@ -172,18 +174,18 @@ class Gain:
         """
         if not self.finite_before and self.finite_after:
             return "high"
-        if self.loss_before is None or self.loss_after is None:
+        fall = self.fall
+        if fall is None:
             return severity_of_change(self.output_change)
-        fall = self.loss_before - self.loss_after
         points = (self.accuracy_after or 0.0) - (self.accuracy_before or 0.0)
-        fall = fall if fall > 2 * (self.loss_error or 0.0) else 0.0
         points = points if points > 2 * (self.accuracy_error or 0.0) else 0.0
         # Half of next to nothing is next to nothing: a cross-entropy counts as 0.1 nats at least,
         # and a fall of it from 0.01. The unit of a custom loss is unknown.
         is_cross_entropy = self.accuracy_before is not None
-        least = 0.1 if is_cross_entropy else 1e-9
-        fall = 0.0 if is_cross_entropy and fall < LEAST_FALL else fall
-        by_loss = severity_of_change(fall / max(abs(self.loss_before), least))
+        least, least_fall = (0.1, LEAST_FALL) if is_cross_entropy else (1e-9, -math.inf)
+        if not fall > 2 * (self.loss_error or 0.0) or fall < least_fall:  # NaN is no fall
+            fall = 0.0
+        by_loss = severity_of_change(fall / max(abs(self.loss_before or 0.0), least))
         return max(by_loss, _severity(points, (0.5, 2.0, 10.0)), key=SEVERITIES.index)
 
     @property
@@ -191,9 +193,7 @@ class Gain:
         """By how much, to order findings of the same severity."""
         if not self.finite_before:
             return math.inf
-        if self.loss_before is None or self.loss_after is None:
-            return self.output_change
-        return self.loss_before - self.loss_after
+        return self.output_change if self.fall is None else self.fall
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

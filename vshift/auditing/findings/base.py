@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from vshift.auditing.evidence import Evidence
@@ -25,7 +25,8 @@ class Finding:
         severity: info, low, medium or high: what the repair measurably gained.
         message: what was found, usual causes, what to do, what the repair gained.
         evidence: numbers; `layers` lists every layer concerned, `inherits` those that only inherit,
-            `repair` is a `Gain`.
+            `repair` is the gain.
+        gain: of the repair; None if none could be tried.
     """
 
     code: str
@@ -34,9 +35,16 @@ class Finding:
     severity: str
     message: str
     evidence: dict[str, Any] = field(default_factory=dict)
+    gain: Gain | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key != "title"}
+        keys = ("code", "layer", "severity", "message", "evidence")
+        return {key: getattr(self, key) for key in keys}
+
+    @property
+    def harm(self) -> tuple[int, float]:
+        """Severity and the size of the gain, to order by."""
+        return SEVERITIES.index(self.severity), 0.0 if self.gain is None else self.gain.size
 
     def reaches(self, severity: str) -> bool:
         """Whether it is of this severity or worse."""
@@ -77,10 +85,9 @@ class CandidateFinding:
             severity = gain.severity
             text += f" Tried: {gain.in_words()}"
             if severity == "info":
-                is_scored = gain.loss_before is not None and gain.loss_after is not None
-                text += f": {'no measurable gain' if is_scored else 'next to nothing'}"
+                text += ": next to nothing" if gain.fall is None else ": no measurable gain"
             text += "."
-        return Finding(check.code, check.title, self.layer, severity, text, numbers)
+        return Finding(check.code, check.title, self.layer, severity, text, numbers, gain)
 
 
 class Check(ABC):
