@@ -2,7 +2,7 @@
 
     python -m benchmarks.audit_cost [--model resnet50] [--images 512] [--size 64] [--pairs 3]
 
-Needed are the probes' passes (batch statistics with noise on, with noise off, plain eval) and one
+Needed are the three passes (batch statistics with noise on, with noise off, plain eval) and one
 for each repair that was tried, over all images in the audit's batches; they are timed as bare
 forwards without gradients, in the same modes. Pairs of (audit, bare passes) alternate; the ratio of
 each pair is printed, then their median and range.

@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -133,43 +134,45 @@ class AuditedModel:
 
 
 @dataclass
-class LayerStats:
-    """One layer in one pass: for every batch the calls' (mean, UNBIASED variance, values n)."""
+class CallStats:
+    """Mean and UNBIASED variance [C] of a layer's input in one call, of `count` values."""
 
-    batches: list[list[tuple[Tensor, Tensor, int]]] = field(default_factory=list)
+    batch: int
+    call: int
+    mean: Tensor
+    variance: Tensor
+    count: int
+
+
+class LayerStats:
+    """One layer's input in one pass, by batch and by call within a forward."""
+
+    def __init__(self) -> None:
+        self.rows: list[CallStats] = []
 
     def add(self, batch: int, mean: Tensor, variance: Tensor, count: int) -> None:
-        while len(self.batches) <= batch:
-            self.batches.append([])
-        self.batches[batch].append((mean, variance, count))
+        last = self.rows[-1] if self.rows else None
+        call = last.call + 1 if last is not None and last.batch == batch else 0
+        self.rows.append(CallStats(batch, call, mean, variance, count))
 
     def settle(self) -> None:
         """Move everything to the CPU in float64: one synchronisation per layer, at the end."""
-        self.batches = [
-            [(m.double().cpu(), v.double().cpu(), n) for m, v, n in calls]
-            for calls in self.batches
-            if calls
-        ]
+        for row in self.rows:
+            row.mean, row.variance = row.mean.double().cpu(), row.variance.double().cpu()
 
     @property
     def calls(self) -> int:
         """How often the layer runs in one forward."""
-        return max((len(calls) for calls in self.batches), default=0)
+        return max(row.call for row in self.rows) + 1
 
     @property
     def count(self) -> int:
         """Values per channel in one batch and call, in the first batch."""
-        return self.batches[0][0][2]
+        return self.rows[0].count
 
     def _stacked(self, call: int | None = None) -> tuple[Tensor, Tensor]:
-        rows = [
-            row
-            for calls in self.batches
-            for i, row in enumerate(calls)
-            if call is None or i == call
-        ]
-        means, variances, _ = zip(*rows, strict=True)
-        return torch.stack(means), torch.stack(variances)
+        rows = [row for row in self.rows if call is None or row.call == call]
+        return torch.stack([r.mean for r in rows]), torch.stack([r.variance for r in rows])
 
     def average(self, call: int | None = None) -> Moments:
         """What a moving average over these batches estimates: means and variances averaged."""
@@ -201,9 +204,11 @@ class LayerStats:
 
     def levels(self) -> Tensor:
         """Channel mean of the variance in each batch, [B], all calls of a batch averaged."""
-        return torch.stack(
-            [torch.stack([v.mean() for _, v, _ in calls]).mean() for calls in self.batches]
-        )
+        levels = [
+            torch.stack([row.variance.mean() for row in rows]).mean()
+            for _, rows in groupby(self.rows, key=lambda row: row.batch)
+        ]
+        return torch.stack(levels)
 
 
 def rms(x: Tensor) -> float:
