@@ -15,6 +15,7 @@ from vshift.compare.groups import (
     Noise,
     differing_keys,
     layout_pairs,
+    noise_of,
     short_heads,
 )
 from vshift.compare.statistics import Sample, welch
@@ -263,6 +264,26 @@ def test_a_group_knows_its_noise(tmp_path: Path) -> None:
     assert groups["half"].noise == Noise("before_last_bn", "0.5", 1.0)
     layout = "before_last_bn + after_bn, gaussian, per channel"
     assert groups["two"].noise == Noise(layout, "0.2 + σ 2", None)
+
+
+def test_layouts_strengths_and_variances() -> None:
+    def of(noise: object) -> Noise:
+        return noise_of({"network": {"noise": noise}})
+
+    assert of(None) == Noise(NO_NOISE, "", 0.0)
+    assert of({**dropout(0.0)}) == Noise(NO_NOISE, "", 0.0)
+    assert of(dropout(0.5)) == Noise("before_last_bn", "0.5", 1.0)
+    uniform = {"kind": "uniform", "beta": 0.3, "position": "before_bn", "unit": "channel"}
+    found = of(uniform)
+    assert (found.layout, found.strength) == ("before_bn, uniform, per channel", "β 0.3")
+    assert found.variance == pytest.approx(0.03)
+    assert of({"kind": "gaussian", "sigma": 2, "position": "after_bn"}).variance == 4
+    two = [dropout(0.5), {**dropout(0.1), "position": "before_classifier"}]
+    assert of(two) == Noise("before_last_bn + before_classifier", "0.5 + 0.1", None)
+    block = {"network": {"block": "bn noise", "noise": {"kind": "dropout", "rate": 0.5}}}
+    assert noise_of(block).layout == "in `bn noise`"
+    for odd in ({}, {"network": 3}, {"network": {"noise": ["x", 4]}}):
+        assert noise_of(odd).layout == NO_NOISE
 
 
 def test_the_keys_in_which_groups_differ_with_each_groups_value(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from safetensors.numpy import save_file
 
 from tests.factory import config_of, dropout, make_run, summary_of
 from tests.report.study import EVIL, LAYERS, make_study
-from vshift.compare.groups import NO_NOISE, Noise, noise_of
 from vshift.errors import RunError
 from vshift.report.layouts import short_labels
 from vshift.report.study import Study, collect, read_layers, short_layer, thinned
@@ -31,26 +30,6 @@ def test_groups_are_the_rows_of_compare_with_the_rest_named(study: Study) -> Non
     assert others == {("arm-running", "running"), ("arm-diverged", "diverged"),
         ("arm-damaged", "damaged")}  # fmt: skip
     assert [g.label for g in study.groups if g.is_baseline] == ["arm-none"]
-
-
-def test_layouts_strengths_and_variances() -> None:
-    def of(noise: object) -> Noise:
-        return noise_of({"network": {"noise": noise}})
-
-    assert of(None) == Noise(NO_NOISE, "", 0.0)
-    assert of({**dropout(0.0)}) == Noise(NO_NOISE, "", 0.0)
-    assert of(dropout(0.5)) == Noise("before_last_bn", "0.5", 1.0)
-    uniform = {"kind": "uniform", "beta": 0.3, "position": "before_bn", "unit": "channel"}
-    found = of(uniform)
-    assert (found.layout, found.strength) == ("before_bn, uniform, per channel", "β 0.3")
-    assert found.variance == pytest.approx(0.03)
-    assert of({"kind": "gaussian", "sigma": 2, "position": "after_bn"}).variance == 4
-    two = [dropout(0.5), {**dropout(0.1), "position": "before_classifier"}]
-    assert of(two) == Noise("before_last_bn + before_classifier", "0.5 + 0.1", None)
-    block = {"network": {"block": "bn noise", "noise": {"kind": "dropout", "rate": 0.5}}}
-    assert noise_of(block).layout == "in `bn noise`"
-    for odd in ({}, {"network": 3}, {"network": {"noise": ["x", 4]}}):
-        assert noise_of(odd).layout == NO_NOISE
 
 
 def test_what_all_names_begin_with_is_left_out() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from vshift.compare.fields import Row, active_noise
+from vshift.compare.fields import Row, active_noise, value_at
 from vshift.compare.groups import Group, differing, unstudied
 from vshift.compare.statistics import Difference, adjust, welch
 from vshift.errors import VShiftError
@@ -94,10 +94,9 @@ def differences_to(
         for names in labels.values()
         if len(names) > 1
     ]
-    known = [i for i, each in enumerate(found) if each]
-    adjusted = adjust([each for each in found if each], [tests[i] for i in known])
-    by_row = dict(zip(known, adjusted, strict=True))
-    return [by_row.get(i) for i in range(len(groups))]
+    known = [(each, test) for each, test in zip(found, tests, strict=True) if each]
+    adjusted = iter(adjust([each for each, _ in known], [test for _, test in known]))
+    return [each and next(adjusted) for each in found]
 
 
 def _observed(group: Group, key: str) -> Hashable:
@@ -135,17 +134,14 @@ def _budget(group: Group) -> Row:
         return {}
     section = group.config.get("data")
     data = {**(section if isinstance(section, dict) else {}), "name": data_name(group.runs[0])}
-    budget = {f"data.{key}": value for key, value in data.items()}
-    budget["epochs"] = group.config.get("epochs")
-    return {key: value for key, value in budget.items() if _is_budget(key)}
+    budget = {f"data.{key}": value for key, value in data.items() if key != "batch_size"}
+    return {**budget, "epochs": group.config.get("epochs")}
 
 
 def data_name(run: RunRecord) -> str | None:
     """The data set as run.json says it, else as the config does."""
     name = run.run.get("data")
-    if not isinstance(name, str):
-        section = run.config.get("data")
-        name = section.get("name") if isinstance(section, dict) else None
+    name = name if isinstance(name, str) else value_at(run.config, "data.name")
     return name if isinstance(name, str) else None
 
 

@@ -59,17 +59,17 @@ class View:
     Attributes:
         name: as in `--view`; source: the paper and the table; about: what it shows.
         kind: of noise; levels: its drop rates, or β for uniform noise.
-        adjusted: whether its values are pairs at the one level: as trained, and re-estimated.
         values: position → data set → network → a value for each level, or the pair.
+        adjusted: whether the values are pairs at the one level: as trained, and re-estimated.
     """
 
     name: str
     source: str
     about: str
     kind: str
-    levels: tuple[float, ...]
-    adjusted: bool
+    levels: list[float]
     values: dict[str, dict[str, dict[str, list[float]]]]
+    adjusted: bool = False
 
     @property
     def positions(self) -> tuple[str, ...]:
@@ -91,15 +91,7 @@ def views() -> dict[str, View]:
     """Every view by name."""
     contents = _contents()
     return {
-        name: View(
-            name,
-            f"{contents['paper']}, {view['from']}",
-            view["about"],
-            view["kind"],
-            tuple(view["levels"]),
-            view.get("adjusted", False),
-            view["positions"],
-        )
+        name: View(**{**view, "name": name, "source": f"{contents['paper']}, {view['source']}"})
         for name, view in contents["views"].items()
     }
 
