@@ -1,4 +1,4 @@
-"""Run folders → tables. Importing this does not import torch."""
+"""Tables that compare runs. Importing this package does not import torch or pandas."""
 
 from vshift.compare.columns import to_table
 from vshift.compare.options import CompareOptions, table_of

@@ -1,4 +1,4 @@
-"""Which row differences are taken to, and what each row's difference to it is worth."""
+"""The baseline of a table, and every row's difference to it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OF_TRAINING = {
 
 
 def choose(groups: Sequence[Group], name: str | None, notes: list[str]) -> tuple[Group | None, str]:
-    """The baseline's group and, for the caption, why it is the one.
+    """Find the baseline's group and, for the caption, the reason if nobody named it.
 
     Raises:
         VShiftError: no group, or more than one, has the name, or none of its runs is done.
@@ -71,7 +71,7 @@ def _has_no_noise(config: Row) -> bool:
 def differences_to(
     baseline: Group, groups: Sequence[Group], key: str, notes: list[str]
 ) -> list[Difference | None]:
-    """Every group's difference to the baseline of a metric, with p corrected over all of them.
+    """Compare every group's metric with the baseline's, p corrected over all comparisons.
 
     A group on other images or of another length gets none, and a note that says why. Groups of the
     same trainings are one test, and a group of the baseline's own trainings is none.
@@ -100,7 +100,7 @@ def differences_to(
 
 
 def _observed(group: Group, key: str) -> Hashable:
-    """What groups share whose values of a metric come from the same trainings; else its own."""
+    """A key that is equal for groups whose values of a metric come from the same trainings."""
     return group.observed if group.observed and key in _OF_TRAINING else id(group)
 
 
@@ -114,7 +114,7 @@ def _difference(group: Group, baseline: Group, key: str) -> Difference | None:
 
 
 def _incomparable(group: Group, baseline: Group) -> str | None:
-    """Why a group's scores cannot be compared with the baseline's: other images or epochs."""
+    """The reason why scores cannot be compared, other images or epochs; None if they can."""
     for each in (group, baseline):
         mixed = [key for key in each.mixed if _is_budget(key)]
         if mixed:
@@ -129,7 +129,7 @@ def _is_budget(key: str) -> bool:
 
 
 def _budget(group: Group) -> Row:
-    """What must be the same for two test errors to be compared: the images and the epochs."""
+    """The images and the epochs, which must be equal for two test errors to be compared."""
     if not group.runs:
         return {}
     section = group.config.get("data")
@@ -139,7 +139,7 @@ def _budget(group: Group) -> Row:
 
 
 def data_name(run: RunRecord) -> str | None:
-    """The data set as run.json says it, else as the config does."""
+    """The data set's name, from run.json or else from the config."""
     name = run.run.get("data")
     name = name if isinstance(name, str) else value_at(run.config, "data.name")
     return name if isinstance(name, str) else None
@@ -150,15 +150,17 @@ def unit_of(key: str) -> str:
     return "points" if "_error" in key or "_accuracy" in key else ""
 
 
-def flag_others(
+def note_differing_keys(
     rows: list[Row],
     groups: Sequence[Group],
     reference: Group,
     studied: Sequence[str],
     notes: list[str],
 ) -> None:
-    """Say of every row in which config keys it differs from the reference; a note with the values
-    for those that the table does not study, if it says what it studies."""
+    """Fill in the config keys in which every row differs from the reference.
+
+    Where the table studies some keys, a note lists the other ones with their values.
+    """
     for row, group in zip(rows, groups, strict=True):
         if group is reference or not group.config or not reference.config:
             continue

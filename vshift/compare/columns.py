@@ -1,4 +1,4 @@
-"""The columns of a comparison, for people."""
+"""A comparison as a table for people: its columns and how their cells are written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _KEYS = 3  # shown of those in which a row differs
 
 @dataclass(frozen=True)
 class _Spec:
-    """A column and how its cells come out of the rows."""
+    """A column and the function that makes its cells out of rows."""
 
     head: str
     cell: Callable[[Row], str]
@@ -38,7 +38,10 @@ class _Spec:
 
 
 def to_table(comparison: Comparison) -> Table:
-    """The comparison's columns that have something to say; where all rows agree, the caption."""
+    """The table of a comparison.
+
+    A column without values is left out; one in which all rows agree may go into the caption.
+    """
     labels = _labels(comparison)
     specs = [*labels, *(_chosen(comparison) if comparison.metrics else _standard(comparison))]
     silent = {NONE, "baseline", ONE_SEED}
@@ -77,14 +80,15 @@ def _labels(comparison: Comparison) -> list[_Spec]:
 
 
 def _chosen(comparison: Comparison) -> list[_Spec]:
-    """n, the metrics asked for, and the difference if it is of one of them."""
+    """The columns of `--metrics`, with n, and the difference if it is of one of them."""
     specs = [_Spec("n", lambda row: str(row["n"]), 98, folds=True)]
     specs += [_Spec(escape_control(key), metric_cell(key), 90) for key in comparison.metrics]
     return specs + (_tested(comparison) if comparison.metric in comparison.metrics else [])
 
 
 def _standard(comparison: Comparison) -> list[_Spec]:
-    """The scores, the difference, what summary.json declares with a heading, the circumstances."""
+    """The default columns: what summary.json declares with a heading, differences, and the runs'
+    circumstances."""
     error, loss, *others = (_summary_spec(column) for column in SHOWN.values())
     difference, *tested = _tested(comparison)
     return [
@@ -120,14 +124,14 @@ def _test_error(row: Row) -> str:
 
 
 def _test_loss(row: Row) -> str:
-    """Only where there is no test error to show."""
+    """The test loss, in rows without a test error."""
     if row["test_error_mean"] is not None or row["test_loss_mean"] is None:
         return NONE
     return f"{format_spread(row['test_loss_mean'], row['test_loss_sd'], digits=4)} (n={row['n']})"
 
 
 def _tested(comparison: Comparison) -> list[_Spec]:
-    """The difference to the baseline, its interval, and whether it is significant."""
+    """The columns of the difference to the baseline: value, interval, significance."""
     digits = digits_of(comparison.metric)
     pairs = zip(comparison.rows, comparison.differences, strict=True)
     found = {id(row): difference for row, difference in pairs}
@@ -161,7 +165,7 @@ def difference_cell(row: Row, baseline: str | None, digits: int = 2) -> str:
 
 
 def _differing(comparison: Comparison) -> list[_Spec]:
-    """In which keys a config differs from the reference, where that is not the same for all."""
+    """The column of the keys in which configs differ from the reference, unless all agree."""
     if comparison.by or len(_all_differences(comparison)) < 2:
         return []
     head = f"differs from\n{escape_control(comparison.reference or '')} in"
@@ -173,7 +177,7 @@ def _all_differences(comparison: Comparison) -> set[tuple[str, ...]]:
 
 
 def _shared_differences(comparison: Comparison) -> str:
-    """A sentence where all configs differ from the reference in the same keys."""
+    """The sentence for the caption where all configs differ in the same keys."""
     found = _all_differences(comparison)
     if comparison.by or len(found) != 1:
         return ""
@@ -182,7 +186,7 @@ def _shared_differences(comparison: Comparison) -> str:
 
 
 def digits_of(key: str) -> int:
-    """Decimals of a metric for people: as declared, else percent 2, ratios 3, the rest 4."""
+    """Decimals of a metric: as declared, else 2 for percent, 3 for ratios, 4 for others."""
     if key in schema.SUMMARY_COLUMNS:
         return schema.SUMMARY_COLUMNS[key].digits
     if "_error" in key or "_accuracy" in key or key.endswith("_cost") or "_recovered_" in key:
@@ -191,7 +195,7 @@ def digits_of(key: str) -> int:
 
 
 def metric_cell(key: str) -> Callable[[Row], str]:
-    """A row's mean ± standard deviation of a metric, or its most frequent word."""
+    """A function that writes a row's mean ± standard deviation, or its most frequent word."""
     digits = digits_of(key)
 
     def cell(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""What a table can be grouped, filtered, sorted and filled by: the fields of a set of runs.
+"""The fields of a set of runs: what a table can be grouped, filtered, sorted and filled by.
 
 A field is a dotted key of the config (`network.noise.rate`), a number or word of summary.json
 (`test_error`), `name`, `seed` or `status`, or `run.` and a key of run.json (`run.torch`).
@@ -43,12 +43,12 @@ class Fields:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """The keys of every summary.json, in the order they are found."""
+        """The keys of all summary.json files, in the order they are found."""
         return list(dict.fromkeys(key for run in self.runs for key in run.summary))
 
     @cached_property
     def config_keys(self) -> dict[str, bool]:
-        """dotted key → whether it is a section, of every run's config."""
+        """The dotted keys of all configs, each with whether it is a section."""
         found: dict[str, bool] = {}
         for run in self.runs:
             for key, value in flat(self.config(run)):
@@ -58,7 +58,7 @@ class Fields:
 
     @cached_property
     def leaves(self) -> list[str]:
-        """The config keys that are no section."""
+        """The config keys that are not sections."""
         return [key for key, is_section in self.config_keys.items() if not is_section]
 
     @cached_property
@@ -93,15 +93,15 @@ class Fields:
         return key in OWN or key in self.metrics or key in self._run_keys
 
     def is_known(self, key: str) -> bool:
-        """Whether any run has such a field."""
+        """Whether any run has this field."""
         return self._is_of_run(key) or key in self.config_keys
 
     def is_of_config(self, key: str) -> bool:
-        """Whether it is read from config.yaml."""
+        """Whether the field is read from config.yaml."""
         return not self._is_of_run(key) and key in self.config_keys
 
     def value(self, run: RunRecord, key: str) -> Any:
-        """A run's value; None where it has none."""
+        """A run's value of a field; None if it has none."""
         if key in OWN:
             return getattr(run, key)
         if key in self._run_keys:
@@ -111,7 +111,7 @@ class Fields:
         return value_at(self.config(run), key)
 
     def require(self, key: str, option: str, *, section: bool = False) -> str:
-        """The key, if there is such a field.
+        """Return the key, if there is such a field.
 
         Args:
             option: the one that named it, for the message.
@@ -137,7 +137,7 @@ class Fields:
         return key
 
     def require_metric(self, key: str, option: str) -> str:
-        """A key of summary.json.
+        """Return the key, if it is one of summary.json.
 
         Raises:
             VShiftError: no run has it, with the nearest and all of them.
@@ -158,7 +158,7 @@ def same_leaf(key: str, names: Iterable[str]) -> str:
 
 
 def _complete(config: Row) -> Row:
-    """With defaults, as far as this version knows the config's keys; else as it stands."""
+    """The config with defaults filled in, or as it is if this version does not know its keys."""
     if not config:
         return {}
     with suppress(ValidationError, RecursionError):
@@ -174,7 +174,7 @@ def active_noise(config: Row) -> list[Row]:
 
 
 def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key with its value, sections included; lists of sections by index."""
+    """Pairs of a dotted key and its value, sections included; lists of sections by index."""
     if path:
         yield path, value
     inside: Iterable[tuple[Any, Any]] = ()
@@ -208,7 +208,7 @@ def metric(run: RunRecord, key: str) -> float | str | None:
 
 
 def sort_key(value: Any) -> tuple[Any, ...]:
-    """Orders values of any kind: nothing, then numbers, then text as people count."""
+    """A sort key for values of any kind: none, then numbers, then text in natural order."""
     if value is None:
         return (0,)
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Runs → the groups that become rows, and a sentence for every run that is left out of them."""
+"""Groups of runs, which become rows; a note for every run that is left out of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_NOISE = "no noise"
 
 @dataclass(frozen=True)
 class Noise:
-    """A config's noise as people name it.
+    """The noise of a config, summarized.
 
     Attributes:
         layout: where it sits, with kind and unit where they are not plain dropout's.
@@ -65,7 +65,7 @@ class Group:
     mixed: tuple[str, ...] = ()
 
     def numbers(self, key: str) -> list[float]:
-        """The runs' values of a metric, without those that are none."""
+        """The runs' values of a metric, without missing ones."""
         values = (number(metric(run, key)) for run in self.runs)
         return [value for value in values if value is not None]
 
@@ -89,7 +89,7 @@ class Group:
 
 
 def noise_of(config: Row) -> Noise:
-    """Where a config's noise sits and how strong it is, from whatever its file says."""
+    """Summarize where a config's noise sits and how strong it is."""
     entries = active_noise(config)
     if not entries:
         return Noise(NO_NOISE, "", 0.0)
@@ -114,7 +114,7 @@ def _place(entry: Row, block: Any) -> str:
 
 
 def layout_pairs(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
-    """The pairs of groups that differ in nothing but where equally strong noise sits."""
+    """The pairs of groups that differ only in where equally strong noise sits."""
     noisy = [g for g in groups if g.noise.layout != NO_NOISE and g.noise.variance is not None]
     return [
         (one, other)
@@ -127,7 +127,7 @@ def layout_pairs(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
 
 
 def without_noise(config: Row) -> Row:
-    """What a config trains, but for its noise."""
+    """The part of a config that decides the training, without its noise."""
     training = identity(config, Scope.TRAINING)
     network = training.get("network")
     network = network if isinstance(network, dict) else {}
@@ -139,12 +139,12 @@ def without_noise(config: Row) -> Row:
 
 
 def differing(one: Row, other: Row) -> dict[str, tuple[Any, Any]]:
-    """dotted key → both values, of the settings in which two complete configs differ."""
+    """The dotted keys in which two complete configs differ, each with both values."""
     return value_differences(identity(one, Scope.EXECUTION), identity(other, Scope.EXECUTION))
 
 
 def differing_keys(groups: Sequence[Group]) -> dict[str, list[Any]]:
-    """dotted key → each group's value, of the settings in which the groups' configs differ.
+    """The dotted keys in which the groups' configs differ, each with every group's value.
 
     A group without a readable config does not count; its values are None.
     """
@@ -159,7 +159,7 @@ def differing_keys(groups: Sequence[Group]) -> dict[str, list[Any]]:
 
 
 def unstudied(found: Iterable[str], studied: Sequence[str]) -> list[str]:
-    """The keys that are neither a studied key nor its section nor inside it."""
+    """The keys that are not a studied key, its section, or inside it."""
     return [
         key
         for key in found
@@ -179,7 +179,7 @@ def short_heads(keys: Sequence[str]) -> list[str]:
 # ---- grouping
 
 
-def by_config(fields: Fields, notes: list[str]) -> list[Group]:
+def group_by_config(fields: Fields, notes: list[str]) -> list[Group]:
     """One group for each name and config, in natural order of the names.
 
     Two config_hashes of one name whose configs are equal are one config: versions of vshift may
@@ -206,7 +206,7 @@ def by_config(fields: Fields, notes: list[str]) -> list[Group]:
 
 
 def _first_hashes(fields: Fields, notes: list[str]) -> dict[str, dict[str, str]]:
-    """By name: every config_hash → the first hash of an equal config."""
+    """For every name, its config_hashes, each with the first hash of an equal config."""
     firsts: dict[tuple[str, str], RunRecord] = {}
     for run in fields.runs:
         if run.config_hash:
@@ -225,7 +225,7 @@ def _first_hashes(fields: Fields, notes: list[str]) -> dict[str, dict[str, str]]
     return found
 
 
-def by_values(fields: Fields, keys: Sequence[str], notes: list[str]) -> list[Group]:
+def group_by_values(fields: Fields, keys: Sequence[str], notes: list[str]) -> list[Group]:
     """One group for each combination of the keys' values, in order of the values.
 
     Raises:
@@ -260,7 +260,7 @@ def by_values(fields: Fields, keys: Sequence[str], notes: list[str]) -> list[Gro
         groups.append(replace(group, key=values[text], mixed=tuple(mixed)))
     if unreadable:
         why = f"its config.yaml does not say {of_config[0]}"
-        notes += [_left_out(run, _why_not(run) or why) for run in unreadable]
+        notes += [_left_out(run, _reason_left_out(run) or why) for run in unreadable]
         nothing = ("unknown",) * len(keys)
         groups.append(Group("unknown", None, "unknown", nothing, [], unreadable, {}))
     return groups
@@ -274,7 +274,7 @@ def _group(
     *,
     one_config: bool = False,
 ) -> Group:
-    """A group of the runs that count and those that do not, with a note for each of the latter.
+    """Make a group of the runs that count and those that do not; a note for each of the latter.
 
     The same training with the same seed is one observation, however often it was done: counted
     twice, it would make chance look like a finding.
@@ -283,7 +283,7 @@ def _group(
     twice: list[tuple[RunRecord, RunRecord]] = []
     others: list[RunRecord] = []
     for run in runs:
-        why = _why_not(run)
+        why = _reason_left_out(run)
         own = ("" if one_config else fields.training(run), run.seed)
         if why is None and own not in used:
             used[own] = run
@@ -293,7 +293,7 @@ def _group(
             twice.append((run, used[own]))
         else:
             notes.append(_left_out(run, why))
-    notes += same_twice(twice)
+    notes += describe_duplicates(twice)
     counted = list(used.values())
     hashes = {run.config_hash for run in runs}
     config = next(filter(None, map(fields.config, counted or others)), {})
@@ -319,8 +319,8 @@ def _with_values(key: str, values: list[Any]) -> str:
     return f"{key} ({', '.join(map(format_value, values[:4]))}{'…' * (len(values) > 4)})"
 
 
-def same_twice(pairs: Iterable[tuple[RunRecord, RunRecord]]) -> list[str]:
-    """A note per config whose runs exist a second time, each pair with the run that is used."""
+def describe_duplicates(pairs: Iterable[tuple[RunRecord, RunRecord]]) -> list[str]:
+    """Notes, one per config, on pairs of runs of which the second is used instead of the first."""
     found: dict[tuple[str, Path, Path], list[tuple[RunRecord, RunRecord]]] = defaultdict(list)
     for run, used in pairs:
         found[run.name, run.path.parent, used.path.parent].append((run, used))
@@ -344,7 +344,7 @@ def _left_out(run: RunRecord, why: str) -> str:
     return f"left out: {run.name} seed {run.seed}: {why} ({run.path})"
 
 
-_WHY = {
+_REASONS = {
     "running": "unfinished (running, or killed); the same `vshift train` resumes it",
     "interrupted": "interrupted; the same `vshift train` resumes it",
     "failed": "failed",
@@ -352,10 +352,10 @@ _WHY = {
 }
 
 
-def _why_not(run: RunRecord) -> str | None:
-    """The reason why a run's numbers cannot be used, None where they can."""
+def _reason_left_out(run: RunRecord) -> str | None:
+    """The reason why a run's numbers cannot be used; None if they can."""
     if run.status != "done":
-        return _WHY.get(run.status) or "; ".join(run.problems) or "damaged"
+        return _REASONS.get(run.status) or "; ".join(run.problems) or "damaged"
     if all(number(run.summary.get(key)) is None for key in ("test_accuracy", "test_loss")):
         return "; ".join(run.problems) or "its summary.json has no test_accuracy"
     return None

@@ -1,4 +1,4 @@
-"""What `vshift compare` is asked for, as a table."""
+"""The options of `vshift compare`, and the table that they ask for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PIVOT = ("rows", "columns", "value")
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """The options of `vshift compare`; None and () are those that are not given."""
+    """The options of `vshift compare`; None or () if not given."""
 
     baseline: str | None = None
     by: tuple[str, ...] = ()
@@ -32,7 +32,7 @@ class CompareOptions:
     view: str | None = None
 
     def __post_init__(self) -> None:
-        """A view, a pivot and a table have options of their own.
+        """Refuse options that belong to different kinds of table: a view, a pivot, a list of rows.
 
         Raises:
             VShiftError: options of several of them are given.
@@ -51,7 +51,7 @@ class CompareOptions:
 
 
 def table_of(runs: Iterable[RunRecord], options: CompareOptions) -> Table:
-    """The runs as the table that was asked for; `notes` says what a reader has to know.
+    """Make the table that the options ask for; its `notes` are for stderr.
 
     Raises:
         VShiftError: a field that no run has, no such view, no run left.

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vshift.compare.fields import Fields, Row, metric
-from vshift.compare.groups import Group, by_config, differing, same_twice
+from vshift.compare.groups import Group, describe_duplicates, differing, group_by_config
 from vshift.compare.statistics import Sample, describe
 from vshift.config import block
 from vshift.config.identity import Scope, identity, value_differences
@@ -76,7 +76,7 @@ class View:
         return tuple(self.values)
 
     def published(self, position: str, data: str | None, network: str | None) -> Sequence[float]:
-        """The paper's values, () where it has none."""
+        """The paper's values; () if it has none."""
         return self.values[position].get(data or "", {}).get(network or "", ())
 
 
@@ -105,7 +105,7 @@ def _recipe(network: str) -> Config:
 
 
 def network_of(config: Config) -> str | None:
-    """Which of the paper's networks a config trains, None if none: by its layers, not its name."""
+    """The paper's network that a config trains, by its layers, not its name; None if none."""
     own = _layers(config.network)
     names = _contents()["networks"]
     return next((name for name in names if _layers(_recipe(name).network) == own), None)
@@ -119,7 +119,7 @@ def data_of(config: Config) -> str | None:
 
 
 def other_recipe(config: Config, network: str) -> dict[str, tuple[Any, Any]]:
-    """dotted key → (value here, value there) where a config trains differently than the paper.
+    """The dotted keys in which a config trains differently than the paper, with both values.
 
     Which data set, the noise, and the arithmetic's precision do not count.
     """
@@ -127,7 +127,7 @@ def other_recipe(config: Config, network: str) -> dict[str, tuple[Any, Any]]:
 
 
 def recipe_of(config: Config) -> Row:
-    """How a config trains, apart from the network, the place of the data and the arithmetic."""
+    """The part of a config that is a recipe: without network, data set and arithmetic."""
     values = identity(config.model_dump(exclude={"network", "hardware"}), Scope.TRAINING)
     for key in ("name", "root"):
         values["data"].pop(key, None)
@@ -214,7 +214,7 @@ class _Family:
 
     @cached_property
     def other_recipe(self) -> dict[str, tuple[Any, Any]]:
-        """dotted key → (ours, the paper's); {} too where the network or the data are others."""
+        """`other_recipe` of the config; {} if the network or the data are not the paper's."""
         data, network = self.papers
         return {} if data is None or network is None else other_recipe(self.config, network)
 
@@ -239,7 +239,7 @@ def _families(groups: Iterable[Group], view: View, notes: list[str]) -> list[_Fa
                 kept, left = (run, other) if len(run.summary) > len(other.summary) else (other, run)
                 cell[run.seed] = kept
                 twice.append((left, kept))
-    notes += same_twice(twice)
+    notes += describe_duplicates(twice)
     if elsewhere:
         names = list_names(elsewhere, _SHOWN)
         notes.append(f"not in {view.name}, having other noise or places: {names}")
@@ -258,7 +258,7 @@ def _config(group: Group) -> Config | None:
 
 
 def family_of(config: Config, *, trained_only: bool) -> Row:
-    """What a family shares: the training, and what its statistics are re-estimated from."""
+    """The values that a family shares: its training, and how statistics are re-estimated."""
     values = config.model_dump()
     family = {**identity(values, Scope.TRAINING), "network": _layers(config.network)}
     if trained_only:  # what comes after training changes nothing before it
@@ -268,7 +268,7 @@ def family_of(config: Config, *, trained_only: bool) -> Row:
 
 
 def _label(found: Sequence[_Family]) -> None:
-    """Name each by network and data, and where that is not enough by its further settings."""
+    """Label families by network and data, and by further settings where these are equal."""
     same: dict[tuple[str, str], list[_Family]] = defaultdict(list)
     for family in found:
         family.label = (_network_label(family.config), _data_label(family.config))
@@ -293,8 +293,7 @@ def _network_label(config: Config) -> str:
 
 
 def _data_label(config: Config) -> str:
-    """The data set by its name; images in a folder are called by the folder, never by a name that
-    they may come from."""
+    """The data set's name; for images in a folder the folder's, whatever they were made from."""
     data = config.data
     label: str = data.name
     if data.name == "imagefolder":
@@ -343,7 +342,7 @@ def view_of(fields: Fields, name: str) -> Table:
             f"there are: {', '.join(every)}"
         )
     view, notes = every[name], list[str]()
-    found = _families(by_config(fields, notes), view, notes)
+    found = _families(group_by_config(fields, notes), view, notes)
     if not found:
         raise VShiftError(f"--view {name}: none of these runs belongs there; it shows {view.about}")
     levels = sorted({*view.levels, *(level for family in found for _, level in family.runs)})

@@ -95,7 +95,7 @@ class Difference:
         return self.p is not None and self.p < LEVEL
 
     def turned(self) -> Difference:
-        """The other arm minus this one."""
+        """The same comparison with the arms swapped."""
         low, high = (None if end is None else -end for end in (self.high, self.low))
         return replace(self, value=-self.value, arms=self.arms[::-1], low=low, high=high)
 
@@ -120,7 +120,7 @@ class Difference:
 
     @property
     def untested(self) -> str:
-        """Why there is no test; empty where there is one."""
+        """The reason why there is no test; empty if there is one."""
         if self.same_training:
             return SAME_TRAINING
         if any(arm.sd is None for arm in self.arms):
@@ -198,7 +198,7 @@ def paired(changes: Iterable[float], confidence: float = CONFIDENCE) -> Differen
 
 
 def _welch_error(sd: float, n: int, other_sd: float, other_n: int) -> tuple[float, float | None]:
-    """SE, and ν from each arm's share of SE², which no unit makes overflow; None where SE is 0."""
+    """SE and ν, the latter from shares of SE², which cannot overflow; None where SE is 0."""
     error = math.hypot(sd / math.sqrt(n), other_sd / math.sqrt(other_n))
     if error == 0:
         return error, None
@@ -219,7 +219,7 @@ def _t_test(found: Difference, degrees: float | None, confidence: float) -> Diff
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p values of a whole table, adjusted such that below 0.05 is right for all of it (Holm 1979).
+    """Adjust the p values of a table, so that 5 % is the error rate of the table (Holm 1979).
 
     With p₍₁₎ ≤ … ≤ p₍ₘ₎ the k-th becomes max over j ≤ k of min(1, (m − j + 1) · p₍ⱼ₎). A None is no
     test: it stays None and does not count.
@@ -236,7 +236,9 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def holm_once(
     p_values: Sequence[float | None], tests: Sequence[Hashable]
 ) -> tuple[list[float | None], int]:
-    """`holm` where rows with one key in `tests` are one test; and the number of tests.
+    """Apply `holm` to rows of which those with equal keys in `tests` are one test.
+
+    Returns the adjusted p values and the number of tests.
 
     Such rows rest on the same trainings. They count once, with the largest of their p values
     (which differ at most by rounding), and share the adjusted one.
@@ -258,7 +260,7 @@ def adjust(differences: Sequence[Difference], tests: Sequence[Hashable]) -> list
 
 
 def _power(noncentrality: float, degrees: float, level: float) -> float:
-    """Of a two-sided t test: P(|T| > t(ν, 1 − level/2)) for T noncentral t."""
+    """The power of a two-sided t test: P(|T| > t(ν, 1 − level/2)) for T noncentral t."""
     from scipy import special
 
     edge = float(special.stdtrit(degrees, 1 - level / 2))

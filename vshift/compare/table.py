@@ -1,4 +1,4 @@
-"""Groups of runs → rows: means and standard deviations over seeds, differences, what is left out.
+"""Comparisons: rows of means and standard deviations over seeds, with differences.
 
 Only numbers from summary.json of runs that are done enter a mean: those of the last epoch, never
 the best one, for that would choose an epoch on the test set.
@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vshift.compare.baseline import choose, data_name, differences_to, flag_others, unit_of
+from vshift.compare.baseline import choose, data_name, differences_to, note_differing_keys, unit_of
 from vshift.compare.fields import Fields, Row, sort_key
-from vshift.compare.groups import Group, by_config, by_values
+from vshift.compare.groups import Group, group_by_config, group_by_values
 from vshift.compare.statistics import Difference
 from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord, number
@@ -60,7 +60,7 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows in order; notes go to stderr, the caption goes with a table.
+    """The rows of a table with their groups and differences; notes go to stderr.
 
     Attributes:
         rows: one flat object each, with COLUMNS, a key for each of `by`, and for each of `metrics`
@@ -104,7 +104,7 @@ def compare(
     difference: str = "test_error",
     sort: str | None = None,
 ) -> Comparison:
-    """One row for each config, or for each combination of values of `by`.
+    """Compare configs, or combinations of the values of `by`: one row each.
 
     Args:
         baseline: the row that differences are taken to; by default the only one without noise, if
@@ -124,7 +124,7 @@ def compare(
     if difference != "test_error":
         fields.require_metric(difference, "--difference")
     notes: list[str] = []
-    groups = by_values(fields, by, notes) if by else by_config(fields, notes)
+    groups = group_by_values(fields, by, notes) if by else group_by_config(fields, notes)
     rows = [_row(group, by, metrics) for group in groups]
     chosen, reason = choose(groups, baseline, notes)
     found: list[Difference | None] = [None] * len(groups)
@@ -147,7 +147,7 @@ def compare(
     tests = max((each.tests for each in found if each), default=0)
     reference = chosen or next((group for group in groups if group.runs), None)
     if reference is not None:
-        flag_others(rows, groups, reference, by, notes)
+        note_differing_keys(rows, groups, reference, by, notes)
     for run in (run for group in groups for run in group.runs):
         notes += [f"{run.name} seed {run.seed}: {problem}" for problem in run.problems]
     caption = _caption(rows, chosen, reason, difference, tests)
@@ -201,7 +201,7 @@ def _spread(group: Group, key: str) -> Row:
 
 
 def _circumstances(group: Group) -> Row:
-    """On what, for how long and where the runs were trained."""
+    """The columns that say on what, for how long and where the runs were trained."""
     if not group.runs:
         return {}
     epochs = group.config.get("epochs")
@@ -218,7 +218,7 @@ def _circumstances(group: Group) -> Row:
 
 
 def device_of(run: RunRecord) -> str | None:
-    """Where a run ran; runs of earlier versions say "1 threads"."""
+    """The device of a run; runs of earlier versions say "1 threads"."""
     device = run.run.get("device")
     return re.sub(r"\b1 threads\b", "1 thread", device) if isinstance(device, str) else None
 
@@ -226,7 +226,7 @@ def device_of(run: RunRecord) -> str | None:
 def _order(
     rows: list[Row], groups: Sequence[Group], fields: Fields, sort: str, notes: list[str]
 ) -> list[int]:
-    """The rows' places sorted by a column; those without a value last, ties as they were.
+    """Sort the rows' places by a column; rows without a value come last.
 
     Raises:
         VShiftError: there is no such column, with the nearest and all of them.

@@ -42,7 +42,7 @@ _ADVICE = (
 
 
 def parse_where(text: str, fields: Fields) -> Condition:
-    """The condition that the text says, as a function of a run.
+    """Parse a condition into a function of a run.
 
     Raises:
         VShiftError: it is no condition, or names a field that no run has; says where and what is
@@ -79,7 +79,7 @@ class _Parser:
             self.fail(0, "nested too deep")
 
     def blank(self, token: re.Match[str]) -> str:
-        """The token as Python may read it, of the same length: its place leads back to the text."""
+        """Replace a token by one of the same length, so that its place leads back to the text."""
         text = token.group()
         if token.lastgroup == "sign" and text in _REFUSED:
             self.fail(token.start(), _REFUSED[text])
@@ -152,7 +152,7 @@ def _scalar(word: str) -> Any:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """As YAML sees it: true is not 1, and 1 is 1.0."""
+    """Equality as in YAML: true is not 1, and 1 is 1.0."""
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
     return bool(one == other)
