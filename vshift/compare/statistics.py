@@ -238,10 +238,11 @@ def holm_once(
 ) -> tuple[list[float | None], int]:
     """Apply `holm` to rows of which those with equal keys in `tests` are one test.
 
-    Returns the adjusted p values and the number of tests.
-
     Such rows rest on the same trainings. They count once, with the largest of their p values
     (which differ at most by rounding), and share the adjusted one.
+
+    Returns:
+        The adjusted p values, and the number of tests.
     """
     largest: dict[Hashable, float] = {}
     for p, test in zip(p_values, tests, strict=True):
