@@ -151,7 +151,8 @@ def _loss(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> C
     worst = worst_of(effects)
     group, base = worst.group, worst.other
     if worst.value <= 0:
-        text = say("No config has a higher test error than {}.", bold(base.label))
+        what = study.score.replace("_", " ")
+        text = say("No config has a higher {} than {}.", what, bold(base.label))
         return Card("loss", question, "None", [text, *duels])
     strength = group.noise.strength_in_words
     text = say(
@@ -387,8 +388,8 @@ def _first_of_layout(study: Study, layout: str, first: dict[str, str | None]) ->
     parts = []
     for layer, names in layers.items():
         where = "at no layer" if layer is None else f"first at {escape_control(layer)}"
-        is_all = len(names) == len(groups)
-        parts.append(where if is_all else say("{} ({})", where, join_html(names)))
+        which = join_html(dict.fromkeys(names))
+        parts.append(where if len(layers) == 1 else say("{} ({})", where, which))
     return say("{}: {}.", bold(layout), join_html(parts))
 
 

@@ -9,13 +9,14 @@ import colorsys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import takewhile
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from vshift.compare import Comparison
 from vshift.compare.fields import Row, active_noise
 from vshift.compare.groups import NO_NOISE, Group, differing_keys, short_heads
 from vshift.compare.statistics import Difference
 from vshift.config.identity import Scope, scope_of
+from vshift.config.networks import FullyConnected
 from vshift.config.noise import read_noise
 from vshift.runs.read import number
 from vshift.text import (
@@ -153,6 +154,11 @@ _PAPERS = {
     "before_last_bn": "; Dropout-(a) of Li et al. 2019",
     "before_last_conv": "; Dropout-(b) of Li et al. 2019",
 }
+_FULLY_CONNECTED = {
+    name
+    for family in FullyConnected.__subclasses__()
+    for name in get_args(family.model_fields["name"].annotation)
+}
 _UNITS = {"channel": "on whole channels", "sample": "on whole images"}
 
 
@@ -190,7 +196,7 @@ def _phrase(entry: Row, network: Row) -> Phrase:
 def _place(entry: Row, network: Row) -> str:
     position, block = entry.get("position"), network.get("block")
     positions = position if isinstance(position, list) else [position] if position else []
-    is_conv = network.get("name") not in ("mlp", "autoencoder")
+    is_conv = network.get("name") not in _FULLY_CONNECTED
     papers = _PAPERS if entry.get("kind") == "dropout" and is_conv else {}
     places = [
         f"{_PLACES[one].format('convolution' if is_conv else 'linear layer')}"
@@ -301,11 +307,11 @@ def _other_values(values: Mapping[str, tuple[str, Any]], phrase: Phrase) -> list
         told = key.startswith("network.noise") or key in _NORM_KEYS
         if told or scope_of(key) < Scope.TRAINING:
             continue
-        if key != "network.block":
-            parts.append(f"{head} {shown(value)}")
-        elif "block order" not in phrase.after:
+        if key == "network.block" and "block order" not in phrase.after:
             default = "the network’s own block order"
             parts.append(f"block order {shown(value)}" if value else default)
+        elif key != "network.block" and value is not None:
+            parts.append(f"{head} {shown(value)}")
     return parts
 
 
@@ -323,9 +329,9 @@ _SHIFT_RATIO = (
     "and the eval variance of its input in testing, the larger over the smaller; 1 is no shift."
 )
 _NOISE_VARIANCE = (
-    "s²: the variance of the noise, rate/(1 − rate) for dropout, σ² for Gaussian and β²/3 for "
-    "uniform noise. It and the place of the noise decide the shift. A rate is the share of values "
-    "that is dropped."
+    "s²: the variance of the factor by which the noise multiplies, rate/(1 − rate) for dropout, "
+    "whose rate is the share of values that is dropped. It and the position of the noise decide "
+    "the shift."
 )
 
 
