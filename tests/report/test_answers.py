@@ -97,7 +97,8 @@ def test_whether_the_prediction_held(study: Study) -> None:
     assert "In <b>10</b> of 10 the measured ratio" in text
     # P(|t| < 3) with 3 degrees
     assert (
-        "exact prediction about 94 % would: measuring errs, and a standard error from 4 b" in text
+        "exact prediction about 94 % would: a measurement has an error, and a standard error "
+        "from 4 b" in text
     )
     assert "no prediction" not in text
 
@@ -171,7 +172,7 @@ def test_images_from_a_folder_are_never_passed_off_as_a_data_set(tmp_path: Path)
     assert data_names(study) == ["images in the folder “cifar10”, no published data set"]
     text = " ".join(data_sentences(study))
     assert "Limited to 4,000 training images." in text
-    assert "do not set these numbers beside published ones" in text
+    assert "compare these numbers with published ones" in text
 
 
 def test_a_part_of_cifar10_is_not_comparable_either(tmp_path: Path) -> None:
@@ -234,7 +235,7 @@ def test_one_training_under_two_names_counts_once(tmp_path: Path) -> None:
     found = told(study)
     assert found["significance"][0].answer == "2 of 2 are"
     assert "high and high-again are the same trainings and count once." in found["significance"][1]
-    note = "high and high-again are the same trainings: their marks lie on each other."
+    note = "high and high-again are the same trainings: their marks cover each other."
     assert same_note(study) == note
     assert "checked 6 times" in found["prediction"][1]  # not 9
 

@@ -334,8 +334,8 @@ def _beginning(study: Study, effects: Sequence[Effect]) -> Card:
     text += [_first_of_layout(study, layout, first) for layout in layouts]
     fine = say(
         "Ratios are the last epoch’s, means over seeds. A layer counts as shifted from a ratio of "
-        "{} on, if that is three standard errors above 1; after the first one a ratio may fall "
-        "below it again. Elsewhere: the layers before, and the lag of BN’s average; a factor below "
+        "{} on if that is three standard errors above 1; after the first one, ratios may be "
+        "smaller again. Elsewhere: the layers before, and the lag of BN’s average; a factor below "
         "1 works against the others.",
         SHIFTED,
     )
@@ -422,8 +422,8 @@ def _prediction(study: Study) -> Card:
         ),
         say(
             "In {} of {} the measured ratio lies within three standard errors (s.e.) of it. Of an "
-            "exact prediction about {} % would: measuring errs, and a standard error from {} of "
-            "images is a rough one.",
+            "exact prediction about {} % would: a measurement has an error, and a standard error "
+            "from {} of images is a rough one.",
             bold(f"{int(inside.sum())}"),
             count,
             format_number(100 * expected, 0),
@@ -573,9 +573,8 @@ def data_sentences(study: Study) -> list[Markup]:
     if "imagefolder" in kinds:
         text.append(
             Markup(
-                "Whatever the images in a folder were made from, re-compressed or resized ones "
-                "give other errors: do not set these numbers beside published ones for CIFAR-10 or "
-                "any other set."
+                "Re-compressed or resized images give other errors than their originals: do not "
+                "compare these numbers with published ones for CIFAR-10 or any other set."
             )
         )
     if kinds & {"cifar10", "cifar100"} and any(limits):

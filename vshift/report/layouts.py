@@ -1,6 +1,6 @@
 """Configs as a report shows them: a short label, a colour, and where their noise sits in words.
 
-Everything is taken from the values of the config, whatever its file says.
+Everything comes from the values of the config, so that invalid files are described too.
 """
 
 from __future__ import annotations
@@ -304,8 +304,8 @@ def _other_values(values: Mapping[str, tuple[str, Any]], phrase: Phrase) -> list
     """The values, by key and short key, that the words of noise and norm do not tell."""
     parts = []
     for key, (head, value) in values.items():
-        told = key.startswith("network.noise") or key in _NORM_KEYS
-        if told or scope_of(key) < Scope.TRAINING:
+        is_said = key.startswith("network.noise") or key in _NORM_KEYS
+        if is_said or scope_of(key) < Scope.TRAINING:
             continue
         if key == "network.block" and "block order" not in phrase.after:
             default = "the network’s own block order"

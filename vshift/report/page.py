@@ -1,8 +1,8 @@
 """A study → one HTML file: everything inside, nothing loaded from elsewhere.
 
-Every name on the page came out of a file that anybody may have written. Jinja escapes what goes
-into HTML, `_for_script` what goes into the JSON, and the page's own policy allows no script but the
-two that are written here, no request and no frame.
+Every name on the page comes from a file that anybody may have written. Jinja escapes what goes
+into HTML, `_for_script` escapes what goes into JSON, and the page's policy allows no script but its
+own two, no request and no frame.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def layer_note(study: Study) -> str:
 def same_note(study: Study) -> str:
     """Which configs' marks cover each other, as they are the same trainings."""
     return " ".join(
-        f"{join_words(labels)} are the same trainings: their marks lie on each other."
+        f"{join_words(labels)} are the same trainings: their marks cover each other."
         for labels in effects.same_trainings(study.used)
     )
 
@@ -144,13 +144,13 @@ def _policy(*scripts: str) -> str:
 
 
 def _for_script(value: Any) -> str:
-    """JSON that ends no script element and starts no comment, whatever strings it holds."""
+    """JSON without characters that could end a script element or start a comment."""
     text = json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def pack(frame: pd.DataFrame) -> dict[str, Any]:
-    """A frame as columns: words once in a list with a code a row, numbers to a few digits."""
+    """A frame as columns: each word once in a list with a code per row, numbers rounded."""
     columns: dict[str, Any] = {}
     for name in frame.columns:
         column = frame[name]
@@ -185,7 +185,7 @@ def _mark_id(group: StudyGroup) -> str:
 
 
 def mark(group: StudyGroup) -> Markup:
-    """The group's symbol as it stands in the figures."""
+    """The group's symbol, as in the figures."""
     return Markup(
         '<svg class="mark" viewBox="0 0 12 12" aria-hidden="true" fill="{}" data-mark="{}">'
     ).format(group.colour, _mark_id(group)) + Markup(_SHAPES[group.shape] + "</svg>")

@@ -197,8 +197,8 @@ def thinned(values: Sequence[T], most: int) -> list[T]:
 def read_layers(folder: Path, epochs: Iterable[int]) -> list[Row]:
     """The rows of layers.jsonl of these epochs, in the file's order.
 
-    Most lines of a long run are of other epochs. How a line begins tells them, many times faster
-    than parsing it; a line that begins in another way is parsed to be sure.
+    Most lines of a long run are of other epochs. Their beginning shows it, which is many times
+    faster than parsing them; a line that begins in another way is parsed.
 
     Raises:
         RunError: a line before the last one is damaged, named as file:line.

@@ -171,7 +171,7 @@
     } else if (!hidden.delete(label)) {
       hidden.add(label);
     }
-    if (hidden.size === study.groups.length) hidden.clear(); // an empty figure tells nobody anything
+    if (hidden.size === study.groups.length) hidden.clear(); // an empty figure is of no use
     showPressed();
     views.forEach((view) => view && setHidden(view));
   }
