@@ -27,7 +27,7 @@ from benchmarks.race import Epoch
 from vshift.data import ImageSet
 from vshift.networks import BatchNorm, Noise
 from vshift.networks.noise import Dropout, Gaussian, Uniform
-from vshift.train.loop import build_model
+from vshift.train.context import build_model
 
 
 class GaussianNoise(nn.Module):

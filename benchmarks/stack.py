@@ -5,13 +5,14 @@ A thin network leaves a GPU idle. Here S copies with initial weights of their ow
 grouped ones, batch norm normalises each copy's channels with that copy's batch, noise is drawn for
 each copy. The loss is the sum of the copies', so each has the gradient that it has alone.
 
-The parts that `vshift.train.step` needs (network, stream, log, objective) exist here for a stack,
-so that its steps, eager or captured, train a stack unchanged.
+`stacked_context` puts a stack's network, stream, log and objective in place of a run's own, so that
+its training steps, eager or captured, train a stack unchanged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,9 @@ from vshift.data import Stream
 from vshift.data.stream import Plan
 from vshift.networks import BatchNorm
 from vshift.shift.stats import Moments, batch_norms
-from vshift.train.objective import Objective
-from vshift.train.seeding import derive_seed
+from vshift.shift.training_log import TrainingLog
+from vshift.train.context import Objective, TrainingContext, build_model, derive_seed
+from vshift.train.optimizer import make_optimizer
 
 
 class Stack(nn.Module):
@@ -181,3 +183,20 @@ def stacked(objective: Objective) -> Objective:
         return losses.sum(), hits.sum()
 
     return both
+
+
+def stacked_context(context: TrainingContext, models: Sequence[nn.Module]) -> TrainingContext:
+    """Let a context train copies of its network, with the batches of its stream.
+
+    Args:
+        models: the copies, on the context's device; see `Stack`.
+    """
+    network = build_model(context.config, context.images, 0)
+    stack = Stack(models).train()
+    context.model = stack
+    context.optimizer = make_optimizer(stack, context.config.optimizer)
+    context.objective = stacked(context.objective)
+    # Not of these classes, but with all that a step uses of them.
+    context.stream = cast(Stream, StackedStream(context.stream, len(models)))
+    context.layer_log = cast(TrainingLog, StackedLog(stack, network))
+    return context

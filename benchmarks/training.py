@@ -10,13 +10,9 @@ import torch
 from benchmarks.cases import Case, make_config
 from vshift.data import ImageSet
 from vshift.data.images import Part, image_set
-from vshift.shift.training_log import TrainingLog
-from vshift.train.choose_step import make_step
-from vshift.train.loop import make_context
-from vshift.train.objective import make_objective
+from vshift.train.context import TrainingContext, derive_seed
+from vshift.train.fast_steps import make_train_step
 from vshift.train.schedule import learning_rates
-from vshift.train.seeding import derive_seed
-from vshift.train.step import MetricAccumulator, make_optimizer
 
 CLASSES, SIZE = 10, 32
 
@@ -60,24 +56,11 @@ class Training:
         device = images.train.images.device
         hardware = {"device": device.type, "threads": threads}
         config = make_config(case, log=log, kind=kind, hardware=hardware)
-        context = make_context(config, seed, images)
-        self.stream, self.model = context.stream, context.model.train()
-        self.rates = learning_rates(
-            config.schedule, config.optimizer.learning_rate, 1, self.stream.steps
-        )
-        self.tally = MetricAccumulator(device)
-        self.log = TrainingLog(self.model) if log else None
-        self._step = make_step(
-            kind,
-            self.stream,
-            self.model,
-            make_optimizer(self.model, config.optimizer),
-            config.hardware.precision,
-            self.tally,
-            self.log,
-            make_objective(config),
-            say,
-        )
+        self.context = TrainingContext(config, seed, images)
+        self.model = self.context.model.train()
+        steps = self.context.stream.steps
+        self.rates = learning_rates(config.schedule, config.optimizer.learning_rate, 1, steps)
+        self._step = make_train_step(kind, self.context, say)
         self.step = self._step.name
         self._seed, self._epochs = seed, itertools.count(1)
 
@@ -88,14 +71,14 @@ class Training:
         return self.end()
 
     def steps(self) -> Iterator[int]:
-        """An epoch's steps, as they are taken: how many since the last time."""
+        """An epoch's steps, as they are taken."""
         number = next(self._epochs)
         torch.manual_seed(derive_seed(self._seed, number, "noise"))
-        return self._step.epoch(self.stream, derive_seed(self._seed, number, "data"), self.rates)
+        return self._step.epoch(derive_seed(self._seed, number, "data"), self.rates)
 
     def end(self) -> float:
-        """The once-an-epoch copies of scores and of the log to the host; the mean loss."""
-        score = self.tally.compute_and_reset()
-        if self.log is not None:
-            self.log.compute_and_reset()
-        return score.loss
+        """The once-an-epoch copies of metrics and of the log to the host; the mean loss."""
+        metrics = self.context.metrics.compute_and_reset()
+        if self.context.layer_log is not None:
+            self.context.layer_log.compute_and_reset()
+        return metrics.loss

@@ -8,25 +8,22 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
 
 import torch
 
 from benchmarks.cases import Case, make_config
 from benchmarks.race import Runner
 from benchmarks.results import IN_TURN
-from benchmarks.stack import Stack, StackedLog, StackedStream, stacked
+from benchmarks.stack import stacked_context
 from benchmarks.training import Training, random_images
 from vshift.config.schema import Hardware
-from vshift.data import ImageSet, train_stream
+from vshift.data import ImageSet
 from vshift.errors import VShiftError
-from vshift.train.captured_step import CapturedStep
-from vshift.train.compiled_step import CannotCompile
+from vshift.train.context import TrainingContext, build_model
 from vshift.train.device import configure
-from vshift.train.loop import build_model
-from vshift.train.objective import classification
+from vshift.train.fast_steps import CannotCompile, CapturedStep
+from vshift.train.loop import TrainStep
 from vshift.train.schedule import learning_rates
-from vshift.train.step import EagerStep, MetricAccumulator, make_optimizer
 
 
 def say(text: str) -> None:
@@ -110,41 +107,29 @@ class Stacked:
         config = make_config(case, hardware={"device": work.device.type})
         models = [build_model(config, images, seed).to(work.device) for seed in range(work.count)]
         models = [model.to(memory_format=torch.channels_last) for model in models]
-        augment = config.data.augment
-        stream = train_stream(images, case.batch, augment.crop, augment.flip)
-        self.stack = Stack(models).train()
-        self.log = StackedLog(self.stack, build_model(config, images, 0))
-        self.stream: Any = StackedStream(stream, work.count)
-        rate = config.optimizer.learning_rate
-        self.rates = learning_rates(config.schedule, rate, 1, stream.steps)
-        self.tally = MetricAccumulator(work.device)
-        parts: dict[str, Any] = {
-            "model": self.stack,
-            "optimizer": make_optimizer(self.stack, config.optimizer),
-            "precision": config.hardware.precision,
-            "tally": self.tally,
-            "log": self.log,
-            "objective": stacked(classification),
-        }
-        captured = _captured(parts, self.stream) if work.device.type == "cuda" else None
-        self._step = captured or EagerStep(**parts)
-        self.step, self._epochs = self._step.name, 0
+        self.context = stacked_context(TrainingContext(config, 0, images), models)
+        rate, steps = config.optimizer.learning_rate, self.context.stream.steps
+        self.rates = learning_rates(config.schedule, rate, 1, steps)
+        captured = _captured(self.context) if work.device.type == "cuda" else None
+        self._step = captured or TrainStep(self.context)
+        self.step, self._epochs, self._count = self._step.name, 0, work.count
 
     def epoch(self) -> float:
         self._epochs += 1
-        for _ in self._step.epoch(self.stream, self._epochs, self.rates):
+        for _ in self._step.epoch(self._epochs, self.rates):
             pass
-        score = self.tally.compute_and_reset()
-        self.log.compute_and_reset()
-        return score.loss / self.stack.count
+        metrics = self.context.metrics.compute_and_reset()
+        if self.context.layer_log is not None:
+            self.context.layer_log.compute_and_reset()
+        return metrics.loss / self._count
 
 
-def _captured(parts: dict[str, Any], stream: Any) -> CapturedStep | None:
+def _captured(context: TrainingContext) -> CapturedStep | None:
     """A captured step, compiled if the compiler takes a stack."""
     for compile in (True, False):
         try:
-            step = CapturedStep(**parts, compile=compile)
-            step.prepare_graphs(stream)
+            step = CapturedStep(context, compile=compile)
+            step.prepare()
             return step
         except CannotCompile as reason:
             say(f"stacked, {'' if compile else 'not '}compiled: {reason}")

@@ -119,9 +119,9 @@ def test_seeds_of_the_command_line_are_repeatable_and_checked(vshift, config):
 
 
 def test_a_run_goes_on_with_the_threads_it_began_with(vshift, config, monkeypatch):
-    from vshift.train import step
+    from vshift.train.loop import TrainStep
 
-    original, calls = step.EagerStep.__call__, []
+    original, calls = TrainStep.__call__, []
 
     def stop(self, *args):
         calls.append(1)
@@ -131,9 +131,9 @@ def test_a_run_goes_on_with_the_threads_it_began_with(vshift, config, monkeypatc
 
     words = ["train", config, "--set", "hardware.threads=null", "--set", "epochs=2"]
     torch.set_num_threads(1)
-    monkeypatch.setattr(step.EagerStep, "__call__", stop)
+    monkeypatch.setattr(TrainStep, "__call__", stop)
     assert vshift(*words)[0] == 130
-    monkeypatch.setattr(step.EagerStep, "__call__", original)
+    monkeypatch.setattr(TrainStep, "__call__", original)
     torch.set_num_threads(2)
     code, _, err = vshift(*words)
     assert code == 0
@@ -177,15 +177,15 @@ def test_divergence_ends_with_exit_code_1(vshift, config):
 
 
 def test_interrupt_ends_with_130_and_can_go_on(vshift, config, monkeypatch):
-    from vshift.train import step
+    from vshift.train.loop import TrainStep
 
     def stop(self, *args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(step.EagerStep, "__call__", stop)
+    monkeypatch.setattr(TrainStep, "__call__", stop)
     code, _, err = vshift("train", config)
     assert code == 130
-    assert "the same command goes on" in err
+    assert "repeat the command to resume" in err
     assert json.loads(Path("runs/small/seed-0/run.json").read_text())["status"] == "interrupted"
     monkeypatch.undo()
     monkeypatch.chdir(config.parent)

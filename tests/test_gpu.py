@@ -16,11 +16,10 @@ from vshift.shift.decompose import decompose
 from vshift.shift.noise_graph import noise_in_front
 from vshift.shift.recalibration import recalibrate
 from vshift.shift.stats import running_moments
-from vshift.shift.training_log import TrainingLog
-from vshift.train.choose_step import make_step
-from vshift.train.loop import make_context, train
+from vshift.train.context import TrainingContext
+from vshift.train.fast_steps import make_train_step
 from vshift.train.progress import Reporter
-from vshift.train.step import MetricAccumulator, make_optimizer
+from vshift.train.run import train_in
 
 pytestmark = pytest.mark.gpu
 DATA = {"name": "shapes", "train": 620, "test": 50, "batch_size": 64}
@@ -31,7 +30,7 @@ def run(path, device, **sections):
     config = make_config(hardware={"device": device, "precision": "float32"}, **sections)
     folder, _ = prepare(path / device, config, 0)
     images = load(config.data, torch.device(device))
-    status = train(config, 0, images, folder, Reporter(quiet=True))
+    status = train_in(folder, config, 0, images, Reporter(quiet=True))
     folder.mark_finished(status)
     folder.close()
     return folder
@@ -82,20 +81,19 @@ def test_a_noisy_run_is_measured_to_the_end(tmp_path):
 def step_of(kind, noise=None, precision="float32", train=620):
     """A step of this kind on the GPU, 9 full batches of 64 and a last one of 44."""
     network = {"name": "preresnet", "depth": 8, "noise": noise and {**NOISE, "kind": noise}}
-    config = make_config(network=network, data={**DATA, "train": train})
-    context = make_context(config, 0, load(config.data, torch.device("cuda")))
-    model, device, said = context.model.train(), torch.device("cuda"), []
-    step = make_step(
-        kind, context.stream, model, make_optimizer(model, config.optimizer), precision,
-        MetricAccumulator(device), TrainingLog(model), say=said.append,
-    )  # fmt: skip
+    hardware = {"device": "cuda", "precision": precision}
+    config = make_config(network=network, data={**DATA, "train": train}, hardware=hardware)
+    context = TrainingContext(config, 0, load(config.data, torch.device("cuda")))
+    context.model.train()
+    said = []
+    step = make_train_step(kind, context, said.append)
     assert (step.name, said) == (kind, [])
-    return step, context.stream
+    return step
 
 
-def epoch(step, stream, number, rate):
+def epoch(step, number, rate):
     torch.manual_seed(number)
-    for _ in step.epoch(stream, number, [rate] * stream.steps):
+    for _ in step.epoch(number, [rate] * step.context.stream.steps):
         pass
 
 
@@ -105,12 +103,18 @@ def test_every_step_trains_what_the_eager_one_trains(kind):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     found = []
     for name in ("eager", kind):
-        step, stream = step_of(name)
+        step = step_of(name)
         scores = []
         for number in range(2):
-            epoch(step, stream, number, 0.005)
-            scores.append(step.tally.compute_and_reset())
-        found.append((scores, step.log.compute_and_reset(), running_moments(step.model)))
+            epoch(step, number, 0.005)
+            scores.append(step.context.metrics.compute_and_reset())
+        found.append(
+            (
+                scores,
+                step.context.layer_log.compute_and_reset(),
+                running_moments(step.context.model),
+            )
+        )
     (eager, eager_log, eager_running), (scores, log, running) = found
     assert [score.count for score in scores] == [620, 620]
     for ours, theirs in zip(scores, eager, strict=True):
@@ -131,12 +135,12 @@ def test_every_step_has_the_noise_that_it_should(kind, noise):
     mean over epochs is the eager step's within 4 standard errors, and no epoch is like another."""
     found = []
     for name in ("eager", kind):
-        step, stream = step_of(name, noise)
-        layer = next(n for n, behind in noise_in_front(step.model).items() if behind)
+        step = step_of(name, noise)
+        layer = next(n for n, behind in noise_in_front(step.context.model).items() if behind)
         seen = []
         for number in range(12):
-            epoch(step, stream, number, 0.0)
-            seen.append(float(step.log.compute_and_reset()[layer].variance.mean()))
+            epoch(step, number, 0.0)
+            seen.append(float(step.context.layer_log.compute_and_reset()[layer].variance.mean()))
         assert len(set(seen)) == len(seen)
         found.append(torch.tensor(seen, dtype=torch.float64))
     a, b = found
@@ -148,12 +152,12 @@ def test_every_step_has_the_noise_that_it_should(kind, noise):
     ("kind", "noise"), [*(("eager", noise) for noise in NOISES), *WITH_NOISE[:2]]
 )
 def test_no_synchronisation_inside_an_epoch(kind, noise):
-    step, stream = step_of(kind, noise, "bf16")
-    epoch(step, stream, 0, 0.01)  # warm-up: cuDNN's search may wait
-    step.tally.compute_and_reset()
+    step = step_of(kind, noise, "bf16")
+    epoch(step, 0, 0.01)  # warm-up: cuDNN's search may wait
+    step.context.metrics.compute_and_reset()
     with no_synchronization():
-        epoch(step, stream, 1, 0.01)
-    assert step.tally.compute_and_reset().count == 620
+        epoch(step, 1, 0.01)
+    assert step.context.metrics.compute_and_reset().count == 620
 
 
 def test_prediction_and_repair_on_the_device():

@@ -68,11 +68,11 @@ def unfinished(one_thread: None, images: Any, tmp_path_factory: pytest.TempPathF
     """A runs dir with a real run that was stopped, and one that is done."""
     runs = tmp_path_factory.mktemp("damaged")
     quiet = Reporter(quiet=True)
-    from vshift.train.loop import train
+    from vshift.train.run import train_in
 
     folder, _ = prepare(runs, TINY, 0, threads=1)
     with pytest.raises(Stopped):
-        train(TINY, 0, images, folder, quiet, Two())
+        train_in(folder, TINY, 0, images, quiet, Two())
     folder.mark_finished("interrupted")
     folder.close()
     train_one(TINY, 1, images, runs, False, quiet)
@@ -394,7 +394,7 @@ def test_numbers_of_absurd_size_are_refused_before_they_do_harm() -> None:
 
 
 def test_too_many_steps_are_refused(images: Any) -> None:
-    from vshift.train.loop import build_model
+    from vshift.train.context import build_model
 
     config = TINY.model_copy(update={"epochs": 10**8})
     with pytest.raises(VShiftError, match="200,000,000 steps; at most 100,000,000"):

@@ -184,7 +184,7 @@ def test_training_is_what_vshift_train_does(tmp_path):
     """The same weights after an epoch as a run's, bit for bit."""
     from benchmarks.cases import make_config
     from vshift.runs import prepare as prepare_run
-    from vshift.train.loop import train
+    from vshift.train.run import train_in
 
     case = Case("preresnet-8", 8, "dropout")
     images = random_images(case.batch, 3, CPU)
@@ -194,7 +194,7 @@ def test_training_is_what_vshift_train_does(tmp_path):
     config = config.model_copy(update={"recalibration": config.recalibration.model_copy(
         update={"methods": []})})  # fmt: skip
     folder, _ = prepare_run(tmp_path, config, 0)
-    train(config, 0, images, folder, Reporter(quiet=True))
+    train_in(folder, config, 0, images, Reporter(quiet=True))
     state = folder.load_checkpoint()["model"]
     folder.close()
     for name, tensor in ours.model.state_dict().items():

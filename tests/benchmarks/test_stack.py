@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from benchmarks.cases import Case, make_config
-from benchmarks.stack import Stack, StackedLog, StackedStream, seed_of, stacked
+from benchmarks.stack import Stack, StackedStream, seed_of, stacked_context
 from benchmarks.training import random_images
 from vshift.data import Stream, train_stream
 from vshift.networks import BatchNorm
 from vshift.shift.training_log import TrainingLog
-from vshift.train.captured_step import CapturedStep
-from vshift.train.loop import build_model
-from vshift.train.objective import classification
-from vshift.train.step import EagerStep, MetricAccumulator, make_optimizer
+from vshift.train.context import TrainingContext, build_model
+from vshift.train.fast_steps import CapturedStep
+from vshift.train.loop import TrainStep
+from vshift.train.optimizer import make_optimizer
 
 CPU = torch.device("cpu")
 SEEDS, STEPS = 2, 3
@@ -34,13 +34,13 @@ def parts(noise="none", network="preresnet-8"):
     return config, images, models
 
 
-def train(step, stream, epochs=2):
+def train(step, epochs=2):
     """The mean loss of each epoch."""
     losses = []
     for epoch in range(epochs):
-        for _ in step.epoch(stream, epoch, [0.01] * STEPS):
+        for _ in step.epoch(epoch, [0.01] * STEPS):
             pass
-        losses.append(step.tally.compute_and_reset().loss)
+        losses.append(step.context.metrics.compute_and_reset().loss)
     return losses
 
 
@@ -69,33 +69,32 @@ class SeedOf:
 @pytest.mark.parametrize(
     ("kind", "network"),
     [
-        (EagerStep, "preresnet-8"),
-        (EagerStep, "resnext-11-2-4"),
-        (EagerStep, "densenet-10-4"),
+        (TrainStep, "preresnet-8"),
+        (TrainStep, "resnext-11-2-4"),
+        (TrainStep, "densenet-10-4"),
         (CapturedStep, "preresnet-8"),
     ],
 )
 def test_a_stack_trains_each_seed_as_it_is_trained_alone(kind, network):
     config, images, models = parts(network=network)
     models = [model.double() for model in models]
-    stream = doubles(images)
     alone = copy.deepcopy(models)
-    stack, network = Stack(copy.deepcopy(models)).train(), models[0]
-    log = StackedLog(stack, network)
     options = {"compile": False} if kind is CapturedStep else {}
-    optimizer = make_optimizer(stack, config.optimizer)
-    objective = stacked(classification)
-    step = kind(stack, optimizer, "float32", MetricAccumulator(CPU), log, objective, **options)
-    sums = train(step, StackedStream(stream, SEEDS))
-    seen = log.compute_and_reset()
+    context = TrainingContext(config, 0, images)
+    context.stream = doubles(images)
+    context = stacked_context(context, copy.deepcopy(models))
+    stack = context.model
+    sums = train(kind(context, **options))
+    seen = context.layer_log.compute_and_reset()
     losses = []
     for place, model in enumerate(alone):
-        own = TrainingLog(model)
-        single = EagerStep(
-            model, make_optimizer(model, config.optimizer), "float32", MetricAccumulator(CPU), own
-        )
-        losses.append(train(single, SeedOf(stream, place)))
-        for name, moments in own.compute_and_reset().items():
+        single = TrainingContext(config, 0, images)
+        single.model = model
+        single.optimizer = make_optimizer(model, config.optimizer)
+        single.layer_log = TrainingLog(model)
+        single.stream = SeedOf(doubles(images), place)
+        losses.append(train(TrainStep(single)))
+        for name, moments in single.layer_log.compute_and_reset().items():
             close(seen[place][name].variance, moments.variance)
             close(seen[place][name].mean, moments.mean)
     assert torch.tensor(losses).sum(0).tolist() == pytest.approx(sums, rel=1e-6)

@@ -4,15 +4,20 @@ import io
 
 from rich.console import Console
 
+from vshift.runs.schema import EpochRow
 from vshift.train.progress import Reporter
 
-ROW = {
-    "epoch": 3,
-    "train_loss": 1.25,
-    "train_accuracy": 50.0,
-    "test_accuracy": None,
-    "images_per_second": 1234.5,
-}
+ROW = EpochRow(
+    epoch=3,
+    step=15,
+    learning_rate=0.1,
+    train_loss=1.25,
+    train_accuracy=50.0,
+    test_loss=None,
+    test_accuracy=None,
+    seconds=1.0,
+    images_per_second=1234.5,
+)
 
 
 def reporter(terminal, quiet=False):
@@ -25,7 +30,7 @@ def reporter(terminal, quiet=False):
 
 def shown(made):
     made.start("run [red]x[/red] seed 0", 0, 12, 5)
-    made.step()
+    made.step(1)
     made.epoch(ROW, 1.2345)
     made.stop()
     return made.console.file.getvalue()

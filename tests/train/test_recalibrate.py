@@ -14,9 +14,10 @@ from vshift.data import load
 from vshift.errors import ConfigError, RunError
 from vshift.runs import prepare
 from vshift.tables import render
-from vshift.train.loop import train
+from vshift.train.context import TrainingContext
 from vshift.train.progress import Reporter
 from vshift.train.recalibrate import open_run, recalibrate_run
+from vshift.train.run import train_in
 
 NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
 METHODS = ["swap", "precise", "layerwise", "dropout_on", "batch", "mix"]
@@ -35,7 +36,7 @@ def run(one_thread, tmp_path_factory):
         measure={"eval_batches": 5, "explain_batches": 3, "modes": True, "monte_carlo": 4},
     )
     folder, _ = prepare(tmp_path_factory.mktemp("runs"), config, 0)
-    status = train(config, 0, load(config.data, "cpu"), folder, Reporter(quiet=True))
+    status = train_in(folder, config, 0, load(config.data, "cpu"), Reporter(quiet=True))
     folder.mark_finished(status)
     folder.close()
     return folder
@@ -131,7 +132,7 @@ def test_a_run_that_is_not_done_is_refused(tmp_path):
 def test_a_network_without_bn_is_refused(tmp_path):
     config = make_config(norm={"kind": "none"}, epochs=1)
     folder, _ = prepare(tmp_path, config, 0)
-    train(config, 0, load(config.data, "cpu"), folder, Reporter(quiet=True))
+    train_in(folder, config, 0, load(config.data, "cpu"), Reporter(quiet=True))
     folder.mark_finished("done")
     folder.close()
     with pytest.raises(RunError, match="no BN layer to recalibrate"):
@@ -157,13 +158,11 @@ def test_batches_are_random_samples_though_files_come_class_by_class():
     """In the order of the files every test batch would hold one class and its statistics."""
     from dataclasses import replace
 
-    from vshift.train.loop import make_context
-
     config = make_config()
     images = load(config.data, "cpu")
     order = images.test.labels.argsort()
     part = replace(images.test, images=images.test.images[order], labels=images.test.labels[order])
-    context = make_context(config, 0, replace(images, test=part))
+    context = TrainingContext(config, 0, replace(images, test=part))
     first = next(iter(context.plain(part)()))[1]
     assert len(first.unique()) == 10
     seen = torch.cat([labels for _, labels in context.plain(part)()])
@@ -187,7 +186,6 @@ def test_the_mode_matrix_is_shown_as_a_table():
 def test_statistics_that_are_not_finite_become_rows_that_say_so(tmp_path):
     """As a run near divergence has them: its weights are finite, its activations are not."""
     from vshift.train.evaluate import mode_rows, mode_summary, recalibrations
-    from vshift.train.loop import make_context
 
     config = make_config(
         network={"name": "preresnet", "depth": 8, "noise": NOISE},
@@ -195,19 +193,19 @@ def test_statistics_that_are_not_finite_become_rows_that_say_so(tmp_path):
         measure={"eval_batches": 2, "modes": True},
         epochs=1,
     )
-    context = make_context(config, 0, load(config.data, "cpu"))
+    context = TrainingContext(config, 0, load(config.data, "cpu"))
     with torch.no_grad():
         next(m for m in context.model.modules() if isinstance(m, torch.nn.Conv2d)).weight.fill_(
             3e38
         )
-    rows, states = recalibrations(context, config.recalibration, 1)
+    rows, states = recalibrations(context, config.recalibration)
     by_method = {row["method"]: row for row in rows}
     assert list(by_method) == METHODS
     for method in ("swap", "precise", "layerwise", "dropout_on"):
         assert by_method[method]["test_accuracy"] is None
         assert "has no finite statistics over" in by_method[method]["problem"]
         assert method not in states
-    mode_summary(mode_rows(context, states, 1))
+    mode_summary(mode_rows(context, states))
     before = {"method": "none", "test_accuracy": 10.0, "test_loss": 2.3}
     assert "no finite statistics" in render(scores_table([before, *rows]), "table")
 
@@ -222,8 +220,8 @@ def test_a_run_whose_statistics_overflow_is_finished(tmp_path):
     folder, _ = prepare(tmp_path, config, 0)
     original = module.measure_layers
 
-    def overflow(context, log, epoch, folder):
-        rows = original(context, log, epoch, folder)
+    def overflow(context, epoch, folder):
+        rows = original(context, epoch, folder)
         with torch.no_grad():
             next(m for m in context.model.modules() if isinstance(m, torch.nn.Conv2d)).weight.fill_(
                 3e38
@@ -233,7 +231,7 @@ def test_a_run_whose_statistics_overflow_is_finished(tmp_path):
     patch = pytest.MonkeyPatch()
     patch.setattr(module, "measure_layers", overflow)
     with patch.context():
-        status = train(config, 0, load(config.data, "cpu"), folder, Reporter(quiet=True))
+        status = train_in(folder, config, 0, load(config.data, "cpu"), Reporter(quiet=True))
     patch.undo()
     assert status == "done"
     rows = read(folder, "recalibration.json")["methods"]

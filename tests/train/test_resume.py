@@ -15,8 +15,8 @@ from vshift.data import load
 from vshift.data.stream import Stream
 from vshift.errors import RunError, Stopped
 from vshift.runs import prepare
-from vshift.train.loop import train
 from vshift.train.progress import Reporter
+from vshift.train.run import train_in
 from vshift.train.signals import StopSignal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,15 +38,14 @@ class Watch(Reporter):
     def __init__(self, stop: StopSignal, steps: int | None) -> None:
         super().__init__(quiet=True)
         self.said: list[str] = []
-        self.stop, self.left = stop, steps
+        self.stop, self.steps = stop, steps
 
     def say(self, text: str) -> None:
         self.said.append(text)
 
-    def step(self, count: int = 1) -> None:
-        if self.left is not None:
-            self.left -= count
-            self.stop.number = SIGTERM if self.left <= 0 else None
+    def step(self, step: int) -> None:
+        if self.steps is not None:
+            self.stop.number = SIGTERM if step >= self.steps else None
 
 
 class Asked(StopSignal):
@@ -69,7 +68,7 @@ def attempt(runs, config=CONFIG, stop=None, steps=None, device="cpu"):
     watch, status = Watch(stop, steps), "interrupted"
     try:
         with suppress(Stopped):
-            status = train(config, 0, load(config.data, device), folder, watch, stop)
+            status = train_in(folder, config, 0, load(config.data, device), watch, stop)
     finally:
         folder.mark_finished(status)
         folder.close()
@@ -193,9 +192,9 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(tmp_pat
     assert status == "done"
     if damage != "missing":
         assert "checkpoint.pt is damaged" in said[0]
-        assert "going on from checkpoint-previous.pt" in said[0]
+        assert "resuming from checkpoint-previous.pt" in said[0]
         assert "\n" not in said[0]
-    assert "going on behind epoch 2" in " ".join(said)
+    assert "resuming after epoch 2" in " ".join(said)
     assert differences(whole.path, folder.path) == []
 
 

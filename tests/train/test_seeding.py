@@ -1,6 +1,6 @@
 """Seeds that derive_seed from (seed, epoch, purpose)."""
 
-from vshift.train.seeding import derive_seed
+from vshift.train.context import derive_seed
 
 
 def test_every_argument_matters_and_nothing_else():

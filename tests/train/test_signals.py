@@ -74,8 +74,8 @@ def test_in_training(trainer, tmp_path, number):
     assert not (folder.parent / "seed-1").exists()
     assert not (folder / ".owner.json").exists()
     text = log.read_text()
-    assert "stopping behind this step" in text
-    assert "interrupted; the same command goes on from there" in text
+    assert "stopping after this step" in text
+    assert "interrupted; repeat the command to resume from there" in text
     assert "Traceback" not in text
 
 

@@ -13,16 +13,17 @@ from tests.configs import make_config
 from vshift.data import load
 from vshift.errors import ConfigError
 from vshift.kernels import KernelsMissing
-from vshift.shift.training_log import TrainingLog
-from vshift.train import choose_step as choose
-from vshift.train.captured_step import STEPS, CapturedStep
-from vshift.train.choose_step import make_step
-from vshift.train.compiled_step import CannotCompile, CompiledStep
-from vshift.train.loop import make_context
-from vshift.train.objective import classification
-from vshift.train.seeding import derive_seed
-from vshift.train.sgd import SGD
-from vshift.train.step import MetricAccumulator, make_optimizer
+from vshift.train import fast_steps
+from vshift.train.context import TrainingContext, classification, derive_seed
+from vshift.train.fast_steps import (
+    STEPS_PER_GRAPH,
+    CannotCompile,
+    CapturedStep,
+    CompiledStep,
+    make_train_step,
+)
+from vshift.train.loop import TrainStep
+from vshift.train.optimizer import SGD
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
@@ -31,31 +32,21 @@ LEFT_OVER = {"name": "shapes", "train": 620, "test": 50, "batch_size": 64}  # 9 
 
 def context_of(**sections):
     config = make_config(**sections)
-    return config, make_context(config, 0, load(config.data, torch.device("cpu")))
+    context = TrainingContext(config, 0, load(config.data, torch.device("cpu")))
+    context.model.train()
+    return context
 
 
-def parts_of(config, context):
-    model = context.model
-    return {
-        "model": model.train(),
-        "optimizer": make_optimizer(model, config.optimizer),
-        "precision": config.hardware.precision,
-        "tally": MetricAccumulator(torch.device("cpu")),
-        "log": TrainingLog(model),
-        "objective": classification,
-    }
-
-
-def trained(step, stream, epochs=2, skip=0, seed=0):
+def trained(step, epochs=2, skip=0, seed=0):
     """Scores, logged moments and weights after some epochs."""
-    scores = []
+    scores, context = [], step.context
     for epoch in range(epochs):
         torch.manual_seed(derive_seed(seed, epoch, "noise"))
-        rates = [0.01 * (1 + i) for i in range(stream.steps)]
-        taken = list(step.epoch(stream, derive_seed(seed, epoch, "data"), rates, skip))
-        assert sum(taken) == stream.steps - skip
-        scores.append(step.tally.compute_and_reset())
-    return scores, step.log.compute_and_reset(), step.model.state_dict()
+        rates = [0.01 * (1 + i) for i in range(context.stream.steps)]
+        done = list(step.epoch(derive_seed(seed, epoch, "data"), rates, skip))
+        assert done[-1] == context.stream.steps
+        scores.append(context.metrics.compute_and_reset())
+    return scores, context.layer_log.compute_and_reset(), context.model.state_dict()
 
 
 def equal(a, b):
@@ -67,9 +58,9 @@ def test_what_a_graph_captures_is_the_eager_step_bit_for_bit(skip):
     """On the CPU the function is called instead of captured: indices, rates, sums and all."""
     sections = {"network": {"name": "preresnet", "depth": 8, "noise": NOISE}, "data": LEFT_OVER}
     results = []
-    for make in (lambda **p: CapturedStep(compile=False, **p), choose.EagerStep):
-        config, context = context_of(**sections)
-        results.append(trained(make(**parts_of(config, context)), context.stream, skip=skip))
+    for make in (lambda context: CapturedStep(context, compile=False), TrainStep):
+        context = context_of(**sections)
+        results.append(trained(make(context), skip=skip))
     (scores, log, weights), (eager_scores, eager_log, eager_weights) = results
     assert scores == eager_scores
     assert scores[0].count == 620 - 64 * skip
@@ -79,24 +70,23 @@ def test_what_a_graph_captures_is_the_eager_step_bit_for_bit(skip):
 
 
 def test_a_captured_epoch_comes_in_few_pieces():
-    config, context = context_of(data=LEFT_OVER)
-    step = CapturedStep(compile=False, **parts_of(config, context))
-    assert list(step.epoch(context.stream, 0, [0.01] * 10)) == [STEPS, 1, 1]
+    context = context_of(data=LEFT_OVER)
+    step = CapturedStep(context, compile=False)
+    assert list(step.epoch(0, [0.01] * 10)) == [STEPS_PER_GRAPH, 9, 10]
 
 
 def test_capturing_restores_all_that_a_step_changes():
-    config, context = context_of(data=LEFT_OVER)
-    parts = parts_of(config, context)
-    step = CapturedStep(compile=False, **parts)
-    step._place(context.stream, 0, [0.1] * 10, 0)
+    context = context_of(data=LEFT_OVER)
+    step = CapturedStep(context, compile=False)
+    step._send_plan(0, [0.1] * 10, 0)
     before = step._state()
     kept = copy.deepcopy(context.model.state_dict())
     step.advance(64)
     step._restore(before)
     equal(kept, context.model.state_dict())
-    assert parts["optimizer"].tensors()
-    assert not any(buffer.any() for buffer in parts["optimizer"].tensors())
-    assert parts["tally"].compute_and_reset().count == 0
+    assert context.optimizer.tensors()
+    assert not any(buffer.any() for buffer in context.optimizer.tensors())
+    assert context.metrics.compute_and_reset().count == 0
     assert int(step._first) == 0
     assert int(step._now) == 0
 
@@ -127,32 +117,32 @@ def capture_on_the_cpu(monkeypatch, step):
 
 
 def test_preparing_captures_an_epochs_graphs_and_leaves_no_trace(monkeypatch):
-    config, context = context_of(data=LEFT_OVER)
-    parts = parts_of(config, context)
-    step = CapturedStep(compile=False, **parts)
+    context = context_of(data=LEFT_OVER)
+    step = CapturedStep(context, compile=False)
     kept = copy.deepcopy(context.model.state_dict())
     capture_on_the_cpu(monkeypatch, step)
-    step.prepare_graphs(context.stream)
+    step.prepare()
     sizes = {key: graph.sizes for key, graph in step._graphs.items()}
-    assert sizes == {(1, 64): [64], (1, 44): [44], (STEPS, 64): [64] * STEPS}
+    assert sizes == {(1, 64): [64], (1, 44): [44], (STEPS_PER_GRAPH, 64): [64] * STEPS_PER_GRAPH}
     equal(kept, context.model.state_dict())
-    assert parts["tally"].compute_and_reset().count == 0
-    assert not any(moments.variance.any() for moments in parts["log"].compute_and_reset().values())
+    assert context.metrics.compute_and_reset().count == 0
+    logged = context.layer_log.compute_and_reset().values()
+    assert not any(moments.variance.any() for moments in logged)
 
 
 def test_a_graph_with_another_loss_is_not_used(monkeypatch):
-    config, context = context_of(data=LEFT_OVER)
-    step = CapturedStep(compile=False, **parts_of(config, context))
+    context = context_of(data=LEFT_OVER)
+    step = CapturedStep(context, compile=False)
     advance = step.advance
     capture_on_the_cpu(monkeypatch, step)
 
     def replay(graph):
         advance(graph.sizes[0])
-        step.tally._sums[0].mul_(2)
+        context.metrics._sums[0].mul_(2)
 
     monkeypatch.setattr(Graph, "replay", replay)
     with pytest.raises(CannotCompile, match=r"a captured step's loss is 4\.\d+, not 2\.\d+"):
-        step.prepare_graphs(context.stream)
+        step.prepare()
 
 
 def test_the_compiled_step_agrees_within_rounding():
@@ -160,11 +150,11 @@ def test_the_compiled_step_agrees_within_rounding():
     sections = {"network": {"name": "mlp", "widths": [16]}, "data": {**LEFT_OVER, "train": 100}}
     results = []
     for kind in ("compiled", "eager"):
-        config, context = context_of(**sections)
+        context = context_of(**sections)
         said = []
-        step = make_step(kind, context.stream, **parts_of(config, context), say=said.append)
+        step = make_train_step(kind, context, said.append)
         assert (step.name, said) == (kind, [])
-        results.append(trained(step, context.stream, epochs=1))
+        results.append(trained(step, epochs=1))
     assert results[0][0][0].loss == pytest.approx(results[1][0][0].loss, rel=1e-4)
     for name, moments in results[1][1].items():
         torch.testing.assert_close(
@@ -174,24 +164,23 @@ def test_the_compiled_step_agrees_within_rounding():
 
 def test_making_a_step_changes_nothing(monkeypatch):
     """Compiling runs a batch: weights, buffers, gradients and the random state are put back."""
-    monkeypatch.setattr("vshift.train.compiled_step.compile_network", lambda model: model)
-    config, context = context_of(network={"name": "preresnet", "depth": 8, "noise": NOISE})
-    parts = parts_of(config, context)
+    monkeypatch.setattr("vshift.train.fast_steps.compile_network", lambda model: model)
+    context = context_of(network={"name": "preresnet", "depth": 8, "noise": NOISE})
     kept, random = copy.deepcopy(context.model.state_dict()), torch.get_rng_state()
-    make_step("compiled", context.stream, **parts)
+    make_train_step("compiled", context, print)
     equal(kept, context.model.state_dict())
     assert torch.equal(random, torch.get_rng_state())
     assert all(p.grad is None for p in context.model.parameters())
-    assert parts["tally"].compute_and_reset().count == 0
+    assert context.metrics.compute_and_reset().count == 0
 
 
 def test_the_fused_step_agrees_within_rounding():
     results = []
     for kind in ("auto", "eager"):
-        config, context = context_of(data={**LEFT_OVER, "train": 200})
-        step = make_step(kind, context.stream, **parts_of(config, context))
+        context = context_of(data={**LEFT_OVER, "train": 200})
+        step = make_train_step(kind, context, print)
         assert step.name == {"auto": "fused", "eager": "eager"}[kind]
-        results.append(trained(step, context.stream, epochs=1))
+        results.append(trained(step, epochs=1))
     assert results[0][0][0].loss == pytest.approx(results[1][0][0].loss, rel=1e-3)
     torch.testing.assert_close(
         bn_state_of(results[0][2]), bn_state_of(results[1][2]), rtol=2e-2, atol=1e-2
@@ -206,14 +195,12 @@ def test_no_compiler_is_one_line_and_a_slower_step(monkeypatch):
     def missing(model):
         raise KernelsMissing("no C++ compiler (c++, g++ or clang++)")
 
-    monkeypatch.setattr(choose, "fuse", missing)
-    config, context = context_of()
+    monkeypatch.setattr(fast_steps, "fuse", missing)
+    context = context_of()
     said = []
-    step = make_step("auto", context.stream, **parts_of(config, context), say=said.append)
+    step = make_train_step("auto", context, said.append)
     assert step.name == "eager"
-    assert said == [
-        "no fused step: no C++ compiler (c++, g++ or clang++); going on with a slower one"
-    ]
+    assert said == ["no fused step: no C++ compiler (c++, g++ or clang++); using a slower one"]
 
 
 def test_a_failing_compiler_is_one_line_and_the_eager_step(monkeypatch):
@@ -223,13 +210,12 @@ def test_a_failing_compiler_is_one_line_and_the_eager_step(monkeypatch):
 
         return forward
 
-    monkeypatch.setattr("vshift.train.compiled_step.compile_network", broken)
-    config, context = context_of()
-    parts = parts_of(config, context)
+    monkeypatch.setattr("vshift.train.fast_steps.compile_network", broken)
+    context = context_of()
     with pytest.raises(CannotCompile, match=r"RuntimeError:   lowering failed$"):
-        CompiledStep(**parts).prepare(*next(context.stream.epoch(0)))
+        CompiledStep(context).prepare()
     said = []
-    assert make_step("compiled", context.stream, **parts, say=said.append).name == "eager"
+    assert make_train_step("compiled", context, said.append).name == "eager"
     assert len(said) == 1
     assert "lowering failed" in said[0]
 
@@ -244,10 +230,10 @@ def test_a_warning_turned_into_an_error_changes_no_step(monkeypatch):
 
         return forward
 
-    monkeypatch.setattr("vshift.train.compiled_step.compile_network", advising)
-    config, context = context_of()
+    monkeypatch.setattr("vshift.train.fast_steps.compile_network", advising)
+    context = context_of()
     said = []
-    step = make_step("compiled", context.stream, **parts_of(config, context), say=said.append)
+    step = make_train_step("compiled", context, said.append)
     assert (step.name, said) == ("compiled", [])
 
 
@@ -256,66 +242,62 @@ def test_a_captured_step_does_without_the_compiler_if_it_fails(monkeypatch, fail
     """The first way that works: compiled and captured, captured, compiled."""
     tried = []
 
-    def capture(self, stream):
-        tried.append(self.forward is not self.model)
+    def capture(self):
+        tried.append(self.forward is not self.context.model)
         if len(tried) <= failing:
             raise CannotCompile(f"reason {len(tried)}")
 
-    monkeypatch.setattr(CapturedStep, "prepare_graphs", capture)
-    monkeypatch.setattr(CompiledStep, "prepare", lambda *batch: None)
-    monkeypatch.setitem(choose.AUTO, "cpu", choose.AUTO["cuda"])
-    config, context = context_of()
+    monkeypatch.setattr(CapturedStep, "prepare", capture)
+    monkeypatch.setattr(CompiledStep, "compile", lambda *batch: None)
+    monkeypatch.setitem(fast_steps.AUTO, "cpu", fast_steps.AUTO["cuda"])
+    context = context_of()
     said = []
-    step = make_step("auto", context.stream, **parts_of(config, context), say=said.append)
+    step = make_train_step("auto", context, said.append)
     assert tried == [True, False]
     assert step.name == {1: "captured", 2: "compiled"}[failing]
     assert (
         said
         == [
             "captured step without the compiler: reason 1",
-            "no captured step: reason 2; going on with a slower one",
+            "no captured step: reason 2; using a slower one",
         ][:failing]
     )
 
 
 def test_a_step_for_another_device_is_refused():
-    config, context = context_of()
+    context = context_of()
     with pytest.raises(ConfigError, match=r"hardware\.step: captured works on cuda only"):
-        make_step("captured", context.stream, **parts_of(config, context))
+        make_train_step("captured", context, print)
 
 
 def test_sums_go_on_where_they_were_saved():
-    config, context = context_of()
-    parts = parts_of(config, context)
-    whole = trained(make_step("eager", context.stream, **parts), context.stream, epochs=1)
-    config, context = context_of()
-    parts = parts_of(config, context)
-    step = make_step("eager", context.stream, **parts)
+    context = context_of()
+    whole = trained(make_train_step("eager", context, print), epochs=1)
+    context = context_of()
+    step = make_train_step("eager", context, print)
     torch.manual_seed(derive_seed(0, 0, "noise"))
-    steps = step.epoch(
-        context.stream, derive_seed(0, 0, "data"), [0.01 * (1 + i) for i in range(5)]
-    )
+    steps = step.epoch(derive_seed(0, 0, "data"), [0.01 * (1 + i) for i in range(5)])
     for _ in range(2):
         next(steps)
-    saved = parts["tally"].state_dict(), parts["log"].state_dict()
-    parts["tally"].compute_and_reset()
-    parts["log"].compute_and_reset()
-    parts["tally"].load_state_dict(saved[0])
-    parts["log"].load_state_dict(saved[1])
+    saved = context.metrics.state_dict(), context.layer_log.state_dict()
+    context.metrics.compute_and_reset()
+    context.layer_log.compute_and_reset()
+    context.metrics.load_state_dict(saved[0])
+    context.layer_log.load_state_dict(saved[1])
     for _ in steps:
         pass
-    assert parts["tally"].compute_and_reset() == whole[0][0]
-    for name, moments in parts["log"].compute_and_reset().items():
+    assert context.metrics.compute_and_reset() == whole[0][0]
+    for name, moments in context.layer_log.compute_and_reset().items():
         assert torch.equal(moments.variance, whole[1][name].variance)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sgd_is_pytorchs_bit_for_bit(momentum, nesterov):
-    _, context = context_of()
+    context = context_of()
     options = {"momentum": momentum, "nesterov": nesterov and momentum > 0}
     ours, theirs = context.model, copy.deepcopy(context.model)
-    own = SGD([{"params": list(ours.parameters())}], 0.1, weight_decay=1e-4, **options)
+    own = SGD([{"params": list(ours.parameters())}], lr=0.1, weight_decay=1e-4, **options)
     other = torch.optim.SGD(theirs.parameters(), 0.1, weight_decay=1e-4, **options)
     for images, labels in context.stream.epoch(0):
         for model, optimizer in ((ours, own), (theirs, other)):
@@ -328,8 +310,8 @@ def test_sgd_is_pytorchs_bit_for_bit(momentum, nesterov):
 def test_starting_does_not_import_the_compiler():
     """Two seconds of every run: PyTorch's optimizers import it, and so might much else."""
     code = (
-        "import sys, torch; from tests.train.test_step import *; c, s = context_of();"
-        "step = make_step('auto', s.stream, **parts_of(c, s)); step(*next(s.stream.epoch(0)), 0.1);"
+        "import sys, torch; from tests.train.test_step import *; c = context_of();"
+        "step = make_train_step('auto', c, print); step(*next(c.stream.epoch(0)));"
         "print('torch._dynamo' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

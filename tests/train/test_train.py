@@ -13,9 +13,9 @@ from tests.configs import make_config
 from vshift.data import epoch_plan, load
 from vshift.networks import build
 from vshift.runs import prepare
-from vshift.train.loop import make_context, train
+from vshift.train.context import TrainingContext, derive_seed
 from vshift.train.progress import Reporter
-from vshift.train.seeding import derive_seed
+from vshift.train.run import train_in
 
 NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
 NOISY = {"name": "preresnet", "depth": 8, "noise": NOISE}
@@ -29,8 +29,8 @@ def run(path, config, seed=0, images=None):
     """Train into a new or unfinished folder; returns it and the status."""
     folder, _ = prepare(path, config, seed)
     try:
-        status = train(
-            config, seed, images or load(config.data, "cpu"), folder, Reporter(quiet=True)
+        status = train_in(
+            folder, config, seed, images or load(config.data, "cpu"), Reporter(quiet=True)
         )
         folder.mark_finished(status)
     finally:
@@ -123,9 +123,9 @@ def test_going_on_equals_never_having_stopped(tmp_path, monkeypatch):
     config = make_config(network=NOISY, epochs=3)
     whole, _ = run(tmp_path / "a", config)
 
-    from vshift.train.step import EagerStep
+    from vshift.train.loop import TrainStep
 
-    original = EagerStep.__call__
+    original = TrainStep.__call__
     calls = []
 
     def interrupted(self, *args):
@@ -134,7 +134,7 @@ def test_going_on_equals_never_having_stopped(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(self, *args)
 
-    monkeypatch.setattr(EagerStep, "__call__", interrupted)
+    monkeypatch.setattr(TrainStep, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "b", config)
     monkeypatch.undo()
@@ -243,7 +243,7 @@ def test_an_infinite_loss_ends_as_diverged_and_keeps_what_was_measured(tmp_path)
 
 
 def test_weight_decay_can_leave_norms_and_biases_out(tmp_path):
-    from vshift.train.step import make_optimizer
+    from vshift.train.optimizer import make_optimizer
 
     config = make_config(optimizer={"name": "sgd", "decay_norm_and_bias": False})
     model = build(config, classes=10, channels=3, size=32, seed=0)
@@ -292,9 +292,9 @@ def test_bn_that_tests_with_batch_statistics_gets_shuffled_batches(tmp_path):
     images = load(config.data, "cpu")
     order = images.test.labels.argsort()
     test = type(images.test)(images.test.images[order], images.test.labels[order])
-    context = make_context(config, 0, replace(images, test=test))
+    context = TrainingContext(config, 0, replace(images, test=test))
     batches = list(context.to_test(test))
     assert [len(labels) for _, labels in batches] == [64, 36]
     assert all(len(labels.unique()) == 10 for _, labels in batches)
-    running = make_context(make_config(epochs=1), 0, images)
+    running = TrainingContext(make_config(epochs=1), 0, images)
     assert [len(labels) for _, labels in running.to_test(test)] == [100]

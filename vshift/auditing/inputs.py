@@ -22,7 +22,7 @@ from vshift.auditing.samples import AuditError
 from vshift.text import did_you_mean
 
 if TYPE_CHECKING:
-    from vshift.train.evaluate import TrainingContext
+    from vshift.train.context import TrainingContext
 
 MODELS = (
     "torchvision:NAME, timm:NAME, FILE.py:FACTORY, FILE.pt2 (an exported program), or a run folder"

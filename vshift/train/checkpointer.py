@@ -1,174 +1,170 @@
-"""Going on where a run stopped, bit for bit: what is written down, when, and put back.
+"""Checkpoints, and bit-exact resumption from them.
 
 The order of the images, crops, flips and the weights' first values derive from (seed, epoch,
-purpose), so that going on means to skip the batches that were trained on. What does not derive is
-in the checkpoint: weights, buffers, the optimizer's state, and inside an epoch the sums of the
+purpose), so that resuming means to skip the batches that were trained on. What does not derive is
+in the checkpoint: weights, buffers, the optimizer's state, and within an epoch the sums of the
 epoch so far and the generators that noise is drawn from.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from vshift.errors import Damaged, RunError
+from vshift.errors import Damaged, RunError, Stopped
 from vshift.runs import RunFolder, checkpoint_file
-from vshift.shift.training_log import TrainingLog
-from vshift.train.evaluate import TrainingContext
-from vshift.train.sgd import SGD
-from vshift.train.signals import StopSignal
-from vshift.train.step import MetricAccumulator
+from vshift.train.context import TrainingContext
 
 State = dict[str, Any]
 
 
 class Checkpointer:
-    """Writes a run's checkpoints and puts the last one back. The loop says where it is.
+    """Writes a run's checkpoints and restores the last one.
 
-    A place is (finished epochs, steps of the next one). An epoch whose steps are all done and that
-    is not measured yet is a place too: measuring changes nothing and is done again.
+    One is written every `checkpoint.minutes` (`after_step`), every `checkpoint.every` epochs and
+    after the last (`after_epoch`), and when a signal stops the run (`saving_on_stop`).
+
+    Attributes:
+        epoch, step: the progress: completed epochs, and steps into the next one. An epoch that is
+            trained but not yet evaluated counts as in progress: evaluating changes nothing and is
+            done again.
     """
 
     def __init__(
-        self,
-        folder: RunFolder,
-        context: TrainingContext,
-        optimizer: SGD,
-        tally: MetricAccumulator,
-        log: TrainingLog | None,
-        stop: StopSignal,
-        say: Callable[[str], None],
+        self, folder: RunFolder, context: TrainingContext, say: Callable[[str], None]
     ) -> None:
-        self.folder, self.stop, self.say = folder, stop, say
-        self.model, self.optimizer, self.tally, self.log = context.model, optimizer, tally, log
-        self.when, self.epochs = context.config.checkpoint, context.config.epochs
+        self.folder, self.context, self.say = folder, context, say
+        self.settings, self.epochs = context.config.checkpoint, context.config.epochs
         self.steps = context.stream.steps
-        self.epoch = self.done = 0  # the place
-        self._inside: State | None = None  # of the epoch that is restored or being measured
-        self._buffers: dict[str, torch.Tensor] = {}  # before measuring, which borrows them
-        self._began = self._saved = time.monotonic()
+        self.epoch = self.step = 0
+        self._inside: State | None = None  # of the restored epoch, or of the one being evaluated
+        self._saved: tuple[int, int] | None = None
+        self._epoch_started = self._last_save = time.monotonic()
 
-    def restore(self) -> int:
-        """Put the folder's newest sound checkpoint back; returns the finished epochs.
+    def after_step(self, step: int) -> None:
+        """Save if `checkpoint.minutes` have passed; `step` steps of the epoch are done."""
+        self.step = step
+        if step == self.steps:
+            self._inside = self._epoch_state()
+        if self._is_time():
+            self.save()
 
-        Raises:
-            RunError: there are checkpoints and none of them can be used.
-        """
-        state = self._newest()
-        if state is None:
-            return 0
-        if state["epoch"] == self.epochs and not self.folder.has_summary:
-            state = {**state, "epoch": self.epochs - 1, "step": self.steps}
-            if state["inside"] is None:  # vshift's first version kept no sums
-                raise RunError(f"{self.folder.path}: no summary; `--fresh` trains the run again")
-        self.epoch, self.done, self._inside = state["epoch"], state["step"], state["inside"]
-        self.folder.truncate_after(self.epoch)
-        self._all_rows_are_there()
-        if self.epoch < self.epochs:
-            self.folder.drop_results()
-        inside = f", step {self.done} of {self.steps}" if self.done else ""
-        self.say(f"{self.folder.path}: going on behind epoch {self.epoch}{inside}")
-        return self.epoch
-
-    def begin(self, epoch: int) -> tuple[int, float]:
-        """An epoch begins, its generators seeded: (steps that are done already, their seconds)."""
-        self.epoch = epoch - 1
-        seconds = 0.0
-        if self.done and self._inside is not None:
-            set_random_state(self._inside["random"])
-            seconds = float(self._inside["seconds"])
-        self._began = time.monotonic() - seconds
-        if self.done == self.steps:
-            self._end_of_steps()
-        return self.done, seconds
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether the run goes on from a checkpoint."""
-        return bool(self.epoch or self.done)
-
-    def step(self, count: int = 1) -> None:
-        """Steps are done. Writes a checkpoint if it is time, and ends the run if a signal asks."""
-        self.done += count
-        if self.done == self.steps:
-            self._end_of_steps()
-        self._save_or_stop(due=self._is_time())
-
-    def check_stop(self) -> None:
-        """Between two batches of measuring: as `step`, with the epoch's state before measuring."""
-        self._save_or_stop(due=False)
-
-    def finished(self, epoch: int) -> None:
-        """An epoch is measured and its rows are written."""
+    def after_epoch(self, epoch: int) -> None:
+        """Save if it is time, or the epoch's turn, or the last one; its rows are written."""
         last = epoch == self.epochs
-        # The last one keeps its sums: should the summary get lost, measuring can be done again.
+        # The last one keeps its sums: should the summary get lost, it can be evaluated again.
         self._inside = self._inside if last else None
-        self.epoch, self.done, self._buffers = epoch, 0, {}
-        every = self.when.every
-        if last:
-            self._save()
-        else:
-            self._save_or_stop(due=self._is_time() or (every > 0 and epoch % every == 0))
+        self.epoch, self.step = epoch, 0
+        every = self.settings.every
+        if last or self._is_time() or (every and epoch % every == 0):
+            self.save()
 
-    def _end_of_steps(self) -> None:
-        self._inside = self._sums()
-        self._buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+    @contextmanager
+    def saving_on_stop(self) -> Iterator[None]:
+        """Save if `Stopped` is raised inside, unless it asks to stop at once.
+
+        Evaluations restore the model on their way out, so it is as after the last step.
+        """
+        try:
+            yield
+        except Stopped as stopped:
+            if not stopped.at_once:
+                if self._saved != (self.epoch, self.step):
+                    self.save()
+                self.say(f"{self.folder.path}: checkpoint after {self._progress()}")
+            raise
 
     def _is_time(self) -> bool:
-        minutes = self.when.minutes
-        return minutes is not None and time.monotonic() - self._saved > 60 * minutes
+        minutes = self.settings.minutes
+        return minutes is not None and time.monotonic() - self._last_save > 60 * minutes
 
-    def _save_or_stop(self, due: bool) -> None:
-        requested = self.stop.requested  # once: a signal may come at any moment
-        if requested or due:
-            self._save()
-        if requested:
-            inside = f", step {self.done} of {self.steps}" if self.done else ""
-            self.say(f"{self.folder.path}: checkpoint behind epoch {self.epoch}{inside}")
-            raise self.stop.stopped()
-        self.folder.pulse()
-
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write a checkpoint of the present progress."""
         self.folder.pulse(at_once=True)
-        model = self.model.state_dict()
-        model |= {name: old for name, old in self._buffers.items() if name in model}
-        inside = self._inside if self.done in (0, self.steps) else self._sums()
+        inside = self._inside if self.step in (0, self.steps) else self._epoch_state()
         self.folder.save_checkpoint(
             {
                 "version": checkpoint_file.VERSION,
                 "epoch": self.epoch,
-                "step": self.done,
-                "model": model,
-                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "model": self.context.model.state_dict(),
+                "optimizer": self.context.optimizer.state_dict(),
                 "inside": inside,
             },
-            self.when.keep,
+            self.settings.keep,
         )
-        self._saved = time.monotonic()
+        self._saved, self._last_save = (self.epoch, self.step), time.monotonic()
 
-    def _sums(self) -> State:
-        """What an epoch has gathered, and the generators that its noise comes from."""
+    def _epoch_state(self) -> State:
+        """The sums of an unfinished epoch, and the generators that its noise comes from."""
+        log = self.context.layer_log
         return {
-            "tally": self.tally.state_dict(),
-            "log": None if self.log is None else self.log.state_dict(),
-            "random": random_state(next(self.model.parameters()).device),
-            "seconds": time.monotonic() - self._began,
+            "tally": self.context.metrics.state_dict(),
+            "log": None if log is None else log.state_dict(),
+            "random": random_state(self.context.device),
+            "seconds": time.monotonic() - self._epoch_started,
         }
 
-    def _newest(self) -> State | None:
-        """The newest checkpoint that can be used, put back; None where there is none."""
-        problems: list[Damaged] = []
+    def _progress(self) -> str:
+        return f"epoch {self.epoch}" + (f", step {self.step} of {self.steps}" if self.step else "")
+
+    def restore(self) -> bool:
+        """Restore the folder's newest sound checkpoint; returns whether there was one.
+
+        Raises:
+            RunError: there are checkpoints and none of them can be used.
+        """
+        state = self._restore_newest()
+        if state is None:
+            return False
+        if state["epoch"] == self.epochs and not self.folder.has_summary:
+            state = {**state, "epoch": self.epochs - 1, "step": self.steps}
+            if state["inside"] is None:  # vshift's first version saved no sums
+                raise RunError(f"{self.folder.path}: no summary; `--fresh` trains the run again")
+        self.epoch, self.step, self._inside = state["epoch"], state["step"], state["inside"]
+        self.folder.truncate_after(self.epoch)
+        epochs = [row.get("epoch") for row in self.folder.metrics()]
+        if epochs != list(range(1, self.epoch + 1)):
+            raise RunError(
+                f"{self.folder.path}: metrics.jsonl lacks rows of epochs 1 to {self.epoch}, which "
+                "the checkpoint comes after; `--fresh` trains the run again"
+            )
+        if self.epoch < self.epochs:
+            self.folder.drop_results()
+        self.say(f"{self.folder.path}: resuming after {self._progress()}")
+        return True
+
+    def begin_epoch(self, epoch: int) -> tuple[int, float]:
+        """Restore the generators of an epoch in progress.
+
+        Returns:
+            The number of its steps that are done already, and the seconds that they took.
+        """
+        self.epoch = epoch - 1
+        seconds = 0.0
+        if self.step and self._inside is not None:
+            set_random_state(self._inside["random"])
+            seconds = float(self._inside["seconds"])
+        self._epoch_started = time.monotonic() - seconds
+        if self.step == self.steps:
+            self._inside = self._epoch_state()
+        return self.step, seconds
+
+    def _restore_newest(self) -> State | None:
+        """Restore from the newest checkpoint that can be used; None where there is none."""
+        problems: list[str] = []
         for path in self.folder.checkpoints():
             try:
-                state = self._put_back(checkpoint_file.load(path))
+                state = self._load(checkpoint_file.load(path))
             except Damaged as error:
-                problems.append(error)
+                problems.append(str(error))
                 continue
             if problems:
-                self.say(f"{str(problems[0]).split(';')[0]}; going on from {path.name} instead")
+                self.say(f"{problems[0].split(';')[0]}; resuming from {path.name} instead")
             if path.name != checkpoint_file.CHECKPOINT:
                 checkpoint_file.promote(self.folder.path, path)
             return state
@@ -176,31 +172,32 @@ class Checkpointer:
             raise RunError(
                 f"all {len(problems)} checkpoints in {self.folder.path} are damaged; `--fresh` "
                 "trains the run again from its beginning:\n  "
-                + "\n  ".join(str(problem).split(";")[0] for problem in problems)
+                + "\n  ".join(problem.split(";")[0] for problem in problems)
             )
         if problems:
-            raise problems[0]
+            raise Damaged(problems[0])
         return None
 
-    def _put_back(self, state: State) -> State:
-        """Weights, optimizer and sums from a state; Damaged if it is not one of this run."""
+    def _load(self, state: State) -> State:
+        """Put a state into the context; Damaged if it is not one of this run."""
+        context = self.context
         state = {"step": 0, "inside": None, **state}
         inside = state["inside"]
-        self.tally.compute_and_reset()  # whatever a damaged one left in it
+        context.metrics.compute_and_reset()  # whatever a damaged checkpoint left in it
         try:
             if not (0 <= state["epoch"] <= self.epochs and 0 <= state["step"] <= self.steps):
                 raise ValueError(f"epoch {state['epoch']}, step {state['step']} are not this run's")
             if state["step"] and inside is None:
                 raise ValueError("the sums of its epoch are missing")
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            context.model.load_state_dict(state["model"])
+            context.optimizer.load_state_dict(state["optimizer"])
             if inside is not None:
-                self.tally.load_state_dict(inside["tally"])
-                if self.log is not None:
-                    self.log.load_state_dict(inside["log"])
-                device = next(self.model.parameters()).device
+                context.metrics.load_state_dict(inside["tally"])
+                if context.layer_log is not None:
+                    context.layer_log.load_state_dict(inside["log"])
                 # Named, as PyTorch warns where it has to fork the generators of several GPUs.
-                with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                devices = [context.device] if context.device.type == "cuda" else []
+                with torch.random.fork_rng(devices=devices):
                     set_random_state(inside["random"])
         except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             reason = str(error).strip().split("\n")[0]
@@ -208,14 +205,6 @@ class Checkpointer:
                 self.folder.path / checkpoint_file.CHECKPOINT, reason
             ) from error
         return state
-
-    def _all_rows_are_there(self) -> None:
-        epochs = [row.get("epoch") for row in self.folder.metrics()]
-        if epochs != list(range(1, self.epoch + 1)):
-            raise RunError(
-                f"{self.folder.path}: metrics.jsonl lacks rows of epochs 1 to {self.epoch}, which "
-                "the checkpoint has behind it; `--fresh` trains the run again"
-            )
 
 
 def random_state(device: torch.device) -> State:
@@ -225,7 +214,7 @@ def random_state(device: torch.device) -> State:
 
 
 def set_random_state(state: State) -> None:
-    """The reverse of `random_state`, on the present CUDA device."""
+    """Restore what `random_state` gave, on the present CUDA device."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])

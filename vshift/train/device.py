@@ -1,9 +1,8 @@
-"""Where a run runs, and in which precision."""
+"""Which device a run uses, and how it is set up."""
 
 from __future__ import annotations
 
 import platform
-from contextlib import AbstractContextManager
 
 import torch
 
@@ -13,10 +12,10 @@ from vshift.text import pluralize
 
 
 def choose_device(wanted: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` → a device that is there.
+    """The device for `auto`, `cpu` or `cuda`.
 
     Raises:
-        ConfigError: CUDA is asked for and there is none, with what PyTorch says about it.
+        ConfigError: CUDA is asked for and there is none, with PyTorch's reason.
     """
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -35,7 +34,7 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What run.json says of the device, for instance `cuda: NVIDIA H100 80GB HBM3`."""
+    """The device as run.json names it, for instance `cuda: NVIDIA H100 80GB HBM3`."""
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
     threads = pluralize(torch.get_num_threads(), "thread")
@@ -43,13 +42,8 @@ def device_name(device: torch.device) -> str:
 
 
 def configure(hardware: Hardware, device: torch.device) -> None:
-    """Set the process up for a run: threads, and TF32 off where float32 is asked for."""
+    """Set the number of CPU threads, and let cuDNN search for its fastest kernels."""
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """bf16 in convolutions and matrix products, or nothing with float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

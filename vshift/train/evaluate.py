@@ -1,105 +1,52 @@
-"""What is measured of a run's network, at the end of an epoch and of the run. Changes nothing."""
+"""What is measured of a run's network, after an epoch and after the run. Changes nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vshift.config.schema import Config, Recalibration
-from vshift.data import ImageSet, Part, Stream, plain_stream
+from vshift.runs import RunFolder
+from vshift.runs.schema import EpochRow, LayerRow, error_of, summarize_layers, with_errors
 from vshift.shift.decompose import Decomposition, decompose
 from vshift.shift.mode_matrix import mode_costs, mode_matrix, monte_carlo
 from vshift.shift.modes import BNState, batch_statistics, load_bn_state, restoring_state
-from vshift.shift.noise_graph import noise_in_front
-from vshift.shift.recalibration import Method, NotFiniteError, estimate_statistics
-from vshift.shift.stats import PooledMoments, batch_norms, pooled_moments, running_moments
-from vshift.shift.stats import shift_ratio as ratio_of
-from vshift.train.device import autocast
-from vshift.train.objective import make_objective
-from vshift.train.seeding import derive_seed
-from vshift.train.step import MetricAccumulator, Score
+from vshift.shift.recalibration import NotFiniteError, estimate_statistics
+from vshift.shift.stats import (
+    Moments,
+    PooledMoments,
+    pooled_moments,
+    ratio_error,
+    running_moments,
+    shift_ratio,
+)
+from vshift.train.context import (
+    Batches,
+    MetricAccumulator,
+    Metrics,
+    TrainingContext,
+    derive_seed,
+)
 
 Row = dict[str, Any]
-Pairs = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
-def _nothing() -> None:
-    pass
-
-
-@dataclass(frozen=True)
-class TrainingContext:
-    """A run's network with its data: what the functions below measure.
-
-    `check_stop` is called before every batch, so that a signal can interrupt an evaluation that
-    takes minutes.
-    """
-
-    config: Config
-    seed: int
-    model: nn.Module
-    images: ImageSet
-    stream: Stream
-    check_stop: Callable[[], None] = _nothing
-
-    @cached_property
-    def noisy(self) -> frozenset[str]:
-        """The BN layers with noise in front of them; tracing the network finds them, once."""
-        return frozenset(name for name, noise in noise_in_front(self.model).items() if noise)
-
-    def autocast(self) -> Any:
-        return autocast(self.images.train.images.device, self.config.hardware.precision)
-
-    def augmented(self, epoch: int, limit: int | None) -> Pairs:
-        """Training batches with crop and flip, the same at every call; all with limit None."""
-        purpose = derive_seed(self.seed, epoch, "measure")
-        return lambda: self._watched(islice(self.stream.epoch(purpose), limit))
-
-    def plain(self, part: Part, limit: int | None = None) -> Pairs:
-        """A part's images as they are, shuffled, in batches of the training's size.
-
-        Files come class by class: in that order a batch would be no random sample, and its
-        statistics one class's.
-        """
-        size = self.config.data.batch_size
-        if len(part) % size == 1:  # one image alone has no batch statistics in an mlp
-            size += 1
-        stream = plain_stream(self.images, part, size)
-        purpose = derive_seed(self.seed, 0, "shuffle")
-        return lambda: self._watched(islice(stream.epoch(purpose), limit))
-
-    def to_test(self, part: Part) -> Iterable[tuple[Tensor, Tensor]]:
-        """Every image of a part, for scores in eval mode."""
-        if getattr(self.config.norm, "eval_statistics", "running") == "batch":
-            return self.plain(part)()  # the score depends on who is in a batch
-        return self._watched(plain_stream(self.images, part).plain())
-
-    def _watched(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in batches:
-            self.check_stop()
-            yield batch
-
-
-def _images(pairs: Pairs) -> Callable[[], Iterator[Tensor]]:
-    return lambda: (pixels for pixels, _ in pairs())
+def _images(batches: Batches) -> Callable[[], Iterator[Tensor]]:
+    return lambda: (images for images, _ in batches())
 
 
 @torch.no_grad()
-def score(context: TrainingContext, batches: Iterable[tuple[Tensor, Tensor]]) -> Score:
+def evaluate(context: TrainingContext, batches: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
     """Mean loss and accuracy over batches, in the model's present mode."""
-    tally = MetricAccumulator(context.images.train.images.device)
-    objective = make_objective(context.config)
-    for pixels, labels in batches:
+    metrics = MetricAccumulator(context.device)
+    for images, labels in batches:
         with context.autocast():
-            output = context.model(pixels).float()
-        tally.add(*objective(output, pixels, labels), len(labels))
-    return tally.compute_and_reset()
+            output = context.model(images)
+        metrics.add(*context.objective(output.float(), images, labels), len(labels))
+    return metrics.compute_and_reset()
 
 
 def test_scores(context: TrainingContext) -> Row:
@@ -110,87 +57,154 @@ def test_scores(context: TrainingContext) -> Row:
         if part is not None:
             with restoring_state(context.model):
                 context.model.eval()
-                found = score(context, context.to_test(part))
-            row |= {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy}
+                scores = evaluate(context, context.to_test(part))
+            row |= {f"{name}_loss": scores.loss, f"{name}_accuracy": scores.accuracy}
     return row
 
 
-def train_scores(context: TrainingContext, epoch: int) -> Row:
+def train_scores(context: TrainingContext) -> Row:
     """Accuracy on all augmented training images, in eval and in train mode.
 
     In train mode noise is on and BN uses each batch's statistics; buffers stay as they are.
     """
-    row: Row = {}
+    epoch, row = context.config.epochs, {}
     for mode in ("eval", "train"):
         with restoring_state(context.model):
             context.model.train(mode == "train")
             torch.manual_seed(derive_seed(context.seed, epoch, "final noise"))
-            found = score(context, context.augmented(epoch, None)())
-        row[f"train_accuracy_{mode}_mode"] = found.accuracy
-        row[f"train_loss_{mode}_mode"] = found.loss
+            scores = evaluate(context, context.augmented(epoch, None)())
+        row[f"train_accuracy_{mode}_mode"] = scores.accuracy
+        row[f"train_loss_{mode}_mode"] = scores.loss
     return row
 
 
 @torch.no_grad()
 def code_scores(context: TrainingContext) -> Row:
-    """An autoencoder's code, its last hidden layer, on the test images: how much of it is on."""
+    """How active an autoencoder's code, its last hidden layer, is on the test images."""
     coder = nn.Sequential(*list(context.model.children())[:-1])
     sums, count = torch.zeros(2, dtype=torch.float64), 0
     with restoring_state(context.model), context.autocast():
         context.model.eval()
-        for pixels, _ in context.to_test(context.images.test):
-            code = coder(pixels).double().cpu()
+        for images, _ in context.to_test(context.images.test):
+            code = coder(images).double().cpu()
             sums += torch.stack([code.sum(), (code > 0.5).double().sum()])
             count += code.numel()
     mean, active = (sums / count).tolist()
     return {"code_mean_activity": mean, "code_share_above_half": active}
 
 
-def measures_layers_at(config: Config, epoch: int) -> bool:
-    """Whether the layers' variances are written at this epoch: each n-th, and the last."""
-    every = config.measure.every
-    return bool(every) and (epoch % every == 0 or epoch == config.epochs)
+def measure_layers(context: TrainingContext, epoch: int, folder: RunFolder) -> list[LayerRow]:
+    """The epoch's rows of layers.jsonl, where it is measured; resets the layer log.
+
+    After the last epoch writes channels.safetensors too.
+    """
+    config, model, log = context.config, context.model, context.layer_log
+    train = {} if log is None else log.compute_and_reset()
+    last = epoch == config.epochs
+    if log is None or not (last or epoch % config.measure.every == 0):
+        return []
+    evaluated: dict[str, PooledMoments] = {}
+    decompositions: dict[str, Decomposition] = {}
+    if last or config.measure.eval_epochs == "all" or epoch in config.measure.eval_epochs:
+        evaluated = eval_moments(context, epoch)
+        decompositions = decomposed(context, epoch)
+    running = running_moments(model)
+    if last:
+        folder.write_channels(_channel_vectors(train, running, evaluated))
+    average = _averaged_batches(config, epoch * context.stream.steps)
+    return [
+        LayerRow(
+            epoch=epoch,
+            index=index,
+            layer=name,
+            channels=len(moments.variance),
+            noise_before=name in context.noisy_layers,
+            train_variance=float(moments.variance.mean()),
+            running_variance=float(running[name].variance.mean()),
+            **_shift_columns(running[name], evaluated.get(name), average),
+            **_decomposition_columns(decompositions.get(name)),
+        )
+        for index, (name, moments) in enumerate(train.items())
+    ]
 
 
-def measures_eval_at(config: Config, epoch: int) -> bool:
-    """Whether eval_variance is measured at this epoch: those named, and the last."""
-    named = config.measure.eval_epochs
-    return epoch == config.epochs or named == "all" or epoch in named
+def _shift_columns(running: Moments, evaluated: PooledMoments | None, average: float) -> Row:
+    if evaluated is None:
+        return {}
+    variance = float(evaluated.average_variance.mean())
+    ratio = shift_ratio(running.variance, evaluated.average_variance)
+    error = ratio_error(ratio, variance, evaluated.standard_error, evaluated.batches, average)
+    return {"eval_variance": variance, "shift_ratio": ratio, "shift_ratio_se": error}
+
+
+def _decomposition_columns(parts: Decomposition | None) -> Row:
+    if parts is None:
+        return {}
+    row: Row = {
+        "predicted_exact": parts.exact,
+        "closed_form_ratio": parts.closed_form,
+        "cos2": parts.cos2,
+        "dcos2": parts.dcos2,
+    }
+    for name in ("total", "local", "inherited", "predicted"):
+        estimate = getattr(parts, name)
+        row |= {f"{name}_ratio": estimate.value, f"{name}_ratio_se": estimate.error}
+    return row
+
+
+def _averaged_batches(config: Config, steps: int) -> float:
+    """The number of batches that BN's average counts as: (2 − m)/m of a moving one."""
+    momentum = getattr(config.norm, "momentum", 0.0)
+    if momentum is None:
+        return steps
+    return min(steps, (2 - momentum) / momentum) if momentum else 0.0
+
+
+def _channel_vectors(
+    train: dict[str, Moments], running: dict[str, Moments], evaluated: dict[str, PooledMoments]
+) -> dict[str, Any]:
+    """float32 vectors `<layer>.<train|running|eval>_<variance|mean>`."""
+    in_eval = {k: Moments(p.average_mean, p.average_variance) for k, p in evaluated.items()}
+    return {
+        f"{name}.{kind}_{moment}": getattr(moments, moment).float().numpy()
+        for kind, layers in (("train", train), ("running", running), ("eval", in_eval))
+        for name, moments in layers.items()
+        for moment in ("variance", "mean")
+    }
 
 
 def eval_moments(context: TrainingContext, epoch: int) -> dict[str, PooledMoments]:
-    """What every BN layer meets in eval mode on augmented training batches."""
+    """Every BN layer's input in eval mode, on augmented training batches."""
     batches = context.augmented(epoch, context.config.measure.eval_batches)
     with restoring_state(context.model), context.autocast():
         context.model.eval()
         return pooled_moments(context.model, _images(batches))
 
 
-def explanations(context: TrainingContext, epoch: int) -> dict[str, Decomposition]:
-    """Each layer's shift split into local and inherited, with the prediction; {} if turned off."""
+def decomposed(context: TrainingContext, epoch: int) -> dict[str, Decomposition]:
+    """Each layer's shift in local and inherited, with the prediction; {} if turned off."""
     limit = context.config.measure.explain_batches
-    if not limit or not batch_norms(context.model):
+    if not limit or not context.bn_layers:
         return {}
     batches = context.augmented(epoch, limit)
+    seed = derive_seed(context.seed, epoch, "explain noise")
     with context.autocast():
-        return decompose(
-            context.model, _images(batches), derive_seed(context.seed, epoch, "explain noise")
-        )
+        return decompose(context.model, _images(batches), seed)
 
 
 def recalibrations(
-    context: TrainingContext, how: Recalibration, epoch: int
+    context: TrainingContext, how: Recalibration
 ) -> tuple[list[Row], dict[str, BNState]]:
     """Re-estimate BN statistics by every method asked for, and test with each.
 
     Returns:
-        A row for each method, and the new statistics by method (none for `batch` and `mix`, which
-        are ways to test). Where a method finds no finite statistics, its row has no scores and
-        says so as `problem`.
+        A row per method, and the new statistics by method (none for `batch` and `mix`, which are
+        ways to test). Where a method finds no finite statistics, its row has no scores and the
+        reason as `problem`.
     """
-    if not batch_norms(context.model):
+    if not context.bn_layers:
         return [], {}
-    part = context.images.train
+    epoch, part = context.config.epochs, context.images.train
     batches = (
         context.augmented(epoch, how.batches) if how.augment else context.plain(part, how.batches)
     )
@@ -199,14 +213,25 @@ def recalibrations(
     for method in how.methods:
         with restoring_state(context.model):
             if method == "batch" or method == "mix":
-                own = 1.0 if method == "batch" else how.batch_weight
-                tested = _with_batch_statistics(context, own)
+                weight = 1.0 if method == "batch" else how.batch_weight
+                with batch_statistics(context.model, weight):
+                    scores = evaluate(context, context.plain(context.images.test)())
+                tested: Row = {"test_loss": scores.loss, "test_accuracy": scores.accuracy}
+                tested["batch_weight"] = weight
             else:
                 torch.manual_seed(derive_seed(context.seed, epoch, "recalibration noise"))
                 try:
-                    states[method] = _estimated(context, how, method, batches)
+                    with context.autocast():
+                        states[method] = estimate_statistics(
+                            context.model,
+                            _images(batches),
+                            method,
+                            moments=how.moments,
+                            estimator=how.estimator,
+                            at_once=method == "layerwise",
+                        )
                     load_bn_state(context.model, states[method])
-                    tested = test_scores(context) | _ratios(context, epoch)
+                    tested = test_scores(context) | _mean_ratios(context, epoch)
                 except NotFiniteError as error:
                     tested = {"test_loss": None, "test_accuracy": None, "problem": str(error)}
         # `own` is the column's name in run folders, from before the key was called batch_weight.
@@ -215,38 +240,19 @@ def recalibrations(
     return rows, states
 
 
-def _estimated(
-    context: TrainingContext, how: Recalibration, method: Method, batches: Pairs
-) -> BNState:
-    with context.autocast():
-        return estimate_statistics(
-            context.model,
-            _images(batches),
-            method,
-            moments=how.moments,
-            estimator=how.estimator,
-            at_once=method == "layerwise",
-        )
-
-
-def _with_batch_statistics(context: TrainingContext, own: float) -> Row:
-    """Test with BN on a mix of each test batch's own statistics and the running ones."""
-    with batch_statistics(context.model, own):
-        found = score(context, context.plain(context.images.test)())
-    return {"test_loss": found.loss, "test_accuracy": found.accuracy, "own": own}
-
-
-def _ratios(context: TrainingContext, epoch: int) -> Row:
-    """Shift ratios with the model's present statistics."""
-    eval_stats, running = eval_moments(context, epoch), running_moments(context.model)
+def _mean_ratios(context: TrainingContext, epoch: int) -> Row:
+    """Shift ratios with the model's present running statistics."""
+    evaluated, running = eval_moments(context, epoch), running_moments(context.model)
     ratios = [
-        ratio_of(running[name].variance, eval_stats[name].average_variance) for name in eval_stats
+        shift_ratio(running[name].variance, moments.average_variance)
+        for name, moments in evaluated.items()
     ]
     return {"shift_ratio_mean": sum(ratios) / len(ratios), "shift_ratio_max": max(ratios)}
 
 
-def mode_rows(context: TrainingContext, states: dict[str, BNState], epoch: int) -> list[Row]:
+def mode_rows(context: TrainingContext, states: dict[str, BNState]) -> list[Row]:
     """The mode matrix on test images and on augmented training images."""
+    epoch = context.config.epochs
     parts = {
         "train": context.augmented(epoch, context.config.measure.eval_batches),
         "test": context.plain(context.images.test),
@@ -255,8 +261,8 @@ def mode_rows(context: TrainingContext, states: dict[str, BNState], epoch: int) 
     rows = []
     for name, batches in parts.items():
         with context.autocast():
-            found = mode_matrix(context.model, batches, states, seed=seed)
-        rows += [{"data": name, **row} for row in found]
+            matrix = mode_matrix(context.model, batches, states, seed=seed)
+        rows += [{"data": name, **row} for row in matrix]
     return rows
 
 
@@ -266,15 +272,16 @@ def mode_summary(rows: list[Row]) -> Row:
     return {f"test_{key.replace('.', '_')}": value for key, value in costs.items()}
 
 
-def monte_carlo_scores(context: TrainingContext, passes: int, epoch: int) -> Row:
+def monte_carlo_scores(context: TrainingContext, passes: int) -> Row:
     """Monte Carlo dropout on the test images: noise on, BN on running statistics, k passes."""
-    seed = derive_seed(context.seed, epoch, "monte carlo")
-    watched = context.model.register_forward_pre_hook(lambda *_: context.check_stop())
+    seed = derive_seed(context.seed, context.config.epochs, "monte carlo")
+    # A batch is predicted many times: a signal must not wait for all of them.
+    hook = context.model.register_forward_pre_hook(lambda *_: context.check_stop())
     try:
         with context.autocast():
             found = monte_carlo(context.model, context.plain(context.images.test), passes, seed)
     finally:
-        watched.remove()
+        hook.remove()
     return {
         "monte_carlo_passes": found.passes,
         "monte_carlo_accuracy": found.accuracy,
@@ -283,3 +290,38 @@ def monte_carlo_scores(context: TrainingContext, passes: int, epoch: int) -> Row
         "monte_carlo_accuracy_sd": found.accuracy_sd,
         "monte_carlo_spread": float(found.spread.mean()),
     }
+
+
+def evaluate_final_model(
+    context: TrainingContext, row: EpochRow, layers: list[LayerRow], folder: RunFolder
+) -> None:
+    """After the last epoch: recalibrate, take the mode matrix, and write the summary."""
+    config = context.config
+    epoch_row = row.to_dict()
+    final = {k: v for k, v in epoch_row.items() if k.startswith(("test_", "validation_"))}
+    summary: Row = {
+        "epoch": row.epoch,
+        **with_errors(final),
+        "train_loss": row.train_loss,
+        "train_accuracy": row.train_accuracy,
+        **summarize_layers(layers),
+        "parameters": sum(p.numel() for p in context.model.parameters()),
+        **train_scores(context),
+    }
+    rows, states = recalibrations(context, config.recalibration)
+    tested = {key: value for key, value in final.items() if key.startswith("test_")}
+    folder.write_recalibration([{"method": "none", **tested}, *rows], states)
+    summary |= {f"test_accuracy_{r['method']}": r["test_accuracy"] for r in rows}
+    if rows:
+        summary["recalibration"] = rows[0]["method"]
+        summary["test_error_recalibrated"] = error_of(rows[0]["test_accuracy"])
+        summary["test_loss_recalibrated"] = rows[0]["test_loss"]
+    if config.network.name == "autoencoder":
+        summary |= code_scores(context)
+    if config.measure.modes:
+        modes = mode_rows(context, states)
+        folder.write_modes(modes)
+        summary |= mode_summary(modes)
+    if config.measure.monte_carlo:
+        summary |= monte_carlo_scores(context, config.measure.monte_carlo)
+    folder.write_summary(summary)

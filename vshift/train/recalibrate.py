@@ -10,16 +10,9 @@ from vshift.config import load as load_config
 from vshift.data import load as load_images
 from vshift.errors import RunError
 from vshift.runs import PROBE, RunFolder
-from vshift.shift.stats import batch_norms
+from vshift.train.context import TrainingContext
 from vshift.train.device import choose_device, configure
-from vshift.train.evaluate import (
-    TrainingContext,
-    mode_rows,
-    monte_carlo_scores,
-    recalibrations,
-    test_scores,
-)
-from vshift.train.loop import make_context
+from vshift.train.evaluate import mode_rows, monte_carlo_scores, recalibrations, test_scores
 
 Row = dict[str, Any]
 
@@ -31,8 +24,8 @@ def open_run(path: Path, sets: Sequence[str] = ()) -> TrainingContext:
         sets: changes of its config, as with `--set`; they must not change the network.
 
     Raises:
-        RunError: the run is not finished, its checkpoint is missing or damaged, or it is no run of
-            vshift's own but what a VarianceProbe saved.
+        RunError: the run is not finished, its checkpoint is missing or damaged, or a VarianceProbe
+            saved it, without a network.
     """
     folder = RunFolder.open(path)
     if folder.run.get("source") == PROBE:
@@ -49,7 +42,7 @@ def open_run(path: Path, sets: Sequence[str] = ()) -> TrainingContext:
     config = load_config(path / "config.yaml", sets)
     device = choose_device(config.hardware.device)
     configure(config.hardware, device)
-    context = make_context(config, config.seeds[0], load_images(config.data, device))
+    context = TrainingContext(config, config.seeds[0], load_images(config.data, device))
     try:
         context.model.load_state_dict(folder.load_checkpoint()["model"])
     except (KeyError, RuntimeError) as error:
@@ -61,31 +54,24 @@ def open_run(path: Path, sets: Sequence[str] = ()) -> TrainingContext:
 def recalibrate_run(path: Path, sets: Sequence[str]) -> list[Row]:
     """Re-estimate by every method, test, and write the results beside the run.
 
-    What is done stands in the config's sections recalibration and measure, with `sets`. The
+    The config's sections recalibration and measure, changed by `sets`, say what is done. The
     checkpoint and what training wrote stay as they are.
 
     Returns:
-        A row for the run as it was trained (method `none`), one for each method, and with
+        A row for the run as it was trained (method `none`), one per method, and with
         measure.monte_carlo one more (method `monte_carlo`).
     """
     context = open_run(path, sets)
-    config, folder = context.config, RunFolder(path)
-    if not batch_norms(context.model):
+    measure, folder = context.config.measure, RunFolder(path)
+    if not context.bn_layers:
         raise RunError(f"{path}: the network has no BN layer to recalibrate")
     before = {"method": "none", **test_scores(context)}
-    rows, states = recalibrations(context, config.recalibration, config.epochs)
-    if config.measure.modes:
-        folder.write_modes(mode_rows(context, states, config.epochs))
-    if config.measure.monte_carlo:
-        rows.append(_monte_carlo(context, config.measure.monte_carlo))
+    rows, states = recalibrations(context, context.config.recalibration)
+    if measure.modes:
+        folder.write_modes(mode_rows(context, states))
+    if measure.monte_carlo:
+        scores = monte_carlo_scores(context, measure.monte_carlo)
+        tested = {f"test_{key}": scores[f"monte_carlo_{key}"] for key in ("accuracy", "loss")}
+        rows.append({"method": "monte_carlo", **tested, **scores})
     folder.write_recalibration([before, *rows], states)
     return [before, *rows]
-
-
-def _monte_carlo(context: TrainingContext, passes: int) -> Row:
-    found = monte_carlo_scores(context, passes, context.config.epochs)
-    tested = {
-        "test_accuracy": found["monte_carlo_accuracy"],
-        "test_loss": found["monte_carlo_loss"],
-    }
-    return {"method": "monte_carlo", **tested, **found}

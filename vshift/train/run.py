@@ -13,12 +13,15 @@ from vshift.data import ImageSet, load
 from vshift.errors import Damaged, Interrupted, RunError, RunLost, Stopped, TrainingFailed
 from vshift.runs import RunFolder, next_action, number, prepare, run_path
 from vshift.text import pluralize
-from vshift.train import signals
+from vshift.train.checkpointer import Checkpointer
+from vshift.train.context import TrainingContext, build_model
 from vshift.train.device import choose_device, configure, device_name
-from vshift.train.loop import build_model, train
+from vshift.train.fast_steps import make_train_step, works_on
+from vshift.train.loop import train
 from vshift.train.progress import Reporter
+from vshift.train.signals import NO_STOP, StopSignal, catch_stop_signals
 
-_NOTED = "stopping behind this step, with a checkpoint; Ctrl-C again stops at once"
+_STOPPING = "stopping after this step, with a checkpoint; Ctrl-C again stops at once"
 
 
 def train_seeds(config: Config, runs_dir: Path, fresh: bool, reporter: Reporter) -> None:
@@ -30,25 +33,26 @@ def train_seeds(config: Config, runs_dir: Path, fresh: bool, reporter: Reporter)
         TrainingFailed: after the last seed, if a run diverged.
         VShiftError: what the config asks for cannot be had.
     """
-    waiting = [
-        seed for seed in config.seeds if not _settled(config, seed, runs_dir, fresh, reporter)
-    ]
-    diverged = [
-        seed
-        for seed in config.seeds
-        if seed not in waiting
-        and next_action(RunFolder(run_path(runs_dir, config.name, seed)), config) == "diverged"
-    ]
+    waiting, diverged = [], []
+    for seed in config.seeds:
+        path = run_path(runs_dir, config.name, seed)
+        action = "new" if fresh else next_action(RunFolder(path), config)
+        if action == "done":
+            reporter.say(f"{path} is done; --fresh trains it again")
+        elif action == "diverged":
+            diverged.append(seed)
+        else:
+            waiting.append(seed)
     if waiting:
         device = choose_device(config.hardware.device)
         configure(config.hardware, device)
         images = load(config.data, device)
         build_model(config, images, waiting[0])
-    with signals.catch_stop_signals("" if reporter.quiet else _NOTED) as stop:
+    with catch_stop_signals("" if reporter.quiet else _STOPPING) as stop:
         for seed in waiting:
             if stop.requested:
                 raise Interrupted(
-                    f"{config.name}: stopped before seed {seed}; the same command goes on with it",
+                    f"{config.name}: stopped before seed {seed}; repeat the command to train it",
                     stop.exit_code,
                 )
             if train_one(config, seed, images, runs_dir, fresh, reporter, stop) == "diverged":
@@ -61,15 +65,6 @@ def train_seeds(config: Config, runs_dir: Path, fresh: bool, reporter: Reporter)
         )
 
 
-def _settled(config: Config, seed: int, runs_dir: Path, fresh: bool, reporter: Reporter) -> bool:
-    """Whether a seed needs no training; says so."""
-    path = run_path(runs_dir, config.name, seed)
-    action = "new" if fresh else next_action(RunFolder(path), config)
-    if action == "done":
-        reporter.say(f"{path} is done; --fresh trains it again")
-    return action in ("done", "diverged")
-
-
 def train_one(
     config: Config,
     seed: int,
@@ -77,27 +72,32 @@ def train_one(
     runs_dir: Path,
     fresh: bool,
     reporter: Reporter,
-    stop: signals.StopSignal = signals.NO_STOP,
+    stop: StopSignal = NO_STOP,
 ) -> str:
-    """One run from prepare to finish; returns its status.
+    """Train one run in its folder, from prepare to finish; returns its status.
 
     Raises:
-        Interrupted: `stop` or a KeyboardInterrupt ended it; the same command goes on.
+        Interrupted: `stop` or a KeyboardInterrupt ended it; it can be resumed.
         RunLost: its folder failed: a full disk, a deleted folder, another process.
     """
     folder, action = prepare(runs_dir, config, seed, fresh, torch.get_num_threads())
     if action in ("done", "diverged"):
         return action
     device = images.train.images.device
-    began = time.perf_counter()
+    started = time.perf_counter()
     status = "failed"
     try:
-        _same_threads(folder, reporter)
+        _restore_threads(folder, reporter)
         folder.update_run(device=device_name(device), threads=torch.get_num_threads())
-        status = train(config, seed, images, folder, reporter, stop)
+        status = train_in(folder, config, seed, images, reporter, stop)
     except (KeyboardInterrupt, Stopped) as stopped:
         status = "interrupted"
-        raise _interrupted(folder, stopped) from None
+        saved = isinstance(stopped, Stopped) and not stopped.at_once
+        raise Interrupted(
+            f"{folder.path}: interrupted; repeat the command to resume from "
+            + ("there" if saved else "its last checkpoint"),
+            stopped.exit_code if isinstance(stopped, Stopped) else 130,
+        ) from None
     except torch.OutOfMemoryError as error:
         raise TrainingFailed(
             f"{folder.path}: the GPU's memory is full; lower data.batch_size. {error}"
@@ -111,22 +111,49 @@ def train_one(
         # Where the disk itself failed, its own error is already on the way up.
         with suppress(RunError):
             if folder.is_held:
-                folder.mark_finished(status, **_speed(folder, time.perf_counter() - began))
+                folder.mark_finished(status, **_speed(folder, time.perf_counter() - started))
         folder.close()
     hint = f"; next: vshift compare {runs_dir}" if status == "done" else ""
     reporter.say(f"{folder.path}: {status}{hint}")
     return status
 
 
-def _interrupted(folder: RunFolder, stopped: KeyboardInterrupt | Stopped) -> Interrupted:
-    waited = isinstance(stopped, Stopped) and not stopped.at_once
-    place = "there" if waited else "its last checkpoint"
-    code = stopped.exit_code if isinstance(stopped, Stopped) else 130
-    return Interrupted(f"{folder.path}: interrupted; the same command goes on from {place}", code)
+def train_in(
+    folder: RunFolder,
+    config: Config,
+    seed: int,
+    images: ImageSet,
+    reporter: Reporter,
+    stop: StopSignal = NO_STOP,
+) -> str:
+    """Train in a prepared folder, from its last checkpoint if there is one.
+
+    Args:
+        stop: checked after every step and before every batch of an evaluation; once requested,
+            the run writes a checkpoint and raises `Stopped`.
+
+    Returns:
+        `done` or `diverged`.
+    """
+
+    def check_stop() -> None:
+        folder.pulse()
+        if stop.requested:
+            raise stop.stopped()
+
+    context = TrainingContext(config, seed, images, check_stop)
+    checkpointer = Checkpointer(folder, context, reporter.say)
+    resumed = checkpointer.restore()
+    # Resume with the step that the run began with, where it works on this device.
+    earlier = str(folder.run.get("step"))
+    keep = resumed and works_on(earlier, context.device.type)
+    train_step = make_train_step(earlier if keep else config.hardware.step, context, reporter.say)
+    folder.update_run(step=train_step.name)
+    return train(context, train_step, checkpointer, folder, reporter)
 
 
-def _same_threads(folder: RunFolder, reporter: Reporter) -> None:
-    """Go on with the number of threads that the run began with: others round differently."""
+def _restore_threads(folder: RunFolder, reporter: Reporter) -> None:
+    """Resume with the number of threads that the run began with: others round differently."""
     threads = folder.run.get("threads")
     if isinstance(threads, int) and 0 < threads < 4096 and threads != torch.get_num_threads():
         reporter.say(f"{folder.path}: with {pluralize(threads, 'thread')}, as it began")
@@ -134,7 +161,7 @@ def _same_threads(folder: RunFolder, reporter: Reporter) -> None:
 
 
 def _speed(folder: RunFolder, seconds: float) -> dict[str, float | None]:
-    """Seconds over all attempts, and training images a second over all epochs."""
+    """Seconds over all attempts, and training images per second over all epochs."""
     speeds = [number(row.get("images_per_second")) for row in folder.metrics()]
     slowness = [1 / speed for speed in speeds if speed]
     return {

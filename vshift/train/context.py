@@ -1,0 +1,212 @@
+"""What one run trains with: its network, batches, optimizer, loss and running sums."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from vshift.config.networks import Autoencoder, FullyConnected
+from vshift.config.schema import Config
+from vshift.data import ImageSet, Part, plain_stream, train_stream
+from vshift.errors import ConfigError
+from vshift.networks import build
+from vshift.shift.noise_graph import noise_in_front
+from vshift.shift.stats import batch_norms
+from vshift.shift.training_log import TrainingLog
+from vshift.text import pluralize
+from vshift.train.optimizer import make_optimizer
+
+MAX_STEPS = 10**8  # per run; each has its learning rate in a list
+
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+# (output, images, labels) → mean loss, number of correct answers
+Objective = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def derive_seed(seed: int, epoch: int, purpose: str) -> int:
+    """A 32-bit seed for one purpose in one epoch; other arguments give an unrelated one.
+
+    32 bits because PyTorch's CPU generator uses no more of a seed.
+    """
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{purpose}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
+
+
+def classification(output: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy in nats of logits [N, K], and the number of correct answers."""
+    return F.cross_entropy(output, labels), (output.argmax(1) == labels).sum()
+
+
+def reconstruction(output: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squared error of [N, C·H·W] against the images as the network got them, and NaN.
+
+    Images are normalised to variance 1, so an error of 1 is that of answering with the training
+    images' mean colour.
+    """
+    return F.mse_loss(output, images.flatten(1).float()), output.new_full((), torch.nan)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Mean loss and accuracy in percent (None where nothing is classified) of `count` images."""
+
+    loss: float
+    accuracy: float | None
+    count: int
+
+
+class MetricAccumulator:
+    """Sums losses and correct answers on the device; one copy to the host per result."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self._images: dict[int, Tensor] = {}
+
+    def add(self, loss: Tensor, correct: Tensor, count: int) -> None:
+        """Add a batch of `count` images: its mean loss, and its correct answers or NaN.
+
+        The count is summed on the device too, so that a captured graph can do all of it.
+        """
+        if count not in self._images:
+            self._images[count] = torch.full_like(self._sums[0], count)
+        images = self._images[count]
+        self._sums += torch.stack([loss.detach().double() * count, correct.double(), images])
+
+    def compute_and_reset(self) -> Metrics:
+        """The metrics since the last call."""
+        loss, correct, images = self._sums.tolist()
+        count = max(images, 1)
+        accuracy = None if math.isnan(correct) else 100 * correct / count
+        self._sums.zero_()
+        return Metrics(loss / count, accuracy, int(images))
+
+    def tensors(self) -> list[Tensor]:
+        """What `add` changes, on the device."""
+        return [self._sums]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far, on the CPU."""
+        return {"sums": self._sums.to("cpu", copy=True)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from sums that `state_dict` gave; in place, as a captured step needs it."""
+        self._sums.copy_(state["sums"])
+
+
+def build_model(config: Config, images: ImageSet, seed: int) -> nn.Module:
+    """The config's network for these images, with the seed's initial weights, on the CPU.
+
+    Raises:
+        ConfigError, DataError: the config's network or batches do not fit the images.
+    """
+    model = build(
+        config,
+        classes=len(images.classes),
+        channels=images.channels,
+        size=images.size,
+        seed=derive_seed(seed, 0, "weights"),
+    )
+    batch_size = config.data.batch_size
+    steps = config.epochs * -(-len(images.train) // batch_size)
+    if steps > MAX_STEPS:
+        raise ConfigError(
+            f"epochs: {pluralize(config.epochs, 'epoch')} are {steps:,} steps; at most "
+            f"{MAX_STEPS:,}"
+        )
+    if len(images.train) % batch_size == 1 and isinstance(config.network, FullyConnected):
+        raise ConfigError(
+            f"data.batch_size: the last batch of {len(images.train)} images would hold a single "
+            f"one, and BN in an {config.network.name} cannot take the variance of one value; try "
+            f"{batch_size + 1}"
+        )
+    return model
+
+
+class TrainingContext:
+    """One run's network with everything that trains and evaluates it, built once.
+
+    Args:
+        check_stop: called after every step and before every batch of an evaluation, so that a
+            signal can interrupt an evaluation that takes minutes; what it raises ends the run.
+
+    Attributes:
+        model: with the seed's initial weights, on the images' device, in channels_last.
+        stream: the augmented training batches.
+        metrics: of the training batches of the present epoch.
+        layer_log: the BN layers' input statistics of the same batches; None if not wanted.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        seed: int,
+        images: ImageSet,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.config, self.seed, self.images, self.check_stop = config, seed, images, check_stop
+        self.device = images.train.images.device
+        model = build_model(config, images, seed)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        augment = config.data.augment
+        self.stream = train_stream(images, config.data.batch_size, augment.crop, augment.flip)
+        self.optimizer = make_optimizer(self.model, config.optimizer)
+        self.objective: Objective = (
+            reconstruction if isinstance(config.network, Autoencoder) else classification
+        )
+        self.metrics = MetricAccumulator(self.device)
+        self.layer_log = TrainingLog(self.model) if config.measure.every else None
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """bf16 in convolutions and matrix products, or nothing with float32."""
+        enabled = self.config.hardware.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    @cached_property
+    def bn_layers(self) -> dict[str, _BatchNorm]:
+        """The BN layers that keep running statistics, by name."""
+        return batch_norms(self.model)
+
+    @cached_property
+    def noisy_layers(self) -> frozenset[str]:
+        """The BN layers with noise in front of them; tracing the network finds them, once."""
+        return frozenset(name for name, noise in noise_in_front(self.model).items() if noise)
+
+    def augmented(self, epoch: int, limit: int | None) -> Batches:
+        """Training batches with crop and flip, the same at every call; all with limit None."""
+        seed = derive_seed(self.seed, epoch, "measure")
+        return lambda: self._checked(islice(self.stream.epoch(seed), limit))
+
+    def plain(self, part: Part, limit: int | None = None) -> Batches:
+        """A part's images as they are, shuffled, in batches of the training's size.
+
+        Files come class by class: in that order a batch would be no random sample, and its
+        statistics one class's.
+        """
+        size = self.config.data.batch_size
+        if len(part) % size == 1:  # one image alone has no batch statistics in an mlp
+            size += 1
+        stream = plain_stream(self.images, part, size)
+        seed = derive_seed(self.seed, 0, "shuffle")
+        return lambda: self._checked(islice(stream.epoch(seed), limit))
+
+    def to_test(self, part: Part) -> Iterable[tuple[Tensor, Tensor]]:
+        """Every image of a part, for scores in eval mode."""
+        if getattr(self.config.norm, "eval_statistics", "running") == "batch":
+            return self.plain(part)()  # the score depends on who is in a batch
+        return self._checked(plain_stream(self.images, part).plain())
+
+    def _checked(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in batches:
+            self.check_stop()
+            yield batch
