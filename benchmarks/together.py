@@ -133,13 +133,10 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
             work = Work(case, count, given.steps, device, info.threads)
             found["cases"].append(race_together(work, given.repeats, budget))
             if given.json:
-                _keep(found, given.json / "together" / f"{slug(info)}.json")
+                path = given.json / "together" / f"{slug(info)}.json"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(found, indent=1) + "\n")
     return found
-
-
-def _keep(found: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

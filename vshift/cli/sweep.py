@@ -99,7 +99,7 @@ def sweep(
         entries = slurm.sweep(planned, runs_dir, options, reporter)
     else:
         entries = local.sweep(planned, runs_dir, here, reporter)
-    done = progress.finished_paths(entries)
+    done = [entry.path for entry in entries if entry.state == "done"]
     if done and (not on_slurm or all(entry.is_over for entry in entries)):
         print_comparison(done)
     progress.raise_if_failed(entries)

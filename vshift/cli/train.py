@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -37,20 +37,16 @@ def train(
 
     chosen = load(config, changes_of(sets, device, seeds))
     refuse_study(chosen, config)
-    from vshift.train.progress import Reporter
-
     if dry_run:
-        _print_plan(chosen, runs_dir, fresh)
+        from vshift.runs import RunFolder, next_action, run_path
+
+        for seed in chosen.seeds:
+            path = run_path(runs_dir, chosen.name, seed)
+            action = "new" if fresh else next_action(RunFolder(path), chosen)
+            epochs = pluralize(chosen.epochs, "epoch")
+            typer.echo(f"{path}: {action}, {epochs} of {chosen.data.name}")
         return
+    from vshift.train.progress import Reporter
     from vshift.train.run import train_seeds
 
     train_seeds(chosen, runs_dir, fresh, Reporter(quiet))
-
-
-def _print_plan(config: Any, runs_dir: Path, fresh: bool) -> None:
-    from vshift.runs import RunFolder, next_action, run_path
-
-    for seed in config.seeds:
-        path = run_path(runs_dir, config.name, seed)
-        action = "new" if fresh else next_action(RunFolder(path), config)
-        typer.echo(f"{path}: {action}, {pluralize(config.epochs, 'epoch')} of {config.data.name}")

@@ -249,16 +249,12 @@ class _Pool:
                 (self.held if end is Outcome.elsewhere else self.todo).append(entry)
             case Outcome.failed if entry.attempts <= self.options.retries:
                 entry.state = State.resume
+                reason = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
+                reason += ", perhaps for its memory" if code == -9 else ""
                 self.reporter.say(
-                    f"{entry.job.label}: failed ({_reason(code)}), it will be retried\n"
+                    f"{entry.job.label}: failed ({reason}), it will be retried\n"
                     f"{excerpt(log_path(entry.path))}"
                 )
                 self.todo.append(entry)
             case _:
                 self.progress.settle(entry, State.failed, excerpt(log_path(entry.path)))
-
-
-def _reason(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    return f"killed by signal {-code}" + (", perhaps for its memory" if code == -9 else "")

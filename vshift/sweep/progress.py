@@ -27,7 +27,14 @@ from vshift.sweep.logs import log_path
 from vshift.sweep.plan import Job
 from vshift.sweep.status import State, all_statuses, last_epoch
 from vshift.tables import Column, Table, live_table
-from vshift.text import NONE, escape_lines, format_duration, format_integer, format_number
+from vshift.text import (
+    NONE,
+    escape_lines,
+    format_duration,
+    format_integer,
+    format_number,
+    format_significant,
+)
 from vshift.train.progress import Reporter
 
 # ---- estimates
@@ -327,17 +334,12 @@ def _tested(row: Row) -> str:
     accuracy, loss = number(row.get("test_accuracy")), number(row.get("test_loss"))
     if accuracy is not None:
         return f"{format_number(accuracy, 2)} %"
-    return f"loss {loss:.3g}" if loss is not None else ""
+    return f"loss {format_significant(loss, 3)}" if loss is not None else ""
 
 
 # ---- at its end
 
 MOST_NAMED = 20
-
-
-def finished_paths(entries: Sequence[Entry]) -> list[Path]:
-    """The run folders that can be compared."""
-    return [entry.path for entry in entries if entry.state is State.done]
 
 
 def raise_if_failed(entries: Sequence[Entry]) -> None:

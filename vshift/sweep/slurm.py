@@ -393,7 +393,7 @@ class Waiter:
         except RunError as error:
             self.progress.settle(entry, State.failed, str(error))
             return
-        label, running = entry.job.label, status.state is State.running
+        now, label, running = time.monotonic(), entry.job.label, status.state is State.running
         slurm_job = status.by if status.state is State.queued else None
         if status.state.settled:
             self.progress.settle(entry, status.state)
@@ -401,12 +401,8 @@ class Waiter:
             entry.state, entry.by = status.state, slurm_job
             if running or known is not None:
                 self.orphaned.pop(label, None)
-        elif self._orphaned_for(label) > self.options.grace:
+        elif now - self.orphaned.setdefault(label, now) > self.options.grace:
             unmark_queued(entry.path)
             gone = f"its Slurm job {slurm_job} is gone; the same command submits it again"
             fault = gone if slurm_job else excerpt(log_path(entry.path))
             self.progress.settle(entry, State.failed, fault)
-
-    def _orphaned_for(self, label: str) -> float:
-        now = time.monotonic()
-        return now - self.orphaned.setdefault(label, now)
