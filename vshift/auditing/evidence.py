@@ -152,6 +152,21 @@ class Evidence:
         tracked = self.layers[name].num_batches_tracked
         return None if tracked is None else int(tracked)
 
+    def reference_moments(self, name: str) -> Moments | None:
+        """A layer's running statistics in the reference; None if it has none of this shape."""
+        mean, variance = (
+            self.reference.get(f"{name}.{key}".removeprefix("."))
+            for key in ("running_mean", "running_var")
+        )
+        if mean is None or variance is None or mean.shape != self.running[name].mean.shape:
+            return None
+        return Moments(mean.detach().double().cpu(), variance.detach().double().cpu())
+
+    def has_reference_statistics(self, name: str) -> bool:
+        """Whether a layer's running mean is still the reference's, bit for bit."""
+        reference = self.reference_moments(name)
+        return reference is not None and torch.equal(reference.mean, self.running[name].mean)
+
     # ---- judging the running statistics
 
     @cached_property

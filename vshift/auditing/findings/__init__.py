@@ -1,7 +1,7 @@
 """The findings of an audit: a class each, and the order in which they are looked for."""
 
 from vshift.auditing.findings import batches, buffers, mixtures, modes, noise, non_bn
-from vshift.auditing.findings.base import Check, Finding
+from vshift.auditing.findings.base import FAR, Check, Finding
 
 # The order decides twice. A layer's running statistics are explained by the first check that claims
 # them, so specific causes come before general ones, and `Stale` takes what is left. And repairs are
@@ -25,7 +25,7 @@ CHECKS: tuple[Check, ...] = (
     mixtures.MomentumLow(),
     mixtures.InitialBias(),
     mixtures.Polluted(),
-    buffers.Stale(at_least=buffers.FAR),
+    buffers.Stale(at_least=FAR),
     buffers.VarianceBelowEps(),
     non_bn.InstanceNorm(),
     non_bn.SpectralNorm(),

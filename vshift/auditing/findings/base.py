@@ -11,6 +11,7 @@ from vshift.auditing.evidence import Evidence
 from vshift.auditing.repairs import Repair
 from vshift.auditing.severity import SEVERITIES, Gain
 
+FAR = 0.5  # standard deviations; augmentation of training data makes up to 0.3
 RECALIBRATE = "re-estimate with `vshift.recalibrate(model, loader)` or `vshift audit --fix`"
 
 
@@ -126,24 +127,31 @@ class BufferCheck(Check):
         layers: Sequence[str],
         message: str,
         *,
+        layer: str | None = None,
+        repair: Repair | None = None,
         drop_if_no_gain: bool = False,
         note_if_dropped: str = "",
         **numbers: Any,
     ) -> CandidateFinding:
-        """A candidate about these layers, which it claims; the layer furthest off is named."""
+        """A candidate about these layers, which it claims.
+
+        Args:
+            layer: the culprit; by default the one that is furthest off.
+            repair: by default re-estimation from the train pass.
+        """
         evidence.claim(layers, self.code)
-        worst = max(layers, key=lambda name: evidence.distance.get(name, 0.0))
+        if layer is None:
+            layer = max(layers, key=lambda name: evidence.distance.get(name, 0.0))
+        if repair is None:
+            repair = Repair(
+                f"re-estimating {'it' if len(layers) == 1 else f'these {len(layers)}'}",
+                statistics={name: evidence.train(name) for name in layers},
+            )
         numbers = {
-            "distance": evidence.distance.get(worst),
-            "limit": evidence.limit.get(worst),
-            **numbers,
-        }
-        repair = Repair(
-            f"re-estimating {'it' if len(layers) == 1 else f'these {len(layers)}'}",
-            statistics={name: evidence.train(name) for name in layers},
-        )
+            "distance": evidence.distance.get(layer), "limit": evidence.limit.get(layer), **numbers
+        }  # fmt: skip
         return CandidateFinding(
-            self, worst, message, layers, numbers, repair, drop_if_no_gain, note_if_dropped
+            self, layer, message, layers, numbers, repair, drop_if_no_gain, note_if_dropped
         )
 
 
@@ -166,4 +174,20 @@ def distance_in_words(evidence: Evidence, layers: Sequence[str]) -> str:
     return (
         f"{evidence.distance[worst]:.2g} standard deviations from what training batches show at "
         f"{worst or 'it'} (expected noise {evidence.noise_floor[worst]:.2g})"
+    )
+
+
+def harmless_note(evidence: Evidence, layers: Sequence[str]) -> str:
+    """What is said of layers that are off without harm if other inputs explain it; or nothing.
+
+    They do if the training inputs are not known (they may be augmented) and the first batch norm is
+    off as well: in the train pass a layer after one that agrees gets what it got in training.
+    """
+    far = max(evidence.distance[n] for n in layers)
+    if evidence.has_train_loader or (far >= FAR and evidence.judged[0] not in evidence.mismatched):
+        return ""
+    return (
+        f"the running statistics of {which_layers(evidence, layers)} are up to {far:.2g} standard "
+        "deviations from what these inputs show, which does no measurable harm; training inputs "
+        "that are augmented or otherwise different explain it"
     )

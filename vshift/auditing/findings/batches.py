@@ -127,21 +127,18 @@ class SeveralDistributions(BufferCheck):
                 standardized_distance(a, b, eps) for i, a in enumerate(calls) for b in calls[:i]
             )
             if far > max(0.25, 4 * evidence.noise_floor[name] * math.sqrt(2)):
-                candidate = self.candidate(
+                noise_off = evidence.noise_off_pass.stats.get(name, stats)
+                by_call = [noise_off.average(i) for i in range(noise_off.calls)]
+                change = statistics_by_call(name, by_call)
+                yield self.candidate(
                     evidence,
                     [name],
                     f"{name or 'The batch norm'} runs {stats.calls} times per forward, on inputs "
                     f"whose statistics differ by {far:.2g} standard deviations between calls.",
+                    repair=Repair("giving each call its own statistics", changes=[change]),
                     calls=stats.calls,
                     between_calls=far,
                 )
-                noise_off = evidence.noise_off_pass.stats.get(name, stats)
-                by_call = [noise_off.average(i) for i in range(noise_off.calls)]
-                candidate.repair = Repair(
-                    "giving each call its own statistics",
-                    changes=[statistics_by_call(name, by_call)],
-                )
-                yield candidate
 
 
 class BatchesNotRandom(BufferCheck):

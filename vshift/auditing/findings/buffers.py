@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 
-from vshift.auditing.evidence import Evidence, is_initial, is_usable, standardized_distance
+from vshift.auditing.evidence import Evidence, is_initial, is_usable
 from vshift.auditing.findings.base import (
+    FAR,
     RECALIBRATE,
     BufferCheck,
     CandidateFinding,
     Check,
     distance_in_words,
+    harmless_note,
     list_layers,
     which_layers,
 )
 from vshift.auditing.repairs import Repair, set_eps
-from vshift.shift.stats import Moments
 from vshift.text import pluralize
-
-FAR = 0.5  # standard deviations; augmentation of training data makes up to 0.3
 
 
 class NonFinite(BufferCheck):
@@ -37,16 +36,15 @@ class NonFinite(BufferCheck):
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         bad = [n for n, running in evidence.running.items() if not is_usable(running)]
         if bad:
-            candidate = self.candidate(
+            yield self.candidate(
                 evidence,
                 bad,
                 f"The running statistics of {which_layers(evidence, bad)} hold inf, NaN or a "
                 "negative variance; the first layer in forward order is "
                 f"{bad[0] or 'the model'}.",
+                layer=bad[0],
                 first=bad[0],
             )
-            candidate.layer = bad[0]
-            yield candidate
 
 
 class NeverUpdated(BufferCheck):
@@ -92,13 +90,10 @@ class Drift(BufferCheck):
         reference = {
             name: moments
             for name in evidence.running
-            if (moments := _reference_moments(evidence, name)) is not None
+            if (moments := evidence.reference_moments(name)) is not None
             and _has_reference_parameters(evidence, name)
         }
-        distances = {
-            name: standardized_distance(evidence.running[name], moments, evidence.layers[name].eps)
-            for name, moments in reference.items()
-        }
+        distances = {name: evidence.distance_to(m, name) for name, m in reference.items()}
         layers = [
             name
             for name, distance in distances.items()
@@ -122,16 +117,6 @@ class Drift(BufferCheck):
         )
 
 
-def _reference_moments(evidence: Evidence, name: str) -> Moments | None:
-    mean, variance = (
-        evidence.reference.get(f"{name}.{key}".removeprefix("."))
-        for key in ("running_mean", "running_var")
-    )
-    if mean is None or variance is None or mean.shape != evidence.running[name].mean.shape:
-        return None
-    return Moments(mean.detach().double().cpu(), variance.detach().double().cpu())
-
-
 def _has_reference_parameters(evidence: Evidence, name: str) -> bool:
     parameters = dict(evidence.layers[name].named_parameters(recurse=False))
     return bool(parameters) and all(
@@ -139,12 +124,6 @@ def _has_reference_parameters(evidence: Evidence, name: str) -> bool:
         and torch.equal(old.cpu(), parameter.detach().cpu())
         for key, parameter in parameters.items()
     )
-
-
-def has_reference_statistics(evidence: Evidence, name: str) -> bool:
-    """Whether a layer's running mean is still the reference's, bit for bit."""
-    reference = _reference_moments(evidence, name)
-    return reference is not None and torch.equal(reference.mean, evidence.running[name].mean)
 
 
 class Stale(BufferCheck):
@@ -172,7 +151,7 @@ class Stale(BufferCheck):
         far = max((evidence.distance[n] for n in layers), default=-1.0)
         if far < self.at_least:
             return
-        referenced = [n for n in layers if has_reference_statistics(evidence, n)]
+        referenced = [n for n in layers if evidence.has_reference_statistics(n)]
         more = f" {len(referenced)} of them still hold the reference's buffers." * bool(referenced)
         simple = [
             n for n in layers if evidence.layers[n].momentum is None and evidence.batches_tracked(n)
@@ -196,22 +175,6 @@ class Stale(BufferCheck):
             as_reference=referenced,
             distances={n: evidence.distance[n] for n in layers},
         )
-
-
-def harmless_note(evidence: Evidence, layers: Sequence[str]) -> str:
-    """What is said of layers that are off without harm if other inputs explain it; or nothing.
-
-    They do if the training inputs are not known (they may be augmented) and the first batch norm is
-    off as well: in the train pass a layer after one that agrees gets what it got in training.
-    """
-    far = max(evidence.distance[n] for n in layers)
-    if evidence.has_train_loader or (far >= FAR and evidence.judged[0] not in evidence.mismatched):
-        return ""
-    return (
-        f"the running statistics of {which_layers(evidence, layers)} are up to {far:.2g} standard "
-        "deviations from what these inputs show, which does no measurable harm; training inputs "
-        "that are augmented or otherwise different explain it"
-    )
 
 
 class VarianceBelowEps(Check):

@@ -20,9 +20,9 @@ from vshift.auditing.findings.base import (
     RECALIBRATE,
     BufferCheck,
     CandidateFinding,
+    harmless_note,
     which_layers,
 )
-from vshift.auditing.findings.buffers import harmless_note, has_reference_statistics
 from vshift.auditing.passes import run_pass
 from vshift.auditing.samples import tensors_of
 from vshift.shift.stats import Moments
@@ -163,7 +163,7 @@ class Polluted(BufferCheck):
     advice = f"call eval() before such forwards; {RECALIBRATE}"
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
-        layers = [n for n in evidence.unexplained() if not has_reference_statistics(evidence, n)]
+        layers = [n for n in evidence.unexplained() if not evidence.has_reference_statistics(n)]
         inputs = tensors_of(evidence.train_samples.first().inputs)
         if not layers or not all(t.is_floating_point() for t in inputs):
             return
