@@ -89,13 +89,13 @@ def _chosen(comparison: Comparison) -> list[_Spec]:
 def _standard(comparison: Comparison) -> list[_Spec]:
     """The default columns: what summary.json declares with a heading, differences, and the runs'
     circumstances."""
-    error, loss, *others = (_summary_spec(column) for column in SHOWN.values())
+    summary = {key: _summary_spec(column) for key, column in SHOWN.items()}
     difference, *tested = _tested(comparison)
     return [
-        replace(error, cell=_test_error),
-        replace(loss, cell=_test_loss),
+        replace(summary.pop("test_error"), cell=_test_error),
+        replace(summary.pop("test_loss"), cell=_test_loss),
         difference,
-        *others,
+        *summary.values(),
         *tested,
         *_differing(comparison),
         _Spec("data", lambda r: format_text(r["data"]), 4, is_text=True, folds=True),

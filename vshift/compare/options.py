@@ -39,15 +39,12 @@ class CompareOptions:
         """
         table = [key for key in _TABLE if getattr(self, key)]
         pivot = [key for key in _PIVOT if getattr(self, key)]
-        others = table + pivot + (["baseline"] if self.baseline else [])
-        if self.view is not None and others:
-            self._refuse("view", others)
-        if pivot and table:
-            self._refuse(pivot[0], table)
-
-    def _refuse(self, option: str, others: list[str]) -> None:
-        names = " and ".join(f"--{key}" for key in others)
-        raise VShiftError(f"{names} cannot be combined with --{option}")
+        option, refused = next(iter(pivot), ""), table if pivot else []
+        if self.view is not None:
+            option, refused = "view", table + pivot + ["baseline"] * bool(self.baseline)
+        if refused:
+            names = " and ".join(f"--{key}" for key in refused)
+            raise VShiftError(f"{names} cannot be combined with --{option}")
 
 
 def table_of(runs: Iterable[RunRecord], options: CompareOptions) -> Table:
