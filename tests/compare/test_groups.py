@@ -156,6 +156,8 @@ def test_a_key_that_no_run_has_is_refused_with_the_nearest(grid: Path) -> None:
     assert "of summary.json: test_accuracy" in message
     with pytest.raises(VShiftError, match=r"did you mean `network\.noise\.position`"):
         grouped(grid, "position")
+    with pytest.raises(VShiftError, match=r"it is now `norm\.update_running_stats`; config keys"):
+        grouped(grid, "norm.update")
 
 
 def test_metrics_of_any_name_with_their_spread(grid: Path) -> None:

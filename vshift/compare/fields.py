@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from vshift.config.identity import Scope, identity
 from vshift.config.noise import read_noise
+from vshift.config.renames import new_name
 from vshift.config.schema import Config
 from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord, number
@@ -122,7 +123,8 @@ class Fields:
         """
         if not self.is_known(key):
             names = [*OWN, *self.leaves, *self.metrics]
-            hint = did_you_mean(key, names) or same_leaf(key, names)
+            renamed = new_name(key) in names and f"it is now `{new_name(key)}`;"
+            hint = renamed or did_you_mean(key, names) or same_leaf(key, names)
             raise VShiftError(
                 f"{option}: none of these runs has a `{escape_control(key)}`; "
                 f"{hint + ' ' if hint else ''}config keys: {list_names(self.leaves, _SHOWN)}; "

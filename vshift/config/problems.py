@@ -12,7 +12,7 @@ from pydantic import Tag, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from vshift.config.renames import RENAMED
+from vshift.config.renames import new_name
 from vshift.config.schema import Config
 from vshift.config.section import Section
 from vshift.config.yaml12 import Node, SourceLocation
@@ -247,13 +247,13 @@ def _missing(here: SchemaLocation) -> str:
 
 def _renamed(item: ErrorDetails) -> str:
     """What a key is called today, if it had another name once."""
-    section, key = _resolve(item["loc"][:-1]), str(item["loc"][-1])
-    path = _dotted(section.path)
-    new = RENAMED.get(path, {}).get(key)
-    if new is None or new not in _strip(section.type).model_fields:
+    section = _resolve(item["loc"][:-1])
+    key = f"{_dotted(section.path)}.{item['loc'][-1]}"
+    new = new_name(key)
+    if new.partition(".")[2] not in _strip(section.type).model_fields:
         return ""
-    how = "; null: the simple average over all batches" if key == "cumulative" else ""
-    return f"`{path}.{key}` is now `{path}.{new}`{how}"
+    how = "; null: the simple average over all batches" if key == "norm.cumulative" else ""
+    return f"`{key}` is now `{new}`{how}"
 
 
 def _unknown_key(here: SchemaLocation, item: ErrorDetails) -> str:

@@ -23,6 +23,13 @@ RENAMED = {
 }
 
 
+def new_name(key: str) -> str:
+    """The dotted key of today for `schedule.rise`; empty for a key that was never renamed."""
+    section, _, name = key.partition(".")
+    new = RENAMED.get(section, {}).get(name)
+    return f"{section}.{new}" if new else ""
+
+
 def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
     """A config as any earlier version wrote it, with today's names."""
     return {key: _upgrade(key, value) for key, value in values.items()}
