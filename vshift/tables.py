@@ -358,7 +358,8 @@ def _rich_table(table: Table) -> RichTable:
 def live_table(table: Table, width: int, styles: Sequence[str]) -> RichTable:
     """The table for a display that is drawn again and again: every row is one line.
 
-    The first column is shortened in its middle, and columns that do not fit are left out.
+    The first column is shortened in its middle, and columns that do not fit are left out, except
+    the two of highest priority.
 
     Args:
         styles: one per row, for its second cell.
@@ -366,7 +367,7 @@ def live_table(table: Table, width: int, styles: Sequence[str]) -> RichTable:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = table.part(_fitting(table, width, _LIVE_NAME, least=0))
+    table = table.part(_fitting(table, width, _LIVE_NAME, least=2))
     others = [_width(table, index) for index in range(1, len(table.columns))]
     name = max(_LEAST_NAME, min(_width(table, 0), width - sum(others) - _GAP * len(others)))
     drawn = RichTable(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, show_edge=False)

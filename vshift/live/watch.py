@@ -33,11 +33,10 @@ _STYLES = {
     "running": "cyan", "silent": "yellow", "interrupted": "yellow", "done": "green",
     "failed": "red", "diverged": "red", "damaged": "red",
 }  # fmt: skip
-# The first three always stay in a narrow terminal.
 _COLUMNS = (
     Column("run", is_text=True),
-    Column("status", is_text=True),
-    Column("epoch"),
+    Column("status", 99, is_text=True),
+    Column("epoch", 98),
     Column("test acc %", 50),
     Column("shift mean", 20),
     Column("images/s", 10),
@@ -242,7 +241,7 @@ def display(runs: Sequence[RunSnapshot], width: int, height: int) -> RenderableT
 
 def to_table(runs: Sequence[RunSnapshot]) -> Table:
     """One row per run, and how many there are of each status."""
-    return Table(_COLUMNS, list(map(_cells, runs)), counts(runs), labels=3)
+    return Table(_COLUMNS, list(map(_cells, runs)), counts(runs))
 
 
 def _cells(run: RunSnapshot) -> list[str]:

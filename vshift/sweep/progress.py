@@ -166,8 +166,8 @@ _RECENT = 5  # finished runs that stay in the table
 _FRAME = 5  # lines of the table that are not runs
 _COLUMNS = (
     Column("run", is_text=True),
-    Column("state", is_text=True),
-    Column("epoch"),
+    Column("state", 99, is_text=True),
+    Column("epoch", 98),
     Column("test", 40),
     Column("images/s", 10),
     Column("left", 30),
@@ -306,7 +306,7 @@ class ProgressTable:
         recent.sort(key=lambda entry: entry.ended or 0.0)
         recent = recent[-min(_RECENT, max(0, room - 1)) :] if room > 1 else []
         shown = running[: room - len(recent)] + recent
-        rows = Table(_COLUMNS, [_cells(entry, self.estimator) for entry in shown], labels=3)
+        rows = Table(_COLUMNS, [_cells(entry, self.estimator) for entry in shown])
         styles = [_STYLES.get(entry.word, "") for entry in shown]
         hidden = len(running) - sum(entry.state is State.running for entry in shown)
         head = Text(
