@@ -1,4 +1,4 @@
-"""Small architectures of torchvision and timm; all of them are in docs/audit.md."""
+"""Small architectures of torchvision and timm; docs/audit.md has all of them."""
 
 import pytest
 
