@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from tests.configs import make_config
-from vshift.kernels.modules import fuse
-from vshift.networks import BatchNorm, build
+from vshift.kernels import fuse
+from vshift.kernels.modules import FusedBatchNorm
+from vshift.networks import build
 from vshift.shift.modes import bn_state
 from vshift.shift.noise_graph import noise_in_front
 
@@ -73,7 +74,7 @@ def test_names_parameters_and_layout_stay(name):
 
 def test_relu_is_joined_only_where_it_stands_behind_bn():
     _, fused = pair(network={"name": "resnet", "depth": 8})
-    joined = [name for name, m in fused.named_modules() if isinstance(m, BatchNorm) and m.relu]
+    joined = [name for name, m in fused.named_modules() if isinstance(m, FusedBatchNorm) and m.relu]
     left = [name for name, m in fused.named_modules() if isinstance(m, nn.ReLU)]
     assert joined == ["stem.bn1", *(f"stage{i}.block1.branch.bn1" for i in (1, 2, 3))]
     assert left == [f"stage{i}.block1.exit" for i in (1, 2, 3)]
@@ -83,8 +84,8 @@ def test_relu_is_joined_only_where_it_stands_behind_bn():
     "norm",
     [
         {"kind": "batch", "ghost": 4},
-        {"kind": "batch", "evaluate": "batch"},
-        {"kind": "batch", "update": False},
+        {"kind": "batch", "eval_statistics": "batch"},
+        {"kind": "batch", "update_running_stats": False},
         {"kind": "batch", "affine": False},
         {"kind": "batch", "momentum": None},
         {"kind": "group", "groups": 4},

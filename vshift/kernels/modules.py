@@ -1,18 +1,24 @@
-"""Hands a network's layers to the CPU kernels."""
+"""The noise and batch norm of `vshift.networks` by the CPU kernels."""
 
 from __future__ import annotations
 
-from torch import nn
+import itertools
+import math
 
-from vshift import kernels
-from vshift.networks.noise import Noise
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vshift.kernels import functions
+from vshift.kernels.build import library
+from vshift.networks import noise
 from vshift.networks.norm import BatchNorm
 
 
 def fuse(model: nn.Module) -> None:
-    """Let noise and batch norm use the kernels of `vshift.kernels`, in place.
+    """Let a network's noise and batch norm use the kernels, in place.
 
-    A BN layer with nothing but a ReLU behind it does that ReLU as well, whose module becomes the
+    A BN layer with nothing but a ReLU after it does that ReLU as well, whose module becomes the
     identity. Parameters, buffers and names stay as they are, and so does what a hook sees of a BN
     layer's input; its output is the ReLU's. Where a kernel does not fit (a GPU, float64, ghost BN,
     noise for whole channels) the layers use PyTorch's operations as before.
@@ -20,17 +26,101 @@ def fuse(model: nn.Module) -> None:
     Raises:
         KernelsMissing: they cannot be had on this machine.
     """
-    kernels.library()
+    library()
     for module in list(model.modules()):
-        if isinstance(module, Noise | BatchNorm):
-            module.fused = True
+        if type(module) in _FUSED:
+            # The same object: its hooks, and references to it and its buffers, remain valid.
+            module.__class__ = _FUSED[type(module)]
+    for module in list(model.modules()):
         if isinstance(module, nn.Sequential):
-            _join(module)
+            for place, (layer, following) in enumerate(itertools.pairwise(list(module))):
+                if isinstance(layer, FusedBatchNorm) and isinstance(following, nn.ReLU):
+                    layer.relu = True
+                    module[place + 1] = nn.Identity()
 
 
-def _join(sequence: nn.Sequential) -> None:
-    for i in range(len(sequence) - 1):
-        layer, behind = sequence[i], sequence[i + 1]
-        if isinstance(layer, BatchNorm) and isinstance(behind, nn.ReLU):
-            layer.relu = True
-            sequence[i + 1] = nn.Identity()
+class FusedBatchNorm(BatchNorm):
+    """`BatchNorm` in one kernel per pass, with the ReLU after it where `relu` is true."""
+
+    relu = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self._fits(input):
+            output = super().forward(input)
+            return F.relu(output) if self.relu else output
+        if not self.training:
+            return self._scaled(input)
+        output = functions.normalise(
+            input, self.weight, self.bias, self.eps, self.batch_mean, self.batch_var, self.relu
+        )
+        if self.update:
+            self._update_running()
+        return output
+
+    def _fits(self, input: Tensor) -> bool:
+        if not functions.fits(input):
+            return False
+        if self.training:  # with one value per channel, let PyTorch raise its own error
+            return self.ghost is None and input.numel() > self.num_features
+        return self.evaluate == "running" and not torch.is_grad_enabled()
+
+    def _scaled(self, input: Tensor) -> Tensor:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        scale = (self.running_var + self.eps).rsqrt()
+        scale = scale if self.weight is None else scale * self.weight
+        shift = -self.running_mean * scale
+        shift = shift if self.bias is None else shift + self.bias
+        return functions.affine(input, scale, shift, self.relu)
+
+
+class _FusedMultiplicative(noise.Multiplicative):
+    def product(self, x: Tensor) -> Tensor:
+        """x times independent multipliers, by a kernel."""
+        raise NotImplementedError
+
+    def multiplied(self, x: Tensor) -> Tensor:
+        if noise.UNITS[self.unit] < x.ndim or not functions.fits(x):
+            return super().multiplied(x)
+        return self.product(x)
+
+
+class FusedDropout(_FusedMultiplicative, noise.Dropout):
+    def product(self, x: Tensor) -> Tensor:
+        kept = noise.keep_count(self.rate)
+        return functions.multiply(x, functions.DROP, 2**16 / kept, kept)
+
+
+class FusedGaussian(_FusedMultiplicative, noise.Gaussian):
+    def product(self, x: Tensor) -> Tensor:
+        return functions.multiply(x, functions.NORMAL, math.sqrt(self.variance))
+
+
+class FusedUniform(_FusedMultiplicative, noise.Uniform):
+    def product(self, x: Tensor) -> Tensor:
+        return functions.multiply(x, functions.UNIFORM, math.sqrt(3 * self.variance))
+
+
+class FusedClassicDropout(noise.ClassicDropout):
+    def noisy(self, x: Tensor) -> Tensor:
+        if not functions.fits(x):
+            return super().noisy(x)
+        return functions.multiply(x, functions.DROP, 1.0, noise.keep_count(self.rate))
+
+
+class FusedScaledDropout(noise.ScaledDropout):
+    def noisy(self, x: Tensor) -> Tensor:
+        if not functions.fits(x):
+            return super().noisy(x)
+        kept = noise.keep_count(self.rate)
+        return functions.multiply(x, functions.DROP, 2**8 / math.sqrt(kept), kept)
+
+
+_FUSED: dict[type[nn.Module], type[nn.Module]] = {
+    BatchNorm: FusedBatchNorm,
+    noise.Dropout: FusedDropout,
+    noise.Gaussian: FusedGaussian,
+    noise.Uniform: FusedUniform,
+    noise.ClassicDropout: FusedClassicDropout,
+    noise.ScaledDropout: FusedScaledDropout,
+}

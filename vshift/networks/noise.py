@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vshift import kernels
 from vshift.config import noise as config
 
 UNITS = {"sample": 1, "channel": 2, "element": 4}
@@ -24,13 +23,6 @@ UNITS = {"sample": 1, "channel": 2, "element": 4}
 
 class Noise(nn.Module):
     """A layer that is random in training mode only: what measurements look for and switch off."""
-
-    # Set by `vshift.kernels.modules`: use the CPU kernels where they fit.
-    fused = False
-
-    def by_kernel(self, x: Tensor) -> bool:
-        """Whether a kernel can multiply each value of x by a random number of its own."""
-        return self.fused and kernels.fits(x)
 
 
 class Multiplicative(Noise):
@@ -59,21 +51,17 @@ class Multiplicative(Noise):
         raise NotImplementedError
 
     def multiplied(self, x: Tensor) -> Tensor:
-        """x times independent multipliers, by a kernel."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.variance == 0:
-            return x
+        """x times independent multipliers."""
         own = UNITS[self.unit]  # how many of the dimensions have numbers of their own
-        if own >= x.ndim and self.by_kernel(x):
-            return self.multiplied(x)
         if own < x.ndim:
             shape = (*x.shape[:own], *[1] * (x.ndim - own))
             multiplier = x.new_empty(shape, dtype=torch.float32)
         else:
             multiplier = torch.empty_like(x, dtype=torch.float32)
         return (x * self.draw(multiplier)).to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.multiplied(x) if self.training and self.variance != 0 else x
 
     def extra_repr(self) -> str:
         return f"variance={self.variance:.4g}, unit={self.unit}"
@@ -94,13 +82,9 @@ class Dropout(Multiplicative):
         keep = draw_mask(multiplier, self.rate)
         return multiplier.mul_(1 / keep)
 
-    def multiplied(self, x: Tensor) -> Tensor:
-        kept = kept_of(self.rate)
-        return kernels.multiply(x, kernels.DROP, 2**16 / kept, kept)
 
-
-def kept_of(rate: float) -> int:
-    """How many of 2¹⁶ values of 16 random bits keep a value: what the CPU rounds 1 − rate to."""
+def keep_count(rate: float) -> int:
+    """The number of the 2¹⁶ values of 16 random bits that keep a value: what the CPU rounds to."""
     return max(1, round((1 - rate) * 2**16))
 
 
@@ -115,7 +99,7 @@ def draw_mask(mask: Tensor, rate: float) -> float:
     if mask.device.type != "cpu":
         mask.bernoulli_(1 - rate)
         return 1 - rate
-    kept = kept_of(rate)
+    kept = keep_count(rate)
     mask.copy_(_random_int16(mask) < kept - 2**15)
     return kept / 2**16
 
@@ -132,9 +116,6 @@ class Gaussian(Multiplicative):
     def draw(self, multiplier: Tensor) -> Tensor:
         return multiplier.normal_(1.0, math.sqrt(self.variance))
 
-    def multiplied(self, x: Tensor) -> Tensor:
-        return kernels.multiply(x, kernels.NORMAL, math.sqrt(self.variance))
-
 
 class Uniform(Multiplicative):
     """Uout: a multiplier uniform in (1 − β, 1 + β), β = s·√3 (Li et al. 2019, section 5.2)."""
@@ -142,9 +123,6 @@ class Uniform(Multiplicative):
     def draw(self, multiplier: Tensor) -> Tensor:
         beta = math.sqrt(3 * self.variance)
         return multiplier.uniform_(1 - beta, 1 + beta)
-
-    def multiplied(self, x: Tensor) -> Tensor:
-        return kernels.multiply(x, kernels.UNIFORM, math.sqrt(3 * self.variance))
 
 
 class _Dropping(Noise):
@@ -159,13 +137,13 @@ class _Dropping(Noise):
     def forward(self, x: Tensor) -> Tensor:
         if self.rate == 0:
             return x
-        return self.noisy(x).to(x.dtype) if self.training else self.quiet(x)
+        return self.noisy(x).to(x.dtype) if self.training else self.eval_output(x)
 
     def noisy(self, x: Tensor) -> Tensor:
         """The output in training, in float32 or better."""
         raise NotImplementedError
 
-    def quiet(self, x: Tensor) -> Tensor:
+    def eval_output(self, x: Tensor) -> Tensor:
         """The output in eval mode."""
         return x
 
@@ -185,13 +163,11 @@ class ClassicDropout(_Dropping):
     """
 
     def noisy(self, x: Tensor) -> Tensor:
-        if self.by_kernel(x):
-            return kernels.multiply(x, kernels.DROP, 1.0, kept_of(self.rate))
         mask = torch.empty_like(x, dtype=torch.float32)
         draw_mask(mask, self.rate)
         return x * mask
 
-    def quiet(self, x: Tensor) -> Tensor:
+    def eval_output(self, x: Tensor) -> Tensor:
         return x * (1 - self.rate)
 
 
@@ -210,9 +186,6 @@ class ScaledDropout(_Dropping):
     """
 
     def noisy(self, x: Tensor) -> Tensor:
-        if self.by_kernel(x):
-            kept = kept_of(self.rate)
-            return kernels.multiply(x, kernels.DROP, 2**8 / math.sqrt(kept), kept)
         mask = torch.empty_like(x, dtype=torch.float32)
         keep = draw_mask(mask, self.rate)
         return x * mask.mul_(1 / math.sqrt(keep))

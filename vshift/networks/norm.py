@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vshift import kernels
 from vshift.config import norm as config
 from vshift.errors import ConfigError
 
@@ -38,10 +37,6 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     batch_mean: Tensor
     batch_var: Tensor
 
-    # Set by `vshift.kernels.modules`: use the CPU kernels where they fit, and do the ReLU as well.
-    fused = False
-    relu = False
-
     def __init__(
         self,
         channels: int,
@@ -65,35 +60,12 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
-        if self._by_kernel(input):
-            output = self._trained_by_kernel(input) if self.training else self._scaled(input)
-        else:
-            output = self._trained(input) if self.training else self._evaluated(input)
-            output = F.relu(output) if self.relu else output
-        if self.training and self.update:
+        if not self.training:
+            return self._evaluated(input)
+        output = self._trained(input)
+        if self.update:
             self._update_running()
         return output
-
-    def _by_kernel(self, input: Tensor) -> bool:
-        if not (self.fused and kernels.fits(input)):
-            return False
-        if self.training:  # a single value a channel is for PyTorch to complain about
-            return self.ghost is None and input.numel() > self.num_features
-        return self.evaluate == "running" and not torch.is_grad_enabled()
-
-    def _trained_by_kernel(self, input: Tensor) -> Tensor:
-        mean, var = self.batch_mean, self.batch_var
-        return kernels.normalise(input, self.weight, self.bias, self.eps, mean, var, self.relu)
-
-    def _scaled(self, input: Tensor) -> Tensor:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        scale = (self.running_var + self.eps).rsqrt()
-        scale = scale if self.weight is None else scale * self.weight
-        shift = -self.running_mean * scale
-        return kernels.affine(
-            input, scale, shift if self.bias is None else shift + self.bias, self.relu
-        )
 
     def _trained(self, input: Tensor) -> Tensor:
         if self.ghost is None:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from vshift.data import Stream
 from vshift.errors import ConfigError
-from vshift.kernels import KernelsMissing
-from vshift.kernels.modules import fuse
+from vshift.kernels import KernelsMissing, fuse
 from vshift.shift.modes import restoring_state
 from vshift.train.context import TrainingContext
 from vshift.train.loop import TrainStep
