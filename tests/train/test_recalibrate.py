@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.configs import make_config
-from vshift.cli.recalibrate import modes_table, scores_table
+from vshift.cli.recalibrate import scores_table
 from vshift.data import load
 from vshift.errors import ConfigError, RunError
 from vshift.runs import prepare
@@ -139,21 +139,6 @@ def test_a_network_without_bn_is_refused(tmp_path):
         recalibrate_run(folder.path, [])
 
 
-def test_rows_as_text():
-    rows = [
-        {"method": "none", "test_accuracy": 40.0},
-        {
-            "method": "precise",
-            "test_accuracy": 55.5,
-            "shift_ratio_mean": 1.0,
-            "shift_ratio_max": 1.5,
-        },
-    ]
-    _, *cells = (line.split() for line in render(scores_table(rows), "table").splitlines())
-    assert cells[0] == ["none", "40.00", "+0.00", "–", "–"]
-    assert cells[1] == ["precise", "55.50", "+15.50", "1.000", "1.500"]
-
-
 def test_batches_are_random_samples_though_files_come_class_by_class():
     """In the order of the files every test batch would hold one class and its statistics."""
     from dataclasses import replace
@@ -169,18 +154,6 @@ def test_batches_are_random_samples_though_files_come_class_by_class():
     assert torch.equal(seen.sort().values, part.labels.sort().values)
     again = torch.cat([labels for _, labels in context.plain(part)()])
     assert torch.equal(seen, again)
-
-
-def test_the_mode_matrix_is_shown_as_a_table():
-    rows = [
-        {"data": "train", "noise": "on", "statistics": "batch", "loss": 1.5, "accuracy": 40.7},
-        {"data": "test", "noise": "off", "statistics": "precise", "loss": 12.5, "accuracy": None},
-    ]
-    assert render(modes_table(rows), "table").splitlines() == [
-        " data  noise  statistics    loss  accuracy",
-        "train     on       batch  1.5000     40.70",
-        " test    off     precise   12.50         –",
-    ]
 
 
 def test_statistics_that_are_not_finite_become_rows_that_say_so(tmp_path):

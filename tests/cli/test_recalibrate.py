@@ -1,0 +1,53 @@
+"""`vshift recalibrate`."""
+
+import json
+from pathlib import Path
+
+from vshift.cli.recalibrate import modes_table, scores_table
+from vshift.tables import render
+
+
+def test_recalibrate(vshift, config):
+    vshift("train", config)
+    code, out, _ = vshift("recalibrate", "runs/small/seed-0", "--method", "precise", "--batches", 3)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "runs/small/seed-0", "method", "none", "precise",
+    ]  # fmt: skip
+    code, out, _ = vshift("recalibrate", "runs", "--json", "--set", "recalibration.batches=2")
+    (rows,) = json.loads(out).values()
+    assert [row["method"] for row in rows] == ["none", "precise", "swap", "layerwise"]
+    assert rows[1]["batches"] == 2
+    code, _, err = vshift("recalibrate", "runs", "--method", "prcise")
+    assert code == 2
+    assert "did you mean `precise`" in err
+    code, out, _ = vshift("recalibrate", Path("runs").rename("\x1b[1mruns"))
+    assert code == 0
+    assert out.startswith("\\x1b[1mruns/small/seed-0\n")
+
+
+def test_rows_as_text():
+    rows = [
+        {"method": "none", "test_accuracy": 40.0},
+        {
+            "method": "precise",
+            "test_accuracy": 55.5,
+            "shift_ratio_mean": 1.0,
+            "shift_ratio_max": 1.5,
+        },
+    ]
+    _, *cells = (line.split() for line in render(scores_table(rows), "table").splitlines())
+    assert cells[0] == ["none", "40.00", "+0.00", "–", "–"]
+    assert cells[1] == ["precise", "55.50", "+15.50", "1.000", "1.500"]
+
+
+def test_the_mode_matrix_is_shown_as_a_table():
+    rows = [
+        {"data": "train", "noise": "on", "statistics": "batch", "loss": 1.5, "accuracy": 40.7},
+        {"data": "test", "noise": "off", "statistics": "precise", "loss": 12.5, "accuracy": None},
+    ]
+    assert render(modes_table(rows), "table").splitlines() == [
+        " data  noise  statistics    loss  accuracy",
+        "train     on       batch  1.5000     40.70",
+        " test    off     precise   12.50         –",
+    ]
