@@ -51,6 +51,10 @@ def test_train_recalibrates_by_every_method_the_config_lists(run):
     assert list(rows) == ["none", *METHODS]
     assert rows["layerwise"]["shift_ratio_max"] < 1.05
     assert rows["dropout_on"]["shift_ratio_max"] > 1.2
+    assert {method: row.get("own") for method, row in rows.items()} == {
+        "none": None, **dict.fromkeys(METHODS, 0.5), "batch": 1.0
+    }  # fmt: skip
+    assert "batch_weight" not in rows["mix"]
     summary = read(run, "summary.json")
     assert summary["test_accuracy_precise"] == rows["precise"]["test_accuracy"]
     assert summary["recalibration"] == "swap"

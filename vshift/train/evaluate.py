@@ -217,7 +217,7 @@ def recalibrations(
                 with batch_statistics(context.model, weight):
                     scores = evaluate(context, context.plain(context.images.test)())
                 tested: Row = {"test_loss": scores.loss, "test_accuracy": scores.accuracy}
-                tested["batch_weight"] = weight
+                tested["own"] = weight
             else:
                 torch.manual_seed(derive_seed(context.seed, epoch, "recalibration noise"))
                 try:
