@@ -145,7 +145,8 @@ def bench_and_print(plan: Plan, path: Path | None, quiet: bool) -> None:
     except (KeyboardInterrupt, Stopped):
         saved = f"; the cases raced until then are in {path}" if path else ""
         raise Interrupted(f"bench: interrupted{saved}") from None
-    sys.stdout.write(render(results))
+    # Markdown for a file or a pipe; its table is not aligned.
+    sys.stdout.write(render(results, "table" if sys.stdout.isatty() else "md"))
     failed = [
         f"{case.network}: {one.contender}"
         for case in results.cases

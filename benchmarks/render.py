@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import IN_TURN, CaseResult, Contender, Results, read_results
-from vshift.tables import Column, Table, markdown
+from vshift import tables
+from vshift.tables import Column, Table
 from vshift.text import NONE, format_integer, format_number, pluralize
 
 HERE = Path(__file__).parent
@@ -25,9 +26,14 @@ Cell = Callable[[CaseResult, Contender], str]
 _TEXT = ("network", "noise", "contender")
 
 
-def render(results: Results) -> str:
-    """The table, what was left out, and a caption with device, versions and n."""
-    parts = [_table(results)] if any(case.contenders for case in results.cases) else []
+def render(results: Results, kind: str = "md") -> str:
+    """The table, what was left out, and a caption with device, versions and n.
+
+    Args:
+        kind: one of `vshift.tables.FORMATS`.
+    """
+    has_rows = any(case.contenders for case in results.cases)
+    parts = [tables.render(_table(results), kind).rstrip("\n")] if has_rows else []
     left_out = [
         f"- {case.network}, batch {case.batch}, {case.noise}: {one.contender}: {one.reason}"
         for case in results.cases
@@ -48,7 +54,8 @@ def render_all(benches: Iterable[Results]) -> str:
     return "\n".join(sections)
 
 
-def _table(results: Results) -> str:
+def _table(results: Results) -> Table:
+    """One row per contender; columns without any value are left out."""
     columns: dict[str, Cell] = {
         "network": lambda case, one: case.network,
         "batch": lambda case, one: str(case.batch),
@@ -72,16 +79,8 @@ def _table(results: Results) -> str:
         for case in results.cases
         for one in case.contenders
     ]
-    shown = [i for i in range(len(columns)) if any(row[i] != NONE for row in rows)]
-    return to_markdown(list(columns), rows, shown)
-
-
-def to_markdown(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], shown: Sequence[int] | None = None
-) -> str:
-    """A Markdown table of some of the columns (default: all), without a newline at its end."""
-    table = Table([Column(head, is_text=head in _TEXT) for head in heads], rows)
-    return markdown(table if shown is None else table.part(shown)).rstrip("\n")
+    table = Table([Column(head, is_text=head in _TEXT) for head in columns], rows)
+    return table.part([i for i in range(len(columns)) if any(row[i] != NONE for row in rows)])
 
 
 def label(one: Contender) -> str:
@@ -175,7 +174,8 @@ def render_together(bench: dict[str, Any]) -> str:
         f"Each timing is one epoch of {bench['steps']} steps of every seed, contenders in turn; "
         "median over n. The gain is over one seed after the other in the same repeat."
     )
-    return f"{to_markdown(heads, rows)}\n\n{caption}\n"
+    table = Table([Column(head, is_text=head in _TEXT) for head in heads], rows)
+    return f"{tables.markdown(table)}\n{caption}\n"
 
 
 def rendered(readme: str, results: Path) -> str:
@@ -185,12 +185,12 @@ def rendered(readme: str, results: Path) -> str:
     together = sorted((results / "together").glob("*.json"))
     benches = sorted(set(results.rglob("*.json")) - set(together))
     seeds = [json.loads(path.read_text()) for path in together]
-    tables = "\n".join(map(render_together, seeds))
+    text = "\n".join(map(render_together, seeds))
     if not any(bench["device"]["kind"] == "cuda" for bench in seeds):
-        tables += "\nOn a GPU: not measured.\n"
+        text += "\nOn a GPU: not measured.\n"
     return (
         f"{before}{BEGIN}\n\n{render_all(map(read_results, benches))}\n"
-        f"### Several seeds at once\n\n{tables}\n{END}{after}"
+        f"### Several seeds at once\n\n{text}\n{END}{after}"
     )
 
 
