@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from vshift.errors import DataError, Interrupted, RunError, Stopped, TrainingFailed
-from vshift.runs import RunFolder
 from vshift.sweep.logs import log_path
 from vshift.sweep.progress import raise_if_failed
 
@@ -301,21 +300,3 @@ def test_ctrl_c_waits_for_the_runs_and_a_second_one_does_not(bench, monkeypatch,
         bench.sweep()
     assert stopped.value.exit_code == 130
     assert len(pressed) == min(presses, 2)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of a parent's death")
-def test_a_sweep_that_is_killed_takes_real_runs_with_it(bench, tmp_path):
-    """`vshift train` asks the kernel for a signal."""
-    config = tmp_path / "s.yaml"
-    config.write_text(config.read_text().replace("epochs: 2", "epochs: 1000"))
-    command = [sys.executable, "-m", "vshift", "sweep", str(config), "--runs-dir", str(bench.runs)]
-    root = str(Path(__file__).parents[2])
-    process = subprocess.Popen(
-        command, stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    folder = bench.runs / "s" / "seed-0"
-    wait_for(lambda: (folder / "metrics.jsonl").exists(), 60)
-    process.kill()
-    process.wait()
-    wait_for(lambda: RunFolder(folder).status == "interrupted", 15)
