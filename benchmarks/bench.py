@@ -310,4 +310,8 @@ def _free_memory(device: torch.device) -> None:
         compiler.reset()
     gc.collect()
     if device.type == "cuda":
+        # cuBLAS keeps 32 MiB for each stream it ever ran on, and a captured step has its own.
+        clear: Any = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+        if clear is not None:
+            clear()
         torch.cuda.empty_cache()

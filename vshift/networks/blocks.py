@@ -24,16 +24,14 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-# Number of channels → the noise and the fc layer that end a network, each with its word.
-Classifier = Callable[[int], list[tuple[str, nn.Module]]]
-
-
 @dataclass(frozen=True)
-class Pieces:
-    """What every block of a network is made from.
+class LayerFactory:
+    """What every block and the head of a network are made of.
 
     Attributes:
         order: the words of a block, noise filled in as `noise1`, `noise2`, …
+        head_noises: which entries of `network.noise`, from 0, sit right before the classifier.
+        outputs: of the classifier.
         norm: number of channels → a normalisation layer, `bn` in the order.
         group_norm: the same for `gn`.
         noise: index in `network.noise`, from 0 → a noise module.
@@ -41,10 +39,22 @@ class Pieces:
     """
 
     order: block.Order
+    head_noises: tuple[int, ...]
+    outputs: int
     norm: Callable[[int], nn.Module]
     group_norm: Callable[[int], nn.Module]
     noise: Callable[[int], nn.Module]
     bias: bool = False
+
+    def classifier(self, channels: int) -> list[tuple[str, nn.Module]]:
+        """The noise and the fc layer that end a network, each with its word."""
+        noises: list[tuple[str, nn.Module]] = [("noise", self.noise(i)) for i in self.head_noises]
+        return [*noises, ("fc", nn.Linear(channels, self.outputs))]
+
+    def head(self, channels: int, activate: bool = False) -> nn.Sequential:
+        """Global pooling and the classifier; before them BN and ReLU where `activate` is true."""
+        first = [("bn", self.norm(channels)), ("relu", nn.ReLU())] if activate else []
+        return sequence([*first, ("pool", GlobalPool()), *self.classifier(channels)])
 
 
 def conv(
@@ -69,8 +79,13 @@ def sequence(modules: Iterable[tuple[str, nn.Module]]) -> nn.Sequential:
     return nn.Sequential(named)
 
 
+def numbered(word: str, modules: Iterable[nn.Module]) -> nn.Sequential:
+    """Modules in order, named word1, word2, …"""
+    return sequence((word, module) for module in modules)
+
+
 def branch(
-    pieces: Pieces,
+    layers: LayerFactory,
     inputs: int,
     inner: int,
     outputs: int,
@@ -85,54 +100,36 @@ def branch(
     a kernel above 1×1 (else the first) takes the stride; those above 1×1 work in `groups`.
     Pooling words act where `pool` is true and are left out elsewhere.
     """
-    weights = [i for i, word in enumerate(pieces.order) if block.is_conv(word)]
-    strided = next((i for i in weights if _kernel(pieces.order[i]) > 1), weights[0])
+    weights = [i for i, word in enumerate(layers.order) if block.is_conv(word)]
+    kernels = {i: 1 if layers.order[i] == "fc" else block.kernel(layers.order[i]) for i in weights}
+    strided = next((i for i in weights if kernels[i] > 1), weights[0])
     modules: list[tuple[str, nn.Module]] = []
-    channels = inputs
-    for i, word in enumerate(pieces.order):
+    for i, word in enumerate(layers.order):
         if block.is_conv(word):
-            wanted = outputs if i == weights[-1] else inner
-            modules.append(
-                (
-                    word[:4] if word != "fc" else "fc",
-                    _linear(word, channels, wanted, i == strided, stride, groups, pieces.bias),
+            width = outputs if i == weights[-1] else inner
+            if word == "fc":
+                modules.append(("fc", nn.Linear(inputs, width, bias=layers.bias)))
+            else:
+                own_stride, own_groups = (
+                    stride if i == strided else 1,
+                    groups if kernels[i] > 1 else 1,
                 )
-            )
-            channels = wanted
+                made = conv(inputs, width, kernels[i], own_stride, own_groups, layers.bias)
+                modules.append(("conv", made))
+            inputs = width
         elif word == "bn":
-            modules.append(("bn", pieces.norm(channels)))
+            modules.append(("bn", layers.norm(inputs)))
         elif word == "gn":
-            modules.append(("gn", pieces.group_norm(channels)))
+            modules.append(("gn", layers.group_norm(inputs)))
         elif block.is_noise(word):
-            modules.append(("noise", pieces.noise(block.noise_index(word))))
-        elif word in block.POOLS:
-            if pool:
-                modules.append(("pool", _pool(word)))
-        else:
+            modules.append(("noise", layers.noise(block.noise_index(word))))
+        elif word not in block.POOLS:
             modules.append((word, _ACTIVATIONS[word]()))
+        elif pool:
+            # Rounding up lets 28-pixel images through five halvings: 28, 14, 7, 4, 2, 1.
+            kind = nn.MaxPool2d if word == "maxpool" else nn.AvgPool2d
+            modules.append(("pool", kind(2, ceil_mode=True)))
     return sequence(modules)
-
-
-def _kernel(word: str) -> int:
-    return 1 if word == "fc" else block.kernel(word)
-
-
-def _linear(
-    word: str, inputs: int, outputs: int, strided: bool, stride: int, groups: int, bias: bool
-) -> nn.Module:
-    if word == "fc":
-        return nn.Linear(inputs, outputs, bias=bias)
-    kernel = block.kernel(word)
-    return conv(
-        inputs, outputs, kernel, stride if strided else 1, groups if kernel > 1 else 1, bias
-    )
-
-
-def _pool(word: str) -> nn.Module:
-    # Rounding up lets 28-pixel images through five halvings: 28, 14, 7, 4, 2, 1.
-    if word == "maxpool":
-        return nn.MaxPool2d(2, ceil_mode=True)
-    return nn.AvgPool2d(2, ceil_mode=True)
 
 
 def split_preactivation(modules: nn.Sequential) -> tuple[nn.Sequential, nn.Sequential]:
@@ -165,7 +162,7 @@ class Residual(nn.Module):
 
 
 class Dense(nn.Module):
-    """A dense block's layer: the input, with the branch's new channels behind it."""
+    """A dense block's layer: the input, followed by the branch's new channels."""
 
     def __init__(self, branch: nn.Module) -> None:
         super().__init__()

@@ -71,7 +71,7 @@ class Dropout(Multiplicative):
     """Inverted dropout: 0 with probability `rate`, else 1/(1 − rate). `rate` = s²/(1 + s²).
 
     With the unit `sample`, at the end of a residual branch, it is stochastic depth (Huang et al.
-    2016, 1603.09382): behind the sum y + m·f, Var_train = Var_eval + s² E[f²].
+    2016, 1603.09382): after the sum y + m·f, Var_train = Var_eval + s² E[f²].
     """
 
     @property
@@ -159,7 +159,7 @@ class ClassicDropout(_Dropping):
         Var_train = Var(b x) = p v + p q c²,    Var_eval = p² v,    E = p c in both.
 
     Both variances are p² times those of inverted dropout, (v + q c²)/p and v: the ratio, and so
-    the shift, is the same. The same p² stands before both behind a convolution.
+    the shift, is the same. The same p² stands before both after a convolution.
     """
 
     def noisy(self, x: Tensor) -> Tensor:
@@ -178,8 +178,8 @@ class ScaledDropout(_Dropping):
 
         Var_train = v + q c²,    Var_eval = v,    E_train = √p c,    E_eval = c:
 
-    the standard deviation stays where c = 0. The mean shrinks, and behind a ReLU (c > 0) the
-    variance is still too large. Behind a linear layer with weights w the multiplier is √p times
+    the standard deviation stays where c = 0. The mean shrinks, and after a ReLU (c > 0) the
+    variance is still too large. After a linear layer with weights w the multiplier is √p times
     one of mean 1 and s² = q/p:
 
         Var_train(Σ wᵢ mᵢ xᵢ) = p Var_eval + q Σ wᵢ² E[xᵢ²].
@@ -204,7 +204,7 @@ class AlphaDropout(_Dropping):
         E_train = a p c,    Var_train = a² p (v + q (c − d)²),    Var_eval = v.
 
     Only for c = 0 and v = 1, standardised SELU activations, are both kept. As y = a p (m (x − d) +
-    d) with m of mean 1 and s² = q/p, behind a linear layer without padding
+    d) with m of mean 1 and s² = q/p, after a linear layer without padding
 
         Var_train = a² p² (Var_eval + q/p Σ wᵢ² E[(xᵢ − d)²]).
     """
@@ -227,13 +227,13 @@ class DropBlock(_Dropping):
     is q/size², times a correction for squares kept inside.) Kept values are divided by p, where the
     paper divides by each batch's share of kept values.
 
-    So every multiplier has mean 1 and s² = q/p, and Var_train = (v + q c²)/p directly behind it, as
+    So every multiplier has mean 1 and s² = q/p, and Var_train = (v + q c²)/p directly after it, as
     for dropout. But within a channel they are not independent: for two pixels whose squares share
     n places (size² for one and the same),
 
         Cov(m, m′) = (1 − γ)^(−n) − 1,
 
-    which adds more variance behind a convolution than dropout does, where the products of weights
+    which adds more variance after a convolution than dropout does, where the products of weights
     and inputs agree in sign. For [N, C] it is dropout.
     """
 

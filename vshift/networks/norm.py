@@ -144,13 +144,13 @@ def make_group_norm(norm: config.AnyNorm, channels: int) -> nn.Module:
     """
     if isinstance(norm, config.NoNorm):
         return nn.Identity()
-    grouped = isinstance(norm, config.GroupNorm)
-    groups = norm.groups if isinstance(norm, config.GroupNorm) else norm.gn_groups
+    key = "groups" if isinstance(norm, config.GroupNorm) else "gn_groups"
+    groups = getattr(norm, key)
     if channels % groups:
         raise ConfigError(
-            f"norm.{'groups' if grouped else 'gn_groups'}: {groups} groups do not divide a layer "
+            f"norm.{key}: {groups} groups do not divide a layer "
             f"of {channels} channels; "
-            f"choose one of {', '.join(str(g) for g in _divisors(channels))}"
+            f"choose one of {', '.join(str(n) for n in range(1, 65) if channels % n == 0)}"
         )
     return _initialised(nn.GroupNorm(groups, channels, norm.eps, norm.affine), norm)
 
@@ -162,7 +162,3 @@ def _initialised(
         nn.init.constant_(layer.weight, norm.scale_init)
         nn.init.constant_(layer.bias, norm.shift_init)
     return layer
-
-
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, min(number, 64) + 1) if number % n == 0]

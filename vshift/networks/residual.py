@@ -2,55 +2,46 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 
 from torch import nn
 
 from vshift.config import networks as config
 from vshift.networks.blocks import (
-    Classifier,
-    GlobalPool,
-    Pieces,
+    LayerFactory,
     Residual,
     branch,
     conv,
+    numbered,
     sequence,
     split_preactivation,
 )
+from vshift.networks.build import ImageShape, family
 
 # inputs, stage's base width, stride → a block and its number of outputs
 MakeBlock = Callable[[int, int, int], tuple[nn.Module, int]]
 
 
-def _stages(
-    inputs: int, widths: list[int], counts: list[int], make: MakeBlock
-) -> tuple[list[tuple[str, nn.Module]], int]:
-    """Stages named stage1, stage2, …; all but the first halve the image in their first block."""
-    stages: list[tuple[str, nn.Module]] = []
+def _staged(
+    stem: nn.Module, inputs: int, widths: list[int], counts: list[int], make: MakeBlock
+) -> tuple[nn.Sequential, int]:
+    """A stem and stages named stage1, stage2, …, and the number of their output channels.
+
+    All stages but the first halve the image in their first block.
+    """
+    model = nn.Sequential()
+    model.add_module("stem", stem)
     for i, (width, count) in enumerate(zip(widths, counts, strict=True)):
         blocks = []
         for j in range(count):
             block, inputs = make(inputs, width, 2 if i > 0 and j == 0 else 1)
             blocks.append(block)
-        stages.append(
-            (
-                f"stage{i + 1}",
-                nn.Sequential(OrderedDict((f"block{j + 1}", b) for j, b in enumerate(blocks))),
-            )
-        )
-    return stages, inputs
+        model.add_module(f"stage{i + 1}", numbered("block", blocks))
+    return model, inputs
 
 
-def _network(
-    stem: nn.Module, stages: list[tuple[str, nn.Module]], head: nn.Module
-) -> nn.Sequential:
-    return nn.Sequential(OrderedDict([("stem", stem), *stages, ("head", head)]))
-
-
-def preresnet(
-    network: config.PreResNet, pieces: Pieces, channels: int, classifier: Classifier
-) -> nn.Sequential:
+@family(config.PreResNet)
+def preresnet(network: config.PreResNet, layers: LayerFactory, images: ImageShape) -> nn.Sequential:
     """BN and ReLU first, plain 1×1 projections of the raw input where the width changes.
 
     He et al. 2016 (1603.05027) as in github.com/bearpaw/pytorch-classification: a stem of 16
@@ -60,101 +51,81 @@ def preresnet(
 
     def block(inputs: int, width: int, stride: int) -> tuple[nn.Module, int]:
         outputs = width * expansion
-        shortcut = None
-        if stride > 1 or inputs != outputs:
-            shortcut = conv(inputs, outputs, 1, stride)
-        return Residual(branch(pieces, inputs, width, outputs, stride=stride), shortcut), outputs
+        projects = stride > 1 or inputs != outputs
+        shortcut = conv(inputs, outputs, 1, stride) if projects else None
+        return Residual(branch(layers, inputs, width, outputs, stride=stride), shortcut), outputs
 
     count = (network.depth - 2) // (9 if network.is_bottleneck else 6)
-    stages, outputs = _stages(16, [16, 32, 64], [count] * 3, block)
-    return _network(
-        sequence([("conv", conv(channels, 16, 3))]), stages, _final(pieces, outputs, classifier)
-    )
+    stem = sequence([("conv", conv(images.channels, 16, 3))])
+    model, outputs = _staged(stem, 16, [16, 32, 64], [count] * 3, block)
+    model.add_module("head", layers.head(outputs, activate=True))
+    return model
 
 
-def wrn(
-    network: config.WRN, pieces: Pieces, channels: int, classifier: Classifier
-) -> nn.Sequential:
+@family(config.WRN)
+def wrn(network: config.WRN, layers: LayerFactory, images: ImageShape) -> nn.Sequential:
     """A wide PreResNet whose projections read the activated input, as its authors' code does."""
 
     def block(inputs: int, width: int, stride: int) -> tuple[nn.Module, int]:
-        body = branch(pieces, inputs, width, width, stride=stride)
+        body = branch(layers, inputs, width, width, stride=stride)
         if inputs == width:
             return Residual(body), width
         entry, rest = split_preactivation(body)
         return Residual(rest, conv(inputs, width, 1, stride), entry), width
 
     widths = [16 * network.width, 32 * network.width, 64 * network.width]
-    stages, outputs = _stages(16, widths, [(network.depth - 4) // 6] * 3, block)
-    return _network(
-        sequence([("conv", conv(channels, 16, 3))]), stages, _final(pieces, outputs, classifier)
-    )
+    stem = sequence([("conv", conv(images.channels, 16, 3))])
+    model, outputs = _staged(stem, 16, widths, [(network.depth - 4) // 6] * 3, block)
+    model.add_module("head", layers.head(outputs, activate=True))
+    return model
 
 
-def resnet(
-    network: config.ResNet, pieces: Pieces, channels: int, classifier: Classifier
-) -> nn.Sequential:
+@family(config.ResNet)
+def resnet(network: config.ResNet, layers: LayerFactory, images: ImageShape) -> nn.Sequential:
     """BN and ReLU last, 1×1 projections with BN, a stem with BN."""
     expansion = 4 if network.is_bottleneck else 1
 
     def block(inputs: int, width: int, stride: int) -> tuple[nn.Module, int]:
         outputs = width * expansion
-        body = branch(pieces, inputs, width, outputs, stride=stride)
-        return _post(pieces, body, inputs, outputs, stride), outputs
+        body = branch(layers, inputs, width, outputs, stride=stride)
+        return _postactivated(layers, body, inputs, outputs, stride), outputs
 
-    widths, counts = _resnet_stages(network)
-    stages, outputs = _stages(widths[0], widths, counts, block)
-    return _network(_stem(pieces, channels, widths[0]), stages, _head(outputs, classifier))
-
-
-def _resnet_stages(network: config.ResNet) -> tuple[list[int], list[int]]:
+    widths, counts = [16, 32, 64], [(network.depth - 2) // (9 if network.is_bottleneck else 6)] * 3
     if network.depth in network.other_depths:
+        widths = [64, 128, 256, 512]
         counts = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3]}[network.depth]
-        return [64, 128, 256, 512], counts
-    return [16, 32, 64], [(network.depth - 2) // (9 if network.is_bottleneck else 6)] * 3
+    stem = _normalized_stem(layers, images, widths[0])
+    model, outputs = _staged(stem, widths[0], widths, counts, block)
+    model.add_module("head", layers.head(outputs))
+    return model
 
 
-def resnext(
-    network: config.ResNeXt, pieces: Pieces, channels: int, classifier: Classifier
-) -> nn.Sequential:
+@family(config.ResNeXt)
+def resnext(network: config.ResNeXt, layers: LayerFactory, images: ImageShape) -> nn.Sequential:
     """Grouped bottlenecks of cardinality × base_width inner channels, 256 to 1024 outer ones."""
 
     def block(inputs: int, width: int, stride: int) -> tuple[nn.Module, int]:
         inner = network.cardinality * network.base_width * width // 64
         outputs = width * 4
-        body = branch(pieces, inputs, inner, outputs, stride=stride, groups=network.cardinality)
-        return _post(pieces, body, inputs, outputs, stride), outputs
+        body = branch(layers, inputs, inner, outputs, stride=stride, groups=network.cardinality)
+        return _postactivated(layers, body, inputs, outputs, stride), outputs
 
-    stages, outputs = _stages(64, [64, 128, 256], [(network.depth - 2) // 9] * 3, block)
-    return _network(_stem(pieces, channels, 64), stages, _head(outputs, classifier))
+    stem = _normalized_stem(layers, images, 64)
+    model, outputs = _staged(stem, 64, [64, 128, 256], [(network.depth - 2) // 9] * 3, block)
+    model.add_module("head", layers.head(outputs))
+    return model
 
 
-def _post(pieces: Pieces, body: nn.Module, inputs: int, outputs: int, stride: int) -> nn.Module:
+def _postactivated(
+    layers: LayerFactory, body: nn.Module, inputs: int, outputs: int, stride: int
+) -> nn.Module:
     shortcut = None
     if stride > 1 or inputs != outputs:
-        shortcut = sequence(
-            [("conv", conv(inputs, outputs, 1, stride)), ("bn", pieces.norm(outputs))]
-        )
+        projection = conv(inputs, outputs, 1, stride)
+        shortcut = sequence([("conv", projection), ("bn", layers.norm(outputs))])
     return Residual(body, shortcut, exit=nn.ReLU())
 
 
-def _stem(pieces: Pieces, channels: int, width: int) -> nn.Sequential:
-    return sequence(
-        [("conv", conv(channels, width, 3)), ("bn", pieces.norm(width)), ("relu", nn.ReLU())]
-    )
-
-
-def _final(pieces: Pieces, channels: int, classifier: Classifier) -> nn.Sequential:
-    """The head behind pre-activated stages, which end without BN."""
-    return sequence(
-        [
-            ("bn", pieces.norm(channels)),
-            ("relu", nn.ReLU()),
-            ("pool", GlobalPool()),
-            *classifier(channels),
-        ]
-    )
-
-
-def _head(channels: int, classifier: Classifier) -> nn.Sequential:
-    return sequence([("pool", GlobalPool()), *classifier(channels)])
+def _normalized_stem(layers: LayerFactory, images: ImageShape, width: int) -> nn.Sequential:
+    stem = conv(images.channels, width, 3)
+    return sequence([("conv", stem), ("bn", layers.norm(width)), ("relu", nn.ReLU())])

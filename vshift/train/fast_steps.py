@@ -144,16 +144,16 @@ class CapturedStep(CompiledStep):
         """
         stream = self.context.stream
         with self._aside():
-            images, labels = next(stream.epoch(0))
+            batch = next(stream.epoch(0))
             if self.forward != self.context.model:
-                self.compile(images, labels)
+                self.compile(*batch)
         self._send_plan(0, [0.0] * stream.steps, 0)
         full, count = stream.batch_size, len(stream.part)
         for size in sorted({min(full, count), count % full} - {0}, reverse=True):
             self._graphs[1, size] = self._capture(1, size)
         if count >= STEPS_PER_GRAPH * full:
             self._graphs[STEPS_PER_GRAPH, full] = self._capture(STEPS_PER_GRAPH, full)
-        self._check(len(images))
+        self._check(min(full, count))
 
     def _check(self, size: int) -> None:
         """A graph that read the wrong memory would show in its loss; noise moves it a little."""

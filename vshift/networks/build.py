@@ -1,0 +1,87 @@
+"""From a config to a network: the registry of families, and `build`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from vshift.config import networks as config
+from vshift.config.schema import Config
+from vshift.errors import DataError
+from vshift.networks.blocks import LayerFactory, initialise
+from vshift.networks.noise import make_noise
+from vshift.networks.norm import make_group_norm, make_norm
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    """Square images of `size` pixels."""
+
+    channels: int
+    size: int
+
+    @property
+    def values(self) -> int:
+        return self.channels * self.size * self.size
+
+
+# (the family's section of a config, what its layers are made of, the images) → the network
+Builder = Callable[[Any, LayerFactory, ImageShape], nn.Sequential]
+_BUILDERS: dict[type, Builder] = {}
+
+
+def family(*sections: type) -> Callable[[Builder], Builder]:
+    """Register a function as the builder of the networks that these config classes describe."""
+
+    def register(builder: Builder) -> Builder:
+        _BUILDERS.update(dict.fromkeys(sections, builder))
+        return builder
+
+    return register
+
+
+def build(
+    config_: Config, *, classes: int, channels: int, size: int, seed: int | None = None
+) -> nn.Module:
+    """The network that a config describes, for square images of `size` pixels.
+
+    Args:
+        seed: of the initial weights; None leaves the global random state in charge.
+
+    Returns:
+        A module from [N, channels, size, size] to logits [N, classes] on the CPU, in float32; of an
+        autoencoder to pixels [N, channels·size·size].
+
+    Raises:
+        DataError: the images are too small for the network.
+        ConfigError: group sizes that do not divide a layer's channels.
+    """
+    network, norm, images = config_.network, config_.norm, ImageShape(channels, size)
+    halvings = network.halvings
+    # At least two pixels must reach the last halving, or the last stage sees no image.
+    smallest = 2 ** (halvings - 1) + 1 if halvings else 1
+    if size < smallest:
+        raise DataError(
+            f"images of {size}×{size} pixels do not fit {network.name}, which halves them "
+            f"{halvings} times: it needs at least {smallest}×{smallest}; "
+            "set data.size to enlarge them"
+        )
+    layers = LayerFactory(
+        order=network.order,
+        head_noises=network.head_noises,
+        outputs=images.values if isinstance(network, config.Autoencoder) else classes,
+        norm=lambda width: make_norm(norm, width),
+        group_norm=lambda width: make_group_norm(norm, width),
+        noise=lambda index: make_noise(network.noises[index]),
+        bias=network.bias,
+    )
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        model = _BUILDERS[type(network)](network, layers, images)
+        initialise(model)
+    return model
