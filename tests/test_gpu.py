@@ -8,7 +8,7 @@ import torch
 from tests.configs import make_config
 from tests.gpu import no_synchronization
 from tests.soak.harness import differences
-from tests.train.test_resume import attempt
+from tests.train.test_checkpointer import attempt
 from vshift.data import load
 from vshift.networks import build
 from vshift.runs import prepare

@@ -8,6 +8,7 @@ import torch
 from benchmarks.cases import Case, make_config
 from benchmarks.stack import Stack, StackedStream, seed_of, stacked_context
 from benchmarks.training import random_images
+from tests.train.test_fast_steps import capture_on_the_cpu
 from vshift.data import Stream, train_stream
 from vshift.networks import BatchNorm
 from vshift.shift.training_log import TrainingLog
@@ -104,6 +105,16 @@ def test_a_stack_trains_each_seed_as_it_is_trained_alone(kind, network):
             ours.state_dict().items(), theirs.state_dict().values(), strict=True
         ):
             close(a, b, name)
+
+
+def test_a_stack_can_be_captured(monkeypatch):
+    """Its batches begin with the copies, not with the images: no graph is looked up by that."""
+    config, images, models = parts()
+    context = stacked_context(TrainingContext(config, 0, images), models)
+    step = CapturedStep(context, compile=False)
+    capture_on_the_cpu(monkeypatch, step)
+    step.prepare()
+    assert (1, 8) in step._graphs
 
 
 def close(a, b, message=None):

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from tests.configs import make_config
-from tests.train.test_train import run, weights
+from tests.train.test_loop import run, weights
 from vshift.cli.recalibrate import scores_table
 from vshift.compare import compare
 from vshift.data import load, plain_stream

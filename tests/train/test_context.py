@@ -1,4 +1,4 @@
-"""Seeds that derive_seed from (seed, epoch, purpose)."""
+"""Seeds derived from (seed, epoch, purpose)."""
 
 from vshift.train.context import derive_seed
 

@@ -242,18 +242,6 @@ def test_an_infinite_loss_ends_as_diverged_and_keeps_what_was_measured(tmp_path)
     assert not (folder.path / "summary.json").exists()
 
 
-def test_weight_decay_can_leave_norms_and_biases_out(tmp_path):
-    from vshift.train.optimizer import make_optimizer
-
-    config = make_config(optimizer={"name": "sgd", "decay_norm_and_bias": False})
-    model = build(config, classes=10, channels=3, size=32, seed=0)
-    groups = make_optimizer(model, config.optimizer).param_groups
-    assert [group["weight_decay"] for group in groups] == [1e-4, 0.0]
-    assert all(p.ndim > 1 for p in groups[0]["params"])
-    assert all(p.ndim == 1 for p in groups[1]["params"])
-    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
-
-
 def test_train_mode_accuracy_leaves_weights_and_statistics_alone(tmp_path):
     """The saved checkpoint is taken after the final scores: they must not have touched it."""
     config = make_config(network=NOISY, epochs=1)

@@ -14,7 +14,7 @@ from vshift.data import load
 from vshift.errors import ConfigError
 from vshift.kernels import KernelsMissing
 from vshift.train import fast_steps
-from vshift.train.context import TrainingContext, classification, derive_seed
+from vshift.train.context import TrainingContext, derive_seed
 from vshift.train.fast_steps import (
     STEPS_PER_GRAPH,
     CannotCompile,
@@ -23,7 +23,6 @@ from vshift.train.fast_steps import (
     make_train_step,
 )
 from vshift.train.loop import TrainStep
-from vshift.train.optimizer import SGD
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
@@ -291,26 +290,10 @@ def test_sums_go_on_where_they_were_saved():
         assert torch.equal(moments.variance, whole[1][name].variance)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_sgd_is_pytorchs_bit_for_bit(momentum, nesterov):
-    context = context_of()
-    options = {"momentum": momentum, "nesterov": nesterov and momentum > 0}
-    ours, theirs = context.model, copy.deepcopy(context.model)
-    own = SGD([{"params": list(ours.parameters())}], lr=0.1, weight_decay=1e-4, **options)
-    other = torch.optim.SGD(theirs.parameters(), 0.1, weight_decay=1e-4, **options)
-    for images, labels in context.stream.epoch(0):
-        for model, optimizer in ((ours, own), (theirs, other)):
-            optimizer.zero_grad()
-            classification(model(images), images, labels)[0].backward()
-            optimizer.step()
-    equal(theirs.state_dict(), ours.state_dict())
-
-
 def test_starting_does_not_import_the_compiler():
     """Two seconds of every run: PyTorch's optimizers import it, and so might much else."""
     code = (
-        "import sys, torch; from tests.train.test_step import *; c = context_of();"
+        "import sys, torch; from tests.train.test_fast_steps import *; c = context_of();"
         "step = make_train_step('auto', c, print); step(*next(c.stream.epoch(0)));"
         "print('torch._dynamo' in sys.modules)"
     )
