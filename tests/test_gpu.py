@@ -46,7 +46,7 @@ def test_the_gpu_trains_the_run_that_the_cpu_trains(tmp_path):
 
 
 @pytest.mark.parametrize("step", ["eager", "captured"])
-def test_going_on_inside_an_epoch_gives_the_same_bits(step, tmp_path, monkeypatch):
+def test_resuming_inside_an_epoch_gives_the_same_bits(step, tmp_path, monkeypatch):
     """In PyTorch's deterministic mode: the generator of the device is put back too."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)

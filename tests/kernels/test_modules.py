@@ -72,7 +72,7 @@ def test_names_parameters_and_layout_stay(name):
     assert noise_in_front(plain) == noise_in_front(fused)
 
 
-def test_relu_is_joined_only_where_it_stands_behind_bn():
+def test_relu_is_joined_only_where_it_follows_bn():
     _, fused = pair(network={"name": "resnet", "depth": 8})
     joined = [name for name, m in fused.named_modules() if isinstance(m, FusedBatchNorm) and m.relu]
     left = [name for name, m in fused.named_modules() if isinstance(m, nn.ReLU)]

@@ -244,7 +244,7 @@ def test_classic_dropout_is_dropout_times_its_keep_rate():
 
 @pytest.mark.parametrize("rate", [0.3, 0.7])
 @pytest.mark.parametrize("kind", ["classic", "scaled", "alpha", "depth"])
-def test_variance_behind_a_convolution(kind, rate):
+def test_variance_after_a_convolution(kind, rate):
     """factor²·(Var_eval + s² Σ w² E[(x − origin)²]), the second term as `extra_variance` has it."""
     torch.manual_seed(0)
     p = 1 - rate
@@ -269,7 +269,7 @@ def test_variance_behind_a_convolution(kind, rate):
 
 @pytest.mark.parametrize("unit", ["element", "channel", "sample"])
 @pytest.mark.parametrize("kind", [Dropout, Gaussian, Uniform])
-def test_multiplicative_noise_behind_a_convolution_and_before_bn(kind, unit):
+def test_multiplicative_noise_after_a_convolution_and_before_bn(kind, unit):
     torch.manual_seed(0)
     noise, conv = kind(0.5, unit).train(), nn.Conv2d(4, 2, 3, padding=1, groups=2)
     x = images(8000, 4, 5, 5)
@@ -281,7 +281,7 @@ def test_multiplicative_noise_behind_a_convolution_and_before_bn(kind, unit):
     assert_mean(squares(noise(x), mean), variance + extra_variance(x, 0.5, unit, None))
 
 
-def test_stochastic_depth_behind_the_sum():
+def test_stochastic_depth_after_the_sum():
     """Var(y + m f) = Var(y + f) + s² E[f²], whatever y and f have to do with each other."""
     torch.manual_seed(0)
     y = images(20_000, 2, 3, 3)

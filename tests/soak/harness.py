@@ -105,7 +105,7 @@ def fork_server() -> Iterator[subprocess.Popen[str]]:
 
 @dataclass
 class Kill:
-    """One kill: with what, how long after the start in seconds, and what was found behind it."""
+    """One kill: with what, how long after the start in seconds, and what was found after it."""
 
     number: int
     delay: float
@@ -173,7 +173,7 @@ def _written(runs: Path, config: Path) -> int:
 
 
 def progress(folder: Path) -> float:
-    """The share of its epochs that a run's checkpoint has behind it."""
+    """The share of its epochs that a run's checkpoint comes after."""
     if not _has(folder, "checkpoint.pt"):
         return 0.0
     state = torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")
@@ -185,7 +185,7 @@ def _epochs(folder: Path) -> int:
 
 
 def where(runs: Path, config: Path) -> tuple[str, str]:
-    """What a kill left behind: (phase, place in words)."""
+    """What a kill left: (phase, place in words)."""
     folder = runs / config.stem / "seed-0"
     if not (folder / "run.json").exists():
         return "start-up", ""

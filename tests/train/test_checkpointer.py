@@ -1,4 +1,4 @@
-"""Stopping anywhere and going on: the same bits, and what happens where a checkpoint is damaged."""
+"""Stopping anywhere and resuming: the same bits, and what happens if a checkpoint is damaged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STEPS = 5
 
 
 class Watch(Reporter):
-    """Keeps what is said, and asks to stop behind the step of this number, over all epochs."""
+    """Keeps what is said, and asks to stop after the step of this number, over all epochs."""
 
     def __init__(self, stop: StopSignal, steps: int | None) -> None:
         super().__init__(quiet=True)
@@ -82,8 +82,8 @@ def whole(one_thread, tmp_path_factory):
     return folder
 
 
-def test_a_step_of_another_device_is_not_gone_on_with(tmp_path, whole):
-    """A run may begin on a GPU and go on where there is none."""
+def test_a_step_of_another_device_is_not_resumed_with(tmp_path, whole):
+    """A run may begin on a GPU and be resumed where there is none."""
     folder, status, _ = attempt(tmp_path, steps=7)
     assert status == "interrupted"
     assert folder.run["step"] == whole.run["step"] == "fused"
@@ -96,7 +96,7 @@ def test_a_step_of_another_device_is_not_gone_on_with(tmp_path, whole):
 
 @pytest.mark.parametrize("times", range(0, 115, 6))
 def test_stopping_where_it_is_asked(tmp_path, whole, times):
-    """It is asked behind every step, before every batch of measuring, at the ends of epochs."""
+    """It is asked after every step, before every batch of measuring, at the ends of epochs."""
     folder, status, _ = attempt(tmp_path, stop=Asked(times))
     assert status == "interrupted"
     folder, status, _ = attempt(tmp_path)
@@ -112,7 +112,7 @@ def test_it_is_asked_mostly_while_measuring(tmp_path):
 
 
 @pytest.mark.parametrize("done", range(1, 3 * STEPS + 1))
-def test_stopping_behind_each_step(tmp_path, whole, done):
+def test_stopping_after_each_step(tmp_path, whole, done):
     folder, status, _ = attempt(tmp_path, steps=done)
     assert status == "interrupted"
     state = folder.load_checkpoint()
@@ -172,7 +172,7 @@ def test_other_checkpoint_settings_are_the_same_run(tmp_path, whole):
 
 
 def interrupted_late(tmp_path):
-    """A run in its third epoch, with checkpoints behind epoch 2 and inside epoch 3."""
+    """A run in its third epoch, with checkpoints after epoch 2 and within epoch 3."""
     folder, _, _ = attempt(tmp_path, steps=2 * STEPS + 2)
     assert [p.name for p in folder.checkpoints()] == ["checkpoint.pt", "checkpoint-previous.pt"]
     return folder
@@ -244,7 +244,7 @@ def test_lost_rows_are_noticed(tmp_path):
         attempt(tmp_path)
 
 
-def test_a_checkpoint_of_the_first_version_goes_on(tmp_path, whole):
+def test_a_checkpoint_of_the_first_version_is_resumed(tmp_path, whole):
     """It holds whole epochs, and no checksum."""
     folder = interrupted_late(tmp_path)
     from vshift.runs import checkpoint_file

@@ -269,7 +269,7 @@ def test_a_step_for_another_device_is_refused():
         make_train_step("captured", context, print)
 
 
-def test_sums_go_on_where_they_were_saved():
+def test_sums_continue_where_they_were_saved():
     context = context_of()
     whole = trained(make_train_step("eager", context, print), epochs=1)
     context = context_of()

@@ -119,7 +119,7 @@ def test_measuring_changes_nothing(tmp_path):
     assert b.layers() == []
 
 
-def test_going_on_equals_never_having_stopped(tmp_path, monkeypatch):
+def test_resuming_equals_never_having_stopped(tmp_path, monkeypatch):
     config = make_config(network=NOISY, epochs=3)
     whole, _ = run(tmp_path / "a", config)
 
@@ -145,7 +145,7 @@ def test_going_on_equals_never_having_stopped(tmp_path, monkeypatch):
     assert (whole.path / "summary.json").read_text() == (parts.path / "summary.json").read_text()
 
 
-def test_rows_behind_the_checkpoint_are_dropped(tmp_path, monkeypatch):
+def test_rows_after_the_checkpoint_are_dropped(tmp_path, monkeypatch):
     """A kill between the rows of an epoch and its checkpoint must not leave that epoch twice."""
     config = make_config(epochs=2)
     whole, _ = run(tmp_path / "a", config)

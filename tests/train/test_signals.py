@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1: exit codes, what is left behind, and how soon."""
+"""SIGINT, SIGTERM and SIGUSR1: exit codes, what is left, and how soon."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_in_training(trainer, tmp_path, number):
 
 
 @every_signal
-def test_in_measurements_behind_the_last_epoch(trainer, tmp_path, number):
+def test_in_measurements_after_the_last_epoch(trainer, tmp_path, number):
     measure = "{every: 1, eval_batches: 2, monte_carlo: 90000}"
     text = LONG.replace("{every: 0}", measure).replace("epochs: 20000", "epochs: 1")
     with started(trainer, tmp_path, text) as (folder, log):

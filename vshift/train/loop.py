@@ -85,6 +85,7 @@ def train(
 
     with checkpointer.saving_on_stop():
         for epoch in range(checkpointer.epoch + 1, config.epochs + 1):
+            # Train. A resumed epoch skips the `first` batches that it was trained on already.
             context.model.train()
             torch.manual_seed(derive_seed(context.seed, epoch, "noise"))
             first, earlier_seconds = checkpointer.begin_epoch(epoch)
@@ -98,6 +99,7 @@ def train(
                 checkpointer.after_step(step)
                 context.check_stop()
 
+            # Evaluate.
             trained = context.metrics.compute_and_reset()
             training_seconds = time.perf_counter() - started
             scores = test_scores(context)
@@ -113,6 +115,7 @@ def train(
                 seconds=time.perf_counter() - started,
                 images_per_second=trained.count / training_seconds,
             )
+            # Write.
             folder.append_metrics(row.to_dict())
             folder.append_layers(layer.to_dict() for layer in layers)
             shift_ratio = summarize_layers(layers)["shift_ratio_mean"]

@@ -14,7 +14,7 @@ def learning_rates(
 
     Args:
         base: the optimizer's learning rate.
-        steps: steps an epoch.
+        steps: steps per epoch.
 
     Returns:
         `epochs * steps` numbers.
@@ -23,26 +23,18 @@ def learning_rates(
     if isinstance(schedule, OneCycle):
         return [_one_cycle(schedule, base, step, total) for step in range(total)]
     warm = schedule.warmup * steps
-    return [
-        base * (step + 1) / warm if step < warm else _main(schedule, base, step, total, steps, warm)
-        for step in range(total)
-    ]
 
+    def rate(step: int) -> float:
+        if step < warm:
+            return base * (step + 1) / warm
+        if isinstance(schedule, MultiStep):
+            passed = sum(step // steps >= milestone for milestone in schedule.milestones)
+            return base * schedule.factor**passed
+        if isinstance(schedule, Cosine):
+            return _cosine(base, schedule.final, (step - warm) / (total - warm))
+        return base
 
-def _main(
-    schedule: Constant | MultiStep | Cosine,
-    base: float,
-    step: int,
-    total: int,
-    steps: int,
-    warm: float,
-) -> float:
-    if isinstance(schedule, MultiStep):
-        passed = sum(step // steps >= milestone for milestone in schedule.milestones)
-        return base * schedule.factor**passed
-    if isinstance(schedule, Cosine):
-        return _cosine(base, schedule.final, (step - warm) / (total - warm))
-    return base
+    return [rate(step) for step in range(total)]
 
 
 def _one_cycle(schedule: OneCycle, base: float, step: int, total: int) -> float:
