@@ -1,6 +1,7 @@
 """The columns of a run folder's files, declared once."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from vshift.runs.schema import (
@@ -46,6 +47,8 @@ def test_a_run_without_validation_images_has_no_such_columns() -> None:
         validation_loss=2.5, validation_accuracy=3.0,
     )  # fmt: skip
     assert list(with_both.to_dict()) == list(EPOCH_COLUMNS)
+    autoencoder = replace(with_both, validation_accuracy=None).to_dict()
+    assert autoencoder["validation_accuracy"] is None
 
 
 def test_the_summary_of_layers_is_over_finite_ratios() -> None:

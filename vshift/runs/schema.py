@@ -24,7 +24,7 @@ class Column:
         priority: in a narrow terminal, columns of low priority are left out first.
         is_text: words, not numbers.
         tag: the name of its curve in TensorBoard, of a layer's column a prefix; empty for none.
-        absent: the key is left out of the file, instead of null, where there is no value.
+        only_with: the key is left out of the file, instead of null, where this one has no value.
     """
 
     key: str
@@ -35,7 +35,7 @@ class Column:
     priority: int = 0
     is_text: bool = False
     tag: str = ""
-    absent: bool = False
+    only_with: str = ""
 
 
 def _column(meaning: str, *, default: Any = MISSING, **options: Any) -> Any:
@@ -47,11 +47,9 @@ def _column(meaning: str, *, default: Any = MISSING, **options: Any) -> Any:
 class _Row:
     def to_dict(self) -> dict[str, Any]:
         """As it is written: one key per column, in order."""
-        return {
-            key: value
-            for key, value in asdict(self).items()
-            if value is not None or not columns_of(type(self))[key].absent
-        }
+        values = asdict(self)
+        other = {column.key: column.only_with for column in columns_of(type(self)).values()}
+        return {k: v for k, v in values.items() if not other[k] or values[other[k]] is not None}
 
 
 def columns_of(row: type[_Row]) -> dict[str, Column]:
@@ -155,16 +153,12 @@ class EpochRow(_Row):
     )
     validation_loss: float | None = _column(
         "loss on the training images held out by `data.validation`, in eval mode",
-        default=None, unit="nats", tag="loss/validation", absent=True,
+        default=None, unit="nats", tag="loss/validation", only_with="validation_loss",
     )  # fmt: skip
     validation_accuracy: float | None = _column(
         "accuracy on the same images",
-        default=None,
-        unit="%",
-        digits=2,
-        tag="accuracy/validation",
-        absent=True,
-    )
+        default=None, unit="%", digits=2, tag="accuracy/validation", only_with="validation_loss",
+    )  # fmt: skip
     seconds: float = _column("duration of the epoch, measurements included", unit="s", digits=1)
     images_per_second: float = _column(
         "training images per second, measurements excluded", digits=0, tag="images_per_second"
