@@ -119,6 +119,12 @@ class Difference:
         return None if needed is None else max(needed, *(arm.n + 1 for arm in self.arms))
 
     @property
+    def seeds_hint(self) -> str:
+        """`; about 9 seeds per config would tell`; empty where there is nothing to say."""
+        needed = None if self.is_significant else self.seeds_needed
+        return "" if needed is None else f"; about {needed:,} seeds per config would tell"
+
+    @property
     def untested(self) -> str:
         """The reason why there is no test; empty if there is one."""
         if self.same_training:
@@ -133,9 +139,8 @@ class Difference:
             return f"not tested ({self.untested})"
         if self.is_significant:
             return f"significant ({format_p(self.p)})"
-        needed = self.seeds_needed
-        hint = "" if needed is None else f"; about {needed:,} seeds per config would tell"
-        if needed is None and len(self.arms) == 2:
+        hint = self.seeds_hint
+        if not hint and len(self.arms) == 2:
             least = detectable(self.n, *(arm.sd or 0.0 for arm in self.arms)) or 0.0
             hint = f"; {self.n} seeds detect {least:.2g} {unit}".rstrip() + " or more"
         return f"not significant ({format_p(self.p)}{hint})"

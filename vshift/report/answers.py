@@ -14,12 +14,11 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from vshift.compare.fields import active_noise
-from vshift.compare.groups import NO_NOISE, Group, Noise
+from vshift.compare.groups import NO_NOISE, Group
 from vshift.compare.statistics import Difference
 from vshift.config.recalibration import METHODS
 from vshift.report.effects import (
     Effect,
-    Recovered,
     against_baseline,
     between_layouts,
     distinct,
@@ -99,14 +98,6 @@ def _range(study: Study, values: Sequence[float]) -> str:
     return " to ".join(ends)
 
 
-def points(study: Study) -> str:
-    return " points" if study.score == "test_error" else ""
-
-
-def unit(study: Study) -> str:
-    return "points of test error" if study.score == "test_error" else "of test loss"
-
-
 def interval(study: Study, found: Difference) -> str:
     """`95 % CI +1.0 to +2.0`, or what is missing for one."""
     if found.low is not None:
@@ -121,20 +112,6 @@ def verdict(found: Difference) -> str:
     return "Significant" if found.is_significant else "Not significant"
 
 
-def p_both(found: Difference) -> str:
-    """`p = 0.089, alone 0.022`: corrected for the whole page, and not."""
-    if found.p_value is None or found.tests < 2 or found.p == found.p_value:
-        return format_p(found.p)
-    alone = format_p(found.p_value).removeprefix("p = ").removeprefix("p ")
-    return f"{format_p(found.p)}, alone {alone}"
-
-
-def seeds_hint(found: Difference) -> str:
-    """`; about 9 seeds per config would tell`, of what is not significant."""
-    needed = None if found.is_significant else found.seeds_needed
-    return "" if needed is None else f"; about {needed:,} seeds per config would tell"
-
-
 # ---- which layout loses accuracy
 
 _BASELINE_OPTION = Markup("<code>--baseline</code>")
@@ -143,7 +120,16 @@ _STAR = Markup("* significant at 5 %, corrected for all pairs of layouts (Holm).
 
 def _loss(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> Card:
     question = "Which layout loses accuracy, and how much?"
-    duels = _duels(study, pairs)
+    by_pair = grouped(
+        (
+            (e.group.noise.layout, e.other.noise.layout),
+            f"{study.format_score(e.value, '+')} at {e.group.noise.strength_in_words}"
+            f"{'*' * e.found.is_significant}",
+        )
+        for e in pairs
+    )
+    duel = "At the same strength, {} costs more than {}: {}."
+    duels = [say(duel, bold(a), bold(b), join_html(own)) for (a, b), own in by_pair.items()]
     if not study.used:
         return Card("loss", question, "No run is done yet", [])
     if not effects:
@@ -155,45 +141,52 @@ def _loss(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> C
         text = say("No config has a higher {} than {}.", what, bold(base.label))
         return Card("loss", question, "None", [text, *duels])
     strength = group.noise.strength_in_words
-    text = say(
-        "{}{} loses most: {} {} more than {} ({} against {}; {}).",
-        bold(group.label),
-        f" ({strength})" if strength else "",
-        bold(study.format_score(worst.value)),
-        unit(study),
-        base.label,
-        _mean(study, group),
-        _mean(study, base),
-        interval(study, worst.found),
-    )
-    sentences = [text, *_by_layout(study, effects), *_which_significant(effects), *duels]
+    sentences = [
+        say(
+            "{}{} loses most: {} {} more than {} ({} against {}; {}).",
+            bold(group.label),
+            f" ({strength})" if strength else "",
+            bold(study.format_score(worst.value)),
+            study.unit,
+            base.label,
+            _mean(study, group),
+            _mean(study, base),
+            interval(study, worst.found),
+        )
+    ]
+    losses = grouped((e.group.noise.layout, e.value) for e in effects)
+    if len(losses) > 1:
+        parts = [say("{} {}", bold(name), _range(study, own)) for name, own in losses.items()]
+        sentences.append(say("By layout, {}: {}.", study.unit, join_html(parts)))
+    tested = [e for e in effects if e.found.is_tested]
+    significant = [bold(e.group.label) for e in tested if e.found.is_significant]
+    if tested and not significant:
+        sentences.append(Markup("None of these differences is significant (next answer)."))
+    elif len(significant) < len(tested):
+        sentences.append(say("Significant: only {} (next answer).", join_html(significant)))
     star = _STAR if any(e.found.is_significant for e in pairs) else None
-    return Card("loss", question, _headline(study, effects, worst), sentences, star)
+    return Card("loss", question, _headline(study, effects, worst), [*sentences, *duels], star)
 
 
 def _headline(study: Study, effects: Sequence[Effect], worst: Effect) -> str:
     """What the layout costs, with the rate at which it costs that, or the range over all rates."""
     noise = worst.group.noise
     if noise.layout == NO_NOISE:
-        return f"{worst.group.label}: {study.format_score(worst.value, '+')}{points(study)}"
+        return f"{worst.group.label}: {study.format_score(worst.value, '+')}{study.points}"
     family = [e for e in effects if e.group.noise.layout == noise.layout]
     strengths = {e.group.noise.strength for e in family}
     losses = _range(study, [e.value for e in family])
     if len(strengths) == 1 and " to " not in losses:
         at = f" at {noise.strength_in_words}" if noise.strength else ""
-        return f"{noise.layout}{at}: {losses}{points(study)}"
+        return f"{noise.layout}{at}: {losses}{study.points}"
     if len(strengths) < len(family):
         over = f"{len(family)} configs"
-    else:
-        over = _strengths_in_words([e.group.noise for e in family])
-    return f"{noise.layout}: {losses}{points(study)} over {over}"
-
-
-def _strengths_in_words(noises: Sequence[Noise]) -> str:
-    """`rates 0.1 to 0.7`, `β 0.1 to β 0.5`, from weak to strong."""
-    ends = sorted(noises, key=lambda noise: (noise.variance or 0.0, natural(noise.strength)))
-    low, high = ends[0].strength, ends[-1].strength
-    return f"{'rates ' if low[:1].isdigit() else ''}{low} to {high}"
+    else:  # from weak to strong: `rates 0.1 to 0.7`, `β 0.1 to β 0.5`
+        noises = [e.group.noise for e in family]
+        noises.sort(key=lambda noise: (noise.variance or 0.0, natural(noise.strength)))
+        low, high = noises[0].strength, noises[-1].strength
+        over = f"{'rates ' if low[:1].isdigit() else ''}{low} to {high}"
+    return f"{noise.layout}: {losses}{study.points} over {over}"
 
 
 def _without_baseline(study: Study) -> Markup:
@@ -219,38 +212,6 @@ def _mean(study: Study, group: Group) -> str:
     return study.format_score(sample.mean if sample else None) + percent
 
 
-def _by_layout(study: Study, effects: Sequence[Effect]) -> list[Markup]:
-    """The range of losses of each layout, where there are several."""
-    losses = grouped((e.group.noise.layout, e.value) for e in effects)
-    parts = [say("{} {}", bold(name), _range(study, values)) for name, values in losses.items()]
-    return [] if len(parts) < 2 else [say("By layout, {}: {}.", unit(study), join_html(parts))]
-
-
-def _which_significant(effects: Sequence[Effect]) -> list[Markup]:
-    """Which of the losses are significant, where some are not."""
-    tested = [e for e in effects if e.found.is_tested]
-    significant = [bold(e.group.label) for e in tested if e.found.is_significant]
-    if len(significant) == len(tested):
-        return []
-    if not significant:
-        return [Markup("None of these differences is significant (next answer).")]
-    return [say("Significant: only {} (next answer).", join_html(significant))]
-
-
-def _duels(study: Study, pairs: Sequence[Effect]) -> list[Markup]:
-    """Layouts against each other at the same noise variance."""
-    texts = grouped(
-        (
-            (e.group.noise.layout, e.other.noise.layout),
-            f"{study.format_score(e.value, '+')} at {e.group.noise.strength_in_words}"
-            f"{'*' * e.found.is_significant}",
-        )
-        for e in pairs
-    )
-    sentence = "At the same strength, {} costs more than {}: {}."
-    return [say(sentence, bold(a), bold(b), join_html(own)) for (a, b), own in texts.items()]
-
-
 # ---- which differences are significant
 
 
@@ -269,53 +230,50 @@ def _significance(study: Study, effects: Sequence[Effect], pairs: Sequence[Effec
         )
         return Card("significance", question, "None can be tested", [why])
     significant = [e for e in tested if e.found.is_significant]
-    text = _by_significance(study, compared, effects[0].other if effects else None)
-    answer = f"{distinct(significant)} of {distinct(tested)} are"
-    return Card("significance", question, answer, text, _how_tested(tested))
-
-
-def _by_significance(study: Study, compared: Sequence[Effect], base: Group | None) -> list[Markup]:
-    """The significant differences, the others, those not tested, and which are the same."""
-    against = f" against {base.label}" if base else ""
-    parts = grouped(
-        (
-            verdict(e.found),
-            say(
-                "{}{} {} ({}{}{})",
-                bold(e.group.label),
-                "" if base else f" against {e.other.label}",
-                study.format_score(e.value, "+"),
-                f"{interval(study, e.found)}, " if e.found.is_significant else "",
-                p_both(e.found),
-                seeds_hint(e.found),
-            ),
-        )
-        for e in compared
-        if e.found.is_tested
-    )
-    text = [
-        say("{}{}: {}.", word, against if word == "Significant" else "", join_html(parts[word]))
-        for word in sorted(parts, reverse=True)
-    ]
-    untested = grouped((e.found.untested, e.group.label) for e in compared if e.found.untested)
-    same = same_trainings([e.group for e in compared if e.found.is_tested])
-    return [
-        *text,
-        *(say("Not tested ({}): {}.", why, join_html(some)) for why, some in untested.items()),
-        *(say("{} are the same trainings and count once.", join_html(some)) for some in same),
-    ]
-
-
-def _how_tested(tested: Sequence[Effect]) -> Markup:
-    text = "Last epoch’s scores over seeds. Intervals and p are Welch’s. "
-    count = max(effect.found.tests for effect in tested)
+    fine = "Last epoch’s scores over seeds. Intervals and p are Welch’s. "
+    count = max(e.found.tests for e in tested)
     if count > 1:
-        text += (
+        fine += (
             f"p is corrected for the {count} comparisons of this page (Holm), so that a page with "
             "fewer can have a smaller p for the same runs; “alone” is p without that, and so are "
             "intervals. "
         )
-    return Markup(text + "Significant: p below 0.05.")
+    fine += "Significant: p below 0.05."
+    text = _by_significance(study, compared, effects[0].other if effects else None)
+    answer = f"{distinct(significant)} of {distinct(tested)} are"
+    return Card("significance", question, answer, text, Markup(fine))
+
+
+def _by_significance(study: Study, compared: Sequence[Effect], base: Group | None) -> list[Markup]:
+    """The significant differences, the others, those not tested, and which are the same."""
+    parts: dict[str, list[Markup]] = {}
+    for effect in compared:
+        found = effect.found
+        if not found.is_tested:
+            continue
+        p = format_p(found.p)
+        if found.tests > 1 and found.p != found.p_value:
+            p += f", alone {format_p(found.p_value).removeprefix('p = ').removeprefix('p ')}"
+        sentence = say(
+            "{}{} {} ({}{}{})",
+            bold(effect.group.label),
+            "" if base else f" against {effect.other.label}",
+            study.format_score(found.value, "+"),
+            f"{interval(study, found)}, " if found.is_significant else "",
+            p,
+            found.seeds_hint,
+        )
+        parts.setdefault(verdict(found), []).append(sentence)
+    text = []
+    for word in sorted(parts, reverse=True):
+        against = f" against {base.label}" if base and word == "Significant" else ""
+        text.append(say("{}{}: {}.", word, against, join_html(parts[word])))
+    untested = grouped((e.found.untested, e.group.label) for e in compared if e.found.untested)
+    for why, labels in untested.items():
+        text.append(say("Not tested ({}): {}.", why, join_html(labels)))
+    for labels in same_trainings([e.group for e in compared if e.found.is_tested]):
+        text.append(say("{} are the same trainings and count once.", join_html(labels)))
+    return text
 
 
 # ---- where the shift begins, and whether the prediction of it held
@@ -331,7 +289,15 @@ def _beginning(study: Study, effects: Sequence[Effect]) -> Card:
     layer = first.get(worst.label)
     layouts = dict.fromkeys(group.noise.layout for group in study.used)
     text = [_course(study, worst, layer)] if layer is not None else []
-    text += [_first_of_layout(study, layout, first) for layout in layouts]
+    for layout in layouts:
+        groups = [g for g in study.used if g.noise.layout == layout and g.label in first]
+        layers = grouped((first[g.label], g.noise.strength_in_words or g.label) for g in groups)
+        parts = []
+        for found, names in layers.items():
+            where = "at no layer" if found is None else f"first at {escape_control(found)}"
+            which = join_html(dict.fromkeys(names))
+            parts.append(where if len(layers) == 1 else say("{} ({})", where, which))
+        text.append(say("{}: {}.", bold(layout), join_html(parts)))
     fine = say(
         "Ratios are the last epoch’s, means over seeds. A layer counts as shifted from a ratio of "
         "{} on if that is three standard errors above 1; after the first one, ratios may be "
@@ -382,18 +348,9 @@ def _course(study: Study, group: Group, layer: str) -> Markup:
     )
 
 
-def _first_of_layout(study: Study, layout: str, first: dict[str, str | None]) -> Markup:
-    groups = [g for g in study.used if g.noise.layout == layout and g.label in first]
-    layers = grouped((first[g.label], g.noise.strength_in_words or g.label) for g in groups)
-    parts = []
-    for layer, names in layers.items():
-        where = "at no layer" if layer is None else f"first at {escape_control(layer)}"
-        which = join_html(dict.fromkeys(names))
-        parts.append(where if len(layers) == 1 else say("{} ({})", where, which))
-    return say("{}: {}.", bold(layout), join_html(parts))
-
-
 def _prediction(study: Study) -> Card:
+    from scipy import special
+
     question = "Did the prediction hold?"
     checks = _once(study, study.predictions)
     exact = checks[checks["exact"].astype(bool)]
@@ -404,7 +361,11 @@ def _prediction(study: Study) -> Card:
         )
         return Card("prediction", question, "Nothing to predict", [Markup(why)])
     inside = (exact["local"] - exact["predicted"]).abs() <= _ERRORS * exact["se"]
-    expected, batches = _expected_share(study)
+    # How often |t| ≤ 3 with the fewest batches that any run's standard errors come from.
+    sections = [group.config.get("measure") for group in study.used]
+    numbers = [number(s.get("explain_batches")) for s in sections if isinstance(s, dict)]
+    batches = int(min((b for b in numbers if b and b >= 2), default=4))
+    expected = 1 - 2 * float(special.stdtr(batches - 1, -_ERRORS))
     count, share = len(exact), float(inside.mean())
     held = share >= expected - 3 * (expected * (1 - expected) / count) ** 0.5
     off = (exact["local"] / exact["predicted"] - 1).abs()
@@ -452,16 +413,6 @@ def _once(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["group"].isin(first.values())]
 
 
-def _expected_share(study: Study) -> tuple[float, int]:
-    """How often |t| ≤ 3 with the fewest batches that any run's standard errors come from."""
-    from scipy import special
-
-    sections = [group.config.get("measure") for group in study.used]
-    found = [number(s.get("explain_batches")) for s in sections if isinstance(s, dict)]
-    batches = int(min((b for b in found if b and b >= 2), default=4))
-    return 1 - 2 * float(special.stdtr(batches - 1, -_ERRORS)), batches
-
-
 # ---- what recalibration recovers
 
 
@@ -479,7 +430,16 @@ def _recalibration(study: Study, effects: Sequence[Effect]) -> Card:
     chosen = chosen or max(found, key=lambda r: r.found.value)
     group, value = chosen.group, chosen.found.value
     lost = next((e.value for e in effects if e.group is group and e.value > 0), None)
-    text = [_of_chosen(study, chosen, lost)]
+    method, label = bold(chosen.method), bold(group.label)
+    change, what = bold(study.format_score(abs(value))), study.score.replace("_", " ")
+    if lost is not None and value > 0:
+        begin = say("{} recovers {} {} of the {} that {} lost", method, change, study.unit,
+            study.format_score(lost), label)  # fmt: skip
+    else:
+        verb = "lowers" if value > 0 else "raises"
+        begin = say("{} {} the {} of {} by {}{}", method, verb, what, label, change, study.points)
+    significance = chosen.found.verdict(study.points.strip())
+    text = [begin + say(" ({}). That is {}.", interval(study, chosen.found), significance)]
     methods = every_method(study, group)
     if len(methods) > 1:
         of_each = [f"{r.method} {study.format_score(r.found.value, '+')}" for r in methods]
@@ -504,25 +464,8 @@ def _recalibration(study: Study, effects: Sequence[Effect]) -> Card:
     of = "" if lost is None else f" of {study.format_score(lost)}"
     is_doubtful = chosen.found.is_tested and not chosen.found.is_significant
     doubt = ", not significant" if is_doubtful else ""
-    answer = f"{study.format_score(value)}{of}{points(study)} in {group.label}{doubt}"
+    answer = f"{study.format_score(value)}{of}{study.points} in {group.label}{doubt}"
     return Card("recalibration", question, answer, text, fine)
-
-
-def _of_chosen(study: Study, chosen: Recovered, lost: float | None) -> Markup:
-    value, label = chosen.found.value, bold(chosen.group.label)
-    change = bold(study.format_score(abs(value)))
-    if lost is not None and value > 0:
-        text = say("{} recovers {} {} of the {} that {} lost", bold(chosen.method), change,
-            unit(study), study.format_score(lost), label)  # fmt: skip
-    else:
-        verb = "lowers" if value > 0 else "raises"
-        what = study.score.replace("_", " ")
-        text = say("{} {} the {} of {} by {}{}", bold(chosen.method), verb, what, label, change,
-            points(study))  # fmt: skip
-    interval_text = interval(study, chosen.found)
-    return text + say(
-        " ({}). That is {}.", interval_text, chosen.found.verdict(points(study).strip())
-    )
 
 
 # ---- what the numbers rest on
@@ -543,9 +486,16 @@ _STATUS = {
 
 
 def data_names(study: Study) -> list[str]:
-    """The data sets of all configs, as they may be called in a paper."""
-    found = (_data_name(section) for section in _data_sections(study))
-    return list(dict.fromkeys(name for name in found if name))
+    """The data sets of all configs, as they may be called in a paper; a folder's as such."""
+    names: dict[str, None] = {}
+    for section in _data_sections(study):
+        name = section.get("name")
+        if name == "imagefolder":
+            folder = escape_control(PurePath(str(section.get("root", ""))).name)
+            names[f"images in the folder “{folder}”, no published data set"] = None
+        elif name and isinstance(name, str):
+            names[_DATA.get(name, escape_control(name))] = None
+    return list(names)
 
 
 def _data_sections(study: Study) -> list[dict[str, object]]:
@@ -553,23 +503,20 @@ def _data_sections(study: Study) -> list[dict[str, object]]:
     return [section for section in sections if isinstance(section, dict)]
 
 
-def _data_name(section: dict[str, object]) -> str:
-    """A data set by its own name; images from a folder by the folder's, and as such."""
-    name = section.get("name")
-    if name == "imagefolder":
-        folder = escape_control(PurePath(str(section.get("root", ""))).name)
-        return f"images in the folder “{folder}”, no published data set"
-    return _DATA.get(name, escape_control(name)) if isinstance(name, str) else ""
-
-
 def data_sentences(study: Study) -> list[Markup]:
     """How much of which data, and what its numbers must not be compared with."""
     sections = _data_sections(study)
     kinds = {str(section.get("name")) for section in sections}
-    limits = sorted({tuple(_limits(section)) for section in sections})
+    limits = set()
+    for section in sections:
+        suffix = "" if section.get("name") == "shapes" else "_limit"
+        counts = {"training": section.get(f"train{suffix}"), "test": section.get(f"test{suffix}")}
+        limits.add(
+            tuple(f"{n:,} {part} images" for part, n in counts.items() if isinstance(n, int))
+        )
     names = data_names(study)
     text = [say("Data: {}.", join_html(map(bold, names)))] if names else []
-    text += [say("Limited to {}.", join_html(limit)) for limit in limits if limit]
+    text += [say("Limited to {}.", join_html(limit)) for limit in sorted(limits) if limit]
     if "imagefolder" in kinds:
         text.append(
             Markup(
@@ -582,13 +529,6 @@ def data_sentences(study: Study) -> list[Markup]:
     if len(names) > 1:
         text.append(Markup("Configs on different data are not compared with each other."))
     return text
-
-
-def _limits(section: dict[str, object]) -> list[str]:
-    """`4,000 training images`, of each part that is limited."""
-    suffix = "" if section.get("name") == "shapes" else "_limit"
-    counts = {"training": section.get(f"train{suffix}"), "test": section.get(f"test{suffix}")}
-    return [f"{n:,} {part} images" for part, n in counts.items() if isinstance(n, int)]
 
 
 def left_out(study: Study) -> list[Markup]:

@@ -6,7 +6,7 @@ share the parameter `hidden`, the labels that the page's legends have switched o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import altair as alt
@@ -74,16 +74,15 @@ def dots(chart: alt.Chart, size: int, opacity: float = 1) -> Any:
     return chart.mark_point(filled=True, size=size, opacity=opacity)
 
 
-def colour_of(study: Study) -> alt.Color:
-    groups = study.used
-    scale = alt.Scale(domain=[g.label for g in groups], range=[g.colour for g in groups])
-    return alt.Color("group:N", scale=scale, title=None)
-
-
-def shape_of(study: Study) -> alt.Shape:
-    groups = study.used
-    scale = alt.Scale(domain=[g.label for g in groups], range=[g.shape for g in groups])
-    return alt.Shape("group:N", scale=scale, title=None)
+def by_config(study: Study) -> tuple[alt.Color, alt.Shape]:
+    """Colour and shape of each config's marks, as in the page's legend."""
+    labels = [g.label for g in study.used]
+    colours = alt.Scale(domain=labels, range=[g.colour for g in study.used])
+    shapes = alt.Scale(domain=labels, range=[g.shape for g in study.used])
+    return (
+        alt.Color("group:N", scale=colours, title=None),
+        alt.Shape("group:N", scale=shapes, title=None),
+    )
 
 
 def select(
@@ -94,23 +93,20 @@ def select(
     return alt.param(name=name, value=value if value in options else options[0], bind=bind)
 
 
-def select_config(study: Study, frame: pd.DataFrame) -> Any:
-    """A drop-down of the configs that a frame has rows of; it starts with the most shifted one."""
-    labels = [g.label for g in study.used if (frame["group"] == g.label).any()]
-    return select("config", "Config", labels, most_shifted(study, "group", labels[0]))
+def select_from(study: Study, frame: pd.DataFrame, what: Literal["group", "layer"]) -> Any:
+    """A drop-down of the configs or layers in a frame; it starts with the most shifted one.
 
-
-def select_layer(study: Study, layers: Sequence[str]) -> Any:
-    first = next(iter(study.layers))
-    return select("layer", "Layer", layers, most_shifted(study, "layer", first))
-
-
-def most_shifted(study: Study, what: Literal["group", "layer"], otherwise: str) -> str:
-    """The config with the largest mean ratio, or the layer with the largest one of any config."""
-    if study.depth.empty:
-        return otherwise
-    ratios = study.depth.groupby(what, sort=False)["ratio"]
-    return str((ratios.mean() if what == "group" else ratios.max()).idxmax())
+    That is the config with the largest mean ratio, or the layer with the largest one of any config.
+    """
+    names = [g.label for g in study.used] if what == "group" else list(study.layers)
+    present = set(frame[what])
+    options = [name for name in names if name in present]
+    first = options[0]
+    if not study.depth.empty:
+        ratios = study.depth.groupby(what, sort=False)["ratio"]
+        first = str((ratios.mean() if what == "group" else ratios.max()).idxmax())
+    name = "config" if what == "group" else "layer"
+    return select(name, name.capitalize(), options, first)
 
 
 def no_shift(**at: Any) -> Any:
@@ -153,14 +149,20 @@ def depth(study: Study) -> Any:
     """Shift ratio over the BN layers in forward order, a line per config, ± sd over seeds."""
     if study.depth.empty:
         return None
-    x, colour = _layer_axis(study), colour_of(study)
+    # By name where the names fit and each place in the order has one, else by number.
+    if len(study.layers) <= 24 and study.depth.groupby("index")["layer"].nunique().max() == 1:
+        x = alt.X("short:O", sort=list(study.layers.values()), title="BN layer, input to output",
+            axis=alt.Axis(labelAngle=-40, grid=False))  # fmt: skip
+    else:
+        x = alt.X("number:Q", title="BN layer, counted from the input", axis=alt.Axis(grid=False))
+    colour, shape = by_config(study)
     base = source("depth").transform_filter(VISIBLE)
     ends = {"low": "datum.ratio - datum.sd", "high": "datum.ratio + datum.sd"}
     low = alt.Y("low:Q", title="shift ratio")
     spread = base.transform_calculate(**ends).mark_rule(strokeWidth=1.5)
     ratios = base.encode(x=x, y=alt.Y("ratio:Q", title="shift ratio", scale=NOT_ZERO), color=colour)
     points = dots(ratios, 70).encode(
-        shape=shape_of(study),
+        shape=shape,
         tooltip=[
             LAYER, GROUP, number("ratio", "shift ratio"), number("sd", "sd over seeds"),
             number("predicted", "predicted (local)"), number("local", "local"),
@@ -176,27 +178,19 @@ def depth(study: Study) -> Any:
     return drawn.add_params(HIDDEN).properties(height=340)
 
 
-def _layer_axis(study: Study) -> alt.X:
-    """By name where the names fit and each place in the order has one, else by number."""
-    if len(study.layers) <= 24 and study.depth.groupby("index")["layer"].nunique().max() == 1:
-        axis = alt.Axis(labelAngle=-40, grid=False)
-        return alt.X("short:O", sort=list(study.layers.values()), title="BN layer, input to output",
-            axis=axis)  # fmt: skip
-    return alt.X("number:Q", title="BN layer, counted from the input", axis=alt.Axis(grid=False))
-
-
 def prediction(study: Study) -> Any:
     """Measured local ratio against the one predicted from s² and the weights, a point per run."""
     if study.predictions.empty:
         return None
     ratios = study.predictions[["local", "predicted"]]
     ends = [{"x": float(end), "y": float(end)} for end in (ratios.min().min(), ratios.max().max())]
+    colour, shape = by_config(study)
     line = alt.Chart(alt.InlineData(values=ends)).mark_line(color=MIDDLE, strokeDash=[4, 3])
     points = dots(source("predictions").transform_filter(VISIBLE), 55, 0.85).encode(
         x=alt.X("predicted:Q", title="predicted from s² and the weights", scale=NOT_ZERO),
         y=alt.Y("local:Q", title="measured local ratio", scale=NOT_ZERO),
-        color=colour_of(study),
-        shape=shape_of(study),
+        color=colour,
+        shape=shape,
         tooltip=[
             LAYER, GROUP, SEED, number("local", "measured", ".4f"),
             number("predicted", "predicted", ".4f"), number("se", "standard error (s.e.)", ".5f"),
@@ -241,7 +235,6 @@ def channels(study: Study) -> Any:
     frame = study.channels
     if frame.empty:
         return None
-    layers = [layer for layer in study.layers if (frame["layer"] == layer).any()]
     x = alt.X(
         "from:Q",
         title="eval variance / running variance of a channel",
@@ -250,7 +243,7 @@ def channels(study: Study) -> Any:
     )
     y = alt.Y("share:Q", title="share of channels", axis=alt.Axis(format="%"), stack=None)
     visible = source("channels").transform_filter(f"{VISIBLE} && datum.layer == layer")
-    base = visible.encode(x=x, y=y, color=colour_of(study))
+    base = visible.encode(x=x, y=y, color=by_config(study)[0])
     # Steps with a faint fill: filled bars of several configs hide each other.
     steps = base.mark_area(interpolate="step-after", opacity=0.12, line=False)
     outline = base.mark_line(interpolate="step-after", strokeWidth=1.8)
@@ -264,7 +257,7 @@ def channels(study: Study) -> Any:
     )  # fmt: skip
     return (
         alt.layer(no_shift(x="x:Q"), steps, outline, bars)
-        .add_params(HIDDEN, select_layer(study, layers))
+        .add_params(HIDDEN, select_from(study, frame, "layer"))
         .properties(height=300)
     )
 
@@ -303,33 +296,31 @@ def over_epochs(study: Study) -> Any:
             ],
         )
         .add_params(
-            select_config(study, frame),
+            select_from(study, frame, "group"),
             select("what", "Show", values, values[0], [_LAYER_VALUES[v] for v in values]),
         )
         .properties(height=height)
     )  # fmt: skip
 
 
-_VARIANCES = {
-    "train": "training batches",
-    "running": "running",
-    "eval": "eval mode",
-}
-
-
 def variances(study: Study) -> Any:
     """The three variances of one layer's input over epochs, in one config."""
     if study.epochs.empty:
         return None
-    names, legend = list(_VARIANCES.values()), alt.Legend(title=None, orient="top", columns=1)
+    names = ["training batches", "running", "eval mode"]
+    legend = alt.Legend(title=None, orient="top", columns=1)
     colours = alt.Scale(domain=names, range=["#0072B2", "#E69F00", "#D55E00"])
     shapes = alt.Scale(domain=names, range=list(SHAPES[:3]))
+    kind = (
+        f"datum.key == 'train' ? '{names[0]}' : datum.key == 'running' ? '{names[1]}' : "
+        f"'{names[2]}'"
+    )
     base = (
         source("epochs")
         .transform_filter("datum.group == config && datum.layer == layer")
-        .transform_fold(list(_VARIANCES), as_=["key", "variance"])
+        .transform_fold(["train", "running", "eval"], as_=["key", "variance"])
         .transform_filter("isValid(datum.variance)")
-        .transform_calculate(kind=_words_for("datum.key", _VARIANCES))
+        .transform_calculate(kind=kind)
         .encode(
             x=epoch_axis(study.epochs),
             y=alt.Y("variance:Q", title="variance, mean over channels"),
@@ -342,16 +333,11 @@ def variances(study: Study) -> Any:
     )
     return (
         alt.layer(base.mark_line(strokeWidth=2), points)
-        .add_params(select_config(study, study.epochs), select_layer(study, list(study.layers)))
+        .add_params(
+            select_from(study, study.epochs, "group"), select_from(study, study.epochs, "layer")
+        )
         .properties(height=300)
     )
-
-
-def _words_for(field: str, words: Mapping[str, str]) -> str:
-    """A Vega expression that puts words in the place of keys; both are ours."""
-    *others, last = words
-    tests = "".join(f"{field} == '{key}' ? '{words[key]}' : " for key in others)
-    return f"{tests}'{words[last]}'"
 
 
 _SCORES = {
@@ -369,6 +355,7 @@ def curves(study: Study) -> Any:
     scores = [s for s in _SCORES if s in study.curves and study.curves[s].notna().any()]
     if not scores:
         return None
+    colour, shape = by_config(study)
     base = (
         source("curves")
         .transform_filter(VISIBLE)
@@ -379,11 +366,11 @@ def curves(study: Study) -> Any:
         .encode(
             x=epoch_axis(study.curves),
             y=alt.Y("value:Q", title=None, scale=NOT_ZERO),
-            color=colour_of(study),
+            color=colour,
         )
     )
     points = dots(base, 35).encode(
-        shape=shape_of(study),
+        shape=shape,
         tooltip=[
             GROUP, EPOCH, number("value", "mean"), number("low", "mean − sd"),
             number("high", "mean + sd"), SEEDS,
@@ -402,14 +389,14 @@ def scatter(study: Study) -> Any:
     """Mean shift ratio against test error, a point per run."""
     if study.runs.empty or not study.runs["shift_mean"].notna().any():
         return None
-    title = score_title(study)
+    title, (colour, shape) = score_title(study), by_config(study)
     return (
         dots(source("runs").transform_filter(VISIBLE), 80, 0.85)
         .encode(
             x=alt.X("shift_mean:Q", title="mean shift ratio", scale=NOT_ZERO),
             y=alt.Y("score:Q", title=title, scale=NOT_ZERO),
-            color=colour_of(study),
-            shape=shape_of(study),
+            color=colour,
+            shape=shape,
             tooltip=[
                 GROUP, SEED, number("score", title, ".2f"),
                 number("shift_mean", "mean shift ratio"),
@@ -484,6 +471,6 @@ def modes(study: Study) -> Any:
     )
     return (
         alt.layer(cells, text)
-        .add_params(select_config(study, frame), select("part", "Images", parts, parts[0]))
+        .add_params(select_from(study, frame, "group"), select("part", "Images", parts, parts[0]))
         .properties(height=max(160, 38 * len(names)))
     )

@@ -6,7 +6,7 @@ Everything comes from the values of the config, so that invalid files are descri
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import takewhile
 from typing import Any, TypeVar, get_args
@@ -69,8 +69,16 @@ def make_groups(comparison: Comparison) -> list[StudyGroup]:
             comparison.groups, labels, comparison.rows, comparison.differences, strict=True
         )
     ]
-    has_noise = any(group.noise.layout != NO_NOISE for group in groups)
-    return _coloured_by_noise(groups) if has_noise else _coloured_by_config(groups)
+    if any(group.noise.layout != NO_NOISE for group in groups):
+        return _coloured_by_noise(groups)
+    # Every config but the baseline has a hue and a shape of its own, as far as pairs go.
+    place = 0
+    for index, group in enumerate(groups):
+        if group.runs and not group.is_baseline:
+            shape = SHAPES[(place + place // len(PALETTE)) % len(SHAPES)]
+            groups[index] = replace(group, colour=PALETTE[place % len(PALETTE)], shape=shape)
+            place += 1
+    return groups
 
 
 def short_labels(names: Sequence[str]) -> list[str]:
@@ -89,9 +97,6 @@ def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
     for key, value in pairs:
         result.setdefault(key, []).append(value)
     return result
-
-
-# ---- colours and shapes
 
 
 def _coloured_by_noise(groups: Sequence[StudyGroup]) -> list[StudyGroup]:
@@ -116,18 +121,6 @@ def _coloured_by_noise(groups: Sequence[StudyGroup]) -> list[StudyGroup]:
             family.sort(key=lambda g: (g.noise.variance or 0.0, natural(g.label)))
             colour = _shade(hue, family.index(group), len(family))
         result.append(replace(group, colour=colour, shape=shape))
-    return result
-
-
-def _coloured_by_config(groups: Sequence[StudyGroup]) -> list[StudyGroup]:
-    """Every config but the baseline with a hue and a shape of its own, as far as pairs go."""
-    result, place = [], 0
-    for group in groups:
-        if group.runs and not group.is_baseline:
-            shape = SHAPES[(place + place // len(PALETTE)) % len(SHAPES)]
-            group = replace(group, colour=PALETTE[place % len(PALETTE)], shape=shape)
-            place += 1
-        result.append(group)
     return result
 
 
@@ -179,35 +172,29 @@ class Phrase:
 
 def noise_in_words(config: Row) -> Phrase:
     """`dropout at rate 0.3 right before each block’s last batch norm`."""
-    phrases = [_phrase(entry, config["network"]) for entry in active_noise(config)]
+    phrases = []
+    for entry in active_noise(config):
+        network = config["network"]
+        is_conv = network.get("name") not in _FULLY_CONNECTED
+        noise, position, block = read_noise(entry), entry.get("position"), network.get("block")
+        papers = _PAPERS if entry.get("kind") == "dropout" and is_conv else {}
+        places = []
+        for one in position if isinstance(position, list) else [position] if position else []:
+            if isinstance(one, str) and one in _PLACES:
+                place = _PLACES[one].format("convolution" if is_conv else "linear layer")
+                places.append(f"{place} ({one}{papers.get(one, '')})")
+            else:
+                places.append(f"at {escape_control(str(one))}")
+        after = join_words(places) or "somewhere"
+        if not places and block:
+            after = f"where the block order says noise: {escape_control(str(block))}"
+        if entry.get("unit") in ("channel", "sample"):
+            after = f"{_UNITS[entry['unit']]}, {after}"
+        strength = "" if noise.strength is None else f"{noise.strength:g}"
+        phrases.append(Phrase(escape_control(noise.phrase), strength, after))
     if len(phrases) == 1:
         return phrases[0]
     return Phrase(join_words([str(phrase) for phrase in phrases]) or NO_NOISE)
-
-
-def _phrase(entry: Row, network: Row) -> Phrase:
-    noise, unit = read_noise(entry), entry.get("unit")
-    strength = "" if noise.strength is None else f"{noise.strength:g}"
-    parts = [_UNITS[unit]] if unit in ("channel", "sample") else []
-    after = ", ".join([*parts, _place(entry, network)])
-    return Phrase(escape_control(noise.phrase), strength, after)
-
-
-def _place(entry: Row, network: Row) -> str:
-    position, block = entry.get("position"), network.get("block")
-    positions = position if isinstance(position, list) else [position] if position else []
-    is_conv = network.get("name") not in _FULLY_CONNECTED
-    papers = _PAPERS if entry.get("kind") == "dropout" and is_conv else {}
-    places = [
-        f"{_PLACES[one].format('convolution' if is_conv else 'linear layer')}"
-        f" ({one}{papers.get(one, '')})"
-        if isinstance(one, str) and one in _PLACES
-        else f"at {escape_control(str(one))}"
-        for one in positions
-    ]
-    if not places and block:
-        return f"where the block order says noise: {escape_control(str(block))}"
-    return join_words(places) or "somewhere"
 
 
 def norm_in_words(norm: Any) -> str:
@@ -275,44 +262,34 @@ def layouts(groups: Sequence[StudyGroup]) -> list[Layout]:
     norms = {group.label: norm_in_words(group.config.get("norm")) for group in known}
     says_norm = len(set(norms.values())) > 1 or not set(norms.values()) <= _DEFAULT_NORMS
     is_noisy = any(active_noise(group.config) for group in known)
-    found: dict[tuple[str, ...], list[StudyGroup]] = {}
+    members: dict[tuple[str, ...], list[StudyGroup]] = {}
     for place, group in sorted(enumerate(known), key=lambda item: not item[1].is_baseline):
         phrase = noise_in_words(group.config)
         rest = [norms[group.label]] if says_norm else []
-        values = {key: (heads[key], of_all[place]) for key, of_all in keys.items()}
-        rest += _other_values(values, phrase)
+        for key, of_all in keys.items():
+            value, is_block = of_all[place], key == "network.block"
+            # The words of noise and norm tell the others.
+            is_said = key.startswith("network.noise") or key in _NORM_KEYS
+            if is_said or scope_of(key) < Scope.TRAINING:
+                continue
+            if is_block and "block order" not in phrase.after:
+                default = "the network’s own block order"
+                rest.append(f"block order {shown(value)}" if value else default)
+            elif not is_block and value is not None:
+                rest.append(f"{heads[key]} {shown(value)}")
         if not is_noisy and any(rest):
             phrase = Phrase("")  # said once, of all of them
-        found.setdefault((phrase.before, phrase.after, *rest), []).append(group)
-    return [
-        _layout(members, Phrase(before, "", after), [part for part in rest if part])
-        for (before, after, *rest), members in found.items()
-    ]
-
-
-def _layout(groups: list[StudyGroup], phrase: Phrase, rest: list[str]) -> Layout:
-    groups = sorted(groups, key=lambda group: (not group.is_baseline, group.noise.variance or 0.0))
-    strengths = [noise_in_words(group.config).strength for group in groups]
-
-    def text(some: Iterable[str]) -> str:
-        return "; ".join(filter(None, [phrase.with_strengths(list(some)), *rest]))
-
-    return Layout(groups, text(dict.fromkeys(strengths)), [text([one]) for one in strengths])
-
-
-def _other_values(values: Mapping[str, tuple[str, Any]], phrase: Phrase) -> list[str]:
-    """The values, by key and short key, that the words of noise and norm do not tell."""
-    parts = []
-    for key, (head, value) in values.items():
-        is_said = key.startswith("network.noise") or key in _NORM_KEYS
-        if is_said or scope_of(key) < Scope.TRAINING:
-            continue
-        if key == "network.block" and "block order" not in phrase.after:
-            default = "the network’s own block order"
-            parts.append(f"block order {shown(value)}" if value else default)
-        elif key != "network.block" and value is not None:
-            parts.append(f"{head} {shown(value)}")
-    return parts
+        members.setdefault((phrase.before, phrase.after, *rest), []).append(group)
+    result = []
+    for (before, after, *rest), some in members.items():
+        some.sort(key=lambda group: (not group.is_baseline, group.noise.variance or 0.0))
+        strengths = [noise_in_words(group.config).strength for group in some]
+        phrase = Phrase(before, "", after)
+        starts = [phrase.with_strengths(list(dict.fromkeys(strengths)))]  # of all, then of each
+        starts += [phrase.with_strengths([one]) for one in strengths]
+        text, *alone = ("; ".join(filter(None, [start, *rest])) for start in starts)
+        result.append(Layout(some, text, alone))
+    return result
 
 
 def in_words(groups: Sequence[StudyGroup]) -> dict[str, str]:
@@ -343,12 +320,18 @@ def terms(groups: Sequence[StudyGroup], measured: bool) -> list[str]:
 
 def shared(groups: Sequence[StudyGroup]) -> str:
     """What all configs have in common: `preresnet of depth 8, 6 epochs, 3 seeds each`."""
+
+    def common(values: Iterable[Any]) -> Any:
+        """The value that all have; None where they differ."""
+        first, *others = [*values] or [None]
+        return first if all(value == first for value in others) else None
+
     configs = [group.config for group in groups if group.config]
     networks = [c["network"] if isinstance(c.get("network"), dict) else {} for c in configs]
-    name = _common(network.get("name") for network in networks)
-    depth = _common(network.get("depth") for network in networks)
-    epochs = _common(config.get("epochs") for config in configs)
-    seeds = _common(len(group.runs) for group in groups if group.runs)
+    name = common(network.get("name") for network in networks)
+    depth = common(network.get("depth") for network in networks)
+    epochs = common(config.get("epochs") for config in configs)
+    seeds = common(len(group.runs) for group in groups if group.runs)
     parts = []
     if name is not None:
         depth_text = f" of depth {depth}" if isinstance(depth, int) else ""
@@ -360,9 +343,3 @@ def shared(groups: Sequence[StudyGroup]) -> str:
     if not any(map(active_noise, configs)):
         parts.append("no noise in any config")
     return ", ".join(parts)
-
-
-def _common(values: Iterable[Any]) -> Any:
-    """The value that all have; None where they differ."""
-    first, *others = [*values] or [None]
-    return first if all(value == first for value in others) else None

@@ -29,8 +29,6 @@ from vshift.report.study import Study
 from vshift.text import escape_control, join_words, pluralize, to_jsonable
 
 _DIGITS = 4  # significant: more than any figure shows
-
-
 _CROWD, _SHOWN = 24, 12  # more configs than the first begin with the second number shown
 
 
@@ -46,6 +44,13 @@ def render(study: Study, title: str, vega: str) -> str:
         "specs": drawn,
         "data": {name: pack(frame) for name, frame in frames(study).items() if name in data},
     }
+    # Scripts are allowed by their hashes; no connection of any kind.
+    hashes = (hashlib.sha256(text.encode()).digest() for text in (vega, script))
+    allowed = " ".join(f"'sha256-{base64.b64encode(value).decode()}'" for value in hashes)
+    policy = (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True)  # fmt: skip
     template = environment.from_string(_asset("page.html"))
@@ -54,7 +59,7 @@ def render(study: Study, title: str, vega: str) -> str:
         title=title,
         version=__version__,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        policy=_policy(vega, script),
+        policy=policy,
         style=Markup(style),
         script=Markup(script),
         vega=Markup(vega),
@@ -133,16 +138,6 @@ def _asset(name: str) -> str:
     return (resources.files("vshift.report") / "assets" / name).read_text("utf-8")
 
 
-def _policy(*scripts: str) -> str:
-    """Scripts by their hashes; no connection of any kind."""
-    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
-    allowed = " ".join(f"'sha256-{value}'" for value in hashes)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
-    )
-
-
 def _for_script(value: Any) -> str:
     """JSON without characters that could end a script element or start a comment."""
     text = json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
@@ -155,19 +150,17 @@ def pack(frame: pd.DataFrame) -> dict[str, Any]:
     for name in frame.columns:
         column = frame[name]
         if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-            columns[str(name)] = {"values": [_short(value) for value in column]}
+            rounded = [
+                float(f"{value:.{_DIGITS}g}") if np.isfinite(value) else None for value in column
+            ]
+            columns[str(name)] = {
+                "values": [int(x) if x is not None and x.is_integer() else x for x in rounded]
+            }
         else:
             codes, uniques = pd.factorize(column.astype(object))
             texts = [to_jsonable(value) for value in uniques]
             columns[str(name)] = {"words": texts, "codes": codes.tolist()}
     return {"size": len(frame), "columns": columns}
-
-
-def _short(value: float) -> float | int | None:
-    if not np.isfinite(value):
-        return None
-    rounded = float(f"{value:.{_DIGITS}g}")
-    return int(rounded) if rounded.is_integer() else rounded
 
 
 _SHAPES = {

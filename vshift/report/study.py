@@ -92,6 +92,16 @@ class Study:
         """The groups with a run that counts."""
         return [group for group in self.groups if group.runs]
 
+    @property
+    def points(self) -> str:
+        """What follows a difference of scores: ` points`, or nothing of a loss."""
+        return " points" if self.score == "test_error" else ""
+
+    @property
+    def unit(self) -> str:
+        """The unit of a difference of scores, in words."""
+        return "points of test error" if self.score == "test_error" else "of test loss"
+
     def format_score(self, value: float | None, sign: str = "") -> str:
         """A score or a difference of scores, with the digits of its column."""
         return format_number(value, SUMMARY_COLUMNS[self.score].digits, sign)
