@@ -42,7 +42,7 @@ from benchmarks.training import CLASSES, SIZE, Training, random_images
 from vshift.config.schema import Hardware
 from vshift.data import ImageSet
 from vshift.errors import Interrupted, Stopped, TrainingFailed
-from vshift.networks import build
+from vshift.networks.build import build
 from vshift.networks.summary import trace
 from vshift.runs.folder import now
 from vshift.runs.prepare import git_commit

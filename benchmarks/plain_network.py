@@ -25,8 +25,8 @@ from benchmarks.cases import Case, make_config
 from benchmarks.peers import PEERS, Work
 from benchmarks.race import Epoch
 from vshift.data import ImageSet
-from vshift.networks import BatchNorm, Noise
-from vshift.networks.noise import Dropout, Gaussian, Uniform
+from vshift.networks.noise import Dropout, Gaussian, Noise, Uniform
+from vshift.networks.norm import BatchNorm
 from vshift.train.context import build_model
 
 

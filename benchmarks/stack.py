@@ -20,7 +20,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from vshift.data import Stream
 from vshift.data.stream import Plan
-from vshift.networks import BatchNorm
+from vshift.networks.norm import BatchNorm
 from vshift.shift.stats import Moments, batch_norms
 from vshift.shift.training_log import TrainingLog
 from vshift.train.context import Objective, TrainingContext, build_model, derive_seed

@@ -10,7 +10,7 @@ from tests.gpu import no_synchronization
 from tests.soak.harness import differences
 from tests.train.test_checkpointer import attempt
 from vshift.data import load
-from vshift.networks import build
+from vshift.networks.build import build
 from vshift.runs import prepare
 from vshift.shift.decompose import decompose
 from vshift.shift.noise_graph import noise_in_front

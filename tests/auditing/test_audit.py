@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -88,6 +90,15 @@ def test_lazy_imports():
     assert vshift.audit is audit
     with pytest.raises(AttributeError, match="no attribute 'audits'"):
         _ = vshift.audits
+
+
+@pytest.mark.parametrize("name", ["audit", "recalibrate", "VarianceProbe"])
+def test_other_peoples_models_need_no_config_and_no_run_folder(name):
+    code = f"import sys, vshift; vshift.{name}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "vshift.auditing" in loaded
+    assert not loaded & {"vshift.config", "vshift.runs", "pydantic", "yaml", "pandas"}
 
 
 def test_what_fix_gives_is_no_finding():

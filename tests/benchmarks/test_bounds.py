@@ -6,8 +6,8 @@ from torch import nn
 from benchmarks.bounds import Peaks, bounds_of
 from benchmarks.cases import Case, make_config
 from benchmarks.results import PerBound
-from vshift.networks import build
 from vshift.networks.blocks import Residual
+from vshift.networks.build import build
 from vshift.networks.summary import trace
 
 H100 = Peaks(flops=800e12, bytes_per_second=3.0e12)

@@ -9,7 +9,9 @@ from benchmarks.cases import PAPER, Case, check_known, make_config
 from benchmarks.plain_network import GaussianNoise, UniformNoise, as_plain, make_peer
 from benchmarks.training import Training, random_images
 from vshift.errors import ConfigError
-from vshift.networks import BatchNorm, Noise, build
+from vshift.networks.build import build
+from vshift.networks.noise import Noise
+from vshift.networks.norm import BatchNorm
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")

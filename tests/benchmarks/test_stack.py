@@ -10,7 +10,7 @@ from benchmarks.stack import Stack, StackedStream, seed_of, stacked_context
 from benchmarks.training import random_images
 from tests.train.test_fast_steps import capture_on_the_cpu
 from vshift.data import Stream, train_stream
-from vshift.networks import BatchNorm
+from vshift.networks.norm import BatchNorm
 from vshift.shift.training_log import TrainingLog
 from vshift.train.context import TrainingContext, build_model
 from vshift.train.fast_steps import CapturedStep

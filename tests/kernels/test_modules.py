@@ -9,7 +9,7 @@ from torch import nn
 from tests.configs import make_config
 from vshift.kernels import fuse
 from vshift.kernels.modules import FusedBatchNorm
-from vshift.networks import build
+from vshift.networks.build import build
 from vshift.shift.modes import bn_state
 from vshift.shift.noise_graph import noise_in_front
 

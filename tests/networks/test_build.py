@@ -7,8 +7,8 @@ from torch import nn
 
 from tests.configs import make_config
 from vshift.errors import ConfigError, DataError
-from vshift.networks import build
 from vshift.networks.blocks import Residual
+from vshift.networks.build import build
 from vshift.networks.summary import summarise
 
 

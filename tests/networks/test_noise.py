@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.configs import make_config
-from vshift.networks import build
+from vshift.networks.build import build
 from vshift.networks.noise import (
     AlphaDropout,
     ClassicDropout,

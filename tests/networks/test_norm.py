@@ -7,7 +7,7 @@ from torch import nn
 from tests.configs import make_config
 from vshift.config.norm import BatchNorm as BatchNormConfig
 from vshift.errors import ConfigError
-from vshift.networks import build
+from vshift.networks.build import build
 from vshift.networks.norm import BatchNorm, make_norm
 from vshift.networks.summary import summarise
 from vshift.shift.modes import restoring_state

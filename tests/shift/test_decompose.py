@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.configs import make_config
 from vshift.data import load, train_stream
-from vshift.networks import build
+from vshift.networks.build import build
 from vshift.networks.noise import Dropout, Gaussian, Uniform
 from vshift.shift.decompose import (
     cosine,

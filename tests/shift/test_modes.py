@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.configs import make_config
-from vshift.networks import build
+from vshift.networks.build import build
 from vshift.networks.noise import Dropout, Gaussian
 from vshift.networks.norm import BatchNorm
 from vshift.shift.modes import (

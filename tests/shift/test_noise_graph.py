@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 from tests.configs import make_config
-from vshift.networks import BatchNorm, build
+from vshift.networks.build import build
 from vshift.networks.noise import Dropout
+from vshift.networks.norm import BatchNorm
 from vshift.shift.noise_graph import noise_in_front
 
 

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import update_bn
 
 from tests.configs import make_config
 from tests.shift.test_modes import everything
-from vshift.networks import build
+from vshift.networks.build import build
 from vshift.shift.modes import bn_state, load_bn_state, modes
 from vshift.shift.recalibration import estimate_statistics, recalibrate
 from vshift.shift.stats import batch_norms, pooled_moments, shift_ratio

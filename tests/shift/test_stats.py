@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.configs import make_config
-from vshift.networks import build
+from vshift.networks.build import build
 from vshift.shift.stats import (
     InputStats,
     batch_moments,

@@ -11,7 +11,7 @@ from tests.train.test_loop import run, weights
 from vshift.cli.recalibrate import scores_table
 from vshift.compare import compare
 from vshift.data import load, plain_stream
-from vshift.networks import build
+from vshift.networks.build import build
 from vshift.runs import find_runs
 from vshift.tables import render
 from vshift.train.recalibrate import recalibrate_run

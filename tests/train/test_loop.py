@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from tests.configs import make_config
 from vshift.data import epoch_plan, load
-from vshift.networks import build
+from vshift.networks.build import build
 from vshift.runs import prepare
 from vshift.train.context import TrainingContext, derive_seed
 from vshift.train.progress import Reporter

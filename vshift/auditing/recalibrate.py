@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from vshift.auditing.guard import preserving_random_state, run_eagerly, unwrap
 from vshift.auditing.samples import AuditError, Unpack, call, collect, main_output, unpack
-from vshift.shift.recalibration import Estimator, Method, NotFiniteError
+from vshift.shift.recalibration import Estimator, NotFiniteError
 from vshift.shift.recalibration import recalibrate as recalibrate_by_inputs
 from vshift.shift.stats import batch_norms
+
+if TYPE_CHECKING:
+    from vshift.config.recalibration import Estimating as Method
 
 
 def recalibrate(

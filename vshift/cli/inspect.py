@@ -22,7 +22,7 @@ def inspect(
 
     chosen = load(config, sets or [])
     from vshift.data import describe
-    from vshift.networks import build
+    from vshift.networks.build import build
     from vshift.networks.summary import summarise
     from vshift.tables import Column, Table, write
 

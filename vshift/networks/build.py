@@ -60,6 +60,8 @@ def build(
         DataError: the images are too small for the network.
         ConfigError: group sizes that do not divide a layer's channels.
     """
+    from vshift.networks import others, residual  # noqa: F401 - they register their families
+
     network, norm, images = config_.network, config_.norm, ImageShape(channels, size)
     halvings = network.halvings
     # At least two pixels must reach the last halving, or the last stage sees no image.

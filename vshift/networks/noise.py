@@ -11,12 +11,14 @@ variances of the output: c and v are mean and variance of the input, q the drop 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vshift.config import noise as config
+if TYPE_CHECKING:
+    from vshift.config import noise as config
 
 UNITS = {"sample": 1, "channel": 2, "element": 4}
 
@@ -269,6 +271,8 @@ class DropBlock(_Dropping):
 
 def make_noise(noise: config.AnyNoise) -> Noise:
     """The module that a config's entry of `network.noise` describes."""
+    from vshift.config import noise as config
+
     match noise:
         case config.Dropout() | config.StochasticDepth():
             return Dropout(noise.variance, noise.unit)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vshift.config import norm as config
 from vshift.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vshift.config import norm as config
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -119,7 +123,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 def make_norm(norm: config.AnyNorm, channels: int) -> nn.Module:
     """The layer that `bn` in a block order stands for, for a number of channels."""
-    if not isinstance(norm, config.BatchNorm):
+    if norm.kind != "batch":
         return make_group_norm(norm, channels)
     layer = BatchNorm(
         channels,
@@ -142,10 +146,9 @@ def make_group_norm(norm: config.AnyNorm, channels: int) -> nn.Module:
     Raises:
         ConfigError: the groups do not divide the channels.
     """
-    if isinstance(norm, config.NoNorm):
+    if norm.kind == "none":
         return nn.Identity()
-    key = "groups" if isinstance(norm, config.GroupNorm) else "gn_groups"
-    groups = getattr(norm, key)
+    key, groups = ("groups", norm.groups) if norm.kind == "group" else ("gn_groups", norm.gn_groups)
     if channels % groups:
         raise ConfigError(
             f"norm.{key}: {groups} groups do not divide a layer "

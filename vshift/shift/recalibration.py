@@ -20,12 +20,11 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from vshift.config.recalibration import Estimating
 from vshift.shift.modes import BNState, bn_state, load_bn_state, modes, restoring_state
 from vshift.shift.stats import (
     Batches,
@@ -37,7 +36,9 @@ from vshift.shift.stats import (
 )
 from vshift.text import pluralize
 
-Method = Estimating
+if TYPE_CHECKING:
+    from vshift.config.recalibration import Estimating as Method
+
 Estimator = Literal["pooled", "average"]
 
 

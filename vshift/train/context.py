@@ -20,7 +20,7 @@ from vshift.config.networks import Autoencoder, FullyConnected
 from vshift.config.schema import Config
 from vshift.data import ImageSet, Part, plain_stream, train_stream
 from vshift.errors import ConfigError
-from vshift.networks import build
+from vshift.networks.build import build
 from vshift.shift.noise_graph import noise_in_front
 from vshift.shift.stats import batch_norms
 from vshift.shift.training_log import TrainingLog
