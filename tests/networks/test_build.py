@@ -1,14 +1,17 @@
 """Counts of every named net, and block orders against modules built by hand."""
 
+from typing import get_args
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from tests.configs import make_config
+from vshift.config.networks import Network
 from vshift.errors import ConfigError, DataError
 from vshift.networks.blocks import Residual
-from vshift.networks.build import build
+from vshift.networks.build import _BUILDERS, build
 from vshift.networks.summary import summarise
 
 
@@ -19,6 +22,12 @@ def make(classes=10, channels=3, size=32, norm=None, seed=0, **network):
 
 def parameters(model):
     return sum(p.numel() for p in model.parameters())
+
+
+def test_every_family_of_the_config_has_a_builder():
+    make(name="mlp", widths=[4])  # which imports the builders
+    union, _ = get_args(Network)
+    assert set(get_args(union)) == set(_BUILDERS)
 
 
 # name, keys, parameters (10 classes), BN layers, forward MACs in millions of one 32×32 image

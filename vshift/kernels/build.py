@@ -1,4 +1,4 @@
-"""Compiles `kernels.cpp` once a machine, into the user's cache folder, and loads it.
+"""Compiles `kernels.cpp` once per machine, into the user's cache folder, and loads it.
 
 Threads are those of PyTorch's own OpenMP runtime: a second runtime would bring a second set of
 threads, and two sets that spin for work on the same cores are slower than one thread.
@@ -25,7 +25,7 @@ _FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math",
 
 
 class KernelsMissing(Exception):
-    """Why the kernels cannot be had on this machine, in a few words."""
+    """The kernels are not available on this machine; the message says why in a few words."""
 
 
 @functools.cache
@@ -48,7 +48,7 @@ def library() -> ctypes.CDLL:
 
 
 def find_compiler() -> str:
-    """The C++ compiler: $CXX, or the first of c++, g++ and clang++ that is there.
+    """The C++ compiler: $CXX, or the first of c++, g++ and clang++ that exists.
 
     Raises:
         KernelsMissing: there is none.

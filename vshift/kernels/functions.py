@@ -76,7 +76,7 @@ def normalise(
     """Batch norm of a training batch, followed by ReLU where `relu` is true.
 
     Args:
-        x: a tensor that `fits`, with at least two values a channel.
+        x: a tensor that `fits`, with at least two values per channel.
         weight, bias: float32 [C] or None.
         mean, variance: float32 [C]; the batch's mean and UNBIASED variance are written here.
 

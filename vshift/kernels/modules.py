@@ -24,7 +24,7 @@ def fuse(model: nn.Module) -> None:
     noise for whole channels) the layers use PyTorch's operations as before.
 
     Raises:
-        KernelsMissing: they cannot be had on this machine.
+        KernelsMissing: they are not available on this machine.
     """
     library()
     for module in list(model.modules()):

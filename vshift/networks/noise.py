@@ -128,7 +128,7 @@ class Uniform(Multiplicative):
 
 
 class _Dropping(Noise):
-    """What the kinds share that drop at a rate q in [0, 1); [N, C] or [N, C, H, W] in and out."""
+    """Base of the kinds that drop at a rate q in [0, 1); [N, C] or [N, C, H, W] in and out."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class ClassicDropout(_Dropping):
         Var_train = Var(b x) = p v + p q c²,    Var_eval = p² v,    E = p c in both.
 
     Both variances are p² times those of inverted dropout, (v + q c²)/p and v: the ratio, and so
-    the shift, is the same. The same p² stands before both after a convolution.
+    the shift, is the same. The same factor p² applies to both after a convolution.
     """
 
     def noisy(self, x: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ _SELU_FLOOR = -1.7580993408473766
 
 
 class AlphaDropout(_Dropping):
-    """What `torch.nn.AlphaDropout` does: dropped values become d = −α′ = −1.758, SELU's limit.
+    """`torch.nn.AlphaDropout`: dropped values become d = −α′ = −1.758, SELU's limit.
 
     Klambauer et al. 2017 (1706.02515), section 3: y = a(b x + (1 − b) d) − a q d with a 0/1 mask b
     of mean p and a = (p (1 + q d²))^(−½). It is the identity in eval mode. From E[b] = E[b²] = p,

@@ -122,7 +122,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 def make_norm(norm: config.AnyNorm, channels: int) -> nn.Module:
-    """The layer that `bn` in a block order stands for, for a number of channels."""
+    """The layer for `bn` in a block order, for a number of channels."""
     if norm.kind != "batch":
         return make_group_norm(norm, channels)
     layer = BatchNorm(
@@ -138,7 +138,7 @@ def make_norm(norm: config.AnyNorm, channels: int) -> nn.Module:
 
 
 def make_group_norm(norm: config.AnyNorm, channels: int) -> nn.Module:
-    """The layer that `gn` in a block order stands for: group norm whatever the norm's kind is.
+    """The layer for `gn` in a block order: group norm whatever the kind of the norm is.
 
     One BN of a block replaced by it keeps the statistics' errors of the layers before from
     adding up (Huang et al. 2022, 2203.10778). With the kind `none` it is nothing.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,22 +43,12 @@ def trace(model: nn.Module, channels: int, size: int) -> list[Layer]:
     """
     layers: list[Layer] = []
 
-    def note(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            layers.append(
-                Layer(
-                    name,
-                    module,
-                    inputs[0][0].numel(),
-                    tuple(output.shape[1:]),
-                    _macs(module, output),
-                )
-            )
-
-        return hook
+    def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        shape = tuple(output.shape[1:])
+        layers.append(Layer(name, module, inputs[0][0].numel(), shape, _macs(module, output)))
 
     handles = [
-        module.register_forward_hook(note(name))
+        module.register_forward_hook(partial(note, name))
         for name, module in model.named_modules()
         if isinstance(module, Residual | Dense)
         or (not list(module.children()) and not isinstance(module, nn.Identity))

@@ -31,7 +31,7 @@ def train_seeds(config: Config, runs_dir: Path, fresh: bool, reporter: Reporter)
 
     Raises:
         TrainingFailed: after the last seed, if a run diverged.
-        VShiftError: what the config asks for cannot be had.
+        VShiftError: the device, data or network that the config asks for is not available.
     """
     waiting, diverged = [], []
     for seed in config.seeds:
