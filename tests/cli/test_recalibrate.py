@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from vshift.cli.recalibrate import modes_table, scores_table
+from vshift.config.recalibration import METHODS
 from vshift.tables import render
 
 
@@ -16,7 +17,7 @@ def test_recalibrate(vshift, config):
     ]  # fmt: skip
     code, out, _ = vshift("recalibrate", "runs", "--json", "--set", "recalibration.batches=2")
     (rows,) = json.loads(out).values()
-    assert [row["method"] for row in rows] == ["none", "precise", "swap", "layerwise"]
+    assert [row["method"] for row in rows] == ["none", "swap", "precise", "layerwise"]
     assert rows[1]["batches"] == 2
     code, _, err = vshift("recalibrate", "runs", "--method", "prcise")
     assert code == 2
@@ -24,6 +25,14 @@ def test_recalibrate(vshift, config):
     code, out, _ = vshift("recalibrate", Path("runs").rename("\x1b[1mruns"))
     assert code == 0
     assert out.startswith("\\x1b[1mruns/small/seed-0\n")
+
+
+def test_the_help_lists_the_methods(vshift):
+    code, out, _ = vshift("recalibrate", "--help")
+    assert code == 0
+    words = " ".join(out.split())
+    assert f"{', '.join([*METHODS][:-1])} or {[*METHODS][-1]}; repeatable." in words
+    assert "Default: swap, precise and layerwise, the readings of the paper's Adjust." in words
 
 
 def test_rows_as_text():

@@ -17,7 +17,7 @@ from vshift.cli.bench import bench
 from vshift.cli.check import check
 from vshift.cli.compare import compare
 from vshift.cli.inspect import inspect
-from vshift.cli.recalibrate import recalibrate
+from vshift.cli.recalibrate import RecalibrateCommand, recalibrate
 from vshift.cli.report import report
 from vshift.cli.schema import schema
 from vshift.cli.sweep import sweep
@@ -59,7 +59,9 @@ app.command(short_help="Compare runs in a table.")(compare)
 app.command(short_help="Show the network that a config builds.")(inspect)
 app.command(short_help="Validate configs without running them.")(check)
 app.command(short_help="Train many configs, grids and seeds.")(sweep)
-app.command(short_help="Re-estimate BN statistics of finished runs.")(recalibrate)
+app.command(cls=RecalibrateCommand, short_help="Re-estimate BN statistics of finished runs.")(
+    recalibrate
+)
 app.command(short_help="Measure how fast training is here.")(bench)
 app.command(short_help="Write one HTML file that answers what a study shows.")(report)
 app.command(short_help="Watch runs while they train.")(watch)

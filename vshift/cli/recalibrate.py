@@ -9,21 +9,35 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from vshift.cli.options import DeviceOption, changes_of
 from vshift.tables import Column, Table, write
-from vshift.text import NONE, escape_control, format_number
+from vshift.text import NONE, escape_control, format_number, join_words
+
+
+class RecalibrateCommand(TyperCommand):
+    """`vshift recalibrate`, which imports the config only when its help lists the methods."""
+
+    def get_help(self, ctx: Any) -> str:
+        """The help, with the names of the methods."""
+        from vshift.config.recalibration import ADJUST, METHODS
+
+        *names, last = METHODS
+        (option,) = (one for one in self.params if one.name == "methods")
+        assert isinstance(option, TyperOption)
+        option.help = (
+            f"{', '.join(names)} or {last}; repeatable. Default: {join_words(ADJUST)}, "
+            "the readings of the paper's Adjust."
+        )
+        return super().get_help(ctx)
 
 
 def recalibrate(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
     methods: Annotated[
         list[str] | None,
-        typer.Option(
-            "--method",
-            help="One of the config's recalibration.methods, see docs/science.md; repeatable. "
-            "Default: the readings of the paper's Adjust.",
-        ),
+        typer.Option("--method", help="See RecalibrateCommand."),
     ] = None,
     batches: Annotated[
         int | None, typer.Option("--batches", help="Training batches to take statistics of.")

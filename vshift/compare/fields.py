@@ -7,14 +7,14 @@ A field is a dotted key of the config (`network.noise.rate`), a number or word o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
 from pydantic import ValidationError
 
-from vshift.config.identity import Scope, identity
+from vshift.config.identity import Scope, flat, identity
 from vshift.config.noise import read_noise
 from vshift.config.renames import new_name
 from vshift.config.schema import Config
@@ -173,19 +173,6 @@ def active_noise(config: Row) -> list[Row]:
     noise = value_at(config, "network.noise")
     entries = noise if isinstance(noise, list) else [noise]
     return [e for e in entries if isinstance(e, dict) and read_noise(e).strength != 0]
-
-
-def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Pairs of a dotted key and its value, sections included; lists of sections by index."""
-    if path:
-        yield path, value
-    inside: Iterable[tuple[Any, Any]] = ()
-    if isinstance(value, Mapping):
-        inside = value.items()
-    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        inside = enumerate(value)
-    for key, item in inside:
-        yield from flat(item, f"{path}.{key}" if path else str(key))
 
 
 def value_at(value: Any, key: str) -> Any:

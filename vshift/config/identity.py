@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,19 @@ def _identity(values: Mapping[str, Any], scope: Scope, path: str) -> dict[str, A
         elif scope_of(dotted) >= scope:
             kept[key] = value
     return kept
+
+
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Pairs of a dotted key and its value, sections included; lists of sections by index."""
+    if path:
+        yield path, value
+    inside: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        inside = value.items()
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        inside = enumerate(value)
+    for key, item in inside:
+        yield from flat(item, f"{path}.{key}" if path else str(key))
 
 
 def config_hash(config: Config) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 # Those that give new BN statistics, and those that only test in another way.
-Estimating = Literal["precise", "swap", "layerwise", "dropout_on"]
+Estimating = Literal["swap", "precise", "layerwise", "dropout_on"]
 MethodName = Literal[Estimating, "batch", "mix"]
 
 
@@ -25,13 +25,13 @@ class Method:
 
 
 METHODS: dict[MethodName, Method] = {
-    "precise": Method(
-        "averages over training batches with noise off, BN on each batch’s own statistics",
-        is_adjust=True,
-    ),
     "swap": Method(
         "each layer’s input in eval mode, all layers at once, so that later ones are corrected "
         "twice",
+        is_adjust=True,
+    ),
+    "precise": Method(
+        "averages over training batches with noise off, BN on each batch’s own statistics",
         is_adjust=True,
     ),
     "layerwise": Method(
@@ -41,4 +41,5 @@ METHODS: dict[MethodName, Method] = {
     "batch": Method("no re-estimation, each test batch’s own statistics"),
     "mix": Method("no re-estimation, a mixture of the test batch’s and the running statistics"),
 }
+# The readings of Adjust, in the order in which they are applied without --method.
 ADJUST: list[str] = [name for name, method in METHODS.items() if method.is_adjust]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from vshift.config.identity import Scope, flat, identity
 from vshift.runs.files import Row
 from vshift.runs.read import RunRecord, find_runs
 from vshift.runs.schema import EPOCH_COLUMNS, LAYER_COLUMNS
@@ -16,8 +16,6 @@ from vshift.text import pluralize
 
 # Of run.json, beside name and seed.
 _RUN_KEYS = ("started", "seconds", "images_per_second", "device", "config_hash")
-# Of a config, what one run of it has elsewhere or not at all.
-_LEFT_OUT = ("name", "seeds", "grid", "zip", "arms")
 
 
 def load_runs(*folders: Path | str) -> Runs:
@@ -60,7 +58,7 @@ class Runs:
 
     def __init__(self, records: Iterable[RunRecord]) -> None:
         self.records = list(records)
-        self._configs = [dict(_flatten(record.config)) for record in self.records]
+        self._configs = [_columns(record.config) for record in self.records]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -129,17 +127,11 @@ class Runs:
         return frame.drop(columns=sections).astype(dict.fromkeys(numbers, float))
 
 
-def _flatten(value: Mapping[str, Any] | list[Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key of a config that is not a section, with its value."""
-    items = value.items() if isinstance(value, Mapping) else enumerate(value)
-    for key, inner in items:
-        dotted = f"{path}{key}"
-        is_section = isinstance(inner, Mapping) or (
-            isinstance(inner, list) and any(isinstance(item, Mapping) for item in inner)
-        )
-        if dotted in _LEFT_OUT:
-            continue
-        if is_section:
-            yield from _flatten(inner, f"{dotted}.")
-        else:
-            yield dotted, tuple(inner) if isinstance(inner, list) else inner
+def _columns(config: Row) -> Row:
+    """The keys of a config that are not sections; lists as tuples, which can be grouped by."""
+    columns = dict(flat(identity(config, Scope.ROUNDING)))
+    return {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in columns.items()
+        if not isinstance(value, Mapping) and f"{key}.0" not in columns
+    }
