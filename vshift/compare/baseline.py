@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 from vshift.compare.fields import Row, active_noise, value_at
 from vshift.compare.groups import Group, differing, unstudied
@@ -26,21 +25,17 @@ def choose(groups: Sequence[Group], name: str | None, notes: list[str]) -> tuple
     Raises:
         VShiftError: no group, or more than one, has the name, or none of its runs is done.
     """
-    if name is not None:
-        return _named(groups, name), ""
-    clean = [group for group in groups if group.runs and _has_no_noise(group.config)]
-    trainings = {frozenset(training for training, _ in group.observed) for group in clean}
-    if len(groups) > 1 and len(trainings) == 1:  # of one training under several names, the most
-        return max(clean, key=lambda group: len(group.runs)), ", the only config without noise"
-    if len(clean) > 1:
-        labels = ", ".join(group.label for group in clean)
-        notes.append(
-            f"no differences: several configs have no noise; choose one with --baseline: {labels}"
-        )
-    return None, ""
-
-
-def _named(groups: Sequence[Group], name: str) -> Group:
+    if name is None:
+        clean = [group for group in groups if group.runs and _has_no_noise(group.config)]
+        trainings = {frozenset(training for training, _ in group.observed) for group in clean}
+        if len(groups) > 1 and len(trainings) == 1:  # of one training under several names, the most
+            return max(clean, key=lambda group: len(group.runs)), ", the only config without noise"
+        if len(clean) > 1:
+            notes.append(
+                "no differences: several configs have no noise; choose one with --baseline: "
+                + ", ".join(group.label for group in clean)
+            )
+        return None, ""
     matches = [group for group in groups if group.label == name]
     matches = matches or [group for group in groups if group.name == name]
     matches = matches or [g for g in groups if any(run.name == name for run in g.runs)]
@@ -57,7 +52,7 @@ def _named(groups: Sequence[Group], name: str) -> Group:
         )
     if not matches[0].runs:
         raise VShiftError(f"--baseline {name}: none of its runs is done, so there is no test error")
-    return matches[0]
+    return matches[0], ""
 
 
 def _has_no_noise(config: Row) -> bool:
@@ -76,17 +71,27 @@ def differences_to(
     A group on other images or of another length gets none, and a note that says why. Groups of the
     same trainings are one test, and a group of the baseline's own trainings is none.
     """
+    is_of_training = key in _OF_TRAINING
+    # Equal for groups whose values come from the same trainings.
+    tests: list[Hashable] = [
+        group.observed if is_of_training and group.observed else id(group) for group in groups
+    ]
     found: list[Difference | None] = []
-    for group in groups:
-        why = None if group is baseline else _incomparable(group, baseline)
-        if why and group.runs:
-            notes.append(f"no difference for {group.label}: {why}")
-        is_compared = group is not baseline and why is None
-        found.append(_difference(group, baseline, key) if is_compared else None)
-    tests = [_observed(group, key) for group in groups]
     labels: dict[Hashable, list[str]] = {}
-    for group, test, each in zip(groups, tests, found, strict=True):
-        if each is not None or (group is baseline and group.numbers(key)):
+    reference = baseline.sample(key)
+    for group, test in zip(groups, tests, strict=True):
+        why = _incomparable(group, baseline) if group.runs and group is not baseline else None
+        if why:
+            notes.append(f"no difference for {group.label}: {why}")
+        sample, difference = group.sample(key), None
+        if sample and reference and not why and group is not baseline:
+            if is_of_training and group.observed & baseline.observed:  # no two samples
+                value = sample.mean - reference.mean
+                difference = Difference(value, (sample, reference), same_training=True)
+            else:
+                difference = welch(sample, reference)
+        found.append(difference)
+        if difference or (group is baseline and sample):
             labels.setdefault(test, []).append(group.label)
     notes += [
         f"{join_words(names)} are the same training with the same seeds under {len(names)} names; "
@@ -99,43 +104,21 @@ def differences_to(
     return [each and next(adjusted) for each in found]
 
 
-def _observed(group: Group, key: str) -> Hashable:
-    """A key that is equal for groups whose values of a metric come from the same trainings."""
-    return group.observed if group.observed and key in _OF_TRAINING else id(group)
-
-
-def _difference(group: Group, baseline: Group, key: str) -> Difference | None:
-    one, other = group.sample(key), baseline.sample(key)
-    if one is None or other is None:
-        return None
-    if key in _OF_TRAINING and group.observed & baseline.observed:  # no two samples
-        return Difference(one.mean - other.mean, (one, other), same_training=True)
-    return welch(one, other)
-
-
 def _incomparable(group: Group, baseline: Group) -> str | None:
-    """The reason why scores cannot be compared, other images or epochs; None if they can."""
+    """The images or epochs that forbid to compare two groups' scores; None if none do."""
+    budgets: list[Row] = []
     for each in (group, baseline):
-        mixed = [key for key in each.mixed if _is_budget(key)]
+        mixed = [key for key in each.mixed if key == "epochs" or key.startswith("data.")]
+        mixed = [key for key in mixed if key != "data.batch_size"]
         if mixed:
             return f"runs of {each.label} differ in {', '.join(mixed[:4])}"
-    one, other = _budget(group), _budget(baseline)
+        data = each.config.get("data")
+        images = {**(data if isinstance(data, dict) else {}), "name": data_name(each.runs[0])}
+        budget = {f"data.{key}": value for key, value in images.items() if key != "batch_size"}
+        budgets.append({**budget, "epochs": each.config.get("epochs")})
+    one, other = budgets
     unequal = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
     return f"not the baseline's {', '.join(unequal[:4])}" if unequal else None
-
-
-def _is_budget(key: str) -> bool:
-    return key == "epochs" or (key.startswith("data.") and key != "data.batch_size")
-
-
-def _budget(group: Group) -> Row:
-    """The images and the epochs, which must be equal for two test errors to be compared."""
-    if not group.runs:
-        return {}
-    section = group.config.get("data")
-    data = {**(section if isinstance(section, dict) else {}), "name": data_name(group.runs[0])}
-    budget = {f"data.{key}": value for key, value in data.items() if key != "batch_size"}
-    return {**budget, "epochs": group.config.get("epochs")}
 
 
 def data_name(run: RunRecord) -> str | None:
@@ -168,9 +151,9 @@ def note_differing_keys(
         row["differs_in"] = list(found)
         others = unstudied(found, studied) if studied else []
         if others:
-            pairs = list_names([_pair(key, *found[key]) for key in others], noun="keys")
-            notes.append(f"{group.label} differs from {reference.label} also in {pairs}")
-
-
-def _pair(key: str, there: Any, here: Any) -> str:
-    return f"{key} ({format_value(here)}, not {format_value(there)})"
+            pairs = [
+                f"{key} ({format_value(here)}, not {format_value(there)})"
+                for key, (there, here) in ((key, found[key]) for key in others)
+            ]
+            keys = list_names(pairs, noun="keys")
+            notes.append(f"{group.label} differs from {reference.label} also in {keys}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 from vshift.compare.fields import Row
 from vshift.compare.groups import short_heads
@@ -42,62 +43,59 @@ def to_table(comparison: Comparison) -> Table:
 
     A column without values is left out; one in which all rows agree may go into the caption.
     """
-    labels = _labels(comparison)
-    specs = [*labels, *(_chosen(comparison) if comparison.metrics else _standard(comparison))]
+
+    def key_cell(key: str) -> Callable[[Row], str]:
+        return lambda row: format_value(row[key])
+
+    labels = [
+        _Spec(escape_control(head), key_cell(key), 99, is_text=True)
+        for head, key in zip(short_heads(comparison.by), comparison.by, strict=True)
+    ] or [_Spec("config", lambda row: escape_control(row["label"]), 99, is_text=True)]
+    differing = {tuple(row["differs_in"]) for row in comparison.rows if row["differs_in"]}
+    caption = comparison.caption
+    if len(differing) == 1 and not comparison.by:
+        keys = list_names(differing.pop(), _KEYS, "keys")
+        caption += f" Configs differ from {comparison.reference} in {keys}."
+    specs = _specs(comparison, with_differing=len(differing) > 1 and not comparison.by)
     silent = {NONE, "baseline", ONE_SEED}
     shown: list[tuple[_Spec, list[str]]] = []
     same = []
-    for spec in specs:
+    for spec in [*labels, *specs]:
         cells = [spec.cell(row) for row in comparison.rows]
         values = set(cells)
         if spec.folds and len(values) == 1 and not values <= silent:
             same.append(f"{spec.head} {values.pop()}")
         elif spec in labels or not values <= silent:
             shown.append((spec, cells))
-    caption = escape_control(comparison.caption + _shared_differences(comparison))
     return Table(
         [Column(spec.head, spec.priority, spec.is_text) for spec, _ in shown],
         [list(row) for row in zip(*(cells for _, cells in shown), strict=True)],
-        caption + (f" All rows: {', '.join(same)}." if same else ""),
+        escape_control(caption) + (f" All rows: {', '.join(same)}." if same else ""),
         comparison.rows,
         comparison.notes,
         labels=len(labels),
     )
 
 
-def _labels(comparison: Comparison) -> list[_Spec]:
-    """The config's name, or a column for each key that rows are grouped by."""
-    if not comparison.by:
-        return [_Spec("config", lambda row: escape_control(row["label"]), 99, is_text=True)]
-
-    def cell(key: str) -> Callable[[Row], str]:
-        return lambda row: format_value(row[key])
-
-    return [
-        _Spec(escape_control(head), cell(key), 99, is_text=True)
-        for head, key in zip(short_heads(comparison.by), comparison.by, strict=True)
-    ]
-
-
-def _chosen(comparison: Comparison) -> list[_Spec]:
-    """The columns of `--metrics`, with n, and the difference if it is of one of them."""
-    specs = [_Spec("n", lambda row: str(row["n"]), 98, folds=True)]
-    specs += [_Spec(escape_control(key), metric_cell(key), 90) for key in comparison.metrics]
-    return specs + (_tested(comparison) if comparison.metric in comparison.metrics else [])
-
-
-def _standard(comparison: Comparison) -> list[_Spec]:
-    """The default columns: what summary.json declares with a heading, differences, and the runs'
-    circumstances."""
-    summary = {key: _summary_spec(column) for key, column in SHOWN.items()}
+def _specs(comparison: Comparison, *, with_differing: bool) -> list[_Spec]:
+    """The columns of `--metrics`, or by default what summary.json declares with a heading,
+    differences, and the runs' circumstances."""
     difference, *tested = _tested(comparison)
+    if comparison.metrics:
+        specs = [_Spec("n", lambda r: str(r["n"]), 98, folds=True)]
+        specs += [_Spec(escape_control(key), metric_cell(key), 90) for key in comparison.metrics]
+        return specs + [difference, *tested] * (comparison.metric in comparison.metrics)
+    summary = {
+        key: _Spec(column.heading, partial(_summary_cell, column), column.priority, column.is_text)
+        for key, column in SHOWN.items()
+    }
+    specs = [summary.pop("test_error"), summary.pop("test_loss")]
+    specs += [difference, *summary.values(), *tested]
+    if with_differing:
+        head = f"differs from\n{escape_control(comparison.reference or '')} in"
+        specs.append(_Spec(head, lambda r: list_names(r["differs_in"], _KEYS) or NONE, 4, True))
     return [
-        replace(summary.pop("test_error"), cell=_test_error),
-        replace(summary.pop("test_loss"), cell=_test_loss),
-        difference,
-        *summary.values(),
-        *tested,
-        *_differing(comparison),
+        *specs,
         _Spec("data", lambda r: format_text(r["data"]), 4, is_text=True, folds=True),
         _Spec("epochs", lambda r: format_integer(r["epochs"]), 3, folds=True),
         _Spec("device", lambda r: format_text(r["device"]), 2, is_text=True, folds=True),
@@ -106,35 +104,22 @@ def _standard(comparison: Comparison) -> list[_Spec]:
     ]
 
 
-def _summary_spec(column: schema.Column) -> _Spec:
-    key, spread = row_key(column), f"{column.key}_sd"
-
-    def cell(row: Row) -> str:
-        if column.is_text:
-            return format_text(row[key])
-        return format_spread(row[key], row.get(spread), digits=column.digits)
-
-    return _Spec(column.heading, cell, column.priority, column.is_text)
-
-
-def _test_error(row: Row) -> str:
-    if row["test_error_mean"] is None and row["test_loss_mean"] is not None:
-        return NONE  # nothing is classified
-    return f"{format_spread(row['test_error_mean'], row['test_error_sd'])} (n={row['n']})"
-
-
-def _test_loss(row: Row) -> str:
-    """The test loss, in rows without a test error."""
-    if row["test_error_mean"] is not None or row["test_loss_mean"] is None:
-        return NONE
-    return f"{format_spread(row['test_loss_mean'], row['test_loss_sd'], digits=4)} (n={row['n']})"
+def _summary_cell(column: schema.Column, row: Row) -> str:
+    if column.is_text:
+        return format_text(row[row_key(column)])
+    text = format_spread(row[row_key(column)], row.get(f"{column.key}_sd"), digits=column.digits)
+    if column.key not in ("test_error", "test_loss"):
+        return text
+    # One of the two is the row's score: the loss where nothing is classified.
+    is_loss = row["test_error_mean"] is None and row["test_loss_mean"] is not None
+    return f"{text} (n={row['n']})" if is_loss == (column.key == "test_loss") else NONE
 
 
 def _tested(comparison: Comparison) -> list[_Spec]:
     """The columns of the difference to the baseline: value, interval, significance."""
     digits = digits_of(comparison.metric)
     pairs = zip(comparison.rows, comparison.differences, strict=True)
-    found = {id(row): difference for row, difference in pairs}
+    verdicts = {id(row): difference.cell if difference else NONE for row, difference in pairs}
 
     def interval(row: Row) -> str:
         low, high = (
@@ -142,17 +127,13 @@ def _tested(comparison: Comparison) -> list[_Spec]:
         )
         return NONE if NONE in (low, high) else f"{low} to {high}"
 
-    def significant(row: Row) -> str:
-        difference = found[id(row)]
-        return NONE if difference is None else difference.cell
-
     head = "difference"
     if comparison.metric != "test_error":
         head += f"\nin {escape_control(comparison.metric)}"
     return [
         _Spec(head, lambda row: difference_cell(row, comparison.baseline, digits), 97),
         _Spec("95 % interval\nof difference", interval, 9),
-        _Spec("significant", significant, 10, is_text=True),
+        _Spec("significant", lambda row: verdicts[id(row)], 10, is_text=True),
     ]
 
 
@@ -162,27 +143,6 @@ def difference_cell(row: Row, baseline: str | None, digits: int = 2) -> str:
         return "baseline"
     text = format_spread(row["difference"], row["difference_se"], sign="+", digits=digits)
     return f"{text} *" if row["p_adjusted"] is not None and row["p_adjusted"] < LEVEL else text
-
-
-def _differing(comparison: Comparison) -> list[_Spec]:
-    """The column of the keys in which configs differ from the reference, unless all agree."""
-    if comparison.by or len(_all_differences(comparison)) < 2:
-        return []
-    head = f"differs from\n{escape_control(comparison.reference or '')} in"
-    return [_Spec(head, lambda row: list_names(row["differs_in"], _KEYS) or NONE, 4, is_text=True)]
-
-
-def _all_differences(comparison: Comparison) -> set[tuple[str, ...]]:
-    return {tuple(row["differs_in"]) for row in comparison.rows if row["differs_in"]}
-
-
-def _shared_differences(comparison: Comparison) -> str:
-    """The sentence for the caption where all configs differ in the same keys."""
-    found = _all_differences(comparison)
-    if comparison.by or len(found) != 1:
-        return ""
-    keys = list_names(found.pop(), _KEYS, "keys")
-    return f" Configs differ from {comparison.reference} in {keys}."
 
 
 def digits_of(key: str) -> int:
