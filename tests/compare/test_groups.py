@@ -15,7 +15,6 @@ from vshift.compare.groups import (
     Noise,
     differing_keys,
     layout_pairs,
-    noise_of,
     short_heads,
 )
 from vshift.compare.statistics import Sample, welch
@@ -266,6 +265,10 @@ def test_a_group_knows_its_noise(tmp_path: Path) -> None:
     assert groups["half"].noise == Noise("before_last_bn", "0.5", 1.0)
     layout = "before_last_bn + after_bn, gaussian, per channel"
     assert groups["two"].noise == Noise(layout, "0.2 + σ 2", None)
+
+
+def noise_of(config: dict[str, Any]) -> Noise:
+    return Group("a", None, "a", (), [], [], config).noise
 
 
 def test_layouts_strengths_and_variances() -> None:

@@ -73,7 +73,10 @@ class Fields:
         """
         key = run.config_hash or str(run.path)
         if not self._configs.get(key):
-            self._configs[key] = _complete(run.config)
+            config = run.config
+            with suppress(ValidationError, RecursionError):  # keys that this version does not know
+                config = Config.model_validate(config).model_dump() if config else config
+            self._configs[key] = identity(config, Scope.ROUNDING)
         return self._configs[key]
 
     def training(self, run: RunRecord) -> str:
@@ -157,15 +160,6 @@ def same_leaf(key: str, names: Iterable[str]) -> str:
     leaf = key.rsplit(".", 1)[-1]
     found = [f"`{name}`" for name in names if name.rsplit(".", 1)[-1] == leaf and name != key]
     return f"did you mean {' or '.join(found[:3])}?" if found else ""
-
-
-def _complete(config: Row) -> Row:
-    """The config with defaults filled in, or as it is if this version does not know its keys."""
-    if not config:
-        return {}
-    with suppress(ValidationError, RecursionError):
-        config = Config.model_validate(config).model_dump()
-    return identity(config, Scope.ROUNDING)
 
 
 def active_noise(config: Row) -> list[Row]:

@@ -82,35 +82,30 @@ class Group:
     @cached_property
     def noise(self) -> Noise:
         """Where the config's noise sits and how strong it is, from whatever its file says."""
-        return noise_of(self.config)
+        entries = active_noise(self.config)
+        if not entries:
+            return Noise(NO_NOISE, "", 0.0)
+        block = self.config["network"].get("block")
+        places = []
+        for entry in entries:
+            position = entry.get("position")
+            if isinstance(position, list):
+                position = " and ".join(map(str, position))
+            place = [str(position) if position else f"in `{block}`" if block else "somewhere"]
+            place += [str(entry.get("kind"))] if entry.get("kind") != "dropout" else []
+            place += [f"per {entry['unit']}"] if entry.get("unit", "element") != "element" else []
+            places.append(escape_control(", ".join(place)))
+        known = [read_noise(entry) for entry in entries]
+        variances = {None if noise.strength is None else noise.variance for noise in known}
+        strengths = (noise.strength_text for noise in known if noise.strength_text)
+        return Noise(
+            " + ".join(dict.fromkeys(places)),
+            " + ".join(dict.fromkeys(strengths)),
+            variances.pop() if len(variances) == 1 else None,
+        )
 
 
-# ---- noise
-
-
-def noise_of(config: Row) -> Noise:
-    """Summarize where a config's noise sits and how strong it is."""
-    entries = active_noise(config)
-    if not entries:
-        return Noise(NO_NOISE, "", 0.0)
-    block = config["network"].get("block")
-    known = [read_noise(entry) for entry in entries]
-    variances = {None if noise.strength is None else noise.variance for noise in known}
-    return Noise(
-        " + ".join(dict.fromkeys(_place(entry, block) for entry in entries)),
-        " + ".join(dict.fromkeys(noise.strength_text for noise in known if noise.strength_text)),
-        variances.pop() if len(variances) == 1 else None,
-    )
-
-
-def _place(entry: Row, block: Any) -> str:
-    position = entry.get("position")
-    if isinstance(position, list):
-        position = " and ".join(map(str, position))
-    place = str(position) if position else f"in `{block}`" if block else "somewhere"
-    extra = [str(entry.get("kind"))] if entry.get("kind") != "dropout" else []
-    extra += [f"per {entry['unit']}"] if entry.get("unit", "element") != "element" else []
-    return escape_control(", ".join([place, *extra]))
+# ---- configs that differ
 
 
 def layout_pairs(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
@@ -133,9 +128,6 @@ def without_noise(config: Row) -> Row:
     network = network if isinstance(network, dict) else {}
     bare = {key: value for key, value in network.items() if key not in ("noise", "block")}
     return {**training, "network": bare}
-
-
-# ---- configs that differ
 
 
 def differing(one: Row, other: Row) -> dict[str, tuple[Any, Any]]:
@@ -253,10 +245,21 @@ def group_by_values(fields: Fields, keys: Sequence[str], notes: list[str]) -> li
             for head, item in zip(heads, text, strict=True)
         )
         group = _group(fields, members[text], name, notes)
-        mixed = _mixed(fields, group.runs, keys)
+        mixed: dict[str, list[Any]] = {}  # the config keys in which the runs differ → their values
+        configs = [fields.config(r) for r in {run.config_hash: run for run in group.runs}.values()]
+        for config in configs[1:]:
+            pairs = differing(configs[0], config)
+            for key in unstudied(pairs, keys):
+                found = mixed.setdefault(key, [pairs[key][0]])
+                found += [pairs[key][1]] if pairs[key][1] not in found else []
         if mixed:
-            pairs = list_names([_with_values(*item) for item in mixed.items()], noun="keys")
-            notes.append(f"{name} puts runs together that differ in {pairs}")
+            texts = [
+                f"{key} ({', '.join(map(format_value, found[:4]))}{'…' * (len(found) > 4)})"
+                for key, found in mixed.items()
+            ]
+            notes.append(
+                f"{name} puts runs together that differ in {list_names(texts, noun='keys')}"
+            )
         groups.append(replace(group, key=values[text], mixed=tuple(mixed)))
     if unreadable:
         why = f"its config.yaml does not say {of_config[0]}"
@@ -296,27 +299,16 @@ def _group(
     notes += describe_duplicates(twice)
     counted = list(used.values())
     hashes = {run.config_hash for run in runs}
-    config = next(filter(None, map(fields.config, counted or others)), {})
-    observed = frozenset((fields.training(run), run.seed) for run in counted)
-    own_hash = hashes.pop() if len(hashes) == 1 else None
-    return Group(name, own_hash, name, (), counted, others, config, observed)
-
-
-def _mixed(fields: Fields, runs: list[RunRecord], keys: Sequence[str]) -> dict[str, list[Any]]:
-    """The config keys in which a group's runs differ, with their values."""
-    configs = [fields.config(run) for run in {run.config_hash: run for run in runs}.values()]
-    found: dict[str, list[Any]] = {}
-    for config in configs[1:]:
-        pairs = differing(configs[0], config)
-        for key in unstudied(pairs, keys):
-            first, own = pairs[key]
-            values = found.setdefault(key, [first])
-            values += [own] if own not in values else []
-    return found
-
-
-def _with_values(key: str, values: list[Any]) -> str:
-    return f"{key} ({', '.join(map(format_value, values[:4]))}{'…' * (len(values) > 4)})"
+    return Group(
+        name,
+        hashes.pop() if len(hashes) == 1 else None,
+        label=name,
+        key=(),
+        runs=counted,
+        others=others,
+        config=next(filter(None, map(fields.config, counted or others)), {}),
+        observed=frozenset((fields.training(run), run.seed) for run in counted),
+    )
 
 
 def describe_duplicates(pairs: Iterable[tuple[RunRecord, RunRecord]]) -> list[str]:
@@ -326,17 +318,14 @@ def describe_duplicates(pairs: Iterable[tuple[RunRecord, RunRecord]]) -> list[st
         found[run.name, run.path.parent, used.path.parent].append((run, used))
     notes = []
     for (name, own, other), same in found.items():
-        if len(same) == 1:
-            ((run, used),) = same
-            notes.append(
-                _left_out(run, f"the same config and seed are in {used.path}, which is used")
-            )
-        else:
-            seeds = ", ".join(str(run.seed) for run, _ in same)
-            notes.append(
-                f"left out: {name} seeds {seeds}: the same config and seeds are in {other}, "
-                f"which are used ({own})"
-            )
+        run, used = same[0]
+        seeds = ", ".join(str(run.seed) for run, _ in same)
+        notes.append(
+            f"left out: {name} seeds {seeds}: the same config and seeds are in {other}, "
+            f"which are used ({own})"
+            if len(same) > 1
+            else _left_out(run, f"the same config and seed are in {used.path}, which is used")
+        )
     return notes
 
 

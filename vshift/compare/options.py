@@ -65,27 +65,24 @@ def table_of(runs: Iterable[RunRecord], options: CompareOptions) -> Table:
             )
         notes.append(f"--where keeps {len(kept)} of {len(fields.runs)} runs")
         fields = fields.only(kept)
-    found = _table(fields, options)
-    return replace(found, notes=[*notes, *found.notes])
-
-
-def _table(fields: Fields, options: CompareOptions) -> Table:
     if options.view is not None:
-        from vshift.compare.paper import view_of  # with the schema of configs, which takes time
+        from vshift.compare.paper import view_of
 
-        return view_of(fields, options.view)
-    if options.rows or options.columns or options.value:
+        found = view_of(fields, options.view)
+    elif options.rows or options.columns or options.value:
         from vshift.compare.pivot import pivot
 
         value = options.value or "test_error"
-        return pivot(fields, options.rows, options.columns, value, options.baseline)
-    return to_table(
-        compare(
-            fields,
-            options.baseline,
-            by=options.by,
-            metrics=options.metrics,
-            difference=options.difference or "test_error",
-            sort=options.sort,
+        found = pivot(fields, options.rows, options.columns, value, options.baseline)
+    else:
+        found = to_table(
+            compare(
+                fields,
+                options.baseline,
+                by=options.by,
+                metrics=options.metrics,
+                difference=options.difference or "test_error",
+                sort=options.sort,
+            )
         )
-    )
+    return replace(found, notes=[*notes, *found.notes])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import resources
@@ -156,30 +157,22 @@ def _place_in(view: View, network: Any) -> tuple[str | None, float] | None:
     noises = [noise for noise in network.noises if noise.variance]
     if not noises:
         return None if view.adjusted else (None, 0.0)
-    noise, position = noises[0], _position(network)
-    if len(network.noises) > 1 or getattr(noise, "unit", "") != "element":
+    noise = noises[0]
+    if len(network.noises) > 1 or noise.kind != view.kind or noise.unit != "element":
         return None
-    if noise.kind != view.kind or position not in view.positions:
-        return None
+    bare, position = block.parse(" ".join(_without_noise(network.order))), None
+    if network.order == bare and network.head_noises:
+        position = "before_classifier"
+    elif not network.head_noises:
+        for each in ("before_last_bn", "before_last_conv"):
+            with suppress(ValueError):  # an order without BN has no place before its last one
+                position = each if block.place(bare, [[each]]) == network.order else position
     # β of the same noise variance β²/3, where the config gives a rate
     exact = noise.rate if noise.kind == "dropout" else (3 * noise.variance) ** 0.5
     level = round(float(exact), 6)
-    return None if view.adjusted and level not in view.levels else (position, level)
-
-
-def _position(network: Any) -> str | None:
-    bare = block.parse(" ".join(_without_noise(network.order)))
-    if network.order == bare:
-        return "before_classifier" if network.head_noises == (0,) else None
-    if network.head_noises:
+    if position not in view.positions or (view.adjusted and level not in view.levels):
         return None
-    for position in ("before_last_bn", "before_last_conv"):
-        try:
-            if block.place(bare, [[position]]) == network.order:
-                return position
-        except ValueError:  # an order without BN has no place before its last one
-            continue
-    return None
+    return position, level
 
 
 # ---- families of our runs
@@ -225,8 +218,11 @@ def _families(groups: Iterable[Group], view: View, notes: list[str]) -> list[_Fa
     elsewhere: list[str] = []
     twice: list[tuple[RunRecord, RunRecord]] = []
     for group in groups:
-        config = _config(group)
-        place = _place_in(view, config.network) if config else None
+        config, place = None, None
+        with suppress(ValidationError):
+            if group.runs and group.config:
+                config = Config.model_validate({"name": "a", **group.config})
+                place = _place_in(view, config.network)
         if config is None or place is None:
             elsewhere += [group.label] if group.runs else []
             continue
@@ -248,15 +244,6 @@ def _families(groups: Iterable[Group], view: View, notes: list[str]) -> list[_Fa
     return belonging
 
 
-def _config(group: Group) -> Config | None:
-    if not group.runs or not group.config:
-        return None
-    try:
-        return Config.model_validate({"name": "a", **group.config})
-    except ValidationError:
-        return None
-
-
 def family_of(config: Config, *, trained_only: bool) -> Row:
     """The values that a family shares: its training, and how statistics are re-estimated."""
     values = config.model_dump()
@@ -271,36 +258,27 @@ def _label(found: Sequence[_Family]) -> None:
     """Label families by network and data, and by further settings where these are equal."""
     same: dict[tuple[str, str], list[_Family]] = defaultdict(list)
     for family in found:
-        family.label = (_network_label(family.config), _data_label(family.config))
+        network, data = family.config.network, family.config.data
+        name = network.size_label
+        if network.block is not None and network.noises:  # its order may make it another network
+            values = {**network.model_dump(), "block": None, "noise": None}
+            order = _without_noise(network.order)
+            if order != _without_noise(type(network).model_validate(values).order):
+                name += f" ({' '.join(order)})"
+        # For images in a folder the folder's name, whatever they were made from.
+        images = [
+            f"imagefolder {Path(data.root).name}" if data.name == "imagefolder" else data.name
+        ]
+        images += [f"{data.train_limit:,} train"] if data.train_limit else []
+        images += [f"{data.test_limit:,} test"] if data.test_limit else []
+        family.label = (name, ", ".join(images))
         same[family.label].append(family)
-    for (network, data), members in same.items():
+    for (name, images_label), members in same.items():
         for family in members if len(members) > 1 else []:
             other = members[1] if family is members[0] else members[0]
             one, two = (family_of(f.config, trained_only=False) for f in (other, family))
             pairs = [f"{k}={format_value(v)}" for k, (_, v) in differing(one, two).items()]
-            family.label = (f"{network} ({', '.join(pairs[:3])})", data)
-
-
-def _network_label(config: Config) -> str:
-    """`preresnet-164`, `wrn-28-10`; with the block order where it makes another network."""
-    network = config.network
-    label: str = network.size_label
-    if network.block is None or not network.noises:
-        return label
-    bare = type(network).model_validate({**network.model_dump(), "block": None, "noise": None})
-    order = _without_noise(network.order)
-    return label if _without_noise(bare.order) == order else f"{label} ({' '.join(order)})"
-
-
-def _data_label(config: Config) -> str:
-    """The data set's name; for images in a folder the folder's, whatever they were made from."""
-    data = config.data
-    label: str = data.name
-    if data.name == "imagefolder":
-        label += f" {Path(data.root).name}"
-    limits = [f"{data.train_limit:,} train" if data.train_limit else ""]
-    limits += [f"{data.test_limit:,} test" if data.test_limit else ""]
-    return ", ".join([label, *filter(None, limits)])
+            family.label = (f"{name} ({', '.join(pairs[:3])})", images_label)
 
 
 # ---- the table
@@ -348,7 +326,13 @@ def view_of(fields: Fields, name: str) -> Table:
     levels = sorted({*view.levels, *(level for family in found for _, level in family.runs)})
     lines = [line for family in found for line in _lines(family, view, levels)]
     heads = ["network", "data", "re-estimated" if view.adjusted else "position", "test error of"]
-    heads += [_head(view, cell) for cell in lines[0].cells]
+    sign = _SIGNS[view.kind]
+    for cell in lines[0].cells:
+        if not view.adjusted:
+            heads.append(f"{sign} {format_value(round(cell.level, 3))}")
+        else:
+            what = "re-estimated" if cell.method else f"{sign} {cell.level:g}"
+            heads.append(f"{_PLACES[cell.position][:3]}\n{what}")
     rows = [texts for line in lines for texts in _texts(line)]
     shared = [i for i in range(3) if len({row[i] for row in rows}) == 1]
     caption = _caption(view, found)
@@ -405,14 +389,6 @@ def _error(run: RunRecord, method: str | None) -> float | None:
     if method is None:
         return number(metric(run, "test_error"))
     return error_of(number(run.summary.get(f"test_accuracy_{method}")))
-
-
-def _head(view: View, cell: _Cell) -> str:
-    sign = _SIGNS[view.kind]
-    if not view.adjusted:
-        return f"{sign} {format_value(round(cell.level, 3))}"
-    what = f"{sign} {cell.level:g}" if cell.method is None else "re-estimated"
-    return f"{_PLACES[cell.position][:3]}\n{what}"
 
 
 def _texts(line: _Line) -> Iterator[list[str]]:

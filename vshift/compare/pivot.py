@@ -8,7 +8,7 @@ from typing import Any
 from vshift.compare.columns import difference_cell, metric_cell
 from vshift.compare.fields import Fields, Row, sort_key
 from vshift.compare.groups import short_heads
-from vshift.compare.table import Comparison, compare
+from vshift.compare.table import COLUMNS, compare
 from vshift.errors import VShiftError
 from vshift.tables import Column, Table
 from vshift.text import NONE, escape_control, format_value, pluralize
@@ -53,15 +53,33 @@ def pivot(
         cells[_texts(row, by)] = f"{text} (n={row['n']})" if with_n else text
     across = _values(table.rows, columns)
     heads = [Column(escape_control(head), 99, is_text=True) for head in short_heads(rows)]
-    heads += [Column(_head(columns, top)) for top in across]
+    for texts in across:  # `rate=0.5`, as a number alone does not say what it is
+        pairs = zip(short_heads(columns), texts, strict=True)
+        heads.append(Column("\n".join(escape_control(f"{head}={text}") for head, text in pairs)))
+    if is_difference:
+        kept = [key for key in COLUMNS if key.startswith(("difference", "p_"))] + ["verdict"]
+        caption = (
+            f"Difference of the test error to {table.baseline} across {', '.join(columns)}, in "
+            f"points ± standard error; *: significant (Welch's test at 5 %, Holm over "
+            f"{table.tests})."
+        )
+    else:
+        kept = [value, f"{value}_mean", f"{value}_sd"]
+        n = f"n = {counts.copy().pop()} runs" if len(counts) == 1 else "n runs"
+        caption = f"{value} across {', '.join(columns)}: mean ± sample standard deviation over {n}."
+        left_out = sum(row["left_out"] for row in table.rows)
+        caption += f" Left out: {pluralize(left_out, 'run')}." if left_out else ""
     return Table(
         heads,
         [
             [*left, *(cells.get((*left, *top), NONE) for top in across)]
             for left in _values(table.rows, rows)
         ],
-        escape_control(_caption(table, value, columns, counts)),
-        [_record(row, by, value) for row in table.rows],
+        escape_control(caption),
+        [
+            {key: row[key] for key in (*by, "n", *kept, "seeds", "left_out") if key in row}
+            for row in table.rows
+        ],
         table.notes,
         labels=len(rows),
         panels=True,
@@ -78,30 +96,3 @@ def _values(rows: Sequence[Row], keys: Sequence[str]) -> list[tuple[str, ...]]:
     for row in rows:
         found.setdefault(_texts(row, keys), [sort_key(row[key]) for key in keys])
     return sorted(found, key=lambda texts: found[texts])
-
-
-def _head(keys: Sequence[str], texts: Sequence[str]) -> str:
-    """`rate=0.5`, as a number alone does not say what it is; a line for each key."""
-    pairs = zip(short_heads(keys), texts, strict=True)
-    return "\n".join(escape_control(f"{head}={text}") for head, text in pairs)
-
-
-def _record(row: Row, by: Sequence[str], value: str) -> Row:
-    if value == DIFFERENCE:
-        kept = [key for key in row if key.startswith(("difference", "p_"))] + ["verdict"]
-    else:
-        kept = [key for key in (value, f"{value}_mean", f"{value}_sd") if key in row]
-    return {key: row[key] for key in (*by, "n", *kept, "seeds", "left_out")}
-
-
-def _caption(table: Comparison, value: str, columns: Sequence[str], counts: set[int]) -> str:
-    across = ", ".join(columns)
-    if value == DIFFERENCE:
-        return (
-            f"Difference of the test error to {table.baseline} across {across}, in points ± "
-            f"standard error; *: significant (Welch's test at 5 %, Holm over {table.tests})."
-        )
-    n = f"n = {counts.copy().pop()} runs" if len(counts) == 1 else "n runs"
-    text = f"{value} across {across}: mean ± sample standard deviation over {n}."
-    left_out = sum(row["left_out"] for row in table.rows)
-    return text + (f" Left out: {pluralize(left_out, 'run')}." if left_out else "")

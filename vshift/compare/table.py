@@ -177,9 +177,20 @@ def _row(group: Group, by: Sequence[str], metrics: Sequence[str]) -> Row:
         "seeds": [run.seed for run in group.runs],
         "left_out": len(group.others),
         "differs_in": [],
-        **_circumstances(group),
         **_spread(group, "test_accuracy"),
     }
+    if group.runs:
+        epochs = group.config.get("epochs")
+        parameters = number(group.runs[0].summary.get("parameters"))
+        speeds = [number(run.run.get("images_per_second")) for run in group.runs]
+        known = [speed for speed in speeds if speed is not None]
+        row |= {
+            "data": " + ".join(dict.fromkeys(filter(None, map(data_name, group.runs)))) or None,
+            "epochs": epochs if isinstance(epochs, int) and not isinstance(epochs, bool) else None,
+            "device": " + ".join(dict.fromkeys(filter(None, map(device_of, group.runs)))) or None,
+            "images_per_second": sum(known) / len(known) if known else None,
+            "parameters": None if parameters is None else round(parameters),
+        }
     for key, column in SHOWN.items():
         found = _spread(group, key)
         word = group.most_frequent(key) if column.is_text else None
@@ -198,23 +209,6 @@ def _spread(group: Group, key: str) -> Row:
     if word is not None:
         return {key: word}
     return {f"{key}_mean": sample and sample.mean, f"{key}_sd": sample and sample.sd}
-
-
-def _circumstances(group: Group) -> Row:
-    """The columns that say on what, for how long and where the runs were trained."""
-    if not group.runs:
-        return {}
-    epochs = group.config.get("epochs")
-    parameters = number(group.runs[0].summary.get("parameters"))
-    speeds = [number(run.run.get("images_per_second")) for run in group.runs]
-    known = [speed for speed in speeds if speed is not None]
-    return {
-        "data": " + ".join(dict.fromkeys(filter(None, map(data_name, group.runs)))) or None,
-        "epochs": epochs if isinstance(epochs, int) and not isinstance(epochs, bool) else None,
-        "device": " + ".join(dict.fromkeys(filter(None, map(device_of, group.runs)))) or None,
-        "images_per_second": sum(known) / len(known) if known else None,
-        "parameters": None if parameters is None else round(parameters),
-    }
 
 
 def device_of(run: RunRecord) -> str | None:
