@@ -14,9 +14,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vshift.config.identity import Scope, flat, identity
+from vshift.config.identity import Scope, flat, identity, new_name
 from vshift.config.noise import read_noise
-from vshift.config.renames import new_name
 from vshift.config.schema import Config
 from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord, number

@@ -1,9 +1,8 @@
 """YAML text → frozen typed objects. Nothing in here imports torch.
 
-In reading order: `schema` with `networks`, `noise`, `norm` and `block` (the keys), `renames` (keys
-of earlier versions), `identity` (what makes two configs the same), `yaml12` (text → values with
-their locations), `load` (files, bases, `--set`), `problems` (error lines), `expand` (arms, zip,
-grid).
+In reading order: `schema` with `networks`, `noise` and `block` (the keys), `identity` (what makes
+two configs the same, also under old names), `yaml12` (text → values with their locations), `load`
+(files, bases, `--set`), `problems` (error lines), `expand` (arms, zip, grid).
 """
 
 from vshift.config.expand import Point, expand, refuse_study

@@ -7,7 +7,8 @@ differences in a table, and the pairing and pooling of runs each keep the keys f
     EXECUTION    the same config     `config_hash`, the settings in which rows of a table differ
     TRAINING     the same training   one observation in a test, families of runs, pairs of layouts
 
-Works on the plain mappings that `Config.model_dump()` gives and run folders hold.
+Works on the plain mappings that `Config.model_dump()` gives and run folders hold. Keys that have
+been renamed are at the end: a user's file is told the new name, an old run folder is read.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
-
-from vshift.config.renames import original
 
 if TYPE_CHECKING:
     from vshift.config.schema import Config
@@ -57,17 +56,16 @@ def scope_of(key: str) -> Scope:
     return next((SCOPES[prefix] for prefix in prefixes if prefix in SCOPES), Scope.TRAINING)
 
 
-def identity(values: Mapping[str, Any], scope: Scope) -> dict[str, Any]:
-    """The keys of a config that have at least this scope, sections without any left out."""
-    return _identity(values, scope, "")
+def identity(values: Mapping[str, Any], scope: Scope, path: str = "") -> dict[str, Any]:
+    """The keys of a config, or of the section at `path`, that have at least this scope.
 
-
-def _identity(values: Mapping[str, Any], scope: Scope, path: str) -> dict[str, Any]:
+    Sections without any are left out.
+    """
     kept: dict[str, Any] = {}
     for key, value in values.items():
         dotted = f"{path}{key}"
         if isinstance(value, Mapping) and any(entry.startswith(f"{dotted}.") for entry in SCOPES):
-            kept |= {key: inner} if (inner := _identity(value, scope, f"{dotted}.")) else {}
+            kept |= {key: inner} if (inner := identity(value, scope, f"{dotted}.")) else {}
         elif scope_of(dotted) >= scope:
             kept[key] = value
     return kept
@@ -112,15 +110,74 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     )
 
 
-def value_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def value_differences(
+    a: Mapping[str, Any], b: Mapping[str, Any], path: str = ""
+) -> dict[str, tuple[Any, Any]]:
     """dotted key → (value in a, value in b) of two mappings of which every key counts."""
-    return dict(_differ(a, b, ""))
-
-
-def _differ(a: Any, b: Any, path: str) -> list[tuple[str, tuple[Any, Any]]]:
-    if not isinstance(a, Mapping) or not isinstance(b, Mapping):
-        return [] if a == b else [(path, (a, b))]
-    found = []
+    found: dict[str, tuple[Any, Any]] = {}
     for key in [*a, *(key for key in b if key not in a)]:
-        found += _differ(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
+        one, other, dotted = a.get(key), b.get(key), f"{path}{key}"
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found |= value_differences(one, other, f"{dotted}.")
+        elif one != other:
+            found[dotted] = (one, other)
     return found
+
+
+# ---- keys that have been renamed
+
+# By section: the old name → PyTorch's, or one that says more. `train` and `test` of an imagefolder
+# only: in shapes they are numbers of images. `cumulative: true` is `momentum: null`, as in PyTorch.
+RENAMED = {
+    "data": {"train": "train_folder", "test": "test_folder"},
+    "norm": {
+        "cumulative": "momentum",
+        "update": "update_running_stats",
+        "evaluate": "eval_statistics",
+    },
+    "schedule": {
+        "rise": "pct_start",
+        "start_divisor": "div_factor",
+        "end_divisor": "final_div_factor",
+    },
+    "recalibration": {"own": "batch_weight"},
+}
+
+
+def new_name(key: str) -> str:
+    """The dotted key of today for `schedule.rise`; empty for a key that was never renamed."""
+    section, _, name = key.partition(".")
+    new = RENAMED.get(section, {}).get(name)
+    return f"{section}.{new}" if new else ""
+
+
+def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as any earlier version wrote it, with today's names."""
+    upgraded = dict(values)
+    for name, section in _renamed_sections(values):
+        if name == "norm" and section.pop("cumulative", False) is True:
+            section["momentum"] = None
+        upgraded[name] = {RENAMED[name].get(key, key): value for key, value in section.items()}
+    return upgraded
+
+
+def original(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The reverse of `upgrade`, for the config's hash: a rename must not change it."""
+    restored = dict(values)
+    for name, section in _renamed_sections(values):
+        old = {new: key for key, new in RENAMED[name].items() if new != "momentum"}
+        if name == "norm" and section.get("momentum", 0) is None:
+            del section["momentum"]
+            section["cumulative"] = True
+        restored[name] = {old.get(key, key): value for key, value in section.items()}
+    return restored
+
+
+def _renamed_sections(values: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The sections that have renamed keys, as new mappings."""
+    for name in RENAMED:
+        section = values.get(name)
+        if not isinstance(section, Mapping):
+            continue
+        if name != "data" or section.get("name") == "imagefolder":
+            yield name, dict(section)

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from vshift.config.identity import upgrade
 from vshift.config.problems import explain
-from vshift.config.renames import upgrade
 from vshift.config.schema import NAME_LENGTH, RESERVED, Config
 from vshift.config.yaml12 import MAX_DEPTH, Node, SourceLocation, from_python, parse, to_yaml
 from vshift.errors import ConfigError

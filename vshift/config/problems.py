@@ -6,13 +6,14 @@ import re
 import types
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import Tag, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from vshift.config.renames import new_name
+from vshift.config.identity import new_name
 from vshift.config.schema import Config
 from vshift.config.section import Section
 from vshift.config.yaml12 import Node, SourceLocation
@@ -26,7 +27,12 @@ def explain(error: ValidationError, tree: Node) -> list[str]:
     """One line per problem, with the location in the file, base or `--set` that it comes from."""
     found = [(*_find(item, tree), item) for item in error.errors(include_url=False)]
     found.sort(key=lambda problem: problem[0])
-    return shorten([_line(*problem) for problem in found[:MAX_LINES]], len(found[MAX_LINES:]))
+    lines = []
+    for location, path, item in found[:MAX_LINES]:
+        key = f"{one_line('.'.join(map(str, path)), 200)}: " if path else ""
+        what = _renamed(item) or key + _what(_resolve(item["loc"]), item)
+        lines.append(one_line(f"{location}: {what}"))
+    return shorten(lines, len(found[MAX_LINES:]))
 
 
 def shorten(lines: Iterable[str], more: int = 0) -> list[str]:
@@ -41,37 +47,19 @@ def _find(item: ErrorDetails, tree: Node) -> tuple[SourceLocation, Path]:
     here, kind = _resolve(item["loc"]), item["type"]
     path = here.path
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        path = (*path, _tag(here.type))
-    elif kind == "value_error":  # a validator may speak of a key that nobody wrote
-        path = path[: max(1, len(_nodes(tree, path)))]
-    nodes = _nodes(tree, path)
-    if not nodes:
-        return SourceLocation(tree.location.source), path
-    of_key = kind == "extra_forbidden" or len(nodes) < len(path)
-    return nodes[-1].start if of_key else nodes[-1].location, path
-
-
-def _nodes(tree: Node, path: Path) -> list[Node]:
-    """The nodes along a path, as far as it exists."""
-    nodes: list[Node] = []
+        path = (*path, here.tag_key)
+    nodes: list[Node] = []  # along the path, as far as it exists
     for key in path:
         child = (nodes[-1] if nodes else tree).child(key)
         if child is None:
             break
         nodes.append(child)
-    return nodes
-
-
-def _line(location: SourceLocation, path: Path, item: ErrorDetails) -> str:
-    if item["type"] == "extra_forbidden" and (renamed := _renamed(item)):
-        return one_line(f"{location}: {renamed}")
-    what = _what(_resolve(item["loc"]), item)
-    key = f"{one_line(_dotted(path), 200)}: " if path else ""
-    return one_line(f"{location}: {key}{what}")
-
-
-def _dotted(path: Path) -> str:
-    return ".".join(map(str, path))
+    if kind == "value_error":  # a validator may speak of a key that nobody wrote
+        path = path[: max(1, len(nodes))]
+    if not nodes:
+        return SourceLocation(tree.location.source), path
+    of_key = kind == "extra_forbidden" or len(nodes) < len(path)
+    return nodes[-1].start if of_key else nodes[-1].location, path
 
 
 # ---- what the schema says about a place in a config
@@ -89,6 +77,21 @@ class SchemaLocation:
     field: FieldInfo | None = None
     tag: str = ""  # of the last union: `preresnet`, `one` or `list`
 
+    @cached_property
+    def branches(self) -> dict[str, Any]:
+        """tag → type where the type is a union."""
+        return _branches(self.type)
+
+    @property
+    def tag_key(self) -> str:
+        """The key that tells the sections of the union apart: `name` or `kind`."""
+        return _tag_key(next(iter(self.branches.values())))
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the section."""
+        return list(_strip(self.type).model_fields)
+
     @property
     def description(self) -> str:
         """The field's first sentence, to stand in brackets or after a semicolon."""
@@ -101,10 +104,9 @@ class SchemaLocation:
 def _resolve(location: Path) -> SchemaLocation:
     here = SchemaLocation((), Config)
     for part in location:
-        kind, branches = _strip(here.type), _branches(here.type)
-        path = (*here.path, part)
-        if part in branches:
-            here = SchemaLocation(here.path, branches[str(part)], here.field, str(part))
+        kind, path = _strip(here.type), (*here.path, part)
+        if part in here.branches:
+            here = SchemaLocation(here.path, here.branches[str(part)], here.field, str(part))
         elif _is_section(kind) and part in kind.model_fields:
             field = kind.model_fields[str(part)]
             here = SchemaLocation(path, field.annotation, field)
@@ -154,10 +156,6 @@ def _tag_key(section: Any) -> str:
     return next((k for k in keys if _literals(section.model_fields[k].annotation)), "")
 
 
-def _tag(union: Any) -> str:
-    return _tag_key(next(iter(_branches(union).values())))
-
-
 def _find_key(kind: Any, key: str, path: str = "") -> set[str]:
     """The dotted places of every key of this name in the schema: `rate` → `network.noise.rate`."""
     kind = _strip(kind)
@@ -191,36 +189,40 @@ _YES, _NO = ("yes", "on", "y", "1"), ("no", "off", "n", "0")
 
 def _what(here: SchemaLocation, item: ErrorDetails) -> str:
     kind, value, context = item["type"], item["input"], item.get("ctx", {})
-    branches = _branches(here.type)
+    shown, branches = show_value(value), here.branches
     if kind in _BOUNDS:
         key, relation = _BOUNDS[kind]
         bound = int(context[key]) if float(context[key]).is_integer() else context[key]
         note = f" ({here.description})" if here.description else ""
-        return f"{show_value(value)} is not allowed; must be {relation} {bound}{note}"
+        return f"{shown} is not allowed; must be {relation} {bound}{note}"
     if kind.removesuffix("_type") in _TYPES or kind == "int_from_float":
-        return _wrong_type(here, value, kind.split("_")[0])
+        wanted = kind.split("_")[0]
+        return f"{shown} is not {_TYPES[wanted]}{_remedy(here, value, wanted)}"
     match kind:
         case "extra_forbidden":
-            return _unknown_key(here, item)
+            return _unknown_key(here, item["loc"])
         case "missing":
-            return _missing(here)
+            allowed = ", ".join(_literals(here.type))
+            text = f"allowed: {allowed}" if allowed else here.description
+            if branches:
+                text = f"a section whose {here.tag_key} is one of {', '.join(branches)}"
+            return f"missing; {text}" if text else "missing"
         case "union_tag_not_found":
             return f"missing; {_missing_space(value)}allowed: {', '.join(branches)}"
         case "union_tag_invalid":
             thing = _THINGS.get(str(here.path[-1]))
-            return _not_among(
-                value[_tag(here.type)], f"not {thing}" if thing else "not allowed", list(branches)
-            )
+            isnt = f"not {thing}" if thing else "not allowed"
+            return _not_among(value[here.tag_key], isnt, list(branches))
         case "literal_error":
-            allowed = _literals(here.type) + (["a list"] if here.tag == "one" else [])
-            return _not_among(value, "not allowed", allowed)
+            words = _literals(here.type) + (["a list"] if here.tag == "one" else [])
+            return _not_among(value, "not allowed", words)
         case "model_type" | "model_attributes_type":
-            text = f"{show_value(value)} is not a section of keys"
-            if not branches:
-                return text
-            named = isinstance(value, str) and value in branches
-            example = value if named else next(iter(branches))
-            return f"{text}; write for instance {{{_tag(here.type)}: {example}}}"
+            text = f"{shown} is not a section of keys"
+            if branches:
+                named = isinstance(value, str) and value in branches
+                example = value if named else next(iter(branches))
+                text += f"; write for instance {{{here.tag_key}: {example}}}"
+            return text
         case "too_short" | "string_too_short":
             return "empty; give at least one"
         case "too_long":
@@ -228,7 +230,7 @@ def _what(here: SchemaLocation, item: ErrorDetails) -> str:
         case "value_error":
             return str(context["error"])
     text = item["msg"].replace("Input should be", "must be")
-    return f"{show_value(value)} is not allowed; {text[:1].lower()}{text[1:]}"
+    return f"{shown} is not allowed; {text[:1].lower()}{text[1:]}"
 
 
 def _not_among(value: Any, isnt: str, allowed: list[str]) -> str:
@@ -236,48 +238,38 @@ def _not_among(value: Any, isnt: str, allowed: list[str]) -> str:
     return f"{show_value(value)} is {isnt}; {hint}allowed: {', '.join(allowed)}"
 
 
-def _missing(here: SchemaLocation) -> str:
-    branches = _branches(here.type)
-    if branches:
-        return f"missing; a section whose {_tag(here.type)} is one of {', '.join(branches)}"
-    allowed = _literals(here.type)
-    text = f"allowed: {', '.join(allowed)}" if allowed else here.description
-    return f"missing; {text}" if text else "missing"
-
-
 def _renamed(item: ErrorDetails) -> str:
     """What a key is called today, if it had another name once."""
+    if item["type"] != "extra_forbidden":
+        return ""
     section = _resolve(item["loc"][:-1])
-    key = f"{_dotted(section.path)}.{item['loc'][-1]}"
+    key = ".".join(map(str, (*section.path, item["loc"][-1])))
     new = new_name(key)
-    if new.partition(".")[2] not in _strip(section.type).model_fields:
+    if new.partition(".")[2] not in section.keys:
         return ""
     how = "; null: the simple average over all batches" if key == "norm.cumulative" else ""
     return f"`{key}` is now `{new}`{how}"
 
 
-def _unknown_key(here: SchemaLocation, item: ErrorDetails) -> str:
+def _unknown_key(here: SchemaLocation, location: Path) -> str:
+    """What was probably meant by a key that the section does not have, and its keys."""
     key, is_top = str(here.path[-1]), len(here.path) == 1
-    section = _resolve(item["loc"][:-1])
-    allowed = sorted([*_strip(section.type).model_fields, *(["base"] if is_top else [])])
-    of = f" of {section.tag}" if section.tag not in ("", "one", "list") else ""
-    hint = _missing_space([key]) or _key_hint(key, here.path, item["loc"], allowed)
-    return f"unknown key{of}; {hint}allowed here: {', '.join(allowed)}"
-
-
-def _key_hint(key: str, path: Path, location: Path, allowed: list[str]) -> str:
-    """What was probably meant by a key that the section does not have."""
-    siblings = _branches(_resolve(location[:-2]).type).items()
+    section = _resolve(location[:-1])
+    allowed = sorted([*section.keys, *(["base"] if is_top else [])])
+    siblings = _resolve(location[:-2]).branches.items()
     having = [tag for tag, kind in siblings if _is_section(kind) and key in kind.model_fields]
     if key == "base":
-        return "`base` is only allowed at the top of a file; "
-    if having:
-        return f"it is a key of {', '.join(having)}; "
-    if len(path) > 1 and key in Config.model_fields:
-        return f"`{key}` is a section of its own, beside {path[0]}; "
-    homes = [f"`{home}`" for home in sorted(_find_key(Config, key))[:3]]
-    near = suggest(key, allowed)
-    return near or (f"did you mean {' or '.join(homes)}? " if homes else "")
+        hint = "`base` is only allowed at the top of a file; "
+    elif having:
+        hint = f"it is a key of {', '.join(having)}; "
+    elif not is_top and key in Config.model_fields:
+        hint = f"`{key}` is a section of its own, beside {here.path[0]}; "
+    else:
+        homes = [f"`{home}`" for home in sorted(_find_key(Config, key))[:3]]
+        elsewhere = f"did you mean {' or '.join(homes)}? " if homes else ""
+        hint = _missing_space([key]) or suggest(key, allowed) or elsewhere
+    of = f" of {section.tag}" if section.tag not in ("", "one", "list") else ""
+    return f"unknown key{of}; {hint}allowed here: {', '.join(allowed)}"
 
 
 def _missing_space(keys: Iterable[Any]) -> str:
@@ -287,10 +279,6 @@ def _missing_space(keys: Iterable[Any]) -> str:
         return ""
     key, value = found.split(":", 1)
     return f"a space goes after the colon, {one_line(key, 40)}: {one_line(value, 40)}; "
-
-
-def _wrong_type(here: SchemaLocation, value: Any, kind: str) -> str:
-    return f"{show_value(value)} is not {_TYPES[kind]}{_remedy(here, value, kind)}"
 
 
 def _remedy(here: SchemaLocation, value: Any, kind: str) -> str:

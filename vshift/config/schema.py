@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from vshift.config.networks import Autoencoder, Network
-from vshift.config.norm import BatchNorm, Norm
+from vshift.config.networks import Autoencoder, BatchNorm, Network, Norm
 from vshift.config.recalibration import METHODS, MethodName
 from vshift.config.section import OneOrList, Section, no_repeats
 from vshift.text import pluralize

@@ -106,7 +106,7 @@ def _identity(path: Path, run: Row, problems: list[str]) -> tuple[str, int]:
 
 def _read_config(path: Path) -> Row:
     """Read a config as `vshift train` does, with its YAML 1.2 and its limits."""
-    from vshift.config.renames import upgrade
+    from vshift.config.identity import upgrade
     from vshift.config.yaml12 import parse
 
     data = files.read_bytes(path, _LARGEST_CONFIG)
