@@ -56,16 +56,14 @@ def scope_of(key: str) -> Scope:
     return next((SCOPES[prefix] for prefix in prefixes if prefix in SCOPES), Scope.TRAINING)
 
 
-def identity(values: Mapping[str, Any], scope: Scope, path: str = "") -> dict[str, Any]:
-    """The keys of a config, or of the section at `path`, that have at least this scope.
-
-    Sections without any are left out.
-    """
+def identity(values: Mapping[str, Any], scope: Scope, *, path: str = "") -> dict[str, Any]:
+    """The keys that have at least this scope, of a config or of the section whose keys begin with
+    `path`; sections without any are left out."""
     kept: dict[str, Any] = {}
     for key, value in values.items():
         dotted = f"{path}{key}"
         if isinstance(value, Mapping) and any(entry.startswith(f"{dotted}.") for entry in SCOPES):
-            kept |= {key: inner} if (inner := identity(value, scope, f"{dotted}.")) else {}
+            kept |= {key: inner} if (inner := identity(value, scope, path=f"{dotted}.")) else {}
         elif scope_of(dotted) >= scope:
             kept[key] = value
     return kept
@@ -111,14 +109,14 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def value_differences(
-    a: Mapping[str, Any], b: Mapping[str, Any], path: str = ""
+    a: Mapping[str, Any], b: Mapping[str, Any], *, path: str = ""
 ) -> dict[str, tuple[Any, Any]]:
     """dotted key → (value in a, value in b) of two mappings of which every key counts."""
     found: dict[str, tuple[Any, Any]] = {}
     for key in [*a, *(key for key in b if key not in a)]:
         one, other, dotted = a.get(key), b.get(key), f"{path}{key}"
         if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found |= value_differences(one, other, f"{dotted}.")
+            found |= value_differences(one, other, path=f"{dotted}.")
         elif one != other:
             found[dotted] = (one, other)
     return found
