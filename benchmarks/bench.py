@@ -25,7 +25,16 @@ from benchmarks.cases import Case, check_kinds, check_known, make_config
 from benchmarks.environment import measure_peaks, reference_peaks
 from benchmarks.peers import PEERS, TITLES
 from benchmarks.plain_network import make_peer
-from benchmarks.race import Budget, Forecast, Ready, Runner, prepare, race
+from benchmarks.race import (
+    Budget,
+    Forecast,
+    OutOfTime,
+    Ready,
+    Runner,
+    prepare,
+    race,
+    time_limit,
+)
 from benchmarks.render import render
 from benchmarks.results import (
     Bound,
@@ -40,7 +49,6 @@ from benchmarks.results import (
 )
 from benchmarks.training import CLASSES, SIZE, Training, random_images
 from vshift.config.schema import Hardware
-from vshift.data import ImageSet
 from vshift.errors import Interrupted, Stopped, TrainingFailed
 from vshift.networks.build import build
 from vshift.networks.summary import trace
@@ -52,6 +60,7 @@ from vshift.train.progress import Reporter
 
 STEPS = {"cpu": 15, "cuda": 200}
 CHANNELS = 3
+SLOW = ("airbench",)  # peers whose compiler may take minutes
 BUSY = 0.5  # busy processes; more of them are worth a warning
 
 
@@ -122,8 +131,10 @@ def bench(plan: Plan, reporter: Reporter, save: Callable[[Results], None]) -> Re
             continue
         share = budget.share(len(plan.cases) - i)
         race_of = _CaseRace(case, plan, device, results.steps, forecast, share, reporter)
-        results.cases.append(race_of.run(Peaks(info.flops, info.bytes_per_second), info.name))
-        save(results)
+        before = len(results.cases)
+        for result in race_of.run(Peaks(info.flops, info.bytes_per_second), info.name):
+            results.cases[before:] = [result]
+            save(results)
     save(results)
     return results
 
@@ -187,10 +198,15 @@ class _CaseRace:
         network = build(make_config(case), classes=CLASSES, channels=CHANNELS, size=SIZE)
         self.layers = trace(network, CHANNELS, SIZE)
         self.parameters = sum(p.numel() for p in network.parameters())
+        self.ready: list[tuple[_Entry, Ready]] = []
         self.left_out: list[LeftOut] = []
 
-    def run(self, measured: Peaks, device_name: str) -> CaseResult:
-        """Build every contender, race them, and free them."""
+    def run(self, measured: Peaks, device_name: str) -> Iterator[CaseResult]:
+        """Build the contenders, race them and free them.
+
+        Peers that compile for minutes join in a second race of all, so that there is a result
+        without them first.
+        """
         case = self.case
         reference = reference_peaks(device_name)
         peaks = {**({"reference": reference} if reference else {}), "measured": measured}
@@ -200,107 +216,131 @@ class _CaseRace:
             )
             for name, peak in peaks.items()
         ]
-        contenders = self._race(bounds[0])
-        clock = environment.clock_mhz(self.device)
+        entries = self._entries()
+        self.reporter.say(
+            f"{case}: {pluralize(len(entries), 'contender')}, {len(self.images.train):,} images an "
+            "epoch"
+        )
+        for slow in (False, True):
+            chosen = [entry for entry in entries if (entry.peer in SLOW) is slow]
+            before = len(self.ready)
+            for entry in chosen:
+                self._prepare(entry, slow)
+            if len(self.ready) > before:
+                self._race()
+            if chosen or not slow:
+                yield self._result(bounds)
+        self.ready.clear()
         _free_memory(self.device)
+
+    def _entries(self) -> list[_Entry]:
+        """vshift first, then the peers, those that take longest to compile last."""
+        entries = []
+        for kind in self.plan.kinds:
+            for log in self.plan.logs:
+                build = partial(
+                    Training, self.case, self.images, log=log, kind=kind,
+                    threads=self.plan.threads, say=self.reporter.say,
+                )  # fmt: skip
+                name = f"vshift {kind}{' + log' if log else ''}"
+                entries.append(_Entry(name, build, kind, log))
+        for peer in sorted(self.plan.peers, key=[*PEERS].index):
+            build_peer = partial(make_peer, peer, self.case, self.images)
+            entries.append(_Entry(TITLES[peer], build_peer, peer=peer))
+        return entries
+
+    def _prepare(self, entry: _Entry, slow: bool) -> None:
+        """Build a contender and warm it up; if it cannot race, note the reason.
+
+        A slow one's set-up is cut off when the budget ends.
+        """
+        layers = len(self.layers)
+        expected, left = self.forecast.seconds(entry.name, layers), self.budget.left()
+        failed = False
+        if left <= expected:
+            reason = f"its set-up takes about {expected:.0f} s, and {max(0, left):.0f} s were left"
+        else:
+            try:
+                with time_limit(left if slow else math.inf):
+                    one = prepare(entry.name, entry.build, self.device)
+                self.forecast.note(entry.name, layers, one.setup_seconds)
+                self.reporter.say(f"  {entry.name}: ready after {one.setup_seconds:.1f} s")
+                self.ready.append((entry, one))
+                return
+            except OutOfTime:
+                self.forecast.note(entry.name, layers, left)
+                reason = f"its set-up was stopped after {left:.0f} s, no time was left"
+            except Exception as error:  # must not end the bench; it is reported
+                failed = True
+                first_line = (str(error).strip().splitlines() or [""])[0][:300]
+                reason = f"failed: {type(error).__name__}: {first_line}"
+        self.reporter.say(f"  {entry.name}: left out, {reason}")
+        self.left_out.append(LeftOut(contender=entry.name, reason=reason, failed=failed))
+
+    def _race(self) -> None:
+        runners = [one for _, one in self.ready]
+        for one in runners:
+            one.seconds.clear()
+
+        def report(repeat: int) -> None:
+            count = len(self.images.train)
+            speeds = " | ".join(f"{count / one.seconds[-1]:,.0f}" for one in runners)
+            self.reporter.say(f"  repeat {repeat}: {speeds} images/s")
+
+        race(runners, self.plan.repeats, self.device, self.budget, report)
+
+    def _result(self, bounds: list[Bound]) -> CaseResult:
+        contenders = []
+        for entry, one in self.ready:
+            speed = Series.of([len(self.images.train) / seconds for seconds in one.seconds])
+            contenders.append(
+                Contender(
+                    name=entry.name,
+                    kind=entry.kind,
+                    step=getattr(one.runner, "step", None),
+                    peer=entry.peer,
+                    log=entry.log,
+                    setup_seconds=one.setup_seconds,
+                    loss=one.loss if math.isfinite(one.loss) else None,
+                    peak_memory=one.peak_memory,
+                    seconds=Series.of(one.seconds),
+                    images_per_second=speed,
+                    shares=bounds[0].shares(speed.median),
+                )
+            )
+        ratios = [
+            Ratio(
+                contender=ours.name,
+                to=peer.name,
+                speed=paired(ours.images_per_second, peer.images_per_second),
+            )
+            for ours in contenders
+            for peer in contenders
+            if ours.peer is None and peer.peer is not None
+        ]
+        logging = [
+            LoggingCost(
+                kind=on.kind,
+                overhead=Series.of([value - 1 for value in paired(on.seconds, off.seconds).values]),
+            )
+            for on in contenders
+            for off in contenders
+            if on.kind is not None and on.kind == off.kind and on.log and off.log is False
+        ]
         return CaseResult(
-            network=case.network,
-            batch=case.batch,
-            noise=case.noise,
+            network=self.case.network,
+            batch=self.case.batch,
+            noise=self.case.noise,
             images=len(self.images.train),
             parameters=self.parameters,
             macs=sum(layer.macs for layer in self.layers),
             bounds=bounds,
             contenders=contenders,
-            ratios=list(_ratios(contenders)),
-            logging=list(_logging_costs(contenders)),
-            left_out=self.left_out,
-            clock_mhz=clock,
+            ratios=ratios,
+            logging=logging,
+            left_out=list(self.left_out),
+            clock_mhz=environment.clock_mhz(self.device),
         )
-
-    def _race(self, bound: Bound) -> list[Contender]:
-        count = len(self.images.train)
-        entries = list(self._entries(self.images))
-        self.reporter.say(f"{self.case}: {len(entries)} contenders, {count:,} images an epoch")
-        ready = [(entry, one) for entry in entries if (one := self._prepared(entry)) is not None]
-        runners = [one for _, one in ready]
-
-        def report(repeat: int) -> None:
-            speeds = " | ".join(f"{count / one.seconds[-1]:,.0f}" for one in runners)
-            self.reporter.say(f"  repeat {repeat}: {speeds} images/s")
-
-        if ready:
-            race(runners, self.plan.repeats, self.device, self.budget, report)
-        return [_contender(entry, one, count, bound) for entry, one in ready]
-
-    def _entries(self, images: ImageSet) -> Iterator[_Entry]:
-        """vshift first, the slowest to compile last: those are what a budget should leave out."""
-        for kind in self.plan.kinds:
-            for log in self.plan.logs:
-                build = partial(
-                    Training, self.case, images, log=log, kind=kind,
-                    threads=self.plan.threads, say=self.reporter.say,
-                )  # fmt: skip
-                yield _Entry(f"vshift {kind}{' + log' if log else ''}", build, kind, log)
-        for name in self.plan.peers:
-            yield _Entry(TITLES[name], partial(make_peer, name, self.case, images), peer=name)
-
-    def _prepared(self, entry: _Entry) -> Ready | None:
-        """A contender, built and warmed up; None, with the reason noted, if it cannot race."""
-        layers = len(self.layers)
-        expected, left = self.forecast.seconds(entry.name, layers), self.budget.left()
-        if left <= expected:
-            reason = f"its set-up takes about {expected:.0f} s, and {max(0, left):.0f} s were left"
-            self._leave_out(entry, reason)
-            return None
-        try:
-            one = prepare(entry.name, entry.build, self.device)
-        except Exception as error:  # a contender that fails must not end the bench; it is reported
-            first_line = (str(error).strip().splitlines() or [""])[0][:300]
-            reason = f"failed: {type(error).__name__}: {first_line}"
-            self._leave_out(entry, reason, failed=True)
-            return None
-        self.forecast.note(entry.name, layers, one.setup_seconds)
-        self.reporter.say(f"  {entry.name}: ready after {one.setup_seconds:.1f} s")
-        return one
-
-    def _leave_out(self, entry: _Entry, reason: str, failed: bool = False) -> None:
-        self.reporter.say(f"  {entry.name}: left out, {reason}")
-        self.left_out.append(LeftOut(contender=entry.name, reason=reason, failed=failed))
-
-
-def _contender(entry: _Entry, one: Ready, images: int, bound: Bound) -> Contender:
-    speed = Series.of([images / seconds for seconds in one.seconds])
-    return Contender(
-        name=entry.name,
-        kind=entry.kind,
-        step=getattr(one.runner, "step", None),
-        peer=entry.peer,
-        log=entry.log,
-        setup_seconds=one.setup_seconds,
-        loss=one.loss if math.isfinite(one.loss) else None,
-        peak_memory=one.peak_memory,
-        seconds=Series.of(one.seconds),
-        images_per_second=speed,
-        shares=bound.shares(speed.median),
-    )
-
-
-def _ratios(contenders: Sequence[Contender]) -> Iterator[Ratio]:
-    """Each of vshift's contenders over each peer."""
-    for ours in contenders:
-        for peer in contenders:
-            if ours.peer is None and peer.peer is not None:
-                speed = paired(ours.images_per_second, peer.images_per_second)
-                yield Ratio(contender=ours.name, to=peer.name, speed=speed)
-
-
-def _logging_costs(contenders: Sequence[Contender]) -> Iterator[LoggingCost]:
-    for on in contenders:
-        for off in contenders:
-            if on.kind is not None and on.kind == off.kind and on.log and off.log is False:
-                more = [value - 1 for value in paired(on.seconds, off.seconds).values]
-                yield LoggingCost(kind=on.kind, overhead=Series.of(more))
 
 
 def _free_memory(device: torch.device) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import math
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -37,6 +39,29 @@ class Budget:
         """An equal part of what is left, beginning now."""
         left = self.left()
         return Budget(None if math.isinf(left) else left / parts, self._clock)
+
+
+class OutOfTime(BaseException):
+    """A time limit is over. Not an Exception: compilers catch those and try something else."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """In the main thread, raise OutOfTime inside once the seconds are over."""
+    if math.isinf(seconds):
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Forecast:
@@ -104,8 +129,7 @@ def _memory(device: torch.device) -> tuple[int, int] | None:
 
 def order(count: int, repeat: int) -> list[int]:
     """Who runs in turn: forwards and backwards in turn, so that slow drifts cancel."""
-    forwards = list(range(count))
-    return forwards[::-1] if repeat % 2 else forwards
+    return list(range(count))[:: -1 if repeat % 2 else 1]
 
 
 def race(

@@ -1,7 +1,11 @@
 """`vshift bench` from the command line, with a network and steps as small as they get."""
 
+import gc
 import json
 import shutil
+import time
+import weakref
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -171,6 +175,72 @@ def test_a_forecast_leaves_out_what_would_take_too_long(monkeypatch):
     assert [one.name for one in case.contenders] == ["vshift auto"]
     assert "its set-up takes about 1000000000 s, and 6" in case.left_out[0].reason
     assert not case.left_out[0].failed
+
+
+@dataclass
+class Sleeper:
+    """A contender that takes its time to get ready."""
+
+    seconds: float = 0.0
+
+    def __post_init__(self):
+        time.sleep(self.seconds)
+
+    def epoch(self):
+        return 2.0
+
+
+def small_plan(**options):
+    return Plan([Case("preresnet-8", 8, "none")], logs=[True], steps=2, repeats=2, scale=0.05,
+                device="cpu", threads=1, **options)  # fmt: skip
+
+
+@pytest.mark.parametrize(("seconds", "joins"), [(0.0, True), (60.0, False)])
+def test_the_slowest_peer_comes_last_and_cannot_overrun_the_budget(monkeypatch, seconds, joins):
+    made, saved = [], []
+
+    def make(name, case, images):
+        made.append((name, [len(results.cases) for results in saved]))
+        return Sleeper(seconds if name == "airbench" else 0.0)
+
+    monkeypatch.setattr(bench, "make_peer", make)
+    plan = small_plan(peers=("airbench", "bf16"), budget=None if joins else 20)
+    bench.bench(plan, Reporter(quiet=True), lambda results: saved.append(results.model_copy(
+        update={"cases": list(results.cases)})))  # fmt: skip
+    # The others are raced and saved before it is made.
+    assert made == [("bf16", []), ("airbench", [1])]
+    first, (case,) = saved[0].cases[0], saved[-1].cases
+    others = ["vshift auto + log", "(b) bf16, channels_last"]
+    assert [one.name for one in first.contenders] == others
+    assert first.left_out == []
+    slow = ["(c) airbench-style"]
+    assert [one.name for one in case.contenders] == others + (slow if joins else [])
+    assert [one.contender for one in case.left_out] == ([] if joins else slow)
+    assert all("its set-up was stopped after" in one.reason for one in case.left_out)
+    assert not any(one.failed for one in case.left_out)
+    assert all(len(one.seconds.values) == 2 for one in case.contenders)
+
+
+def test_nothing_of_a_contender_outlives_its_case(monkeypatch):
+    """Its context, and with it the graphs and pools that a captured step holds on a GPU."""
+    alive = []
+    build = bench.Training
+
+    def watched(*words, **options):
+        training = build(*words, **options)
+        alive.extend(map(weakref.ref, (training, training.context, training._step)))
+        return training
+
+    monkeypatch.setattr(bench, "Training", watched)
+    freed = []
+
+    def free(device):
+        gc.collect()
+        freed.append([ref() for ref in alive])
+
+    monkeypatch.setattr(bench, "_free_memory", free)
+    bench.bench(small_plan(), Reporter(quiet=True), lambda results: None)
+    assert freed == [[None] * 3]
 
 
 def test_images_are_the_same_at_every_call_and_end_in_a_smaller_batch():

@@ -6,7 +6,16 @@ import time
 import pytest
 import torch
 
-from benchmarks.race import Budget, Forecast, Ready, order, prepare, race
+from benchmarks.race import (
+    Budget,
+    Forecast,
+    OutOfTime,
+    Ready,
+    order,
+    prepare,
+    race,
+    time_limit,
+)
 
 CPU = torch.device("cpu")
 
@@ -81,3 +90,12 @@ def test_a_forecast_grows_with_the_layers():
     forecast.note("a", 20, 10.0)
     forecast.note("a", 40, 10.0)
     assert forecast.seconds("a", 100) == pytest.approx(50)
+
+
+def test_a_time_limit_ends_what_it_limits_and_nothing_after_it():
+    with pytest.raises(OutOfTime), time_limit(0.02):
+        time.sleep(5)
+    with time_limit(0.02):
+        pass
+    with time_limit(math.inf):
+        time.sleep(0.04)
