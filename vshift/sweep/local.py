@@ -93,10 +93,8 @@ def local_slots(jobs: Sequence[Job], options: LocalOptions) -> tuple[list[Slot],
     cores = slots.available_cores()
     warnings: list[str] = []
     allocated = slots.allocate_slots(options.jobs, options.jobs_per_gpu, gpus, cores, warnings)
-    threads, count = (
-        max((job.config.hardware.threads or 1 for job in jobs), default=1),
-        len(allocated),
-    )
+    threads = max((job.config.hardware.threads or 1 for job in jobs), default=1)
+    count = len(allocated)
     if threads > 1 and threads * count > cores and count > 1:
         warnings.append(
             f"hardware.threads: {threads} in {count} runs at a time on {cores} processor cores: "
@@ -187,26 +185,23 @@ class _Pool:
             self.held = []
 
     def _fill(self) -> None:
-        """Start runs while there are free slots."""
+        """Start runs while there are free slots; skip those that others train or have trained."""
         while self.todo and self.free and not self.processes.stop.requested:
             entry = self.todo.popleft()
+            replace = self.options.fresh and entry.attempts == 0
             try:
-                self._start_or_skip(entry)
+                status = job_status(entry.job, self.runs_dir)
+                if status.state is State.running:
+                    entry.state, entry.by = State.running, status.by
+                    self.held.append(entry)
+                elif status.state.settled and not replace:
+                    self.progress.settle(entry, status.state)
+                else:
+                    if replace:
+                        discard(self.runs_dir, entry.job.config.name, entry.job.seed)
+                    self._start(entry)
             except (VShiftError, OSError) as error:
                 self.progress.settle(entry, State.failed, str(error))
-
-    def _start_or_skip(self, entry: Entry) -> None:
-        status = job_status(entry.job, self.runs_dir)
-        replace = self.options.fresh and entry.attempts == 0
-        if status.state is State.running:
-            entry.state, entry.by = State.running, status.by
-            self.held.append(entry)
-        elif status.state.settled and not replace:  # by another process, since the sweep began
-            self.progress.settle(entry, status.state)
-        else:
-            if replace:
-                discard(self.runs_dir, entry.job.config.name, entry.job.seed)
-            self._start(entry)
 
     def _start(self, entry: Entry) -> None:
         job, slot = entry.job, self.free.pop(0)
@@ -235,26 +230,22 @@ class _Pool:
             self.running.remove(one)
             self.free.insert(0, one.slot)
             one.log.close()
-            self._handle_end(one.entry, one.process.returncode)
-
-    def _handle_end(self, entry: Entry, code: int) -> None:
-        match outcome(entry.job, self.runs_dir, code, self.processes.stop.requested):
-            case Outcome.done:
-                self.progress.settle(entry, State.done)
-            case Outcome.diverged:
-                self.progress.settle(entry, State.diverged)
-            case (Outcome.stopped | Outcome.elsewhere) as end:
-                entry.state = State.resume
-                entry.attempts -= 1
-                (self.held if end is Outcome.elsewhere else self.todo).append(entry)
-            case Outcome.failed if entry.attempts <= self.options.retries:
-                entry.state = State.resume
-                reason = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
-                reason += ", perhaps for its memory" if code == -9 else ""
-                self.reporter.say(
-                    f"{entry.job.label}: failed ({reason}), it will be retried\n"
-                    f"{excerpt(log_path(entry.path))}"
-                )
-                self.todo.append(entry)
-            case _:
-                self.progress.settle(entry, State.failed, excerpt(log_path(entry.path)))
+            entry, code, log = one.entry, one.process.returncode, log_path(one.entry.path)
+            match outcome(entry.job, self.runs_dir, code, self.processes.stop.requested):
+                case (Outcome.done | Outcome.diverged) as end:
+                    self.progress.settle(entry, State(end))
+                case (Outcome.stopped | Outcome.elsewhere) as end:
+                    entry.state = State.resume
+                    entry.attempts -= 1
+                    (self.held if end is Outcome.elsewhere else self.todo).append(entry)
+                case Outcome.failed if entry.attempts <= self.options.retries:
+                    entry.state = State.resume
+                    reason = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
+                    reason += ", perhaps for its memory" if code == -9 else ""
+                    label = entry.job.label
+                    self.reporter.say(
+                        f"{label}: failed ({reason}), it will be retried\n{excerpt(log)}"
+                    )
+                    self.todo.append(entry)
+                case _:
+                    self.progress.settle(entry, State.failed, excerpt(log))

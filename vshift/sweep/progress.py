@@ -135,24 +135,20 @@ def dry_run(jobs: Sequence[Job], runs_dir: Path, slots: int, fresh: bool) -> tup
         by = f" ({status.by})" if status.by else ""
         time_left = f", about {format_duration(seconds)}" if seconds else ""
         lines.append(f"{path}: {state}{by}{time_left}")
-    return "\n".join(lines), json.dumps(rows, indent=1), _total(rows, slots)
-
-
-def _total(rows: Sequence[dict[str, Any]], slots: int) -> str:
-    left = [row for row in rows if row["state"] not in (State.done, State.diverged)]
-    text = f"{len(rows)} runs, {len(left)} to do"
-    if not left:
-        return text
-    known = [row["seconds_left"] for row in left if row["seconds_left"] is not None]
+    left = [row["seconds_left"] for row in rows if not State(row["state"]).settled]
+    known = [seconds for seconds in left if seconds is not None]
+    total = f"{len(rows)} runs, {len(left)} to do"
     if len(known) < len(left):
-        return (
-            f"{text}; the time of {len(left) - len(known)} of them is unknown: no finished run in "
+        total += (
+            f"; the time of {len(left) - len(known)} of them is unknown: no finished run in "
             "this --runs-dir has their data, network and hardware"
         )
-    return (
-        f"{text}: about {format_duration(sum(known))} one after the other, "
-        f"{format_duration(makespan([], known, slots))} with {slots} at a time"
-    )
+    elif left:
+        total += (
+            f": about {format_duration(sum(known))} one after the other, "
+            f"{format_duration(makespan([], known, slots))} with {slots} at a time"
+        )
+    return "\n".join(lines), json.dumps(rows, indent=1), total
 
 
 # ---- while it runs
@@ -278,8 +274,7 @@ class ProgressTable:
         self.reporter.say(text + self._about_left() + (f"\n{fault}" if fault else ""))
 
     def _about_left(self) -> str:
-        left = self.seconds_left()
-        return f"; about {format_duration(left)} left" if left else ""
+        return f"; about {format_duration(left)} left" if (left := self.seconds_left()) else ""
 
     def seconds_left(self) -> float | None:
         """Seconds until this sweep's own runs are done; None if that cannot be known."""
@@ -309,9 +304,8 @@ class ProgressTable:
         rows = Table(_COLUMNS, [_cells(entry, self.estimator) for entry in shown])
         styles = [_STYLES.get(entry.word, "") for entry in shown]
         hidden = len(running) - sum(entry.state is State.running for entry in shown)
-        head = Text(
-            counts(self.entries) + self._about_left(), "bold", no_wrap=True, overflow="ellipsis"
-        )
+        text = counts(self.entries) + self._about_left()
+        head = Text(text, "bold", no_wrap=True, overflow="ellipsis")
         foot = [Text(f"and {hidden} more that are running", "dim")] if hidden > 0 else []
         return Group(head, live_table(rows, width, styles), *foot)
 

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,21 +101,15 @@ def _cpu_quota() -> float | None:
         folder = root / path.lstrip("/")
         # In a container the path may be the host's, which is not visible; the root is then ours.
         for group in {root, folder, *(p for p in folder.parents if p.is_relative_to(root))}:
-            quotas += _quota_of(group)
+            with suppress(OSError, ValueError, ZeroDivisionError):  # "max" is no limit
+                if (group / "cpu.max").is_file():
+                    limit, period = (group / "cpu.max").read_text().split()
+                else:
+                    limit = (group / "cpu.cfs_quota_us").read_text().strip()
+                    period = (group / "cpu.cfs_period_us").read_text()
+                if int(limit) > 0:
+                    quotas.append(int(limit) / int(period))
     return min(quotas, default=None)
-
-
-def _quota_of(folder: Path) -> list[float]:
-    """Cores that a control group grants; empty if it sets no limit."""
-    try:
-        if (folder / "cpu.max").is_file():
-            limit, period = (folder / "cpu.max").read_text().split()
-        else:
-            limit = (folder / "cpu.cfs_quota_us").read_text().strip()
-            period = (folder / "cpu.cfs_period_us").read_text()
-        return [int(limit) / int(period)] if int(limit) > 0 else []
-    except (OSError, ValueError, ZeroDivisionError):  # "max" is no limit
-        return []
 
 
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:

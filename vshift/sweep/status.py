@@ -60,7 +60,18 @@ def job_status(job: Job, runs_dir: Path) -> JobStatus:
     """
     folder = RunFolder(job.path(runs_dir))
     try:
-        state = _state_at_rest(folder, job)
+        if not folder.has(RUN) and not folder.has(CONFIG):
+            state = State.new
+        else:
+            run = folder.run
+            if run.get("config_hash") != config_hash(job.config):
+                next_action(folder, job.config)  # raises, naming the keys that differ
+            state = State.resume if folder.checkpoints() else State.new
+            match run.get("status"):
+                case "done" if folder.has_summary:
+                    state = State.done
+                case "diverged" | "failed" as status:
+                    state = State(status)
     except Damaged:
         state = State.failed
     if state.settled:
@@ -70,21 +81,6 @@ def job_status(job: Job, runs_dir: Path) -> JobStatus:
     if slurm_job := slurm_job_of(folder.path):
         return JobStatus(State.queued, slurm_job)
     return JobStatus(state)
-
-
-def _state_at_rest(folder: RunFolder, job: Job) -> State:
-    """The state if no process and no Slurm job has the run."""
-    if not folder.has(RUN) and not folder.has(CONFIG):
-        return State.new
-    run = folder.run
-    if run.get("config_hash") != config_hash(job.config):
-        next_action(folder, job.config)  # raises, naming the keys that differ
-    match run.get("status"):
-        case "done" if folder.has_summary:
-            return State.done
-        case "diverged" | "failed" as status:
-            return State(status)
-    return State.resume if folder.checkpoints() else State.new
 
 
 def all_statuses(jobs: Sequence[Job], runs_dir: Path) -> list[JobStatus]:
