@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -67,28 +67,18 @@ def watch(
             writer.update(find_runs(folders))
         write(to_table(runs), "table", sys.stdout, terminal=False)
         return
-    try:
-        _watch_live(console, watcher, every, writer)
-    except (KeyboardInterrupt, Stopped):  # Ctrl-C is a normal way to leave; nothing is lost
-        return
-
-
-def _watch_live(
-    console: Console, watcher: Watcher, every: float, writer: TensorBoardWriter | None
-) -> None:
-    live = Live(console=console, screen=True, auto_refresh=False)
-    with _key_presses() as key_within, live:
+    # Ctrl-C is a normal way to leave; nothing is lost.
+    with (
+        suppress(KeyboardInterrupt, Stopped),
+        _key_presses() as key_within,
+        Live(console=console, screen=True, auto_refresh=False) as live,
+    ):
         while True:
             live.update(display(watcher.look(), console.width, console.height), refresh=True)
             if writer is not None:
                 writer.update(find_runs(watcher.folders))
             if key_within(every) in ("q", "Q", "\x1b"):
                 return
-
-
-def _no_key(seconds: float) -> str:
-    time.sleep(seconds)
-    return ""
 
 
 @contextmanager
@@ -101,7 +91,12 @@ def _key_presses() -> Iterator[Callable[[float], str]]:
         descriptor = sys.stdin.fileno()
         before = termios.tcgetattr(descriptor)
     except (ImportError, OSError, ValueError, termios.error):
-        yield _no_key  # no keyboard: Ctrl-C still works
+
+        def wait(seconds: float) -> str:
+            time.sleep(seconds)
+            return ""
+
+        yield wait  # no keyboard: Ctrl-C still works
         return
 
     def key_within(seconds: float) -> str:
@@ -150,6 +145,12 @@ def snapshot(run: RunRecord, now: float) -> RunSnapshot:
     epoch, epochs = number(last.get("epoch")) or 0, number(run.config.get("epochs"))
     known = [s for row in run.metrics[-_LAST:] if (s := number(row.get("seconds"))) is not None]
     seconds = fmean(known) if known else None
+    # Before there is a summary, the shift is that of the last measured epoch.
+    shift = number(run.summary.get("shift_ratio_mean"))
+    if shift is None and run.status != "done":
+        ratios = [(row.get("epoch"), number(row.get("shift_ratio"))) for row in run.layers]
+        measured = [(at, ratio) for at, ratio in ratios if ratio is not None]
+        shift = fmean(r for at, r in measured if at == measured[-1][0]) if measured else None
     age, status, left = _age(run.path, now), run.status, None
     if status == "running" and seconds is not None:
         if age is not None and age > max(_SILENT_SECONDS, _SILENT_EPOCHS * seconds):
@@ -164,21 +165,11 @@ def snapshot(run: RunRecord, now: float) -> RunSnapshot:
         epochs=None if epochs is None else int(epochs),
         accuracy=number(last.get("test_accuracy")),
         loss=number(last.get("test_loss")),
-        shift=_mean_shift(run),
+        shift=shift,
         speed=number(last.get("images_per_second")),
         left=left,
         age=age,
     )
-
-
-def _mean_shift(run: RunRecord) -> float | None:
-    """From the summary, or before there is one from the last measured epoch."""
-    final = number(run.summary.get("shift_ratio_mean"))
-    if final is not None or run.status == "done":
-        return final
-    ratios = [(row.get("epoch"), number(row.get("shift_ratio"))) for row in run.layers]
-    measured = [(epoch, ratio) for epoch, ratio in ratios if ratio is not None]
-    return fmean(r for epoch, r in measured if epoch == measured[-1][0]) if measured else None
 
 
 def _age(folder: Path, now: float) -> float | None:

@@ -160,7 +160,8 @@ class RunFolder:
         for name in (METRICS, LAYERS):
             path = self.path / name
             if self.has(name):
-                kept = [row for row in files.read_rows(path) if _epoch(row) <= epoch]
+                rows = [(row.get("epoch"), row) for row in files.read_rows(path)]
+                kept = [row for at, row in rows if isinstance(at, int | float) and at <= epoch]
                 files.write_text(path, "".join(to_json(row) + "\n" for row in kept))
 
     def write_channels(self, vectors: Mapping[str, np.ndarray]) -> None:
@@ -246,8 +247,3 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """The existing checkpoints, the newest first."""
         return checkpoint_file.existing(self.path)
-
-
-def _epoch(row: Row) -> float:
-    epoch = row.get("epoch")
-    return epoch if isinstance(epoch, int | float) else float("inf")

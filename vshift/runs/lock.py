@@ -69,7 +69,18 @@ class Owner:
     @property
     def is_dead(self) -> bool:
         """Whether it ran on this machine and has ended."""
-        return self.is_here and not _is_alive(self.pid, self.began)
+        if not self.is_here:
+            return False
+        began = _began(self.pid)
+        if began is not None:
+            return began == 0 or self.began not in (None, began)
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:  # it is somebody else's
+            return False
+        return False
 
 
 def lock(folder: Path) -> None:
@@ -199,7 +210,19 @@ def _remove_if_gone(folder: Path, key: Path, now: float) -> None:
         return
     owner, silent = Owner.read(content), max(0.0, now - touched)
     if not _is_gone(owner, silent):
-        raise RunError(_busy(folder, owner, silent))
+        is_here = owner is not None and owner.is_here
+        text = (
+            f"another process is training in {folder}: {owner or 'unknown'}, last sign of life "
+            f"{silent:.0f} s ago; wait for it, "
+            + (f"stop it (kill {owner.pid}), " if owner and is_here else "")
+            + "or choose another --runs-dir"
+        )
+        if not is_here:
+            text += (
+                f". If it is gone, its hold ends after {SILENCE / 60:.0f} minutes of silence, or "
+                f"at once if you remove {folder / OWNER}"
+            )
+        raise RunError(text)
     # Moved aside before it is removed, and read again: between reading and removing, another
     # process may have taken the folder over, and its file must not be the one that is removed.
     aside = key / f".owner.{os.getpid()}.gone"
@@ -209,22 +232,6 @@ def _remove_if_gone(folder: Path, key: Path, now: float) -> None:
             with suppress(OSError):
                 os.link(aside, key / OWNER)
         aside.unlink()
-
-
-def _busy(folder: Path, owner: Owner | None, silent: float) -> str:
-    is_here = owner is not None and owner.is_here
-    text = (
-        f"another process is training in {folder}: {owner or 'unknown'}, last sign of life "
-        f"{silent:.0f} s ago; wait for it, "
-        + (f"stop it (kill {owner.pid}), " if owner and is_here else "")
-        + "or choose another --runs-dir"
-    )
-    if is_here:
-        return text
-    return (
-        f"{text}. If it is gone, its hold ends after {SILENCE / 60:.0f} minutes of silence, or at "
-        f"once if you remove {folder / OWNER}"
-    )
 
 
 def _machine() -> str:
@@ -246,16 +253,3 @@ def _began(pid: int) -> int | None:
     except OSError:
         return None
     return 0 if fields[0] in "ZX" else int(fields[19])
-
-
-def _is_alive(pid: int, began: int | None) -> bool:
-    now = _began(pid)
-    if now is not None:
-        return now != 0 and began in (None, now)
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is somebody else's
-        return True
-    return True

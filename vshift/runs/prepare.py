@@ -46,6 +46,8 @@ def prepare(
     Raises:
         RunError: the folder holds another config's run, is in use or damaged, or cannot be written.
     """
+    from vshift.config import config_hash, dump
+
     folder = RunFolder.create(run_path(runs_dir, config.name, seed))
     folder.lock()
     try:
@@ -54,7 +56,31 @@ def prepare(
             folder.clear()
         action = next_action(folder, config)
         if action == "new":
-            _begin(folder, config, seed, threads)
+            folder.clear()
+            hardware = config.hardware
+            if hardware.threads is None:
+                hardware = hardware.model_copy(update={"threads": threads})
+            own = {"seeds": [seed], "grid": None, "zip": None, "arms": None, "hardware": hardware}
+            folder.write_config(dump(config.model_copy(update=own)))
+            folder.write_run(
+                {
+                    "status": "running",
+                    "name": config.name,
+                    "seed": seed,
+                    "config_hash": config_hash(config),
+                    "started": now(),
+                    "finished": None,
+                    "seconds": None,
+                    "images_per_second": None,
+                    "device": None,
+                    "data": config.data.name,
+                    "precision": config.hardware.precision,
+                    "step": config.hardware.step,
+                    "threads": hardware.threads,
+                    **versions(),
+                    "git": git_commit(),
+                }
+            )
         elif action == "resume":
             resumes = round(number(folder.run.get("resumes")) or 0)
             folder.update_run(status="running", finished=None, resumes=resumes + 1)
@@ -94,36 +120,6 @@ def next_action(folder: RunFolder, config: Config) -> Action:
     if run.get("status") == "diverged":
         return "diverged"
     return "resume" if folder.checkpoints() else "new"
-
-
-def _begin(folder: RunFolder, config: Config, seed: int, threads: int | None) -> None:
-    from vshift.config import config_hash, dump
-
-    folder.clear()
-    hardware = config.hardware
-    if hardware.threads is None:
-        hardware = hardware.model_copy(update={"threads": threads})
-    own = {"seeds": [seed], "grid": None, "zip": None, "arms": None, "hardware": hardware}
-    folder.write_config(dump(config.model_copy(update=own)))
-    folder.write_run(
-        {
-            "status": "running",
-            "name": config.name,
-            "seed": seed,
-            "config_hash": config_hash(config),
-            "started": now(),
-            "finished": None,
-            "seconds": None,
-            "images_per_second": None,
-            "device": None,
-            "data": config.data.name,
-            "precision": config.hardware.precision,
-            "step": config.hardware.step,
-            "threads": hardware.threads,
-            **versions(),
-            "git": git_commit(),
-        }
-    )
 
 
 def _refuse_another_config(folder: RunFolder, config: Config, run: dict[str, Any]) -> None:

@@ -99,7 +99,18 @@ def sbatch_parameters(options: SlurmOptions) -> dict[str, Any]:
     Raises:
         VShiftError: an option of sbatch that vshift sets itself, or a malformed one.
     """
-    warning = min(WARNING, options.minutes * 30)
+    more: dict[str, str | bool] = {}
+    for text in options.sets:
+        key, equals, value = text.partition("=")
+        name = key.strip().removeprefix("--").replace("-", "_")
+        where = f"--slurm-set {escape_control(text[:80])}"
+        if not re.fullmatch("[a-z][a-z_0-9]*", name) or not text.isprintable():
+            raise VShiftError(
+                f"{where}: write an option of sbatch as key=value, for instance qos=high"
+            )
+        if name in _OWN_OPTIONS:
+            raise VShiftError(f"{where}: {_OWN_OPTIONS[name]}")
+        more[name] = value.strip() if equals else True
     parameters = {
         "job_name": "vshift",
         "partition": options.partition,
@@ -116,22 +127,11 @@ def sbatch_parameters(options: SlurmOptions) -> dict[str, Any]:
         "stderr_to_stdout": True,
         "additional_parameters": {
             "requeue": True,
-            "signal": f"USR1@{warning}",
-            **dict(_sbatch_option(text) for text in options.sets),
+            "signal": f"USR1@{min(WARNING, options.minutes * 30)}",
+            **more,
         },
     }
     return {key: value for key, value in parameters.items() if value is not None}
-
-
-def _sbatch_option(text: str) -> tuple[str, str | bool]:
-    key, equals, value = text.partition("=")
-    name = key.strip().removeprefix("--").replace("-", "_")
-    where = f"--slurm-set {escape_control(text[:80])}"
-    if not re.fullmatch("[a-z][a-z_0-9]*", name) or not text.isprintable():
-        raise VShiftError(f"{where}: write an option of sbatch as key=value, for instance qos=high")
-    if name in _OWN_OPTIONS:
-        raise VShiftError(f"{where}: {_OWN_OPTIONS[name]}")
-    return name, value.strip() if equals else True
 
 
 def parse_time(text: str) -> int:
@@ -182,7 +182,13 @@ def sweep(
             and (options.fresh or not entry.state.settled)
         ]
         if todo:
-            _check_gpus(todo, options)
+            on_cuda = [e.job.label for e in todo if e.job.config.hardware.device == "cuda"]
+            others = any(re.match("gpus|gres", text.replace("-", "_")) for text in options.sets)
+            if on_cuda and not options.gpus and not others:
+                raise VShiftError(
+                    f"{on_cuda[0]}: hardware.device is cuda, and the jobs ask for no GPU; add "
+                    "--gpus 1"
+                )
             check_data(entry.job for entry in todo)
             if options.fresh:
                 for entry in todo:
@@ -251,26 +257,18 @@ def known_jobs(slurm_jobs: Iterable[str]) -> set[str] | None:
     arrays = sorted({name.partition("_")[0] for name in slurm_jobs})
     if not arrays:
         return set()
-    command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={','.join(arrays)}"]
-    try:
-        answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if answer.returncode != 0 and "Invalid job id" not in answer.stderr:
+    answer = _ask("squeue", "--noheader", "--array", "--format=%i", f"--jobs={','.join(arrays)}")
+    if answer is None or (answer.returncode != 0 and "Invalid job id" not in answer.stderr):
         return None
     return set(answer.stdout.split())
 
 
-def _check_gpus(entries: Sequence[Entry], options: SlurmOptions) -> None:
-    """Refuse configs for CUDA in jobs that ask for no GPU."""
-    on_cuda = [e.job.label for e in entries if e.job.config.hardware.device == "cuda"]
-    others = any(re.match("gpus|gres", text.replace("-", "_")) for text in options.sets)
-    if on_cuda and not options.gpus and not others:
-        raise VShiftError(
-            f"{on_cuda[0]}: hardware.device is cuda, and the jobs ask for no GPU; add --gpus 1"
-        )
+def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
+    """A command's answer; None if there is no such command or no answer in time."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
 
 
 def submit(
@@ -329,14 +327,9 @@ def _executor(folder: Path, options: SlurmOptions) -> Any:
 
 def array_limit() -> int:
     """The most tasks of one job array."""
-    command = ["scontrol", "show", "config"]
-    try:
-        answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return LARGEST_ARRAY
-    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer.stdout, re.MULTILINE)
+    answer = _ask("scontrol", "show", "config")
+    text = answer.stdout if answer is not None and answer.returncode == 0 else ""
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
     return max(1, int(match[1])) if match else LARGEST_ARRAY
 
 
@@ -374,18 +367,15 @@ class Waiter:
     def wait(self) -> None:
         with self.progress.live():
             while left := [entry for entry in self.entries if not entry.is_over]:
-                known = self._ask_squeue(left)
+                known = None  # the jobs that Slurm knows, asked now and then
+                if time.monotonic() - self.asked >= min(SQUEUE_EVERY, self.options.grace):
+                    self.asked = time.monotonic()
+                    queued = [entry for entry in left if entry.state is State.queued]
+                    known = known_jobs(entry.by or "" for entry in queued)
                 for entry in left:
                     self._update(entry, known)
                 self.progress.refresh()
                 time.sleep(max(1.0, len(left) / FOLDERS))
-
-    def _ask_squeue(self, left: Sequence[Entry]) -> set[str] | None:
-        """Now and then the jobs that Slurm knows; None says nothing about them."""
-        if time.monotonic() - self.asked < min(SQUEUE_EVERY, self.options.grace):
-            return None
-        self.asked = time.monotonic()
-        return known_jobs(entry.by or "" for entry in left if entry.state is State.queued)
 
     def _update(self, entry: Entry, known: set[str] | None) -> None:
         try:
