@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from vshift.auditing.audit import audit
-from vshift.auditing.findings import Finding
 from vshift.auditing.findings.base import list_layers
 from vshift.auditing.guard import check_usable, seed_everything, unwrap
 from vshift.auditing.inputs import (
@@ -30,92 +28,6 @@ from vshift.auditing.severity import SEVERITIES
 from vshift.errors import VShiftError
 from vshift.text import pluralize
 
-
-@dataclass(frozen=True)
-class AuditOptions:
-    """The command line's options, by name."""
-
-    model: str
-    data: str
-    train_data: str | None = None
-    weights: Path | None = None
-    reference: Path | None = None
-    classes: int | None = None
-    batches: int = 16
-    images: ImageOptions = field(default_factory=ImageOptions)
-    allow_noise: tuple[str, ...] = ()
-    fail_on: str | None = None
-    device: str = "cpu"
-
-    def check(self) -> None:
-        """Refuse words that no option knows.
-
-        Raises:
-            AuditError: which, and what is allowed.
-        """
-        if self.fail_on is not None and self.fail_on not in SEVERITIES:
-            raise AuditError(f"--fail-on is one of {', '.join(SEVERITIES)}, not {self.fail_on!r}")
-        if self.images.normalise not in NORMALISATIONS:
-            raise AuditError(
-                f"--normalise is one of {', '.join(NORMALISATIONS)}, not {self.images.normalise!r}"
-            )
-        if self.classes is not None and not is_library(self.model):
-            raise AuditError(
-                "--classes is for torchvision:NAME and timm:NAME; a model of your own is built "
-                f"with its classes already, leave it out for {self.model}"
-            )
-
-
-def run_audit(options: AuditOptions) -> tuple[Audit, nn.Module]:
-    """Load what is named and audit it; what the user's code prints goes to stderr.
-
-    Raises:
-        AuditError: something named is missing or does not fit.
-    """
-    options.check()
-    with redirect_stdout(sys.stderr):
-        run = Path(options.model) if Path(options.model).is_dir() else None
-        loader = load_source(options.data, options.images, run)
-        train_loader = None
-        if options.train_data is not None:
-            train_loader = load_source(options.train_data, options.images, run, "--train-data")
-        seed_everything(options.images.seed)
-        model = load_model(options.model, options.weights, options.classes)
-        check_usable(unwrap(model))
-        model = model.to(options.device)
-        reference = None if options.reference is None else read_state(options.reference)
-        try:
-            result = audit(
-                model,
-                loader,
-                train_loader=train_loader,
-                reference=reference,
-                allow_noise=options.allow_noise,
-                batches=options.batches,
-                seed=options.images.seed,
-            )
-        except VShiftError:
-            raise
-        except Exception as error:  # whatever the model or the loader raises
-            reason = (str(error).splitlines() or [""])[0]
-            advice = [advice for words, advice in _ADVICE if re.search(words, reason)]
-            raise AuditError(
-                f"{options.model} does not run on {options.data}: {type(error).__name__}: "
-                + "; ".join([reason, *advice[:1]])
-            ) from error
-    if options.weights is None and is_library(options.model):
-        result = replace(result, findings=[_without_weights(f) for f in result.findings])
-    return result, model
-
-
-def _without_weights(finding: Finding) -> Finding:
-    """Say with `never_updated` that no weights were given."""
-    if finding.code != "never_updated":
-        return finding
-    prefix = "No --weights were given: these are the values that the model is built with."
-    return replace(finding, message=f"{prefix} {finding.message}")
-
-
 # What PyTorch's messages mean for somebody who has a model and a loader.
 _ADVICE = (
     ("unexpected keyword|missing .* required", "a batch that is a mapping gives its entries by "
@@ -130,16 +42,73 @@ _ADVICE = (
 )  # fmt: skip
 
 
-def render(result: Audit, form: str) -> str:
-    """The audit as `table`, `md` or `json`."""
-    forms = {"table": result.to_text, "md": result.to_markdown, "json": result.to_json}
-    return forms[form]()
+def run_audit(
+    spec: str,
+    data: str,
+    *,
+    train_data: str | None,
+    weights: Path | None,
+    reference: Path | None,
+    classes: int | None,
+    batches: int,
+    images: ImageOptions,
+    allow_noise: list[str],
+    fail_on: str | None,
+    device: str,
+) -> tuple[Audit, nn.Module]:
+    """Load what the command line names and audit it; what the user's code prints goes to stderr.
 
-
-def write_page(result: Audit, title: str, path: Path) -> None:
-    """Write the report as one HTML file."""
-    page = result.to_html(title)
-    _write(path, "--report", lambda: path.write_text(page, encoding="utf-8"))
+    Raises:
+        AuditError: something named is missing, unknown or does not fit.
+    """
+    if fail_on is not None and fail_on not in SEVERITIES:
+        raise AuditError(f"--fail-on is one of {', '.join(SEVERITIES)}, not {fail_on!r}")
+    if images.normalise not in NORMALISATIONS:
+        raise AuditError(
+            f"--normalise is one of {', '.join(NORMALISATIONS)}, not {images.normalise!r}"
+        )
+    if classes is not None and not is_library(spec):
+        raise AuditError(
+            "--classes is for torchvision:NAME and timm:NAME; a model of your own is built "
+            f"with its classes already, leave it out for {spec}"
+        )
+    with redirect_stdout(sys.stderr):
+        run = Path(spec) if Path(spec).is_dir() else None
+        loader = load_source(data, images, run)
+        train_loader = None
+        if train_data is not None:
+            train_loader = load_source(train_data, images, run, "--train-data")
+        seed_everything(images.seed)
+        model = load_model(spec, weights, classes)
+        check_usable(unwrap(model))
+        model = model.to(device)
+        try:
+            result = audit(
+                model,
+                loader,
+                train_loader=train_loader,
+                reference=None if reference is None else read_state(reference),
+                allow_noise=allow_noise,
+                batches=batches,
+                seed=images.seed,
+            )
+        except VShiftError:
+            raise
+        except Exception as error:  # whatever the model or the loader raises
+            reason = (str(error).splitlines() or [""])[0]
+            advice = [advice for words, advice in _ADVICE if re.search(words, reason)]
+            raise AuditError(
+                f"{spec} does not run on {data}: {type(error).__name__}: "
+                + "; ".join([reason, *advice[:1]])
+            ) from error
+    if weights is None and is_library(spec):
+        prefix = "No --weights were given: these are the values that the model is built with."
+        findings = [
+            replace(f, message=f"{prefix} {f.message}") if f.code == "never_updated" else f
+            for f in result.findings
+        ]
+        result = replace(result, findings=findings)
+    return result, model
 
 
 def write_fixed(result: Audit, model: nn.Module, path: Path, weights: Path | None = None) -> str:
@@ -164,16 +133,20 @@ def write_fixed(result: Audit, model: nn.Module, path: Path, weights: Path | Non
     prefix = "" if weights is None else find_prefix(read_state(weights), state)
     named = {prefix + name: tensor.contiguous() for name, tensor in state.items()}
     # Not save_file, which leaves a file that nobody else may read.
-    _write(path, "--fix", lambda: path.write_bytes(save(named)))
+    write_file(path, "--fix", save(named))
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in changed))
     count = pluralize(len(layers), "layer")
     return f"wrote {path}: buffers of {count} changed ({list_layers(layers)})"
 
 
-def _write(path: Path, flag: str, write: Callable[[], object]) -> None:
-    """Write into a folder that is made if it is missing."""
+def write_file(path: Path, flag: str, content: bytes) -> None:
+    """Write a file that an option names, into a folder that is made if it is missing.
+
+    Raises:
+        AuditError: it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write()
+        path.write_bytes(content)
     except OSError as error:
         raise AuditError(f"{flag}: {path} cannot be written: {error.strerror or error}") from error

@@ -7,7 +7,7 @@ not depend on the buffers of the layers before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 
@@ -73,7 +73,15 @@ class Evidence:
             reference = reference.state_dict()
         self.reference = fit_to_names(reference or {}, model.module.state_dict())
         self.explained_by: dict[str, str] = {}
-        model.frozen |= _frozen_at_identity(model)
+        if any_trains(model.module.parameters()):
+            # At identity, and their own parameters do not train in a model that does.
+            model.frozen |= {
+                name
+                for name, layer in model.norms.items()
+                if (running := running_moments(layer)) is not None
+                and is_initial(running)
+                and any_trains(layer.parameters(recurse=False)) is False
+            }
         with model.mode("eval"):
             modules = model.module.named_modules()
             self.still_training = frozenset(name for name, m in modules if m.training)
@@ -274,18 +282,10 @@ class Evidence:
         ]
 
 
-def _frozen_at_identity(model: AuditedModel) -> frozenset[str]:
-    """Batch norms at identity whose own parameters do not train, in a model that does."""
-    if not any(p.requires_grad for p in model.module.parameters()):
-        return frozenset()
-    return frozenset(
-        name
-        for name, layer in model.norms.items()
-        if (running := running_moments(layer)) is not None
-        and is_initial(running)
-        and (own := list(layer.parameters(recurse=False)))
-        and not any(p.requires_grad for p in own)
-    )
+def any_trains(parameters: Iterable[nn.Parameter]) -> bool | None:
+    """Whether any of these parameters trains; None without parameters."""
+    flags = [parameter.requires_grad for parameter in parameters]
+    return any(flags) if flags else None
 
 
 # ---- statistics and distances

@@ -72,9 +72,23 @@ def with_modules(program: GraphModule) -> GraphModule:
 
 
 def _replace(program: GraphModule, node: Node, module: nn.Module) -> None:
-    name = _find_name(program, node, module)
+    """Call the module instead of an operator, under its name before the export."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    name = str(stack[-1][0]) if stack else ""
     present = dict(program.named_modules()).get(name)
-    if present is None or not _is_same_norm(present, module):
+    same = present is not None and _is_same_norm(present, module)
+    if any(n.op == "call_module" and n.target == name for n in program.graph.nodes):
+        is_free = same
+    else:
+        # What the program keeps under the name may be this module's tensors, and no more.
+        is_free = present is None or (
+            next(present.children(), None) is None
+            and all(hasattr(module, key) for key, _ in present.named_parameters())
+            and all(hasattr(module, key) for key, _ in present.named_buffers())
+        )
+    if not (name and is_free):
+        name, same = f"{type(module).__name__.lower()}_{node.name}", False
+    if not same:
         program.set_submodule(name, module)
     with program.graph.inserting_before(node):
         new = program.graph.call_module(name, (node.args[0],))
@@ -89,30 +103,11 @@ def _replace(program: GraphModule, node: Node, module: nn.Module) -> None:
     program.graph.erase_node(node)
 
 
-def _find_name(program: GraphModule, node: Node, module: nn.Module) -> str:
-    """The module's name before the export; a generated one if that is unknown or taken."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    name = str(stack[-1][0]) if stack else ""
-    present = dict(program.named_modules()).get(name)
-    if any(n.op == "call_module" and n.target == name for n in program.graph.nodes):
-        is_free = present is not None and _is_same_norm(present, module)
-    else:
-        is_free = present is None or _holds_only(present, module)
-    return name if name and is_free else f"{type(module).__name__.lower()}_{node.name}"
-
-
 def _is_same_norm(present: nn.Module, module: nn.Module) -> bool:
     """Whether both are one batch norm, called again."""
     mean = getattr(present, "running_mean", None)
     same_type = type(present) is type(module)
     return same_type and mean is not None and mean is getattr(module, "running_mean", None)
-
-
-def _holds_only(present: nn.Module, module: nn.Module) -> bool:
-    """Whether what the program keeps under a name are this module's tensors and no more."""
-    held = [*present.named_parameters(), *present.named_buffers()]
-    is_leaf = next(present.children(), None) is None
-    return is_leaf and all(hasattr(module, name) for name, _ in held)
 
 
 def _batch_norm(program: GraphModule, node: Node, momentum: Any, eps: Any) -> nn.Module:

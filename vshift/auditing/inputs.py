@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from vshift.auditing.samples import AuditError
-from vshift.text import did_you_mean
+from vshift.text import did_you_mean, list_names
 
 if TYPE_CHECKING:
     from vshift.train.context import TrainingContext
@@ -45,36 +45,29 @@ def load_model(spec: str, weights: Path | None = None, classes: int | None = Non
     Raises:
         AuditError: an unknown name, or a file that does not hold what it should.
     """
-    model = _build(spec, classes)
-    if weights is not None:
-        load_weights(model, read_state(weights), weights)
-    return model
-
-
-def _build(spec: str, classes: int | None) -> nn.Module:
+    model: nn.Module
     if is_library(spec):
         library, _, name = spec.partition(":")
-        return _from_library(library, name, {} if classes is None else {"num_classes": classes})
-    if spec.endswith(".pt2"):
+        model = _from_library(library, name, {} if classes is None else {"num_classes": classes})
+    elif spec.endswith(".pt2"):
         from vshift.auditing.exported import load_program
 
-        return load_program(Path(spec))
-    if ".py:" in spec:
+        model = load_program(Path(spec))
+    elif ".py:" in spec:
         model = call_in_file(spec)
         if not isinstance(model, nn.Module):
             raise AuditError(f"{spec} returned a {type(model).__name__}, not a torch.nn.Module")
-        return model
-    if Path(spec).is_dir():
-        return _open_run(Path(spec)).model
-    hint = ""
-    if spec.endswith(".py"):
-        hint = f": add the factory's name, {spec}:NAME"
+    elif Path(spec).is_dir():
+        model = _open_run(Path(spec)).model
     else:
         from torchvision import models
 
-        if spec in models.list_models():
-            hint = f": torchvision:{spec}?"
-    raise AuditError(f"{spec!r} names no model{hint}; allowed are {MODELS}")
+        hint = f": torchvision:{spec}?" if spec in models.list_models() else ""
+        hint = f": add the factory's name, {spec}:NAME" if spec.endswith(".py") else hint
+        raise AuditError(f"{spec!r} names no model{hint}; allowed are {MODELS}")
+    if weights is not None:
+        load_weights(model, read_state(weights), weights)
+    return model
 
 
 def is_library(spec: str) -> bool:
@@ -145,7 +138,7 @@ def call_in_file(spec: str) -> Any:
     path = Path(file).expanduser()
     if not path.is_file():
         raise AuditError(f"there is no file {path}")
-    module = _import_file(path)
+    module = _import_file(path.resolve())
     if not hasattr(module, name):
         public = [word for word in vars(module) if not word.startswith("_")]
         raise _unknown_name(f"{path} has no {name!r}", name, public)
@@ -174,14 +167,9 @@ def _running_user_code(what: str) -> Iterator[None]:
         sys.argv = arguments
 
 
-_IMPORTED: dict[Path, ModuleType] = {}
-
-
+@cache
 def _import_file(path: Path) -> ModuleType:
     """A file's module; a file runs once, so that model and loader share what it makes."""
-    path = path.resolve()
-    if path in _IMPORTED:
-        return _IMPORTED[path]
     spec = importlib.util.spec_from_file_location(f"_vshift_audit_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -196,7 +184,6 @@ def _import_file(path: Path) -> ModuleType:
         raise
     finally:
         sys.path.remove(str(path.parent))
-    _IMPORTED[path] = module
     return module
 
 
@@ -243,7 +230,15 @@ def load_source(
         AuditError: an unknown name, a folder without images, an exception in the user's file.
     """
     if spec == "random":
-        return RepeatableLoader(lambda: _random_images(options))
+        # Normal numbers, without labels; any number of batches.
+        shape = (options.batch_size, 3, options.size, options.size)
+
+        def random_images() -> Iterator[Tensor]:
+            generator = torch.Generator().manual_seed(options.seed)
+            while True:
+                yield torch.randn(shape, generator=generator)
+
+        return RepeatableLoader(random_images)
     if run is not None and spec in ("train", "test"):
         context = _open_run(run)
         if spec == "train":
@@ -265,14 +260,6 @@ def load_source(
     if spec.endswith(".py"):
         raise AuditError(f"{flag}: add the loader's name, {spec}:NAME")
     raise AuditError(f"{flag}: {spec!r} is none of {SOURCES}")
-
-
-def _random_images(options: ImageOptions) -> Iterator[Tensor]:
-    """Normal random numbers, without labels; any number of batches."""
-    generator = torch.Generator().manual_seed(options.seed)
-    while True:
-        shape = (options.batch_size, 3, options.size, options.size)
-        yield torch.randn(shape, generator=generator)
 
 
 def _transform(options: ImageOptions) -> Any:
@@ -357,23 +344,21 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling damaged bytes raises many kinds
+        # Not PyTorch's own message, which recommends loading the file unsafely.
+        message = str(error)
+        if "TorchScript" in message:
+            reason = "it is a TorchScript archive"
+        elif named := re.search(r"GLOBAL ([\w.]+)", message):
+            reason = f"it holds more than tensors, {named[1]}"
+        elif "weights_only" in message or type(error) in (KeyError, EOFError, IndexError):
+            reason = "it is no checkpoint, or a damaged one"
+        else:
+            reason = (message.splitlines() or [type(error).__name__])[0]
         raise AuditError(
-            f"{path} cannot be read without executing code: {_why_unreadable(error)}; save a state "
-            "dict, `torch.save(model.state_dict(), …)`, or .safetensors"
+            f"{path} cannot be read without executing code: {reason}; save a state dict, "
+            "`torch.save(model.state_dict(), …)`, or .safetensors"
         ) from error
     return _find_state(content, path)
-
-
-def _why_unreadable(error: Exception) -> str:
-    """What is in the file; PyTorch's own message recommends loading it unsafely."""
-    message = str(error)
-    if "TorchScript" in message:
-        return "it is a TorchScript archive"
-    if named := re.search(r"GLOBAL ([\w.]+)", message):
-        return f"it holds more than tensors, {named[1]}"
-    if "weights_only" in message or type(error) in (KeyError, EOFError, IndexError):
-        return "it is no checkpoint, or a damaged one"
-    return (message.splitlines() or [type(error).__name__])[0]
 
 
 def _find_state(content: Any, path: Path) -> dict[str, Tensor]:
@@ -436,8 +421,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
     unknown = [name for name in state if name not in own]
     for words, names in (("it lacks", missing), ("it has an unknown", unknown)):
         if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            problems.append(f"{words} {names[0]}{more}")
+            problems.append(f"{words} {list_names(names, 1)}")
     if problems:
         raise AuditError(f"{path} does not fit the model: {'; '.join(problems[:3])}")
     model.load_state_dict(state, strict=False)

@@ -340,8 +340,8 @@ def run_eval_tests(model: AuditedModel, samples: Samples) -> EvalTests:
     # Seeded once and in one go: noise shows, and so does state kept between calls.
     with model.mode("eval"):
         seed_everything(model.seed)
-        one, two = (_digest(model, batch, batch.count) for _ in range(2))
-    tests = EvalTests(_first_difference(one, two), output_change(one.output, two.output))
+        repeated = [_digest(model, batch, batch.count) for _ in range(2)]
+    tests = EvalTests(*_compare(*repeated))
     mates = samples.with_other_mates()
     if mates is not None:
         *pair, rows = mates
@@ -350,17 +350,12 @@ def run_eval_tests(model: AuditedModel, samples: Samples) -> EvalTests:
             with model.mode("eval"):
                 seed_everything(model.seed)
                 digests.append(_digest(model, batch, rows))
-        tests.mates_at = _first_difference(*digests)
-        tests.mates_change = output_change(digests[0].output, digests[1].output)
+        tests.mates_at, tests.mates_change = _compare(*digests)
     return tests
 
 
-@dataclass
-class _Digest:
-    """A forward's hash per module in the order in which they end, and the output."""
-
-    hashes: list[tuple[str, int]]
-    output: Tensor
+# A forward's hash per module in the order in which they end, and the output.
+_Digest = tuple[list[tuple[str, int]], Tensor]
 
 
 def _digest(model: AuditedModel, batch: Batch, rows: int) -> _Digest:
@@ -381,13 +376,13 @@ def _digest(model: AuditedModel, batch: Batch, rows: int) -> _Digest:
     with torch.no_grad(), model.tracker.tracking(leave=leave):
         output = main_output(call(model.module, batch.inputs))
     own = part(output)
-    return _Digest(hashes, (output.detach().cpu() if own is None else own).float())
+    return hashes, (output.detach().cpu() if own is None else own).float()
 
 
-def _first_difference(a: _Digest, b: _Digest) -> str | None:
-    """The first module whose output differs between two runs; None if none does."""
-    for (name, one), (other, two) in zip(a.hashes, b.hashes, strict=False):
-        if name != other or one != two:
-            return name
-    shorter = min(len(a.hashes), len(b.hashes))
-    return None if len(a.hashes) == len(b.hashes) else a.hashes[shorter - 1][0]
+def _compare(a: _Digest, b: _Digest) -> tuple[str | None, float]:
+    """The first module whose output differs between two runs, if any, and the output's change."""
+    (ours, output), (others, other_output) = a, b
+    layer = next((one[0] for one, two in zip(ours, others, strict=False) if one != two), None)
+    if layer is None and len(ours) != len(others):
+        layer = ours[min(len(ours), len(others)) - 1][0]
+    return layer, output_change(output, other_output)

@@ -87,7 +87,11 @@ class VarianceProbe:
         for name, layer in self.layers.items():
             old, new = self._old[name], _buffers(layer)
             forwards = new[2] - old[2]
-            kept = _share_kept(layer, old[2], forwards)
+            if layer.momentum is None:  # a simple average over all batches
+                kept = old[2] / (old[2] + forwards).clamp(min=1)
+            else:
+                share = torch.as_tensor(1.0 - layer.momentum, dtype=torch.float64)
+                kept = torch.pow(share, forwards)
             # Without a forward `kept` is 1: then 0/1, and a weight of 0.
             moved = torch.where(forwards > 0, 1 - kept, torch.ones_like(kept))
             weight = forwards.clamp(min=0)
@@ -126,7 +130,13 @@ class VarianceProbe:
         epoch = len(self.metrics) + 1
         eval_pass, noisy = None, None
         if loader is not None:
-            eval_pass, noisy = self._measure(loader, unpack, batches)
+            device = next(iter(self._old.values()))[0].device
+            with preserving_random_state([loader]), run_eagerly(self.model):
+                samples = collect(loader, device, batches, unpack)
+                model = AuditedModel(self.model)
+                arriving = model.trace("train", samples.batches[0]).arriving
+                eval_pass = model.run("eval", lambda: iter(samples.batches))
+            noisy = {name for name, sources in arriving.items() if sources}
         rows = [
             self._row(epoch, index, name, eval_pass, noisy)
             for index, name in enumerate(self.layers)
@@ -137,18 +147,6 @@ class VarianceProbe:
         self.restart()
         self._began = perf_counter()
         return _frame(rows)
-
-    def _measure(
-        self, loader: Iterable[Any], unpack: Unpack, batches: int | None
-    ) -> tuple[Pass, set[str]]:
-        """An eval pass, and the layers that noise reaches in training."""
-        device = next(iter(self._old.values()))[0].device
-        with preserving_random_state([loader]), run_eagerly(self.model):
-            samples = collect(loader, device, batches, unpack)
-            model = AuditedModel(self.model)
-            arriving = model.trace("train", samples.batches[0]).arriving
-            eval_pass = model.run("eval", lambda: iter(samples.batches))
-        return eval_pass, {name for name, sources in arriving.items() if sources}
 
     def _row(
         self, epoch: int, index: int, name: str, eval_pass: Pass | None, noisy: set[str] | None
@@ -275,10 +273,3 @@ def _buffers(layer: _BatchNorm) -> list[Tensor]:
     """Copies of running mean, running variance and the number of batches, in float64."""
     buffers = (layer.running_mean, layer.running_var, layer.num_batches_tracked)
     return [b.detach().to(torch.float64, copy=True) for b in buffers if b is not None]
-
-
-def _share_kept(layer: _BatchNorm, old: Tensor, forwards: Tensor) -> Tensor:
-    """The share of the old running statistics in the new ones."""
-    if layer.momentum is None:  # a simple average over all batches
-        return old / (old + forwards).clamp(min=1)
-    return torch.pow(torch.as_tensor(1.0 - layer.momentum, dtype=torch.float64), forwards)

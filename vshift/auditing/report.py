@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from vshift.auditing.evidence import Evidence, is_usable
+from vshift.auditing.evidence import Evidence, any_trains, is_usable
 from vshift.auditing.findings import Finding
 from vshift.auditing.findings.base import list_layers
 from vshift.auditing.passes import EvalTests
@@ -233,59 +233,54 @@ article.low { border-color: #9a7d00 } code { background: #8882; padding: 0 .2rem
 def layer_rows(evidence: Evidence, findings: Sequence[Finding]) -> list[Row]:
     """One row per batch norm that ran."""
     concerned = {(f.code, name) for f in findings for name in f.evidence.get("layers", ())}
-    return [
-        _layer_row(evidence, index, name, _role(evidence, name, concerned))
-        for index, name in enumerate(evidence.layers)
-    ]
-
-
-def _role(evidence: Evidence, name: str, concerned: set[tuple[str, str]]) -> str:
-    """A finding's code only if there is such a finding about the layer."""
-    if name in evidence.explained_by:
-        code = evidence.explained_by[name]
-        return code if (code, name) in concerned else "off"
-    if name in evidence.re_estimated:
-        return "re-estimated"
-    if name in evidence.shifted:
-        return "variance_shift" if ("variance_shift", name) in concerned else "shifted"
-    if name in evidence.inheriting:
-        return "inherits"
-    if name not in evidence.running:
-        return "keeps no statistics"
-    return "frozen" if name in evidence.model.frozen else "ok"
-
-
-def _layer_row(evidence: Evidence, index: int, name: str, role: str) -> Row:
-    layer, running = evidence.layers[name], evidence.running.get(name)
-    eval_ = evidence.eval_pass.average(name)
-    local, inherited = evidence.local_ratio(name), evidence.inherited_ratio(name)
-    return {
-        "index": index,
-        "layer": name,
-        "type": type(layer).__name__,
-        "channels": layer.num_features,
-        "role": role,
-        "momentum": layer.momentum,
-        "eps": layer.eps,
-        "batches_tracked": evidence.batches_tracked(name),
-        "calls": evidence.train_stats(name).calls,
-        "values": evidence.train_stats(name).count,
-        "noise": [str(source) for source in evidence.noise_reaching(name)],
-        "train_variance": _mean_variance(evidence.train(name)),
-        "noise_off_variance": _mean_variance(evidence.noise_off_pass.average(name)),
-        "running_variance": _mean_variance(running),
-        "eval_variance": _mean_variance(eval_),
-        "shift_ratio": shift_ratio(running.variance, eval_.variance) if running and eval_ else None,
-        "local_ratio": local.value,
-        "local_ratio_se": local.error,
-        "inherited_ratio": inherited.value,
-        "inherited_ratio_se": inherited.error,
-        "distance": evidence.distance.get(name),
-        "limit": evidence.limit.get(name),
-        "eval_distance": evidence.distance_to(eval_, name)
-        if running and eval_ and is_usable(running)
-        else None,
-    }
+    rows: list[Row] = []
+    for index, (name, layer) in enumerate(evidence.layers.items()):
+        running, eval_ = evidence.running.get(name), evidence.eval_pass.average(name)
+        local, inherited = evidence.local_ratio(name), evidence.inherited_ratio(name)
+        # A finding's code only if there is such a finding about the layer.
+        role = "frozen" if name in evidence.model.frozen else "ok"
+        if name in evidence.explained_by:
+            code = evidence.explained_by[name]
+            role = code if (code, name) in concerned else "off"
+        elif name in evidence.re_estimated:
+            role = "re-estimated"
+        elif name in evidence.shifted:
+            role = "variance_shift" if ("variance_shift", name) in concerned else "shifted"
+        elif name in evidence.inheriting:
+            role = "inherits"
+        elif running is None:
+            role = "keeps no statistics"
+        row = {
+            "index": index,
+            "layer": name,
+            "type": type(layer).__name__,
+            "channels": layer.num_features,
+            "role": role,
+            "momentum": layer.momentum,
+            "eps": layer.eps,
+            "batches_tracked": evidence.batches_tracked(name),
+            "calls": evidence.train_stats(name).calls,
+            "values": evidence.train_stats(name).count,
+            "noise": [str(source) for source in evidence.noise_reaching(name)],
+            "train_variance": _mean_variance(evidence.train(name)),
+            "noise_off_variance": _mean_variance(evidence.noise_off_pass.average(name)),
+            "running_variance": _mean_variance(running),
+            "eval_variance": _mean_variance(eval_),
+            "shift_ratio": None,
+            "local_ratio": local.value,
+            "local_ratio_se": local.error,
+            "inherited_ratio": inherited.value,
+            "inherited_ratio_se": inherited.error,
+            "distance": evidence.distance.get(name),
+            "limit": evidence.limit.get(name),
+            "eval_distance": None,
+        }
+        if running and eval_:
+            row["shift_ratio"] = shift_ratio(running.variance, eval_.variance)
+            if is_usable(running):
+                row["eval_distance"] = evidence.distance_to(eval_, name)
+        rows.append(row)
+    return rows
 
 
 def _mean_variance(moments: Moments | None) -> float | None:
@@ -294,7 +289,17 @@ def _mean_variance(moments: Moments | None) -> float | None:
 
 def notes_on_unknowns(evidence: Evidence, findings: Sequence[Finding]) -> list[str]:
     """What model and loader cannot tell, and what would be needed."""
-    notes = _notes_on_inputs(evidence)
+    notes, samples, scores = [], evidence.train_samples, evidence.eval_scores
+    if samples.batch_size < 2:
+        notes.append(
+            f"the loader gives single samples; {samples.shuffled_size} of them were put together, "
+            "and whether training's batches are large enough was not judged"
+        )
+    inputs = [t for batch in evidence.samples.batches for t in tensors_of(batch.inputs)]
+    if not all(bool(t.isfinite().all()) for t in inputs if t.is_floating_point()):
+        notes.append("inputs hold inf or NaN: everything said here is said of these")
+    elif not (scores.finite or evidence.train_pass.scores.finite):
+        notes.append("outputs hold inf or NaN in training mode too, as some weights probably do")
     if functional := evidence.train_trace.functional_norms:
         notes.append(
             f"batch norm runs as a function, outside of PyTorch's modules, in "
@@ -312,7 +317,13 @@ def notes_on_unknowns(evidence: Evidence, findings: Sequence[Finding]) -> list[s
             f"the running statistics of {list_layers(evidence.re_estimated)} are those without "
             "noise, as re-estimation leaves them: they agree with eval mode there"
         )
-    if not evidence.reference and _may_have_drifted(evidence, findings):
+    # Of layers that do not train in a model that does, or of those whose cause is open.
+    frozen_layers = any_trains(evidence.model.module.parameters()) and any(
+        any_trains(evidence.layers[name].parameters(recurse=False)) is False
+        for name in evidence.judged
+    )
+    may_have_drifted = frozen_layers or any(finding.code == "stale" for finding in findings)
+    if not evidence.reference and may_have_drifted:
         notes.append(
             "whether frozen layers drifted cannot be known without an earlier checkpoint: pass "
             "reference (--reference)"
@@ -323,7 +334,6 @@ def notes_on_unknowns(evidence: Evidence, findings: Sequence[Finding]) -> list[s
         notes.append(
             "the reference has none of this model's batch norms: is it of the same network?"
         )
-    scores = evidence.eval_scores
     if scores.loss is None:
         why = f"the labels were not used ({scores.unused}): " if scores.unused else ""
         notes.append(
@@ -335,28 +345,3 @@ def notes_on_unknowns(evidence: Evidence, findings: Sequence[Finding]) -> list[s
             f"{list_layers(frozen)}"
         )
     return notes
-
-
-def _notes_on_inputs(evidence: Evidence) -> list[str]:
-    """Notes on inputs that no training would have."""
-    notes, samples = [], evidence.train_samples
-    if samples.batch_size < 2:
-        notes.append(
-            f"the loader gives single samples; {samples.shuffled_size} of them were put together, "
-            "and whether training's batches are large enough was not judged"
-        )
-    inputs = [t for batch in evidence.samples.batches for t in tensors_of(batch.inputs)]
-    if not all(bool(t.isfinite().all()) for t in inputs if t.is_floating_point()):
-        notes.append("inputs hold inf or NaN: everything said here is said of these")
-    elif not (evidence.eval_scores.finite or evidence.train_pass.scores.finite):
-        notes.append("outputs hold inf or NaN in training mode too, as some weights probably do")
-    return notes
-
-
-def _may_have_drifted(evidence: Evidence, findings: Sequence[Finding]) -> bool:
-    """Whether a layer does not train in a model that does, or a finding leaves the cause open."""
-    if any(finding.code == "stale" for finding in findings):
-        return True
-    trains = any(p.requires_grad for p in evidence.model.module.parameters())
-    own = [list(evidence.layers[n].parameters(recurse=False)) for n in evidence.judged]
-    return trains and any(ps and not any(p.requires_grad for p in ps) for ps in own)

@@ -199,7 +199,19 @@ def collect(
     Raises:
         AuditError: fewer than two batches, or batches without a tensor.
     """
-    batches = [_to_batch(*unpack(item), device) for item in islice(loader, limit)]
+    batches = []
+    for item in islice(loader, limit):
+        inputs, labels = unpack(item)
+        inputs, labels = pytree.tree_map_only(np.ndarray, torch.as_tensor, (inputs, labels))
+        inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().to(device), inputs)
+        tensors = tensors_of(inputs)
+        if not tensors or not tensors[0].ndim:
+            raise AuditError(
+                f"a batch has no input tensor [N, …], but a {type(inputs).__name__}; give "
+                "`unpack`, a function from your batch to (inputs, labels)"
+            )
+        fits = isinstance(labels, Tensor) and labels.ndim and len(labels) == len(tensors[0])
+        batches.append(Batch(inputs, labels.detach().to(device) if fits else None))
     if len(batches) < 2:
         raise AuditError(
             f"the {name} gave {pluralize(len(batches), 'batch', 'batches')}; an audit compares "
@@ -209,19 +221,6 @@ def collect(
     if samples.count < 4:
         raise AuditError(f"the {name} gave {samples.count} samples; an audit needs at least 4")
     return samples
-
-
-def _to_batch(inputs: Any, labels: Any, device: torch.device) -> Batch:
-    inputs, labels = pytree.tree_map_only(np.ndarray, torch.as_tensor, (inputs, labels))
-    inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().to(device), inputs)
-    if not tensors_of(inputs) or not tensors_of(inputs)[0].ndim:
-        raise AuditError(
-            f"a batch has no input tensor [N, …], but a {type(inputs).__name__}; give `unpack`, a "
-            "function from your batch to (inputs, labels)"
-        )
-    count = len(tensors_of(inputs)[0])
-    fits = isinstance(labels, Tensor) and labels.ndim >= 1 and len(labels) == count
-    return Batch(inputs, labels.detach().to(device) if fits else None)
 
 
 # ---- are the loader's batches random samples?
@@ -262,7 +261,7 @@ def _between_groups(features: Tensor, groups: Tensor) -> float:
 
 
 def _features(samples: Samples) -> Tensor | None:
-    """[n, F], each feature with mean 0 and variance 1; None if nothing varies."""
+    """Channel means, deviations and one-hot labels [n, F], standardized; None if none varies."""
     rows = []
     for batch in samples.batches:
         x = tensors_of(batch.inputs)[0]
@@ -271,21 +270,14 @@ def _features(samples: Samples) -> Tensor | None:
         parts = [x.mean(2), x.std(2, correction=0)] if x.shape[2] > 1 else [x[:, :, 0]]
         rows.append(torch.cat(parts, 1).cpu())
     features = torch.cat(rows)
-    labels = _one_hot_labels(samples)
-    features = features if labels is None else torch.cat([features, labels], 1)
+    labels = [batch.labels for batch in samples.batches if batch.labels is not None]
+    if len(labels) == len(samples.batches) and all(
+        rows.ndim == 1 and not rows.is_floating_point() for rows in labels
+    ):
+        classes = torch.cat(labels).long().cpu()
+        if int(classes.min()) >= 0 and int(classes.max()) < MOST_CLASSES:
+            features = torch.cat([features, F.one_hot(classes).double()], 1)
     features = features[:, features.std(0, correction=0) > 1e-12]
     if not features.numel():
         return None
     return (features - features.mean(0)) / features.std(0, correction=0)
-
-
-def _one_hot_labels(samples: Samples) -> Tensor | None:
-    labels = [batch.labels for batch in samples.batches if batch.labels is not None]
-    if len(labels) < len(samples.batches) or any(
-        rows.ndim != 1 or rows.is_floating_point() for rows in labels
-    ):
-        return None
-    classes = torch.cat(labels).long().cpu()
-    if int(classes.min()) < 0 or int(classes.max()) >= MOST_CLASSES:
-        return None
-    return F.one_hot(classes).double()

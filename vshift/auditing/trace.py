@@ -45,11 +45,9 @@ class ModuleNames:
 
     def __init__(self, model: nn.Module) -> None:
         self._names: dict[int, str] = {id(m): name for name, m in model.named_modules()}
-        self._contained = dict(self._in_containers(model))
+        self._contained: dict[int, str] = {}
         self.hidden: dict[str, nn.Module] = {}
         self.built: set[str] = set()
-
-    def _in_containers(self, model: nn.Module) -> Iterator[tuple[int, str]]:
         for owner, module in model.named_modules():
             for attribute, value in vars(module).items():
                 if attribute in ("_parameters", "_buffers", "_modules"):
@@ -58,7 +56,7 @@ class ModuleNames:
                     for inner, part in contained.named_modules():
                         if id(part) not in self._names:
                             path = f"{owner}.{attribute}{where}.{inner}"
-                            yield id(part), path.strip(".")
+                            self._contained[id(part)] = path.strip(".")
 
     def of(self, module: nn.Module, caller: str) -> str:
         """A module's name; a module that is no child is noted as hidden."""
@@ -224,23 +222,42 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         random = torch.Tag.nondeterministic_seeded in func.tags
-        device = _device(args, kwargs)
+        tensors = tensors_of((args, kwargs))
+        device = tensors[0].device if tensors else torch.device(kwargs.get("device") or "cpu")
         before = _random_state(device) if random else None
         output = func(*args, **kwargs)
-        marks = self.marks_of((args, kwargs))
-        if "batch_norm" in func._opname:
-            self._note_functional_norm(self.tracker.current)
+        marks = self.marks_of(tensors)
+        layer, is_norm = self.tracker.current, "batch_norm" in func._opname
+        # A batch norm that no module of PyTorch's runs; instance norm shares its kernel.
+        if is_norm and not (
+            layer in self.trace.calls
+            or layer in self._instance_norms
+            or layer in self.trace.functional_norms
+            or "instance_norm" in self.functions.current
+        ):
+            self.trace.functional_norms.append(layer)
         # With a rate of 0 a random operator draws nothing.
         if before is not None and (
             kwargs.get("generator") is not None or not torch.equal(before, _random_state(device))
         ):
             function = self.functions.current or func._opname
-            source = NoiseSource(self.tracker.current, function, _calling_line())
+            source = NoiseSource(layer, function, _calling_line())
             if source not in self.trace.sources:
                 self.trace.sources.append(source)
             marks = _union(marks, (source,))
-        if marks and not _uses_batch_statistics(func, args):
-            self._mark(output, marks)
+        # Normalising by the batch absorbs the noise's variance.
+        flags = [arg for arg in args if isinstance(arg, bool)]
+        absorbs = (
+            is_norm
+            and "backward" not in func._opname
+            and ("with_update" in func._opname or (bool(flags) and flags[0]))
+        )
+        if marks and not absorbs:
+            for tensor in tensors_of(output):
+                key = _storage_key(tensor)
+                if key is not None:
+                    old = self._marks[key][1] if key in self._marks else ()
+                    self._marks[key] = (tensor.untyped_storage(), _union(old, marks))
         return output
 
     def marks_of(self, tree: Any) -> tuple[NoiseSource, ...]:
@@ -251,20 +268,6 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if key in self._marks:
                     marks = _union(marks, self._marks[key][1])
         return marks
-
-    def _mark(self, tree: Any, marks: tuple[NoiseSource, ...]) -> None:
-        for tensor in tensors_of(tree):
-            key = _storage_key(tensor)
-            if key is not None:
-                old = self._marks[key][1] if key in self._marks else ()
-                self._marks[key] = (tensor.untyped_storage(), _union(old, marks))
-
-    def _note_functional_norm(self, layer: str) -> None:
-        """Note a batch norm that no module of PyTorch's runs; instance norm shares its kernel."""
-        known = layer in self.trace.calls or "instance_norm" in self.functions.current
-        noted = layer in self._instance_norms or layer in self.trace.functional_norms
-        if not known and not noted:
-            self.trace.functional_norms.append(layer)
 
     def enter(self, name: str, module: nn.Module, inputs: Any) -> None:
         if isinstance(module, _InstanceNorm):
@@ -304,20 +307,6 @@ def _storage_key(tensor: Tensor) -> int | None:
     if tensor.layout != torch.strided:
         return None
     return int(tensor.untyped_storage()._cdata)
-
-
-def _uses_batch_statistics(func: Any, args: Any) -> bool:
-    """Whether this normalises by the batch, which absorbs the noise's variance."""
-    name = func._opname
-    if "batch_norm" not in name or "backward" in name:
-        return False
-    flags = [arg for arg in args if isinstance(arg, bool)]
-    return "with_update" in name or (bool(flags) and flags[0])
-
-
-def _device(args: Any, kwargs: Any) -> torch.device:
-    tensors = tensors_of((args, kwargs))
-    return tensors[0].device if tensors else torch.device(kwargs.get("device") or "cpu")
 
 
 def _random_state(device: torch.device) -> Tensor:

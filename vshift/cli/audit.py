@@ -81,23 +81,23 @@ def audit(
     from vshift.auditing.inputs import ImageOptions
     from vshift.train.device import choose_device
 
-    options = command.AuditOptions(
-        model=model,
-        data=data,
+    result, loaded = command.run_audit(
+        model,
+        data,
         train_data=train_data,
         weights=weights,
         reference=reference,
         classes=classes,
         batches=batches,
         images=ImageOptions(batch_size, size, normalise, seed),
-        allow_noise=tuple(allow_noise or ()),
+        allow_noise=allow_noise or [],
         fail_on=fail_on,
         device=str(choose_device(device.value)),
     )
-    result, loaded = command.run_audit(options)
-    typer.echo(command.render(result, form.value))
+    forms = {"table": result.to_text, "md": result.to_markdown, "json": result.to_json}
+    typer.echo(forms[form.value]())
     if report is not None:
-        command.write_page(result, model, report)
+        command.write_file(report, "--report", result.to_html(model).encode())
     if fix is not None:
         typer.echo(command.write_fixed(result, loaded, fix, weights), err=True)
     if fail_on is not None and result.fails(fail_on):

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from vshift.auditing.evidence import Evidence
 from vshift.auditing.repairs import Repair
 from vshift.auditing.severity import SEVERITIES, Gain
+from vshift.text import list_names
 
 FAR = 0.5  # standard deviations; augmentation of training data makes up to 0.3
 RECALIBRATE = "re-estimate with `vshift.recalibrate(model, loader)` or `vshift audit --fix`"
@@ -157,8 +158,7 @@ class BufferCheck(Check):
 
 def list_layers(names: Sequence[str]) -> str:
     """Names of layers for a sentence."""
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(name or "the model" for name in names[:4]) + more
+    return list_names([name or "the model" for name in names])
 
 
 def which_layers(evidence: Evidence, layers: Sequence[str]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from vshift.auditing.findings.base import (
     which_layers,
 )
 from vshift.auditing.repairs import Repair, statistics_by_call
-from vshift.auditing.samples import Samples, tensors_of
+from vshift.auditing.samples import tensors_of
 from vshift.shift.stats import Moments
 
 SMALL_SAMPLE = 100  # n_eff below which the noise floor is above 0.1
@@ -201,17 +202,29 @@ class InputDiffers(Check):
         if not evidence.has_train_loader:
             return
         both = (evidence.samples, evidence.train_samples)
-        ours, training = map(_channel_moments, both)
-        if ours is None or training is None or ours.mean.shape != training.mean.shape:
+        inputs = [[tensors_of(batch.inputs)[0] for batch in samples.batches] for samples in both]
+        if not all(x.is_floating_point() and x.ndim >= 2 for x in chain(*inputs)):
+            return
+        ours, training = map(_channel_moments, inputs)
+        if ours.mean.shape != training.mean.shape:
             return
         distance = standardized_distance(ours, training, 1e-12)
-        shapes = [tuple(tensors_of(s.batches[0].inputs)[0].shape[1:]) for s in both]
+        shapes = [tuple(batches[0].shape[1:]) for batches in inputs]
         limit = max(OTHER_INPUTS, 4 / math.sqrt(min(s.count for s in both)))
         if not (distance > limit or shapes[0] != shapes[1]):
             return
         variance = training.variance.clamp(min=1e-12)
         ratio = float((ours.variance.mean() / training.variance.mean().clamp(min=1e-12)).sqrt())
         moved = float(((ours.mean - training.mean) / variance.sqrt()).abs().max())
+        scale = (training.variance / ours.variance.clamp(min=1e-12)).sqrt()
+        shift = training.mean - ours.mean * scale
+
+        def rescale(x: Tensor) -> Tensor:
+            if not x.is_floating_point() or x.ndim < 2 or x.shape[1] != len(scale):
+                return x
+            shape = [1, -1, *[1] * (x.ndim - 2)]
+            return (x * scale.to(x).view(shape) + shift.to(x).view(shape)).to(x.dtype)
+
         yield CandidateFinding(
             self,
             None,
@@ -221,28 +234,12 @@ class InputDiffers(Check):
             numbers={"distance": distance, "limit": limit, "shapes": [list(s) for s in shapes]},
             repair=Repair(
                 "rescaling each channel to the training loader's",
-                change_inputs=_rescale(ours, training),
+                change_inputs=partial(pytree.tree_map_only, Tensor, rescale),
             ),
         )
 
 
-def _channel_moments(samples: Samples) -> Moments | None:
-    """Of the first input, by dimension 1; None if it is not of floats."""
-    inputs = [tensors_of(batch.inputs)[0] for batch in samples.batches]
-    if not all(x.is_floating_point() and x.ndim >= 2 for x in inputs):
-        return None
+def _channel_moments(inputs: Sequence[Tensor]) -> Moments:
+    """Of inputs [N, C, …] of several batches, by channel."""
     values = torch.cat([x.double().transpose(0, 1).flatten(1).cpu() for x in inputs], 1)
     return Moments(values.mean(1), values.var(1, correction=1))
-
-
-def _rescale(ours: Moments, training: Moments) -> Callable[[Any], Any]:
-    scale = (training.variance / ours.variance.clamp(min=1e-12)).sqrt()
-    shift = training.mean - ours.mean * scale
-
-    def rescale(x: Tensor) -> Tensor:
-        if not x.is_floating_point() or x.ndim < 2 or x.shape[1] != len(scale):
-            return x
-        shape = [1, -1, *[1] * (x.ndim - 2)]
-        return (x * scale.to(x).view(shape) + shift.to(x).view(shape)).to(x.dtype)
-
-    return lambda inputs: pytree.tree_map_only(Tensor, rescale, inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 
@@ -87,20 +87,23 @@ class Drift(BufferCheck):
     )
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
-        reference = {
-            name: moments
-            for name in evidence.running
-            if (moments := evidence.reference_moments(name)) is not None
-            and _has_reference_parameters(evidence, name)
-        }
-        distances = {name: evidence.distance_to(m, name) for name, m in reference.items()}
-        layers = [
-            name
-            for name, distance in distances.items()
-            if not distance <= 0.1 and name not in evidence.explained_by  # NaN is far too
-        ]
-        if not layers:
+        reference, distances = {}, {}
+        for name in evidence.running:
+            moments = evidence.reference_moments(name)
+            parameters = dict(evidence.layers[name].named_parameters(recurse=False))
+            same = parameters and all(
+                (old := evidence.reference.get(f"{name}.{key}")) is not None
+                and torch.equal(old.cpu(), parameter.detach().cpu())
+                for key, parameter in parameters.items()
+            )
+            if moments is None or not same or name in evidence.explained_by:
+                continue
+            distance = evidence.distance_to(moments, name)
+            if not distance <= 0.1:  # NaN is far too
+                reference[name], distances[name] = moments, distance
+        if not distances:
             return
+        layers = list(distances)
         evidence.claim(layers, self.code)
         worst = max(layers, key=lambda n: distances[n])
         yield CandidateFinding(
@@ -110,20 +113,9 @@ class Drift(BufferCheck):
             f"the reference's, and the running statistics are not: {distances[worst]:.2g} standard "
             f"deviations apart at {worst or 'it'}.",
             layers,
-            {"distances": {n: distances[n] for n in layers}},
-            Repair(
-                "restoring the reference's buffers", statistics={n: reference[n] for n in layers}
-            ),
+            {"distances": distances},
+            Repair("restoring the reference's buffers", statistics=reference),
         )
-
-
-def _has_reference_parameters(evidence: Evidence, name: str) -> bool:
-    parameters = dict(evidence.layers[name].named_parameters(recurse=False))
-    return bool(parameters) and all(
-        (old := evidence.reference.get(f"{name}.{key}")) is not None
-        and torch.equal(old.cpu(), parameter.detach().cpu())
-        for key, parameter in parameters.items()
-    )
 
 
 class Stale(BufferCheck):
@@ -189,7 +181,12 @@ class VarianceBelowEps(Check):
     advice = "set eps to the value of training; 1e-3 and 1e-5 are both usual"
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
-        shares = _shares_below_eps(evidence)
+        shares = {}  # by layer, of the live channels
+        for name in evidence.judged:
+            alive = evidence.train(name).variance > 1e-12
+            below = (evidence.running[name].variance < evidence.layers[name].eps) & alive
+            if alive.any() and float(below.sum() / alive.sum()) > 0.05:
+                shares[name] = float(below.sum() / alive.sum())
         if not shares:
             return
         worst = max(shares, key=lambda n: shares[n])
@@ -209,14 +206,3 @@ class VarianceBelowEps(Check):
             },
             Repair(f"eps = {other:g}", changes=[set_eps(dict.fromkeys(shares, other))]),
         )
-
-
-def _shares_below_eps(evidence: Evidence) -> Mapping[str, float]:
-    """By layer the fraction of live channels whose running variance is below eps, above 5 %."""
-    shares = {}
-    for name in evidence.judged:
-        alive = evidence.train(name).variance > 1e-12
-        below = (evidence.running[name].variance < evidence.layers[name].eps) & alive
-        if alive.any() and float(below.sum() / alive.sum()) > 0.05:
-            shares[name] = float(below.sum() / alive.sum())
-    return shares

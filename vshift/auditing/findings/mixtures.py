@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,18 +41,20 @@ class _InitialValues(BufferCheck):
     of_low_momentum: ClassVar[bool]
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
-        shares = {
-            name: share
-            for name, share in _initial_shares(evidence).items()
-            if _is_low(evidence.layers[name].momentum) == self.of_low_momentum
-        }
+        shares = {}
+        for name, share in _initial_shares(evidence).items():
+            momentum = evidence.layers[name].momentum
+            if (momentum is not None and momentum < LOW_MOMENTUM) == self.of_low_momentum:
+                shares[name] = share
         if not shares:
             return
         worst = max(shares, key=lambda n: shares[n])
         tracked, momentum = evidence.batches_tracked(worst), evidence.layers[worst].momentum
-        batches = "an unknown number of batches"
-        if tracked is not None:
-            batches = pluralize(tracked, "batch", "batches")
+        batches = (
+            "an unknown number of batches"
+            if tracked is None
+            else pluralize(tracked, "batch", "batches")
+        )
         yield self.candidate(
             evidence,
             list(shares),
@@ -85,38 +88,36 @@ class InitialBias(_InitialValues):
     of_low_momentum = False
 
 
-def _is_low(momentum: float | None) -> bool:
-    return momentum is not None and momentum < LOW_MOMENTUM
-
-
 def _initial_shares(evidence: Evidence) -> dict[str, float]:
-    """By layer; not if most layers that tracked as many batches show something else."""
+    """The share of the initial values by layer, where that explains the layer.
+
+    Not if most layers that tracked as many batches show something else.
+    """
     alike: dict[object, list[str]] = {}
     for name in evidence.unexplained():
         key = (evidence.layers[name].momentum, evidence.batches_tracked(name))
         alike.setdefault(key, []).append(name)
     shares: dict[str, float] = {}
     for names in alike.values():
-        found = {n: w for n in names if (w := _initial_share(evidence, n)) is not None}
-        shares |= found if 2 * len(found) >= len(names) else {}
+        found = {}
+        for name in names:
+            train = evidence.train(name)
+            initial = Moments(torch.zeros_like(train.mean), torch.ones_like(train.variance))
+            share, explained = _fit(
+                _standardize(evidence.running[name], train), _standardize(initial, train)
+            )
+            momentum, tracked = evidence.layers[name].momentum, evidence.batches_tracked(name)
+            if momentum is not None and tracked:
+                expected = (1 - momentum) ** tracked
+                # More than is left after that many batches is something else, like old buffers.
+                fits = expected > 0.01 and explained > 0.5 and share < MARGIN * expected + 0.05
+            else:
+                fits = not tracked and explained > 0.9
+            if fits and 0.01 < share < 1.05:
+                found[name] = share
+        if 2 * len(found) >= len(names):
+            shares |= found
     return shares
-
-
-def _initial_share(evidence: Evidence, name: str) -> float | None:
-    """The share of the initial values, if that explains the layer."""
-    train = evidence.train(name)
-    initial = Moments(torch.zeros_like(train.mean), torch.ones_like(train.variance))
-    share, explained = _fit(
-        _standardize(evidence.running[name], train), _standardize(initial, train)
-    )
-    momentum, tracked = evidence.layers[name].momentum, evidence.batches_tracked(name)
-    if momentum is not None and tracked:
-        expected = (1 - momentum) ** tracked
-        # More than is left of them after that many batches is something else, such as old buffers.
-        fits = expected > 0.01 and explained > 0.5 and share < MARGIN * expected + 0.05
-    else:
-        fits = not tracked and explained > 0.9
-    return share if fits and 0.01 < share < 1.05 else None
 
 
 # ---- dummy inputs
@@ -146,10 +147,6 @@ class _Mixture:
     forwards: float
     explained: float
 
-    @property
-    def is_clear(self) -> bool:
-        return self.explained > CLEAR and self.share > 0.02 and self.forwards <= MOST_FORWARDS
-
 
 class Polluted(BufferCheck):
     """A mixture of what training shows and what dummy inputs give, the same in all layers."""
@@ -171,7 +168,6 @@ class Polluted(BufferCheck):
         if mixture is None:
             return
         note = harmless_note(evidence, layers)
-        drop = mixture.explained < EXACT and bool(note)
         yield self.candidate(
             evidence,
             layers,
@@ -179,8 +175,8 @@ class Polluted(BufferCheck):
             f"{100 * (1 - mixture.share):.0f} % training data and {100 * mixture.share:.0f} % "
             f"{mixture.inputs}, as {pluralize(max(1, round(mixture.forwards)), 'forward')} in "
             f"train mode would leave ({100 * mixture.explained:.0f} % of the deviation explained).",
-            drop_if_no_gain=drop,
-            note_if_dropped=note if drop else "",
+            drop_if_no_gain=mixture.explained < EXACT and bool(note),
+            note_if_dropped=note,
             inputs=mixture.inputs,
             share=mixture.share,
             forwards=mixture.forwards,
@@ -196,12 +192,20 @@ def _find_mixture(evidence: Evidence) -> _Mixture | None:
         for n in evidence.judged
         if n not in evidence.explained_by and n not in evidence.re_estimated
     ]
-    dummies = {inputs: _dummy_moments(evidence, every, inputs) for inputs in DUMMIES}
+    dummies = {}
+    for inputs, make in DUMMIES.items():
+        with evidence.model.mode("train"):
+            found = run_pass(
+                evidence.model,
+                lambda: iter([evidence.train_samples.first()]),
+                change_inputs=partial(pytree.tree_map_only, Tensor, make),
+            )
+        dummies[inputs] = {n: found.stats[n].average() for n in every if n in found.stats}
     best = max(
         (_fit_share(evidence, inputs, moments) for inputs, moments in dummies.items()),
         key=lambda mixture: mixture.explained,
     )
-    if best.is_clear:
+    if best.explained > CLEAR and best.share > 0.02 and best.forwards <= MOST_FORWARDS:
         return best
     # Says more than least squares if training itself left some deviation, or if the dummies'
     # batches were of another size, which deep layers notice.
@@ -212,21 +216,6 @@ def _find_mixture(evidence: Evidence) -> _Mixture | None:
         if (mixture := _remove_forwards(evidence, inputs, moments, forwards)) is not None
     ]
     return max(counted, key=lambda mixture: mixture.explained, default=None)
-
-
-def _dummy_moments(evidence: Evidence, layers: list[str], inputs: str) -> dict[str, Moments]:
-    """What a batch of such inputs shows at these layers."""
-
-    def to_dummies(tree: Any) -> Any:
-        return pytree.tree_map_only(Tensor, DUMMIES[inputs], tree)
-
-    with evidence.model.mode("train"):
-        found = run_pass(
-            evidence.model,
-            lambda: iter([evidence.train_samples.first()]),
-            change_inputs=to_dummies,
-        )
-    return {name: found.stats[name].average() for name in layers if name in found.stats}
 
 
 def _fit_share(evidence: Evidence, inputs: str, dummies: Mapping[str, Moments]) -> _Mixture:
@@ -265,22 +254,18 @@ def _remove_forwards(
     if not left or not any(evidence.distance[name] > 0 for name in left):
         return None
     first = next(iter(left))
-    rest = _rms_over_limits(evidence, left) / _rms_over_limits(
-        evidence, {name: evidence.distance[name] for name in left}
+    # Root mean squares over layers, in units of their limits.
+    rms_left, rms_before = (
+        math.sqrt(sum((d[n] / evidence.limit[n]) ** 2 for n in left) / len(left))
+        for d in (left, evidence.distance)
     )
+    rest = rms_left / rms_before
     fits = (
         left[first] <= LEFT_AT_FIRST * evidence.distance[first]
         and all(left[name] <= LEFT_AT_WORST * evidence.limit[name] for name in left)
         and rest <= LEFT
     )
     return _Mixture(inputs, shares[first], float(forwards), 1 - rest**2) if fits else None
-
-
-def _rms_over_limits(evidence: Evidence, distances: Mapping[str, float]) -> float:
-    """Root mean square over layers of distances in units of their limits."""
-    return math.sqrt(
-        sum((d / evidence.limit[n]) ** 2 for n, d in distances.items()) / len(distances)
-    )
 
 
 # ---- least squares

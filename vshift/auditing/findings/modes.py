@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from vshift.auditing.evidence import Evidence
 from vshift.auditing.findings.base import CandidateFinding, Check, list_layers
 from vshift.auditing.repairs import Repair, eval_hidden, set_mode
 from vshift.auditing.severity import format_change, severity_of_change
+from vshift.text import pluralize
+
+COUNTED = ("batch norm is", "batch norms are")
 
 
 class BNWrongMode(Check):
@@ -24,7 +27,7 @@ class BNWrongMode(Check):
             yield CandidateFinding(
                 self,
                 layers[0],
-                f"After model.eval() {_count_norms(layers)} still in training mode "
+                f"After model.eval() {pluralize(len(layers), *COUNTED)} still in training mode "
                 f"({list_layers(layers)}): every forward normalises by its own batch and moves the "
                 "buffers.",
                 layers,
@@ -55,16 +58,13 @@ class BNOutOfReach(Check):
             yield CandidateFinding(
                 self,
                 layers[0],
-                f"{_count_norms(layers)} not among the model's modules ({list_layers(layers)}), so "
-                "eval() does not reach them and no checkpoint holds them.",
+                f"{pluralize(len(layers), *COUNTED)} not among the model's modules "
+                f"({list_layers(layers)}), so eval() does not reach them and no checkpoint holds "
+                "them.",
                 layers,
                 {"made_in_forward": bool(built)},
                 Repair("putting them into eval mode", changes=changes),
             )
-
-
-def _count_norms(layers: Sequence[str]) -> str:
-    return f"{len(layers)} batch norm{'s are' if len(layers) > 1 else ' is'}"
 
 
 class BatchDependent(Check):
@@ -82,15 +82,12 @@ class BatchDependent(Check):
         where, norms = evidence.tests.mates_at, evidence.model.norms
         if where is None:
             return
-        layers = [
-            name
-            for name in evidence.eval_trace.calls
-            if name in norms and norms[name].running_var is None
-        ]
+        ran = [name for name in evidence.eval_trace.calls if name in norms]
+        layers = [name for name in ran if norms[name].running_var is None]
         layers += [
             name
-            for name in evidence.eval_trace.calls
-            if getattr(norms.get(name), "evaluate", "") == "batch" and name not in layers
+            for name in ran
+            if getattr(norms[name], "evaluate", "") == "batch" and name not in layers
         ]
         in_wrong_mode = where in evidence.still_training or (
             where in evidence.model.names.hidden and where in norms

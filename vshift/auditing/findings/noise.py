@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
@@ -18,7 +18,6 @@ from vshift.auditing.repairs import Repair, eval_hidden, scale_outputs, set_mode
 from vshift.auditing.samples import call, tensors_of
 from vshift.auditing.severity import format_change, severity_of_change
 from vshift.auditing.trace import SILENCEABLE, NoiseSource
-from vshift.shift.stats import Estimate
 from vshift.text import pluralize
 
 DRAWS = 32  # of a noise layer, to see its mean
@@ -169,7 +168,11 @@ class NoiseScale(Check):
         scales = {}
         for source in evidence.train_trace.sources:
             module = modules.get(source.layer)
-            if source.layer not in random_in_eval and module is not None and _is_custom(module):
+            if source.layer in random_in_eval or module is None:
+                continue
+            # Noise and nothing else, and not PyTorch's own.
+            is_leaf = not [*module.children(), *module.parameters()]
+            if is_leaf and not type(module).__module__.startswith("torch.nn."):
                 scale = _mean_scale(evidence, module)
                 if scale is not None:
                     scales[source.layer] = scale
@@ -184,12 +187,6 @@ class NoiseScale(Check):
                 {"training_over_eval": scales},
                 Repair("scaling its output in eval mode likewise", changes=[scale_outputs(scales)]),
             )
-
-
-def _is_custom(module: nn.Module) -> bool:
-    """Whether a module is noise and nothing else, and not PyTorch's own."""
-    is_leaf = next(module.children(), None) is None and next(module.parameters(), None) is None
-    return is_leaf and not type(module).__module__.startswith("torch.nn.")
 
 
 def _mean_scale(evidence: Evidence, module: nn.Module) -> float | None:
@@ -247,7 +244,14 @@ class VarianceShift(Check):
         all_noise = [str(source) for n in shifted for source in evidence.noise_reaching(n)]
         local, inherited = shifted[worst], evidence.inherited_ratio(worst).value
         inheriting = evidence.inheriting
-        more = _others_shifted(shifted, worst)
+        same = sum((ratio.value > 1) == (local.value > 1) for ratio in shifted.values()) - 1
+        more = ""
+        for count, which, how in (
+            (same, "further", "likewise"), (len(shifted) - 1 - same, "other", "the other way")
+        ):  # fmt: skip
+            if count:
+                more += f" {pluralize(count, f'{which} layer is', f'{which} layers are')}"
+                more += f" shifted {how}."
         if inheriting:
             verb = "inherits" if len(inheriting) == 1 else "inherit"
             more += f" {list_layers(inheriting)} only {verb} a shift."
@@ -275,17 +279,3 @@ class VarianceShift(Check):
                 },
             ),
         )
-
-
-def _others_shifted(shifted: Mapping[str, Estimate], worst: str) -> str:
-    """How many other layers noise shifts the same way, and how many the other way."""
-    is_up = shifted[worst].value > 1
-    same = sum((ratio.value > 1) == is_up for ratio in shifted.values()) - 1
-    text = ""
-    for count, which, how in (
-        (same, "further", "likewise"), (len(shifted) - 1 - same, "other", "the other way")
-    ):  # fmt: skip
-        if count:
-            verb = "is" if count == 1 else "are"
-            text += f" {pluralize(count, f'{which} layer')} {verb} shifted {how}."
-    return text

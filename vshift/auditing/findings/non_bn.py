@@ -68,14 +68,20 @@ class SpectralNorm(Check):
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         ratios: dict[str, float] = {}
         buffers: dict[str, Tensor] = {}
-        for name, weight, left, right in _spectral_norms(evidence.model.module):
-            matrix, u, v = (t.detach().double() for t in (weight, left[1], right[1]))
+        model = evidence.model.module
+        for name, weight, left, right in _spectral_norms(model):
+            tensors = (weight, model.get_buffer(left), model.get_buffer(right))
+            matrix, u, v = (t.detach().double() for t in tensors)
             used = float(u @ matrix @ v)
-            u, v = _singular_vectors(matrix)
+            # The vectors of the largest singular value, by power iteration from the largest row.
+            v = matrix[int(matrix.norm(dim=1).argmax())].clone()
+            for _ in range(POWER_STEPS):
+                u = nn.functional.normalize(matrix @ v, dim=0)
+                v = nn.functional.normalize(matrix.T @ u, dim=0)
             ratio = float(u @ matrix @ v) / used if used else math.inf
             if not 0 < ratio < WRONG_NORM:
                 ratios[name] = ratio
-                buffers |= {left[0]: u, right[0]: v}
+                buffers |= {left: u, right: v}
         if ratios:
             worst = max(ratios, key=lambda n: abs(ratios[n]))
             yield CandidateFinding(
@@ -89,38 +95,19 @@ class SpectralNorm(Check):
             )
 
 
-_NamedVector = tuple[str, Tensor]
-
-
-def _spectral_norms(
-    model: nn.Module,
-) -> Iterator[tuple[str, Tensor, _NamedVector, _NamedVector]]:
-    """(module, weight [out, in], (buffer's name, u [out]), (name, v [in])), both styles."""
+def _spectral_norms(model: nn.Module) -> Iterator[tuple[str, Tensor, str, str]]:
+    """(module, weight [out, in], names of the buffers u [out] and v [in]), both styles."""
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, _SpectralNormHook):
                 weight = hook.reshape_weight_to_matrix(getattr(module, f"{hook.name}_orig"))
-                u, v = (
-                    (f"{prefix}{hook.name}_{end}", getattr(module, f"{hook.name}_{end}"))
-                    for end in "uv"
-                )
-                yield name, weight, u, v
+                yield name, weight, f"{prefix}{hook.name}_u", f"{prefix}{hook.name}_v"
         if isinstance(module, _SpectralNorm) and hasattr(module, "_u"):
             original = model.get_parameter(f"{name.rpartition('.')[0]}.original")
             weight = module._reshape_weight_to_matrix(original)
             owner = name.rpartition("parametrizations.")[0].removesuffix(".")
-            yield owner, weight, (f"{prefix}_u", module._u), (f"{prefix}_v", module._v)
-
-
-def _singular_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """The vectors of the largest singular value, by power iteration from the largest row."""
-    v = matrix[int(matrix.norm(dim=1).argmax())].clone()
-    u = matrix @ v
-    for _ in range(POWER_STEPS):
-        u = nn.functional.normalize(matrix @ v, dim=0)
-        v = nn.functional.normalize(matrix.T @ u, dim=0)
-    return u, v
+            yield owner, weight, f"{prefix}_u", f"{prefix}_v"
 
 
 class OutputNonFinite(Check):
@@ -139,7 +126,19 @@ class OutputNonFinite(Check):
             return
         if "nonfinite" in evidence.explained_by.values():
             return
-        layer = _first_nonfinite(evidence)
+        names: list[str] = []
+
+        def leave(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+            parts = [t for t in tensors_of(output) if t.is_floating_point()]
+            if not all(t.isfinite().all() for t in parts):
+                names.append(name)
+
+        with evidence.model.mode("eval"), evidence.model.tracker.tracking(leave=leave):
+            for batch in evidence.samples.shuffled():
+                call(evidence.model.module, batch.inputs)
+                if names:
+                    break
+        layer = names[0] if names else ""
         yield CandidateFinding(
             self,
             layer,
@@ -148,20 +147,3 @@ class OutputNonFinite(Check):
             [layer],
             severity="high",
         )
-
-
-def _first_nonfinite(evidence: Evidence) -> str:
-    """The first module in eval mode whose output is not finite; empty for the model."""
-    names: list[str] = []
-
-    def leave(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        parts = [t for t in tensors_of(output) if t.is_floating_point()]
-        if not all(t.isfinite().all() for t in parts):
-            names.append(name)
-
-    with evidence.model.mode("eval"), evidence.model.tracker.tracking(leave=leave):
-        for batch in evidence.samples.shuffled():
-            call(evidence.model.module, batch.inputs)
-            if names:
-                break
-    return names[0] if names else ""
