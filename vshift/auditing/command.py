@@ -28,7 +28,7 @@ from vshift.auditing.severity import SEVERITIES
 from vshift.errors import VShiftError
 from vshift.text import pluralize
 
-# What PyTorch's messages mean for somebody who has a model and a loader.
+# PyTorch's messages, and what to do about them with a model and a loader.
 _ADVICE = (
     ("unexpected keyword|missing .* required", "a batch that is a mapping gives its entries by "
      "name, without `label`, `labels`, `target` and `targets`"),
@@ -132,7 +132,7 @@ def write_fixed(result: Audit, model: nn.Module, path: Path, weights: Path | Non
         return f"{path} was not written: no change of buffers that it could hold gained anything"
     prefix = "" if weights is None else find_prefix(read_state(weights), state)
     named = {prefix + name: tensor.contiguous() for name, tensor in state.items()}
-    # Not save_file, which leaves a file that nobody else may read.
+    # Not save_file, whose file only the owner may read.
     write_file(path, "--fix", save(named))
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in changed))
     count = pluralize(len(layers), "layer")

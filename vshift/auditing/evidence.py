@@ -29,7 +29,7 @@ from vshift.auditing.passes import (
 from vshift.auditing.samples import Samples, order_effect
 from vshift.auditing.severity import Scores
 from vshift.auditing.trace import NoiseSource
-from vshift.shift.stats import Estimate, Moments, jackknife
+from vshift.shift.stats import Estimate, Moments, jackknife, to_float64
 
 RELEVANT_CHANGE = 0.05  # relative change of a variance that is worth reporting
 
@@ -168,7 +168,7 @@ class Evidence:
         )
         if mean is None or variance is None or mean.shape != self.running[name].mean.shape:
             return None
-        return Moments(mean.detach().double().cpu(), variance.detach().double().cpu())
+        return Moments(to_float64(mean), to_float64(variance))
 
     def has_reference_statistics(self, name: str) -> bool:
         """Whether a layer's running mean is still the reference's, bit for bit."""
@@ -295,9 +295,7 @@ def running_moments(layer: _BatchNorm) -> Moments | None:
     """A layer's running statistics, float64 on the CPU; None if it keeps none."""
     if layer.running_mean is None or layer.running_var is None:
         return None
-    return Moments(
-        layer.running_mean.detach().double().cpu(), layer.running_var.detach().double().cpu()
-    )
+    return Moments(to_float64(layer.running_mean), to_float64(layer.running_var))
 
 
 def is_usable(moments: Moments) -> bool:

@@ -1,4 +1,4 @@
-"""An exported program (.pt2) as a model that an audit can look into.
+"""An exported program (.pt2) as a model whose layers an audit can see.
 
 `torch.export` turns layers into calls of operators. Those of batch norm and dropout are turned back
 into modules that share the program's tensors, so that they have a mode again.

@@ -19,7 +19,7 @@ _SWITCHES = ("momentum", "eps", "evaluate", "track_running_stats")
 
 
 def check_usable(model: nn.Module) -> None:
-    """Refuse a model that hooks cannot look into, or whose tensors hold no values.
+    """Refuse a model that hooks cannot observe, or whose tensors hold no values.
 
     Raises:
         AuditError: TorchScript, a lazy module that has not run yet, tensors on the meta device.
@@ -28,7 +28,7 @@ def check_usable(model: nn.Module) -> None:
         where = f" at {name}" if name else ""
         if isinstance(module, torch.jit.ScriptModule):
             raise AuditError(
-                f"a TorchScript module{where} cannot be looked into; give the module that it was "
+                f"a TorchScript module{where} cannot be inspected; give the module that it was "
                 "made from, or an exported program (.pt2)"
             )
         for tensor in [*module._parameters.values(), *module._buffers.values()]:

@@ -151,7 +151,7 @@ def call_in_file(spec: str) -> Any:
 
 @contextmanager
 def _running_user_code(what: str) -> Iterator[None]:
-    """Turn whatever the user's code raises, an exit included, into a message of one line."""
+    """Turn an exception or exit of the user's code into an AuditError of one line."""
     arguments, sys.argv = sys.argv, [what.rpartition(":")[0] or what]
     try:
         yield
@@ -322,14 +322,14 @@ def _batches(dataset: Any, options: ImageOptions) -> DataLoader[Any]:
 
 # ---- weights
 
-# What training loops put around a state dict, the most usual first.
+# Keys under which training loops save a state dict, the most common first.
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """A state dict from .safetensors or from what torch.save wrote, on the CPU.
 
-    A dict around it is looked into: at the usual keys, or if a single entry holds tensors.
+    A nested one is found under the usual keys, or if a single entry holds tensors.
 
     Raises:
         AuditError: missing, damaged, or holding more than tensors and plain containers, whose

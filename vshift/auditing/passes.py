@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vshift.auditing.guard import SavedState, seed_everything
 from vshift.auditing.samples import AuditError, Batch, Samples, call, main_output, tensors_of
 from vshift.auditing.severity import Loss, Scorer, Scores, output_change
-from vshift.auditing.trace import ModuleNames, ModuleTracker, Trace, trace
+from vshift.auditing.trace import ModuleTracker, Trace, trace
 from vshift.shift.stats import Moments, batch_moments
 
 # What a model raises that cannot be run in training mode on inputs alone.
@@ -49,11 +49,10 @@ class AuditedModel:
     def __init__(self, module: nn.Module, seed: int = 0, loss: Loss | None = None) -> None:
         self.module, self.seed, self.loss = module, seed, loss
         self.saved = SavedState(module)
-        self.names = ModuleNames(module)
-        self.tracker = ModuleTracker(self.names, self.saved)
+        self.tracker = ModuleTracker(module, self.saved)
         self.leaves_only = False
         self.notes: list[str] = []
-        # A model given in training mode with some BN in eval mode: somebody froze those by hand.
+        # BN in eval mode in a model given in training mode were frozen by hand.
         frozen = self._norms_in_eval() if module.training else set()
         try:
             module.train()
@@ -67,7 +66,7 @@ class AuditedModel:
     @property
     def modules(self) -> dict[str, nn.Module]:
         """Every module by name, including those that eval() does not reach."""
-        return dict(self.module.named_modules()) | self.names.hidden
+        return dict(self.module.named_modules()) | self.tracker.hidden
 
     @property
     def norms(self) -> dict[str, _BatchNorm]:

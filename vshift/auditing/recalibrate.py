@@ -73,7 +73,7 @@ def recalibrate(
 
 
 class _Called(nn.Module):
-    """Gives the model its inputs the way it takes them: as one, as several, or by keyword."""
+    """Passes a batch on as one argument, as several, or by keyword."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

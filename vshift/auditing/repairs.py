@@ -19,8 +19,8 @@ from vshift.auditing.trace import Silenced
 from vshift.networks.norm import BatchNorm
 from vshift.shift.stats import Moments
 
-# Changes a model that is in eval mode. Parameters, buffers and modes are restored by the model;
-# whatever else has to be undone goes on the stack.
+# Changes a model that is in eval mode. The model restores parameters, buffers and modes; anything
+# else to undo goes on the stack.
 Change = Callable[[AuditedModel, ExitStack], None]
 
 

@@ -137,7 +137,7 @@ class Audit:
         return escape_lines("\n".join(parts))
 
     def to_html(self, title: str) -> str:
-        """The same as one HTML file: no script, and nothing loaded from anywhere."""
+        """The same as one self-contained HTML file without scripts."""
         heading = f"Audit of {_html(title)}"
         findings = "".join(
             f'<article class="{finding.severity}"><h3>{_html(finding.title)}'
@@ -297,7 +297,7 @@ def notes_on_unknowns(evidence: Evidence, findings: Sequence[Finding]) -> list[s
         )
     inputs = [t for batch in evidence.samples.batches for t in tensors_of(batch.inputs)]
     if not all(bool(t.isfinite().all()) for t in inputs if t.is_floating_point()):
-        notes.append("inputs hold inf or NaN: everything said here is said of these")
+        notes.append("inputs hold inf or NaN, and all results include them")
     elif not (scores.finite or evidence.train_pass.scores.finite):
         notes.append("outputs hold inf or NaN in training mode too, as some weights probably do")
     if functional := evidence.train_trace.functional_norms:

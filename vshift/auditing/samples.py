@@ -170,7 +170,7 @@ class Samples:
 
 
 def _join(batches: list[Batch]) -> Batch | None:
-    """All batches as one; None if their shapes, types or structures differ."""
+    """All batches concatenated; None if their shapes, types or structures differ."""
     shapes = {tuple((t.shape[1:], t.dtype) for t in tensors_of(b.inputs)) for b in batches}
     aligned = all(t.ndim and len(t) == b.count for b in batches for t in tensors_of(b.inputs))
     structures = {str(pytree.tree_structure(batch.inputs)) for batch in batches}

@@ -1,4 +1,4 @@
-"""Scores of a pass, and severity: what a repair measurably gives back."""
+"""Scores of a pass, and severity: what a repair measurably gains."""
 
 from __future__ import annotations
 

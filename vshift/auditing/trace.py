@@ -34,20 +34,24 @@ Enter = Callable[[str, nn.Module, Any], None]
 Leave = Callable[[str, nn.Module, Any, Any], None]
 
 
-class ModuleNames:
-    """Names of a model's modules, including those that `model.modules()` does not reach.
+class ModuleTracker:
+    """The stack of running modules, with callbacks when a module is entered and left.
 
     Attributes:
-        hidden: modules that run but are no children, by name: in plain lists, tuples and dicts, or
-            made or fetched during a forward.
+        hidden: modules that run but are no children of the model, by name: in plain lists, tuples
+            and dicts, or made or fetched during a forward.
         built: those of them that were made during a forward.
+        eval_hidden: put hidden modules into eval mode as they are entered.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._names: dict[int, str] = {id(m): name for name, m in model.named_modules()}
-        self._contained: dict[int, str] = {}
+    def __init__(self, model: nn.Module, saved: SavedState) -> None:
+        self.saved = saved
+        self.stack: list[str] = []
         self.hidden: dict[str, nn.Module] = {}
         self.built: set[str] = set()
+        self.eval_hidden = False
+        self._names: dict[int, str] = {id(m): name for name, m in model.named_modules()}
+        self._contained: dict[int, str] = {}  # names of modules in lists, tuples and dicts
         for owner, module in model.named_modules():
             for attribute, value in vars(module).items():
                 if attribute in ("_parameters", "_buffers", "_modules"):
@@ -58,63 +62,33 @@ class ModuleNames:
                             path = f"{owner}.{attribute}{where}.{inner}"
                             self._contained[id(part)] = path.strip(".")
 
-    def of(self, module: nn.Module, caller: str) -> str:
-        """A module's name; a module that is no child is noted as hidden."""
-        if id(module) in self._names:
-            return self._names[id(module)]
-        name = self._contained.get(id(module))
-        if name is None:
-            # Made during the forward, as far as one can see; the object may be gone afterwards.
-            name = f"{caller}.<{type(module).__name__}>".strip(".")
-            self.built.add(name)
-        self.hidden[name] = module
-        return name
-
-    def knows(self, module: nn.Module) -> bool:
-        return id(module) in self._names
-
-
-def _modules_in(value: Any, where: str = "", depth: int = 3) -> Iterator[tuple[str, nn.Module]]:
-    if isinstance(value, nn.Module):
-        yield where, value
-    elif depth and isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            yield from _modules_in(item, f"{where}[{i}]", depth - 1)
-    elif depth and isinstance(value, dict):
-        for key, item in value.items():
-            yield from _modules_in(item, f"{where}[{key!r}]", depth - 1)
-
-
-class ModuleTracker:
-    """The stack of running modules, with callbacks when a module is entered and left.
-
-    Attributes:
-        eval_hidden: put modules that are no children into eval mode as they are entered.
-    """
-
-    def __init__(self, names: ModuleNames, saved: SavedState) -> None:
-        self.names, self.saved = names, saved
-        self.stack: list[str] = []
-        self.eval_hidden = False
-
     @property
     def current(self) -> str:
         """The innermost running module; an empty string for the model itself or none."""
         return self.stack[-1] if self.stack else ""
+
+    def _enter_hidden(self, module: nn.Module) -> str:
+        """Note a module that is no child, and give it a name."""
+        name = self._contained.get(id(module))
+        if name is None:
+            # Probably made during the forward; the object may be gone afterwards.
+            name = f"{self.current}.<{type(module).__name__}>".strip(".")
+            self.built.add(name)
+        self.hidden[name] = module
+        self.saved.add(module)
+        # Containers keep their mode: it decides nothing, or a custom forward's branch.
+        is_leaf = isinstance(module, _BatchNorm) or next(module.children(), None) is None
+        if self.eval_hidden and is_leaf:
+            module.training = False
+        return name
 
     @contextmanager
     def tracking(self, enter: Enter | None = None, leave: Leave | None = None) -> Iterator[None]:
         """Call enter(name, module, inputs) and leave(name, module, inputs, output)."""
 
         def before(module: nn.Module, inputs: Any) -> None:
-            name = self.names.of(module, self.current)
-            if not self.names.knows(module):
-                self.saved.add(module)
-                # Containers keep their mode: it decides nothing, or a custom forward's branch.
-                if self.eval_hidden and (
-                    isinstance(module, _BatchNorm) or next(module.children(), None) is None
-                ):
-                    module.training = False
+            name = self._names.get(id(module))
+            name = self._enter_hidden(module) if name is None else name
             self.stack.append(name)
             if enter is not None:
                 enter(name, module, inputs)
@@ -133,6 +107,17 @@ class ModuleTracker:
             first.remove()
             second.remove()
             self.stack.clear()
+
+
+def _modules_in(value: Any, where: str = "", depth: int = 3) -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(value, nn.Module):
+        yield where, value
+    elif depth and isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _modules_in(item, f"{where}[{i}]", depth - 1)
+    elif depth and isinstance(value, dict):
+        for key, item in value.items():
+            yield from _modules_in(item, f"{where}[{key!r}]", depth - 1)
 
 
 # ---- noise
@@ -167,7 +152,7 @@ class Trace:
         sources: every random operation that ran, in order.
         arriving: for every batch norm the noise that reaches it through no other BN with batch
             statistics.
-        at_output: the noise that reaches the model's output likewise.
+        at_output: the same for the model's output.
         order: the batch norms in the order in which they first ran.
         calls: how often each ran.
         functional_norms: modules that normalise by the batch without PyTorch's BatchNorm module.

@@ -102,7 +102,7 @@ class Check(ABC):
         code: the finding's name for programs.
         title: the finding's name for people.
         causes: usual causes, as a list without a full stop.
-        advice: what to do, likewise.
+        advice: what to do, without a full stop.
     """
 
     code: ClassVar[str]
@@ -178,7 +178,7 @@ def distance_in_words(evidence: Evidence, layers: Sequence[str]) -> str:
 
 
 def harmless_note(evidence: Evidence, layers: Sequence[str]) -> str:
-    """What is said of layers that are off without harm if other inputs explain it; or nothing.
+    """A note on layers that are off without harm if other inputs explain it; or nothing.
 
     They do if the training inputs are not known (they may be augmented) and the first batch norm is
     off as well: in the train pass a layer after one that agrees gets what it got in training.

@@ -48,10 +48,10 @@ class BNOutOfReach(Check):
     advice = "use nn.ModuleList or nn.ModuleDict"
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
-        names, norms = evidence.model.names, evidence.model.norms
+        tracker, norms = evidence.model.tracker, evidence.model.norms
         ran = evidence.eval_trace.calls
-        built = [n for n in ran if n in names.built]
-        kept = [n for n in ran if n in names.hidden and n not in built and norms[n].training]
+        built = [n for n in ran if n in tracker.built]
+        kept = [n for n in ran if n in tracker.hidden and n not in built and norms[n].training]
         layers = [*kept, *built]
         if layers:
             changes = [set_mode(kept, False), *([eval_hidden] if built else [])]
@@ -90,7 +90,7 @@ class BatchDependent(Check):
             if getattr(norms[name], "evaluate", "") == "batch" and name not in layers
         ]
         in_wrong_mode = where in evidence.still_training or (
-            where in evidence.model.names.hidden and where in norms
+            where in evidence.model.tracker.hidden and where in norms
         )
         if not layers and in_wrong_mode:
             return

@@ -87,7 +87,7 @@ class NoiseOutOfReach(_NoiseInEval):
     advice = "make it in __init__ and register it, or pass training=self.training"
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
-        sources = [s for s in _unwanted(evidence) if s.layer in evidence.model.names.hidden]
+        sources = [s for s in _unwanted(evidence) if s.layer in evidence.model.tracker.hidden]
         if sources:
             what = "not among the model's modules, so eval() does not reach it"
             repair = Repair("switching it off", changes=[eval_hidden, silence])
@@ -110,7 +110,7 @@ class NoiseLive(_NoiseInEval):
             source
             for source in _unwanted(evidence)
             if not _is_in_wrong_mode(source, evidence)
-            and source.layer not in evidence.model.names.hidden
+            and source.layer not in evidence.model.tracker.hidden
         ]
         layer, change = evidence.tests.repeat_at, evidence.tests.repeat_change
         if sources:
@@ -132,7 +132,7 @@ class NoiseLive(_NoiseInEval):
 
 
 def _unwanted(evidence: Evidence) -> list[NoiseSource]:
-    """The noise in eval mode that nobody allowed."""
+    """The noise in eval mode that `allow_noise` does not name."""
     return [
         source
         for source in evidence.eval_trace.sources
