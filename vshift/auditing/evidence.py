@@ -206,7 +206,7 @@ class Evidence:
         for name in self.judged:
             layer, stats = self.layers[name], self.train_stats(name)
             share = layer.momentum / (2 - layer.momentum) if layer.momentum is not None else 0.0
-            measured = stats.spread(layer.eps) * math.sqrt(share + 1 / len(stats.rows))
+            measured = stats.spread(layer.eps) * math.sqrt(share + 1 / len(stats))
             theory = 1 / math.sqrt(effective_sample_size(layer, stats.count))
             floors[name] = theory if math.isnan(measured) else max(theory, measured)
         return floors

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Any, Literal, TypeVar
 
@@ -132,46 +133,42 @@ class AuditedModel:
 # ---- one pass
 
 
-@dataclass
-class CallStats:
-    """Mean and UNBIASED variance [C] of a layer's input in one call, of `count` values."""
-
-    batch: int
-    call: int
-    mean: Tensor
-    variance: Tensor
-    count: int
-
-
 class LayerStats:
-    """One layer's input in one pass, by batch and by call within a forward."""
+    """One layer's input in one pass: mean and UNBIASED variance [C] in each batch and call.
 
-    def __init__(self) -> None:
-        self.rows: list[CallStats] = []
+    They stay on the input's device, without a synchronisation, until a result is asked for.
 
-    def add(self, batch: int, mean: Tensor, variance: Tensor, count: int) -> None:
-        last = self.rows[-1] if self.rows else None
-        call = last.call + 1 if last is not None and last.batch == batch else 0
-        self.rows.append(CallStats(batch, call, mean, variance, count))
+    Attributes:
+        count: values per channel in one batch and call, in the first batch.
+        calls: how often the layer runs in one forward.
+    """
 
-    def settle(self) -> None:
-        """Move everything to the CPU in float64: one synchronisation per layer, at the end."""
-        for row in self.rows:
-            row.mean, row.variance = row.mean.double().cpu(), row.variance.double().cpu()
+    def __init__(self, count: int) -> None:
+        self.count, self.calls = count, 0
+        self._keys: list[tuple[int, int]] = []  # batch, call in its forward
+        self._rows: list[tuple[Tensor, Tensor]] = []
 
-    @property
-    def calls(self) -> int:
-        """How often the layer runs in one forward."""
-        return max(row.call for row in self.rows) + 1
+    def __len__(self) -> int:
+        return len(self._rows)
 
-    @property
-    def count(self) -> int:
-        """Values per channel in one batch and call, in the first batch."""
-        return self.rows[0].count
+    def add(self, batch: int, mean: Tensor, variance: Tensor) -> None:
+        last, call = self._keys[-1] if self._keys else (batch, -1)
+        call = call + 1 if last == batch else 0
+        self.calls = max(self.calls, call + 1)
+        self._keys.append((batch, call))
+        self._rows.append((mean, variance))
+
+    @cached_property
+    def _all(self) -> tuple[Tensor, Tensor]:
+        means, variances = zip(*self._rows, strict=True)
+        return torch.stack(means).cpu().double(), torch.stack(variances).cpu().double()
 
     def _stacked(self, call: int | None = None) -> tuple[Tensor, Tensor]:
-        rows = [row for row in self.rows if call is None or row.call == call]
-        return torch.stack([r.mean for r in rows]), torch.stack([r.variance for r in rows])
+        means, variances = self._all
+        if call is None:
+            return means, variances
+        rows = [i for i, key in enumerate(self._keys) if key[1] == call]
+        return means[rows], variances[rows]
 
     def average(self, call: int | None = None) -> Moments:
         """What a moving average over these batches estimates: means and variances averaged."""
@@ -203,11 +200,9 @@ class LayerStats:
 
     def levels(self) -> Tensor:
         """Channel mean of the variance in each batch, [B], all calls of a batch averaged."""
-        levels = [
-            torch.stack([row.variance.mean() for row in rows]).mean()
-            for _, rows in groupby(self.rows, key=lambda row: row.batch)
-        ]
-        return torch.stack(levels)
+        levels = [variance.mean() for variance in self._all[1]]
+        batches = groupby(range(len(levels)), key=lambda i: self._keys[i][0])
+        return torch.stack([torch.stack([levels[i] for i in rows]).mean() for _, rows in batches])
 
 
 def rms(x: Tensor) -> float:
@@ -249,8 +244,6 @@ def run_pass(
             meter.batch = index
             inputs = batch.inputs if change_inputs is None else change_inputs(batch.inputs)
             scorer.add(main_output(call(model.module, inputs)), batch.labels)
-    for stats in meter.stats.values():
-        stats.settle()
     return Pass(meter.stats, scorer.take())
 
 
@@ -296,7 +289,7 @@ class _InputMeter:
             self._add(name, mean, variance, x.numel() // x.shape[1])
 
     def _add(self, name: str, mean: Tensor, variance: Tensor, count: int) -> None:
-        self.stats.setdefault(name, LayerStats()).add(self.batch, mean, variance, count)
+        self.stats.setdefault(name, LayerStats(count)).add(self.batch, mean, variance)
 
 
 def _writes_buffers(module: _BatchNorm) -> bool:
