@@ -76,7 +76,10 @@ def _replace(program: GraphModule, node: Node, module: nn.Module) -> None:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     name = str(stack[-1][0]) if stack else ""
     present = dict(program.named_modules()).get(name)
-    same = present is not None and _is_same_norm(present, module)
+    # One batch norm, called again.
+    mean = getattr(module, "running_mean", None)
+    same = mean is not None and mean is getattr(present, "running_mean", None)
+    same = same and type(present) is type(module)
     if any(n.op == "call_module" and n.target == name for n in program.graph.nodes):
         is_free = same
     else:
@@ -101,13 +104,6 @@ def _replace(program: GraphModule, node: Node, module: nn.Module) -> None:
     if not items:
         node.replace_all_uses_with(new)
     program.graph.erase_node(node)
-
-
-def _is_same_norm(present: nn.Module, module: nn.Module) -> bool:
-    """Whether both are one batch norm, called again."""
-    mean = getattr(present, "running_mean", None)
-    same_type = type(present) is type(module)
-    return same_type and mean is not None and mean is getattr(module, "running_mean", None)
 
 
 def _batch_norm(program: GraphModule, node: Node, momentum: Any, eps: Any) -> nn.Module:
