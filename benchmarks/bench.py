@@ -21,7 +21,7 @@ import torch
 
 from benchmarks import environment
 from benchmarks.bounds import Peaks, bounds_of
-from benchmarks.cases import Case, check_kinds, check_known, make_config
+from benchmarks.cases import KINDS, Case, check_known, make_config
 from benchmarks.environment import measure_peaks, reference_peaks
 from benchmarks.peers import PEERS, TITLES
 from benchmarks.plain_network import make_peer
@@ -97,7 +97,7 @@ def bench(plan: Plan, reporter: Reporter, save: Callable[[Results], None]) -> Re
     Raises:
         ConfigError: an unknown kind or peer, or a device that is not available.
     """
-    check_kinds(plan.kinds)
+    check_known("--kinds", plan.kinds, KINDS)
     check_known("--peer", plan.peers, PEERS)
     budget = Budget(plan.budget)
     device = choose_device(plan.device)

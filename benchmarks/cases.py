@@ -76,7 +76,7 @@ def make_cases(
         ConfigError: one line for each network and noise that does not exist.
     """
     names = [n for name in networks for n in (PAPER if name == "paper" else (name,))]
-    problems = _unknown("--noise", noises, list(NOISES))
+    problems = unknown("--noise", noises, list(NOISES))
     problems += [f"--batch {n}: a batch holds at least 4 images" for n in batches if n < 4]
     for name in names:
         try:
@@ -88,27 +88,23 @@ def make_cases(
     return [Case(*case) for case in product(dict.fromkeys(names), batches, noises)]
 
 
+def unknown(option: str, words: Iterable[str], allowed: Sequence[str]) -> list[str]:
+    """One line per word of an option that is not allowed."""
+    return [
+        f"{option} {word}: not known; {suggest(word, allowed)}allowed: {', '.join(allowed)}"
+        for word in words
+        if word not in allowed
+    ]
+
+
 def check_known(option: str, words: Iterable[str], allowed: Iterable[str]) -> None:
     """Refuse an option's words that are not allowed.
 
     Raises:
         ConfigError: one line per unknown word.
     """
-    if problems := _unknown(option, words, list(allowed)):
+    if problems := unknown(option, words, list(allowed)):
         raise ConfigError(*problems)
-
-
-def check_kinds(kinds: Iterable[str]) -> None:
-    """Refuse kinds of step that `hardware.step` does not have."""
-    check_known("--kinds", kinds, KINDS)
-
-
-def _unknown(option: str, words: Iterable[str], allowed: Sequence[str]) -> list[str]:
-    return [
-        f"{option} {word}: not known; {suggest(word, allowed)}allowed: {', '.join(allowed)}"
-        for word in words
-        if word not in allowed
-    ]
 
 
 def make_config(
@@ -124,10 +120,19 @@ def make_config(
     Raises:
         ConfigError: there is no such network.
     """
+    family, *sizes = case.network.split("-")
+    keys = _FAMILIES.get(family, ())
+    if not keys or len(sizes) > len(keys) or not all(size.isdecimal() for size in sizes):
+        allowed = ("paper", *COMMON)
+        raise ConfigError(
+            f"--networks {case.network}: not known; {suggest(case.network, allowed)}a family and "
+            f"its numbers, such as {', '.join(COMMON)}; or paper for {', '.join(PAPER)}"
+        )
+    network = {"name": family, **dict(zip(keys, map(int, sizes), strict=False))}
     tree = {
         "name": "bench",
         "data": {"name": "shapes", "batch_size": case.batch},
-        "network": {**_network(case.network), "noise": NOISES[case.noise]},
+        "network": {**network, "noise": NOISES[case.noise]},
         # Small, so that random labels do not let the loss grow.
         "optimizer": {"learning_rate": 0.01, "momentum": 0.9, "weight_decay": 1e-4},
         "epochs": 1,
@@ -139,15 +144,3 @@ def make_config(
     except ValidationError as error:
         location = SourceLocation(f"--networks {case.network}")
         raise ConfigError(*explain(error, from_python(tree, location))) from None
-
-
-def _network(name: str) -> dict[str, Any]:
-    family, *numbers = name.split("-")
-    keys = _FAMILIES.get(family, ())
-    if not keys or len(numbers) > len(keys) or not all(n.isdecimal() for n in numbers):
-        allowed = ("paper", *COMMON)
-        raise ConfigError(
-            f"--networks {name}: not known; {suggest(name, allowed)}a family and its numbers, such "
-            f"as {', '.join(COMMON)}; or paper for {', '.join(PAPER)}"
-        )
-    return {"name": family, **dict(zip(keys, map(int, numbers), strict=False))}

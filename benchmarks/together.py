@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,10 +55,6 @@ def race_together(work: Work, repeats: int, budget: Budget) -> dict[str, Any]:
         for one in ready:
             if isinstance(one.runner, Processes):
                 one.runner.close()
-    return _found(work, ready, left_out)
-
-
-def _found(work: Work, ready: Sequence[Ready], left_out: dict[str, str]) -> dict[str, Any]:
     images = work.count * len(work.images().train)
     alone = next(one for one in ready if one.name == IN_TURN)
     rows = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vshift.text import format_duration, pluralize
+from vshift.text import first_lines, format_duration, pluralize
 
 
 def test_one_is_singular_and_all_else_plural() -> None:
@@ -23,3 +23,10 @@ def test_one_is_singular_and_all_else_plural() -> None:
 )  # fmt: skip
 def test_durations(seconds: float | None, words: str) -> None:
     assert format_duration(seconds) == words
+
+
+def test_many_lines_end_in_how_many_more_there_are() -> None:
+    lines = [str(n) for n in range(1300)]
+    assert first_lines(lines, 2) == ["0", "1", "and 1,298 more"]
+    assert first_lines(lines[:3], 2, "  and {:,} more runs") == ["0", "1", "  and 1 more runs"]
+    assert first_lines(lines[:2], 2) == ["0", "1"]

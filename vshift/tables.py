@@ -112,39 +112,31 @@ def write(table: Table, kind: str, stream: TextIO, *, terminal: bool | None = No
     is_terminal = stream.isatty() if terminal is None else terminal
     width = shutil.get_terminal_size().columns if is_terminal else None
     text = render(table, kind, terminal_width=width)
-    # A backslash would be a command in LaTeX.
-    otherwise = "replace" if kind == "latex" else "backslashreplace"
-    stream.write(_encodable(text, stream.encoding or "utf-8", otherwise))
+    encoding = stream.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:  # an ASCII terminal or log; a backslash would be a command in LaTeX
+        otherwise = "replace" if kind == "latex" else "backslashreplace"
+        text = text.translate(_ASCII).encode(encoding, otherwise).decode(encoding)
+    stream.write(text)
     stream.flush()
 
 
 _ASCII = str.maketrans({"±": "+/-", "−": "-", "–": "-", "─": "-", "×": "x", "β": "beta"})
 
 
-def _encodable(text: str, encoding: str, otherwise: str) -> str:
-    """Text that an ASCII terminal or log takes too."""
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        return text.translate(_ASCII).encode(encoding, otherwise).decode(encoding)
-    return text
-
-
 def _plain(table: Table) -> str:
     from rich.cells import cell_len
 
-    lines = [[column.one_line for column in table.columns], *table.rows]
-    widths = [max(cell_len(line[i]) for line in lines) for i in range(len(table.columns))]
-
-    def pad(text: str, column: Column, width: int) -> str:
-        space = " " * (width - cell_len(text))
-        return text + space if column.is_text else space + text
-
-    aligned = (
-        "  ".join(pad(*cell) for cell in zip(line, table.columns, widths, strict=True))
-        for line in lines
-    )
-    return "\n".join([*(line.rstrip() for line in aligned), *_below(table.caption)])
+    columns = []
+    for column, *cells in zip(table.columns, *table.rows, strict=True):
+        texts = [column.one_line, *cells]
+        width = max(map(cell_len, texts))
+        spaces = [" " * (width - cell_len(text)) for text in texts]
+        pairs = zip(texts, spaces, strict=True)
+        columns.append([t + space if column.is_text else space + t for t, space in pairs])
+    lines = ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+    return "\n".join([*lines, *_below(table.caption)])
 
 
 def _below(caption: str) -> list[str]:
@@ -163,15 +155,13 @@ def _unformula(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = escape_control(value)
-    suspect = text.lstrip()[:1] in _FORMULA and not _is_number(text)
-    return f"'{text}" if suspect else text
-
-
-def _is_number(text: str) -> bool:
+    if text.lstrip()[:1] not in _FORMULA:
+        return text
     try:
-        return math.isfinite(float(text))
+        is_number = math.isfinite(float(text))
     except ValueError:
-        return False
+        is_number = False
+    return text if is_number else f"'{text}"
 
 
 def _csv(table: Table) -> str:
@@ -323,7 +313,8 @@ def render_terminal(table: Table, width: int) -> str:
     for number, kept in enumerate(parts):
         part = table.part(kept)
         # Narrower than one number and a bit of a name, the terminal itself has to wrap.
-        console = Console(file=buffer, force_terminal=True, width=max(width, _least(part)))
+        least = sum(_widths(part, _LEAST_NAME)) - _GAP
+        console = Console(file=buffer, force_terminal=True, width=max(width, least))
         if number:
             console.print()
         console.print(_rich_table(part))
@@ -398,15 +389,9 @@ def _width(table: Table, index: int) -> int:
 
 def _widths(table: Table, label: int) -> list[int]:
     """Every column's width with the gap behind it; labels are folded to `label`."""
-    full = [_width(table, index) for index in range(len(table.columns))]
-    return [
-        (min(label, width) if index < table.labels else width) + _GAP
-        for index, width in enumerate(full)
-    ]
-
-
-def _least(table: Table) -> int:
-    return sum(_widths(table, _LEAST_NAME)) - _GAP
+    widths = [_width(table, index) for index in range(len(table.columns))]
+    labels = [min(label, width) for width in widths[: table.labels]]
+    return [width + _GAP for width in (*labels, *widths[table.labels :])]
 
 
 def _fitting(table: Table, width: int, label: int = _NAME, least: int = 1) -> list[int]:

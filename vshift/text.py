@@ -88,6 +88,12 @@ def list_names(names: Sequence[str], limit: int = 4, noun: str = "") -> str:
     return f"{shown} and {hidden:,} more{noun and f' {noun}'}" if hidden > 0 else shown
 
 
+def first_lines(lines: Sequence[str], limit: int, rest: str = "and {:,} more") -> list[str]:
+    """The first lines, and one that says how many more there are; all of them if they fit."""
+    hidden = len(lines) - limit
+    return [*lines[:limit], rest.format(hidden)] if hidden > 0 else list(lines)
+
+
 def format_text(value: str | None) -> str:
     """A text from a file, escaped; – where there is none."""
     return NONE if value is None else escape_control(value)

@@ -2,7 +2,16 @@
 
 import pytest
 
-from benchmarks.cases import NOISES, PAPER, Case, check_kinds, make_cases, make_config, numbers
+from benchmarks.cases import (
+    KINDS,
+    NOISES,
+    PAPER,
+    Case,
+    check_known,
+    make_cases,
+    make_config,
+    numbers,
+)
 from vshift.errors import ConfigError
 
 
@@ -56,9 +65,9 @@ def test_what_is_no_network(name):
 
 
 def test_unknown_kind_of_step():
-    check_kinds(["eager", "auto"])
+    check_known("--kinds", ["eager", "auto"], KINDS)
     with pytest.raises(ConfigError, match="--kinds eagre: not known; did you mean `eager`"):
-        check_kinds(["eagre"])
+        check_known("--kinds", ["eagre"], KINDS)
 
 
 def test_batches_are_numbers():

@@ -94,7 +94,14 @@ def load(path: Path) -> dict[str, Any]:
     is_sealed = seal.startswith(_MARK)
     if is_sealed and seal[len(_MARK) :] != hashlib.sha256(data[:-_SEAL]).hexdigest().encode():
         raise damaged(path, "its checksum is wrong")
-    _refuse_bomb(path, data)
+    # An archive that unpacks to more than its own size is a bomb: torch does not compress.
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, RuntimeError) as error:
+        raise damaged(path, str(error)) from error
+    if unpacked > len(data):
+        raise damaged(path, f"its {len(data):,} bytes unpack to {unpacked:,}")
     try:
         state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
@@ -109,17 +116,6 @@ def load(path: Path) -> dict[str, Any]:
     if not is_sealed and state.get("version", 1) != 1:
         raise damaged(path, "its checksum is missing")
     return state
-
-
-def _refuse_bomb(path: Path, data: bytes) -> None:
-    """Refuse an archive that unpacks to more than its own size: torch does not compress."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, RuntimeError) as error:
-        raise damaged(path, str(error)) from error
-    if unpacked > len(data):
-        raise damaged(path, f"its {len(data):,} bytes unpack to {unpacked:,}")
 
 
 def damaged(path: Path, reason: str) -> Damaged:

@@ -13,7 +13,7 @@ from vshift._version import __version__
 from vshift.errors import RunError, VShiftError
 from vshift.runs.folder import CONFIG, RUN, RunFolder, now
 from vshift.runs.read import number
-from vshift.text import to_json
+from vshift.text import first_lines, to_json
 
 if TYPE_CHECKING:
     from vshift.config.schema import Config
@@ -147,11 +147,9 @@ def _refuse_another_config(folder: RunFolder, config: Config, run: dict[str, Any
         f"  {key}: {to_json(before)} there, {to_json(after)} now"
         for key, (before, after) in changed.items()
     ]
-    if len(lines) > _SHOWN:
-        lines[_SHOWN:] = [f"  and {len(lines) - _SHOWN} more"]
     keys = "this key differs" if len(changed) == 1 else "these keys differ"
     heading = f"{path} holds another config's run; {keys}:"
-    raise RunError("\n".join([heading, *lines, _REMEDIES]))
+    raise RunError("\n".join([heading, *first_lines(lines, _SHOWN, "  and {:,} more"), _REMEDIES]))
 
 
 def _refuse_links(runs_dir: Path, folder: RunFolder) -> None:

@@ -30,6 +30,7 @@ from vshift.tables import Column, Table, live_table
 from vshift.text import (
     NONE,
     escape_lines,
+    first_lines,
     format_duration,
     format_integer,
     format_number,
@@ -350,6 +351,6 @@ def raise_if_failed(entries: Sequence[Entry]) -> None:
         why = f"{entry.word}, " if entry.state is State.diverged else ""
         log = log_path(entry.path)
         lines.append(f"  {entry.job.label}: {why}see {log if log.exists() else entry.path}")
-    if len(lines) > MOST_NAMED:
-        lines[MOST_NAMED:] = [f"  and {len(lines) - MOST_NAMED} more"]
-    raise TrainingFailed("\n".join([f"{len(failed)} of {len(entries)} runs failed:", *lines]))
+    head = f"{len(failed)} of {len(entries)} runs failed:"
+    shown = first_lines(lines, MOST_NAMED, "  and {:,} more")
+    raise TrainingFailed("\n".join([head, *shown]))

@@ -22,7 +22,7 @@ from vshift.runs.files import LONGEST, Row, from_json
 from vshift.runs.folder import CONFIG, METRICS, RUN
 from vshift.runs.lock import holder
 from vshift.sweep.plan import Job
-from vshift.text import escape_control
+from vshift.text import escape_control, first_lines
 
 MOST_SHOWN = 10
 
@@ -96,10 +96,9 @@ def all_statuses(jobs: Sequence[Job], runs_dir: Path) -> list[JobStatus]:
             statuses.append(job_status(job, runs_dir))
         except RunError as error:
             problems.append(str(error))
-    if len(problems) > MOST_SHOWN:
-        problems[MOST_SHOWN:] = [f"and {len(problems) - MOST_SHOWN} more runs of other configs"]
     if problems:
-        raise RunError("\n".join(problems))
+        rest = "and {:,} more runs of other configs"
+        raise RunError("\n".join(first_lines(problems, MOST_SHOWN, rest)))
     return statuses
 
 
