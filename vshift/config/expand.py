@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -64,15 +64,6 @@ class _Choices(NamedTuple):
     parts: list[str]
     values: list[Node]
 
-    def options(self, label: str) -> list[_Option]:
-        """The values as options labelled `rate=0.3`, `noise=dropout_0.5`."""
-        values = [value.to_python() for value in self.values]
-        texts = [v if isinstance(v, str) else "_".join(_leaves(v)) or "empty" for v in values]
-        return [
-            _Option(f"{label}={text}", [_Setting(self.key, self.parts, value)])
-            for text, value in zip(texts, self.values, strict=True)
-        ]
-
 
 _Axis = list[_Option]
 
@@ -93,7 +84,13 @@ def expand(
         config = build(tree)
         return [Point(config.name, config, {})]
     _refuse_overruled(sets, axes)
-    _refuse_too_many_runs(tree, math.prod(map(len, axes)))
+    points, seed_list = math.prod(map(len, axes)), tree.value.get("seeds", tree)
+    count = len(seed_list.value) if isinstance(seed_list.value, list) else 1
+    if points * count > MAX_RUNS:
+        raise ConfigError(
+            f"{seed_list.location}: seeds: {points:,} combinations with {count:,} seeds are "
+            f"{points * count:,} runs; at most {MAX_RUNS:,}, take some out"
+        )
     of = tuple(key for key, node in sections.items() if node.value is not None)
     return _build_all(tree, axes, of)
 
@@ -112,7 +109,11 @@ def refuse_study(config: Config, path: AnyPath) -> None:
     count *= len(next(iter(rows.values()), [None]))
     first = {**next(iter(arms.values()), {}), **{k: v[0] for k, v in {**rows, **grid}.items()}}
     choice = [f"{name}=null" for name in names]
-    choice += [f"{key}={_shell_text(value)}" for key, value in first.items()]
+    for key, value in first.items():  # what needs quoting for a shell is JSON in single quotes
+        text = show_value(value) if not isinstance(value, str) else one_line(value, 60)
+        if isinstance(value, dict | list):
+            text = one_line(f"'{json.dumps(value)}'", 120)
+        choice.append(f"{key}={text}")
     shown = one_line(str(path), 300)
     verb = "name" if arms or len(names) > 1 else "names"
     raise ConfigError(
@@ -120,13 +121,6 @@ def refuse_study(config: Config, path: AnyPath) -> None:
         f"`vshift sweep {shown}` runs them all; or choose one with "
         f"`{' '.join(f'--set {text}' for text in choice)}`"
     )
-
-
-def _shell_text(value: Any) -> str:
-    """A value for a command line; what needs quoting there is JSON in single quotes."""
-    if isinstance(value, dict | list):
-        return one_line(f"'{json.dumps(value)}'", 120)
-    return one_line(value, 60) if isinstance(value, str) else show_value(value)
 
 
 # ---- arms, zip and grid as axes
@@ -145,14 +139,20 @@ def _read_axes(sections: dict[str, Node]) -> list[_Axis]:
     for choices in grid:
         problems += _repeated(f"grid.{one_line(choices.key, 60)}", [[v] for v in choices.values])
     if columns:
-        problems += _out_of_step(columns)
+        first, length = one_line(columns[0].key, 60), len(columns[0].values)
+        unequal = [
+            f"{column.values[0].start}: zip.{one_line(column.key, 60)}: "
+            f"{pluralize(len(column.values), 'value')}, and zip.{first} has {length:,}; the lists "
+            "of a zip go in step, the first value with the first value"
+            for column in columns[1:]
+            if len(column.values) != length
+        ]
+        together = zip(*(column.values for column in columns), strict=False)
+        problems += unequal or _repeated("zip", [list(row) for row in together])
     problems = problems or _set_twice(arms, columns, grid)
     if problems:
         raise ConfigError(*problems)
-    labelled = [
-        choices.options(label)
-        for label, choices in zip(_labels([*columns, *grid]), [*columns, *grid], strict=True)
-    ]
+    labelled = _labelled([*columns, *grid])
     rows = [
         _Option("-".join(o.label for o in row), [s for o in row for s in o.settings])
         for row in zip(*labelled[: len(columns)], strict=True)
@@ -166,27 +166,24 @@ def _read_axes(sections: dict[str, Node]) -> list[_Axis]:
     return axes
 
 
-def _read_arms(sections: dict[str, Node], problems: list[str]) -> list[_Option]:
-    arms = []
+def _read_arms(sections: dict[str, Node], problems: list[str]) -> _Axis:
+    arms: _Axis = []
     for name, node in _entries(sections, "arms", "names to arms").items():
-        where = f"{node.start}: arms.{one_line(name, 60)}"
+        key = f"arms.{one_line(name, 60)}"
         if name != folder_name(name) or len(name) > LONGEST_ARM:
             problems.append(
-                f"{where}: an arm's name becomes part of a folder's: letters, digits, and "
-                f". _ = + - after the first, at most {LONGEST_ARM}"
+                f"{node.start}: {key}: an arm's name becomes part of a folder's: letters, digits, "
+                f"and . _ = + - after the first, at most {LONGEST_ARM}"
             )
         elif not isinstance(node.value, dict):
             problems.append(
-                f"{where}: {show_value(node.value)} is not a mapping of dotted keys to values; "
-                "an arm that changes nothing is {}"
+                f"{node.start}: {key}: {show_value(node.value)} is not a mapping of dotted keys to "
+                "values; an arm that changes nothing is {}"
             )
         else:
-            settings = [
-                _Setting(
-                    key, _parts("arms", f"arms.{one_line(name, 60)}", key, value, problems), value
-                )
-                for key, value in node.value.items()
-            ]
+            entries = node.value.items()
+            parts = {own: _parts("arms", key, own, value, problems) for own, value in entries}
+            settings = [_Setting(own, parts[own], value) for own, value in entries]
             arms.append(_Option(name, settings))
     return arms
 
@@ -253,20 +250,6 @@ def _repeated(what: str, rows: list[list[Node]]) -> list[str]:
     return []
 
 
-def _out_of_step(columns: list[_Choices]) -> list[str]:
-    """Lists of a zip that are longer or shorter than its first, and rows that are repeated."""
-    first, length = one_line(columns[0].key, 60), len(columns[0].values)
-    problems = [
-        f"{column.values[0].start}: zip.{one_line(column.key, 60)}: "
-        f"{pluralize(len(column.values), 'value')}, and zip.{first} has {length:,}; the lists of a "
-        "zip go in step, the first value with the first value"
-        for column in columns[1:]
-        if len(column.values) != length
-    ]
-    rows = zip(*(column.values for column in columns), strict=False)
-    return problems or _repeated("zip", [list(row) for row in rows])
-
-
 def _set_twice(arms: _Axis, columns: list[_Choices], grid: list[_Choices]) -> list[str]:
     """Keys that two sections set: the later section would silently win."""
     setter = {setting.key: f"the arm {arm.label}" for arm in arms for setting in arm.settings}
@@ -280,18 +263,28 @@ def _set_twice(arms: _Axis, columns: list[_Choices], grid: list[_Choices]) -> li
     return problems
 
 
-def _labels(choices: list[_Choices]) -> list[str]:
-    """The last word of each key (`rate`; `noise.0` for an entry of a list), or the whole key where
-    two end alike."""
+def _labelled(choices: list[_Choices]) -> list[_Axis]:
+    """The values of each key as options such as `rate=0.3`, `noise=dropout_0.5`.
+
+    The label has the last word of a key (`rate`; `noise.0` for an entry of a list), or the whole
+    key where two end alike.
+    """
     short = []
     for choice in choices:
         words = list(itertools.dropwhile(str.isdigit, reversed(choice.parts)))
         short.append(".".join(choice.parts[max(0, len(words) - 1) :]))
-    count = Counter(short)
-    return [
-        word if count[word] == 1 else ".".join(choice.parts)
-        for word, choice in zip(short, choices, strict=True)
-    ]
+    axes = []
+    for word, (key, parts, nodes) in zip(short, choices, strict=True):
+        label = word if short.count(word) == 1 else key
+        values = [node.to_python() for node in nodes]
+        texts = [v if isinstance(v, str) else "_".join(_leaves(v)) or "empty" for v in values]
+        axes.append(
+            [
+                _Option(f"{label}={text}", [_Setting(key, parts, node)])
+                for text, node in zip(texts, nodes, strict=True)
+            ]
+        )
+    return axes
 
 
 def _leaves(value: Any) -> Iterator[str]:
@@ -303,16 +296,6 @@ def _leaves(value: Any) -> Iterator[str]:
 
 
 # ---- the product of the axes
-
-
-def _refuse_too_many_runs(tree: Node, points: int) -> None:
-    seeds = tree.value.get("seeds")
-    count = len(seeds.value) if seeds and isinstance(seeds.value, list) else 1
-    if points * count > MAX_RUNS:
-        raise ConfigError(
-            f"{seeds.location if seeds else tree.location}: seeds: {points:,} combinations with "
-            f"{count:,} seeds are {points * count:,} runs; at most {MAX_RUNS:,}, take some out"
-        )
 
 
 def _refuse_overruled(sets: Sequence[str], axes: list[_Axis]) -> None:
@@ -339,7 +322,12 @@ def _build_all(tree: Node, axes: list[_Axis], of: tuple[str, ...]) -> list[Point
     taken: set[str] = set()
     for options in itertools.product(*axes):
         label = "-".join(option.label for option in options)
-        name = _unique(f"{base.value}-{label}", taken)
+        name = first = folder_name(f"{base.value}-{label}")
+        for number in itertools.count(2):
+            if name.casefold() not in taken:  # also where a file system ignores case
+                break
+            name = f"{first[: NAME_LENGTH - 6]}-{number}"
+        taken.add(name.casefold())
         point = put(tree, ["name"], replace(base, value=name)) if rename else tree
         settings = [setting for option in options for setting in option.settings]
         try:
@@ -350,27 +338,15 @@ def _build_all(tree: Node, axes: list[_Axis], of: tuple[str, ...]) -> list[Point
         except ConfigError as error:
             for problem in error.problems:
                 problems[problem].append(label)
-    if problems:
-        several = math.prod(map(len, axes)) if "arms" in of and len(axes) > 1 else 0
-        raise ConfigError(*shorten(_placed(*item, several) for item in problems.items()))
-    return points
-
-
-def _placed(problem: str, labels: list[str], count: int) -> str:
-    """A problem with the combinations that have it, if only some have: an arm and a grid's value
-    may each be right and not fit together, as no noise and a rate of it."""
-    if not 0 < len(labels) < count:
-        return problem
-    more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
-    return f"{problem} (in the combination {one_line(labels[0], 80)}{more})"
-
-
-def _unique(text: str, taken: set[str]) -> str:
-    """A folder name that no other point has, also where a file system ignores case."""
-    name = first = folder_name(text)
-    for number in itertools.count(2):
-        if name.casefold() not in taken:
-            break
-        name = f"{first[: NAME_LENGTH - 6]}-{number}"
-    taken.add(name.casefold())
-    return name
+    if not problems:
+        return points
+    lines = []
+    # An arm and a grid's value may each be right and not fit together, as no noise and a rate of
+    # it: a problem names the combinations that have it, if only some have.
+    several = "arms" in of and len(axes) > 1
+    for problem, labels in problems.items():
+        if several and len(labels) < math.prod(map(len, axes)):
+            more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
+            problem += f" (in the combination {one_line(labels[0], 80)}{more})"
+        lines.append(problem)
+    raise ConfigError(*shorten(lines))

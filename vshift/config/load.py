@@ -41,10 +41,12 @@ def gather(path: AnyPath, sets: Sequence[str] = (), seeds: Sequence[int] | None 
     """Everything that makes up a config, not yet validated: bases, file, `--set`, seeds, name."""
     tree = resolve(Path(path))
     if Path(path).with_name("run.json").is_file():  # a run folder's, maybe of an older version
-        tree = _upgraded(tree)
+        old = tree.to_python()
+        if (new := upgrade(old)) != old:  # its values lose their locations
+            tree = from_python(new, SourceLocation(tree.location.source))
     if "name" not in tree.value:
         tree = put(tree, ["name"], from_python(folder_name(Path(path).stem), tree.location))
-    tree = _apply_all(tree, sets)
+    tree = _apply(tree, sets)
     if seeds is not None:
         location = SourceLocation("--seed " + " --seed ".join(str(seed) for seed in seeds))
         tree = put(tree, ["seeds"], from_python(list(seeds), location))
@@ -72,13 +74,6 @@ def _name_first(value: Any) -> Any:
     return {key: _name_first(value[key]) for key in keys}
 
 
-def _upgraded(tree: Node) -> Node:
-    """The tree with today's keys; one that had old keys loses the locations of its values."""
-    old = tree.to_python()
-    new = upgrade(old)
-    return tree if new == old else from_python(new, SourceLocation(tree.location.source))
-
-
 # ---- files and their bases
 
 
@@ -96,23 +91,14 @@ def resolve(path: Path) -> Node:
 def _resolve(path: Path, chain: tuple[Path, ...], resolved: dict[str, Node]) -> Node:
     """Resolve a file that the last of `chain` names as its base."""
     real = os.path.realpath(path)
-    if real not in resolved:
-        tree = read_file(path)
-        bases = [_base(node, path, (*chain, path), resolved) for node in _base_entries(tree)]
-        merged = reduce(merge, [*bases, tree])
-        dropped = {"base"} if "name" in tree.value else {"base", "name"}
-        kept = {key: node for key, node in merged.value.items() if key not in dropped}
-        resolved[real] = replace(merged, value=kept)
-    return resolved[real]
-
-
-def _base_entries(tree: Node) -> list[Node]:
-    node = tree.value.get("base")
-    if node is None or node.value is None:
-        return []
-    entries = node.value if isinstance(node.value, list) else [node]
+    if real in resolved:
+        return resolved[real]
+    tree = read_file(path)
+    base = tree.child("base") or Node(None, tree.location)
+    entries = base.value if isinstance(base.value, list) else [base]
+    entries = [] if base.value is None else entries
     if len(entries) > MAX_BASES:
-        raise ConfigError(f"{node.location}: base: {len(entries)} files; at most {MAX_BASES}")
+        raise ConfigError(f"{base.location}: base: {len(entries)} files; at most {MAX_BASES}")
     problems = [
         f"{entry.location}: base: {show_value(entry.value)} is not a path; write one path or a list"
         for entry in entries
@@ -120,7 +106,12 @@ def _base_entries(tree: Node) -> list[Node]:
     ]
     if problems:
         raise ConfigError(*problems)
-    return entries
+    bases = [_base(entry, path, (*chain, path), resolved) for entry in entries]
+    merged = reduce(merge, [*bases, tree])
+    dropped = {"base"} if "name" in tree.value else {"base", "name"}
+    kept = {key: node for key, node in merged.value.items() if key not in dropped}
+    resolved[real] = replace(merged, value=kept)
+    return resolved[real]
 
 
 def _base(node: Node, user: Path, chain: tuple[Path, ...], resolved: dict[str, Node]) -> Node:
@@ -147,7 +138,20 @@ def read_file(path: Path) -> Node:
         ConfigError: for a file that is missing, unreadable, too large, not UTF-8 or not a mapping.
     """
     source = one_line(str(path), 300)
-    data = _read_bytes(path, source)
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        match error:
+            case FileNotFoundError():
+                why = f"no such file{_nearest(path)}"
+            case IsADirectoryError():
+                why = f"a folder, not a config file{_nearest(path)}"
+            case PermissionError():
+                why = "may not be read (permission denied)"
+            case _:
+                why = f"cannot be read: {error.strerror}"
+        raise ConfigError(f"{source}: {why}") from None
     if len(data) > MAX_BYTES:
         raise ConfigError(f"{source}: larger than {MAX_BYTES // 1_000_000} MB; is it a config?")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -166,21 +170,6 @@ def read_file(path: Path) -> Node:
         what = f"a config is a mapping (`key: value` lines), not {show_value(tree.value)}"
         raise ConfigError(f"{tree.location}: {what}")
     return tree
-
-
-def _read_bytes(path: Path, source: str) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        what = f"no such file{_nearest(path)}"
-    except IsADirectoryError:
-        what = f"a folder, not a config file{_nearest(path)}"
-    except PermissionError:
-        what = "may not be read (permission denied)"
-    except OSError as error:
-        what = f"cannot be read: {error.strerror}"
-    raise ConfigError(f"{source}: {what}")
 
 
 def _nearest(path: Path) -> str:
@@ -220,28 +209,25 @@ def merge(below: Node, above: Node, *, top: bool = True) -> Node:
 # ---- --set
 
 
-def _apply_all(tree: Node, sets: Sequence[str]) -> Node:
+def _apply(tree: Node, sets: Sequence[str]) -> Node:
     """The tree with every `--set key=value` put in; all malformed ones in one error."""
     problems: list[str] = []
     for text in sets:
+        key, equals, value = text.partition("=")
+        source, key = one_line(f"--set {text}", 120), key.strip()
         try:
-            tree = _apply(tree, text)
+            if not equals:
+                what = "no `=`; write --set key=value, for instance --set epochs=5"
+                raise ConfigError(f"{source}: {what}")
+            if key.split(".")[0] == "base":
+                raise ConfigError(f"{source}: `base` is read before --set; write it in a file")
+            node = parse(value, source, inline=True)
+            tree = put(tree, split_key(key, source), replace(node, key=node.location))
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(*problems)
     return tree
-
-
-def _apply(tree: Node, text: str) -> Node:
-    key, equals, value = text.partition("=")
-    source, key = one_line(f"--set {text}", 120), key.strip()
-    if not equals:
-        raise ConfigError(f"{source}: no `=`; write --set key=value, for instance --set epochs=5")
-    if key.split(".")[0] == "base":
-        raise ConfigError(f"{source}: `base` is read before --set; write it in a file")
-    node = parse(value, source, inline=True)
-    return put(tree, split_key(key, source), replace(node, key=node.location))
 
 
 def split_key(key: str, source: object) -> list[str]:
@@ -255,44 +241,38 @@ def split_key(key: str, source: object) -> list[str]:
     return parts
 
 
-def put(tree: Node, keys: Sequence[str], node: Node) -> Node:
+def put(tree: Node, keys: Sequence[str], node: Node, above: tuple[str, ...] = ()) -> Node:
     """The tree with `node` at a dotted key; missing mappings on the way are created.
+
+    Args:
+        above: the keys of the tree itself, for messages.
 
     Raises:
         ConfigError: the key leads through a scalar or past a list's end.
     """
-    return _put(tree, keys, node, ())
-
-
-def _put(tree: Node, keys: Sequence[str], node: Node, above: tuple[str, ...]) -> Node:
     if not keys:
         return node
-    key, rest = keys[0], keys[1:]
+    key, rest, name = keys[0], keys[1:], ".".join(above)
     if isinstance(tree.value, list):
-        index = _index(key, tree.value, node, above)
-        entries = list(tree.value)
-        entries[index] = _put(entries[index], rest, node, (*above, key))
+        entries, last = list(tree.value), len(tree.value) - 1
+        what = ""
+        if not re.fullmatch(r"[0-9]{1,6}", key, re.ASCII):
+            what = f"`{name}` is a list; say which entry, for instance `{name}.0`"
+        elif last < 0:
+            what = f"`{name}` is an empty list"
+        elif int(key) > last:
+            what = f"`{name}` has entries 0 to {last}; there is no {key}"
+        if what:
+            raise ConfigError(one_line(f"{node.start}: {what}"))
+        entries[int(key)] = put(entries[int(key)], rest, node, (*above, key))
         return replace(tree, value=entries)
     if tree.value is None:
         tree = Node({}, node.location, node.key or tree.key)
     if not isinstance(tree.value, dict):
-        what = f"`{'.'.join(above)}` is {show_value(tree.value)}, which has no keys"
+        what = f"`{name}` is {show_value(tree.value)}, which has no keys"
         raise ConfigError(one_line(f"{node.start}: {what}"))
     below = tree.value.get(key) or Node(None, node.location, node.key)
-    return replace(tree, value={**tree.value, key: _put(below, rest, node, (*above, key))})
-
-
-def _index(key: str, entries: list[Node], node: Node, above: tuple[str, ...]) -> int:
-    name, last = ".".join(above), len(entries) - 1
-    if not re.fullmatch(r"[0-9]{1,6}", key, re.ASCII):
-        what = f"`{name}` is a list; say which entry, for instance `{name}.0`"
-    elif last < 0:
-        what = f"`{name}` is an empty list"
-    elif int(key) > last:
-        what = f"`{name}` has entries 0 to {last}; there is no {key}"
-    else:
-        return int(key)
-    raise ConfigError(one_line(f"{node.start}: {what}"))
+    return replace(tree, value={**tree.value, key: put(below, rest, node, (*above, key))})
 
 
 def folder_name(text: str) -> str:
