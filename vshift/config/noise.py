@@ -87,12 +87,8 @@ class BaseNoise(Section):
         It alone decides the variance shift of noise that multiplies by independent numbers of mean
         1. The other kinds give that of dropout at their rate, which orders them by strength.
         """
-        return dropout_variance(self.strength or 0.0)
-
-
-def dropout_variance(rate: float) -> float:
-    """s² of inverted dropout."""
-    return rate / (1 - rate)
+        rate = self.strength or 0.0
+        return rate / (1 - rate)
 
 
 class _Multiplicative(BaseNoise):

@@ -68,12 +68,9 @@ class Node:
 
     def child(self, key: str | int) -> Node | None:
         """The entry of a mapping or list; None if there is none."""
-        found: Node | None = None
-        if isinstance(self.value, dict):
-            found = self.value.get(key)
-        elif isinstance(self.value, list) and isinstance(key, int) and key < len(self.value):
-            found = self.value[key]
-        return found
+        if isinstance(self.value, list) and isinstance(key, int):
+            return next(iter(self.value[key : key + 1]), None)
+        return self.value.get(key) if isinstance(self.value, dict) else None
 
     def to_python(self) -> Any:
         """The value without locations; every mapping and list is a new one."""
@@ -147,7 +144,14 @@ class _Reader:
 
     def document(self) -> Node:
         root = None
-        self.refuse_characters()
+        found = _NOT_YAML.search(self.text)
+        if found:  # the parser would give a byte offset only
+            what = f"the character U+{ord(found[0]):04X} is not allowed in YAML; remove it"
+            if found[0] == "\ufeff":
+                what = "a byte order mark; save the file as UTF-8 without one"
+            before = self.text[: found.start()]
+            line, column = before.count("\n"), len(before) - before.rfind("\n") - 1
+            self.fail(yaml.Mark(self.source, found.start(), line, column, None, 0), what)
         for event in self.events:
             if isinstance(event, yaml.DocumentStartEvent):
                 if root is not None:
@@ -202,26 +206,25 @@ class _Reader:
     def mapping(self, depth: int) -> dict[str, Node]:
         entries: dict[str, Node] = {}
         for event in self.events_until(yaml.MappingEndEvent):
-            key = self.node(event, depth)
+            node = self.node(event, depth)
             value = self.node(next(self.events), depth)
-            problem = self.key_problem(key.value, entries)
+            key, shown, problem = node.value, show_value(node.value), ""
+            if isinstance(key, dict | list):
+                problem = f"{shown} cannot be a key"
+            elif not isinstance(key, str):
+                problem = f"{shown} is not text, as keys are; write '{shown}'"
+            elif key == "<<":
+                what = "put what is shared in a file under `base:`"
+                problem = f"merge keys (<<) are not supported; {what}"
+            elif key in entries:
+                problem = f"duplicate key `{one_line(key, 60)}`"
+                if not self.inline:
+                    problem += f"; the first is on line {entries[key].start.line}"
             if problem:
-                self.complain(key.location, problem)
+                self.complain(node.location, problem)
             else:
-                entries[key.value] = replace(value, key=key.location)
+                entries[key] = replace(value, key=node.location)
         return entries
-
-    def key_problem(self, key: Any, entries: dict[str, Node]) -> str:
-        if isinstance(key, dict | list):
-            return f"{show_value(key)} cannot be a key"
-        if not isinstance(key, str):
-            return f"{show_value(key)} is not text, as keys are; write '{show_value(key)}'"
-        if key == "<<":
-            return "merge keys (<<) are not supported; put what is shared in a file under `base:`"
-        if key in entries:
-            first = "" if self.inline else f"; the first is on line {entries[key].start.line}"
-            return f"duplicate key `{one_line(key, 60)}`{first}"
-        return ""
 
     def alias(self, event: Any, depth: int) -> Node:
         name = event.anchor
@@ -259,18 +262,6 @@ class _Reader:
         """Complain where reading on makes no sense."""
         self.complain(where, what)
         raise ConfigError(*self.problems)
-
-    def refuse_characters(self) -> None:
-        """Locate a character that YAML does not allow; the parser gives a byte offset only."""
-        found = _NOT_YAML.search(self.text)
-        if found is None:
-            return
-        what = f"the character U+{ord(found[0]):04X} is not allowed in YAML; remove it"
-        if found[0] == "\ufeff":
-            what = "a byte order mark; save the file as UTF-8 without one"
-        before = self.text[: found.start()]
-        line, column = before.count("\n"), len(before) - before.rfind("\n") - 1
-        self.fail(yaml.Mark(self.source, found.start(), line, column, None, 0), what)
 
     def syntax_problem(self, error: yaml.MarkedYAMLError) -> str:
         """PyYAML's several lines in one, with advice on common slips."""
