@@ -8,6 +8,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 
@@ -65,13 +66,16 @@ def describe_device(device: torch.device, peaks: Peaks, load: float | None) -> D
     Clocks are None if the system does not report them.
     """
     cuda = device.type == "cuda"
+    max_mhz = None
+    with suppress(OSError, ValueError):  # a virtual machine, or not Linux
+        max_mhz = int(_MAX_KHZ.read_text()) / 1000
     return DeviceInfo(
         kind="cuda" if cuda else "cpu",
         name=torch.cuda.get_device_name(device) if cuda else cpu_name(),
         cores=None if cuda else os.cpu_count(),
         threads=torch.get_num_threads(),
         clock_mhz=clock_mhz(device),
-        clock_mhz_max=_query("clocks.max.sm") if cuda else _max_cpu_mhz(),
+        clock_mhz_max=_query("clocks.max.sm") if cuda else max_mhz,
         load=load,
         flops=peaks.flops,
         bytes_per_second=peaks.bytes_per_second,
@@ -114,13 +118,6 @@ def _cpuinfo() -> str:
         return _CPU.read_text()
     except OSError:  # not Linux
         return ""
-
-
-def _max_cpu_mhz() -> float | None:
-    try:
-        return int(_MAX_KHZ.read_text()) / 1000
-    except (OSError, ValueError):  # a virtual machine, or not Linux
-        return None
 
 
 def _query(field: str) -> float | None:

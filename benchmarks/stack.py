@@ -92,14 +92,6 @@ class Stack(nn.Module):
             for kind in ("mean", "var"):
                 state[f"{name}.running_{kind}"].lerp_(state[f"{name}.batch_{kind}"], momentum)
 
-    def copy_into(self, models: Sequence[nn.Module]) -> None:
-        """Give each copy's weights and buffers to a model of its own."""
-        with torch.no_grad():
-            for place, model in enumerate(models):
-                own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-                for name, values in self.stacked().items():
-                    own[name].copy_(values[place])
-
 
 class StackedLog:
     """`vshift.shift.training_log.TrainingLog` for a stack."""

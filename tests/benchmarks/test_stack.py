@@ -99,12 +99,10 @@ def test_a_stack_trains_each_seed_as_it_is_trained_alone(kind, network):
             close(seen[place][name].variance, moments.variance)
             close(seen[place][name].mean, moments.mean)
     assert torch.tensor(losses).sum(0).tolist() == pytest.approx(sums, rel=1e-6)
-    stack.copy_into(models)
-    for ours, theirs in zip(models, alone, strict=True):
-        for (name, a), b in zip(
-            ours.state_dict().items(), theirs.state_dict().values(), strict=True
-        ):
-            close(a, b, name)
+    stacked = stack.stacked()
+    for place, model in enumerate(alone):
+        for name, tensor in model.state_dict().items():
+            close(stacked[name][place], tensor, name)
 
 
 def test_a_stack_can_be_captured(monkeypatch):

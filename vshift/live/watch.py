@@ -151,7 +151,13 @@ def snapshot(run: RunRecord, now: float) -> RunSnapshot:
         ratios = [(row.get("epoch"), number(row.get("shift_ratio"))) for row in run.layers]
         measured = [(at, ratio) for at, ratio in ratios if ratio is not None]
         shift = fmean(r for at, r in measured if at == measured[-1][0]) if measured else None
-    age, status, left = _age(run.path, now), run.status, None
+    try:
+        with os.scandir(run.path) as entries:
+            times = [entry.stat().st_mtime for entry in entries if entry.is_file()]
+    except OSError:  # the folder was removed meanwhile
+        times = []
+    age = max(0.0, now - max(times)) if times else None
+    status, left = run.status, None
     if status == "running" and seconds is not None:
         if age is not None and age > max(_SILENT_SECONDS, _SILENT_EPOCHS * seconds):
             status = "silent"
@@ -170,16 +176,6 @@ def snapshot(run: RunRecord, now: float) -> RunSnapshot:
         left=left,
         age=age,
     )
-
-
-def _age(folder: Path, now: float) -> float | None:
-    """Seconds since any of its files changed."""
-    try:
-        with os.scandir(folder) as entries:
-            times = [entry.stat().st_mtime for entry in entries if entry.is_file()]
-    except OSError:  # the folder was removed meanwhile
-        return None
-    return max(0.0, now - max(times)) if times else None
 
 
 class Watcher:

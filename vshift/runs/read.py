@@ -38,6 +38,7 @@ class RunRecord:
 
     @cached_property
     def config(self) -> Row:
+        """The config as `vshift train` reads it, with its YAML 1.2 and its limits."""
         return self._read(lambda: _read_config(self.path / CONFIG), {})
 
     @cached_property
@@ -105,7 +106,6 @@ def _identity(path: Path, run: Row, problems: list[str]) -> tuple[str, int]:
 
 
 def _read_config(path: Path) -> Row:
-    """Read a config as `vshift train` does, with its YAML 1.2 and its limits."""
     from vshift.config.identity import upgrade
     from vshift.config.yaml12 import parse
 
@@ -130,7 +130,16 @@ def find_runs(folders: Iterable[Path | str]) -> list[RunRecord]:
     """
     paths_by_target: dict[Path, Path] = {}
     for folder in map(Path, folders):
-        _refuse_missing(folder)
+        with files.explained(folder, "read"):
+            if not folder.is_dir():
+                if folder.exists():
+                    raise RunError(f"{folder} is a file; name the folder that holds it")
+                parent = folder.absolute().parent
+                siblings = (
+                    [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+                )
+                hint = did_you_mean(folder.name, siblings)
+                raise RunError(f"there is no folder {folder}" + (f"; {hint}" if hint else ""))
         paths = list(_walk(folder, _DEPTH))
         if not paths:
             raise RunError(
@@ -141,18 +150,6 @@ def find_runs(folders: Iterable[Path | str]) -> list[RunRecord]:
             paths_by_target.setdefault(path.resolve(), path)
     records = [read_run(path) for path in paths_by_target.values()]
     return sorted(records, key=lambda record: (natural(record.name), record.seed))
-
-
-def _refuse_missing(folder: Path) -> None:
-    with files.explained(folder, "read"):
-        if folder.is_dir():
-            return
-        if folder.exists():
-            raise RunError(f"{folder} is a file; name the folder that holds it")
-        parent = folder.absolute().parent
-        siblings = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
-    hint = did_you_mean(folder.name, siblings)
-    raise RunError(f"there is no folder {folder}" + (f"; {hint}" if hint else ""))
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:

@@ -280,7 +280,10 @@ def submit(
         VShiftError: submitit or Slurm is missing, or sbatch refuses.
     """
     executor = _executor(runs_dir / FOLDER, options)
-    size = array_limit()
+    answer = _ask("scontrol", "show", "config")
+    text = answer.stdout if answer is not None and answer.returncode == 0 else ""
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
+    size = max(1, int(match[1])) if match else LARGEST_ARRAY
     chunks = [entries[n : n + size] for n in range(0, len(entries), size)]
     # Slurm limits the tasks at a time per array; several arrays share the limit.
     executor.update_parameters(array_parallelism=max(1, options.jobs // len(chunks)))
@@ -323,14 +326,6 @@ def _executor(folder: Path, options: SlurmOptions) -> Any:
         ) from None
     executor.update_parameters(**sbatch_parameters(options))
     return executor
-
-
-def array_limit() -> int:
-    """The most tasks of one job array."""
-    answer = _ask("scontrol", "show", "config")
-    text = answer.stdout if answer is not None and answer.returncode == 0 else ""
-    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
-    return max(1, int(match[1])) if match else LARGEST_ARRAY
 
 
 def _submit_array(executor: Any, tasks: Sequence[SlurmTask]) -> list[str]:
