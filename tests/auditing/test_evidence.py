@@ -7,6 +7,7 @@ from torch import nn
 from examples.patients import Net, data, fit, trained
 from tests.auditing.conftest import codes
 from vshift import audit, recalibrate
+from vshift.auditing.evidence import fit_to_names
 from vshift.shift.decompose import decompose
 
 
@@ -95,3 +96,12 @@ def test_a_mode_that_does_not_run_on_the_loaders_samples_is_a_note():
     assert "train mode" not in result.scores
     assert any("train mode could not be scored" in note for note in result.notes)
     assert result.scores["eval mode"]["loss"] is not None
+
+
+def test_a_prefix_is_what_stands_before_the_models_own_names():
+    state = {"a.b.fc.weight": 1, "a.b.fc.bias": 2, "other.weight": 3}
+    assert fit_to_names(state, ["fc.weight", "fc.bias"]) == {"fc.weight": 1, "fc.bias": 2}
+    assert fit_to_names({"fc.weight": 1, "x.fc.weight": 2}, ["fc.weight"]) == {
+        "fc.weight": 1,
+        "x.fc.weight": 2,
+    }

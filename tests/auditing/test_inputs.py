@@ -10,7 +10,7 @@ from torch import nn
 
 from vshift import audit
 from vshift.auditing import AuditError
-from vshift.auditing.inputs import fit_to_names, load_weights, read_state
+from vshift.auditing.inputs import load_weights, read_state
 
 
 def test_weights_load_without_executing_code(vshift, tmp_path):
@@ -287,15 +287,6 @@ def test_damaged_files_are_refused_without_advice_to_load_them_unsafely(name, tm
         with pytest.raises(AuditError, match="cannot be read without executing code") as error:
             read_state(tmp_path / name)
         assert "weights_only" not in str(error.value)
-
-
-def test_a_prefix_is_what_stands_before_the_models_own_names():
-    state = {"a.b.fc.weight": 1, "a.b.fc.bias": 2, "other.weight": 3}
-    assert fit_to_names(state, ["fc.weight", "fc.bias"]) == {"fc.weight": 1, "fc.bias": 2}
-    assert fit_to_names({"fc.weight": 1, "x.fc.weight": 2}, ["fc.weight"]) == {
-        "fc.weight": 1,
-        "x.fc.weight": 2,
-    }
 
 
 def test_a_reference_with_a_prefix_is_compared_and_a_foreign_one_is_told():

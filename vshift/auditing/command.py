@@ -11,12 +11,12 @@ from pathlib import Path
 from torch import nn
 
 from vshift.auditing.audit import audit
+from vshift.auditing.evidence import find_prefix
 from vshift.auditing.findings.base import list_layers
 from vshift.auditing.guard import check_usable, seed_everything, unwrap
 from vshift.auditing.inputs import (
     NORMALISATIONS,
     ImageOptions,
-    find_prefix,
     is_library,
     load_model,
     load_source,

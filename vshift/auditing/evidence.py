@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vshift.auditing.inputs import fit_to_names
 from vshift.auditing.passes import (
     CANNOT_RUN,
     AuditedModel,
@@ -286,6 +285,28 @@ def any_trains(parameters: Iterable[nn.Parameter]) -> bool | None:
     """Whether any of these parameters trains; None without parameters."""
     flags = [parameter.requires_grad for parameter in parameters]
     return any(flags) if flags else None
+
+
+def fit_to_names(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """The state dict without the prefix that wrappers put before every name.
+
+    DDP's `module.`, torch.compile's `_orig_mod.`, a LightningModule's attribute: whatever precedes
+    all those of `names` that the state dict has.
+    """
+    prefix = find_prefix(state, names)
+    return {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+
+
+def find_prefix(state: Iterable[str], names: Iterable[str]) -> str:
+    """What precedes all those of `names` that a state dict has; empty for nothing."""
+    state, names = set(state), list(names)
+    if any(name in state for name in names):
+        return ""
+    for name in names:
+        ends = [key for key in state if key.endswith(f".{name}")]
+        if ends:
+            return min(ends, key=lambda key: (len(key), key))[: -len(name)]
+    return ""
 
 
 # ---- statistics and distances

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
+from vshift.auditing.evidence import fit_to_names
 from vshift.auditing.samples import AuditError
 from vshift.text import did_you_mean, list_names
 
@@ -379,28 +380,6 @@ def _find_state(content: Any, path: Path) -> dict[str, Tensor]:
         return _find_state(nested[0], path)
     keys = ", ".join(f"`{key}`" for key in list(content)[:6]) or "nothing"
     raise AuditError(f"{path} holds no state dict, but {keys}")
-
-
-def fit_to_names(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """The state dict without the prefix that wrappers put before every name.
-
-    DDP's `module.`, torch.compile's `_orig_mod.`, a LightningModule's attribute: whatever precedes
-    all those of `names` that the state dict has.
-    """
-    prefix = find_prefix(state, names)
-    return {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
-
-
-def find_prefix(state: Iterable[str], names: Iterable[str]) -> str:
-    """What precedes all those of `names` that a state dict has; empty for nothing."""
-    state, names = set(state), list(names)
-    if any(name in state for name in names):
-        return ""
-    for name in names:
-        ends = [key for key in state if key.endswith(f".{name}")]
-        if ends:
-            return min(ends, key=lambda key: (len(key), key))[: -len(name)]
-    return ""
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

@@ -13,6 +13,7 @@ from vshift.auditing.findings import Finding
 from vshift.auditing.findings.base import list_layers
 from vshift.auditing.passes import EvalTests
 from vshift.auditing.samples import tensors_of
+from vshift.auditing.severity import SEVERITIES
 from vshift.auditing.trace import NoiseSource
 from vshift.shift.stats import Moments, shift_ratio
 from vshift.tables import Column, Table, html_table, render
@@ -82,7 +83,7 @@ class Audit:
 
     def fails(self, at: str) -> bool:
         """Whether a finding is of this severity (info, low, medium, high) or worse."""
-        return any(finding.reaches(at) for finding in self.findings)
+        return any(f.severity in SEVERITIES[SEVERITIES.index(at) :] for f in self.findings)
 
     def fixed_state(self, model: nn.Module) -> dict[str, Tensor]:
         """The model's state dict with the buffers that gained something."""

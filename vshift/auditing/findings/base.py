@@ -48,10 +48,6 @@ class Finding:
         """Severity and the size of the gain, to order by."""
         return SEVERITIES.index(self.severity), 0.0 if self.gain is None else self.gain.size
 
-    def reaches(self, severity: str) -> bool:
-        """Whether it is of this severity or worse."""
-        return SEVERITIES.index(self.severity) >= SEVERITIES.index(severity)
-
 
 @dataclass
 class CandidateFinding:

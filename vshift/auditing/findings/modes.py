@@ -10,8 +10,6 @@ from vshift.auditing.repairs import Repair, eval_hidden, set_mode
 from vshift.auditing.severity import format_change, severity_of_change
 from vshift.text import pluralize
 
-COUNTED = ("batch norm is", "batch norms are")
-
 
 class BNWrongMode(Check):
     """Registered batch norms in training mode after eval()."""
@@ -24,10 +22,11 @@ class BNWrongMode(Check):
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         layers = [n for n in evidence.eval_trace.calls if n in evidence.still_training]
         if layers:
+            count = pluralize(len(layers), "batch norm is", "batch norms are")
             yield CandidateFinding(
                 self,
                 layers[0],
-                f"After model.eval() {pluralize(len(layers), *COUNTED)} still in training mode "
+                f"After model.eval() {count} still in training mode "
                 f"({list_layers(layers)}): every forward normalises by its own batch and moves the "
                 "buffers.",
                 layers,
@@ -54,13 +53,13 @@ class BNOutOfReach(Check):
         kept = [n for n in ran if n in tracker.hidden and n not in built and norms[n].training]
         layers = [*kept, *built]
         if layers:
+            count = pluralize(len(layers), "batch norm is", "batch norms are")
             changes = [set_mode(kept, False), *([eval_hidden] if built else [])]
             yield CandidateFinding(
                 self,
                 layers[0],
-                f"{pluralize(len(layers), *COUNTED)} not among the model's modules "
-                f"({list_layers(layers)}), so eval() does not reach them and no checkpoint holds "
-                "them.",
+                f"{count} not among the model's modules ({list_layers(layers)}), so eval() does "
+                "not reach them and no checkpoint holds them.",
                 layers,
                 {"made_in_forward": bool(built)},
                 Repair("putting them into eval mode", changes=changes),
