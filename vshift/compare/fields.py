@@ -7,7 +7,7 @@ A field is a dotted key of the config (`network.noise.rate`), a number or word o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from vshift.config.noise import read_noise
 from vshift.config.schema import Config
 from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord, number
-from vshift.text import did_you_mean, escape_control, format_value, list_names, natural, suggest
+from vshift.text import escape_control, format_value, list_names, natural, suggest
 
 Row = dict[str, Any]
 OWN = ("name", "seed", "status")
@@ -125,11 +125,11 @@ class Fields:
         """
         if not self.is_known(key):
             names = [*OWN, *self.leaves, *self.metrics]
-            renamed = new_name(key) in names and f"it is now `{new_name(key)}`;"
-            hint = renamed or did_you_mean(key, names) or same_leaf(key, names)
+            new = new_name(key)
+            hint = f"it is now `{new}`; " if new in names else suggest_field(key, names)
             raise VShiftError(
                 f"{option}: none of these runs has a `{escape_control(key)}`; "
-                f"{hint + ' ' if hint else ''}config keys: {list_names(self.leaves, _SHOWN)}; "
+                f"{hint}config keys: {list_names(self.leaves, _SHOWN)}; "
                 f"of summary.json: {list_names(self.metrics, _SHOWN)}; and {', '.join(OWN)}"
             )
         if self.is_of_config(key) and self.config_keys[key] and not section:
@@ -154,11 +154,11 @@ class Fields:
         )
 
 
-def same_leaf(key: str, names: Iterable[str]) -> str:
-    """``did you mean `network.noise.rate`?`` for `rate`; empty if no name ends like it."""
+def suggest_field(key: str, names: Sequence[str]) -> str:
+    """`suggest` for dotted keys: also those that end alike, as `network.noise.rate` for `rate`."""
     leaf = key.rsplit(".", 1)[-1]
     found = [f"`{name}`" for name in names if name.rsplit(".", 1)[-1] == leaf and name != key]
-    return f"did you mean {' or '.join(found[:3])}?" if found else ""
+    return suggest(key, names) or (f"did you mean {' or '.join(found[:3])}? " if found else "")
 
 
 def active_noise(config: Row) -> list[Row]:

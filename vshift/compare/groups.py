@@ -245,13 +245,7 @@ def group_by_values(fields: Fields, keys: Sequence[str], notes: list[str]) -> li
             for head, item in zip(heads, text, strict=True)
         )
         group = _group(fields, members[text], name, notes)
-        mixed: dict[str, list[Any]] = {}  # the config keys in which the runs differ → their values
-        configs = [fields.config(r) for r in {run.config_hash: run for run in group.runs}.values()]
-        for config in configs[1:]:
-            pairs = differing(configs[0], config)
-            for key in unstudied(pairs, keys):
-                found = mixed.setdefault(key, [pairs[key][0]])
-                found += [pairs[key][1]] if pairs[key][1] not in found else []
+        mixed = _mixed(fields, group.runs, keys)
         if mixed:
             texts = [
                 f"{key} ({', '.join(map(format_value, found[:4]))}{'…' * (len(found) > 4)})"
@@ -267,6 +261,18 @@ def group_by_values(fields: Fields, keys: Sequence[str], notes: list[str]) -> li
         nothing = ("unknown",) * len(keys)
         groups.append(Group("unknown", None, "unknown", nothing, [], unreadable, {}))
     return groups
+
+
+def _mixed(fields: Fields, runs: list[RunRecord], keys: Sequence[str]) -> dict[str, list[Any]]:
+    """The config keys besides `keys` in which runs differ, with their values."""
+    configs = [fields.config(run) for run in {run.config_hash: run for run in runs}.values()]
+    found: dict[str, list[Any]] = {}
+    for config in configs[1:]:
+        pairs = differing(configs[0], config)
+        for key in unstudied(pairs, keys):
+            values = found.setdefault(key, [pairs[key][0]])
+            values += [pairs[key][1]] if pairs[key][1] not in values else []
+    return found
 
 
 def _group(

@@ -192,11 +192,6 @@ class _Family:
     runs: dict[tuple[str | None, float], dict[int, RunRecord]] = field(default_factory=dict)
     label: tuple[str, str] = ("", "")
 
-    def at(self, position: str, level: float) -> list[RunRecord]:
-        """The runs of a place and level; those without noise belong to every place."""
-        everywhere, here = self.runs.get((None, level), {}), self.runs.get((position, level), {})
-        return list({**everywhere, **here}.values())
-
     def has(self, position: str) -> bool:
         return any(where == position for where, _ in self.runs)
 
@@ -286,23 +281,27 @@ def _label(found: Sequence[_Family]) -> None:
 
 @dataclass(frozen=True)
 class _Cell:
-    """Our error and the paper's in one place; method None is as trained."""
+    """Our error and the paper's in one place of a line; method None is as trained."""
 
+    family: _Family
+    line: str  # the noise's place, or the method of re-estimation
     position: str
     level: float
     method: str | None
-    runs: list[RunRecord]
-    sample: Sample | None
     published: float | None
 
+    @cached_property
+    def runs(self) -> list[RunRecord]:
+        """The runs of the position and level; those without noise belong to every position."""
+        everywhere = self.family.runs.get((None, self.level), {})
+        return list(
+            {**everywhere, **self.family.runs.get((self.position, self.level), {})}.values()
+        )
 
-@dataclass(frozen=True)
-class _Line:
-    """A line of ours, with the paper's below it if it has values here."""
-
-    family: _Family
-    place: str
-    cells: list[_Cell]
+    @cached_property
+    def sample(self) -> Sample | None:
+        errors = (_error(run, self.method) for run in self.runs)
+        return describe(error for error in errors if error is not None)
 
 
 def view_of(fields: Fields, name: str) -> Table:
@@ -327,7 +326,7 @@ def view_of(fields: Fields, name: str) -> Table:
     lines = [line for family in found for line in _lines(family, view, levels)]
     heads = ["network", "data", "re-estimated" if view.adjusted else "position", "test error of"]
     sign = _SIGNS[view.kind]
-    for cell in lines[0].cells:
+    for cell in lines[0]:
         if not view.adjusted:
             heads.append(f"{sign} {format_value(round(cell.level, 3))}")
         else:
@@ -342,7 +341,7 @@ def view_of(fields: Fields, name: str) -> Table:
         [Column(head, is_text=index < 4) for index, head in enumerate(heads)],
         rows,
         escape_control(caption),
-        [_record(view, line, c) for line in lines for c in line.cells if c.sample or c.published],
+        [_record(view, cell) for line in lines for cell in line if cell.sample or cell.published],
         [escape_control(note) for note in notes],
         labels=4,
         panels=True,
@@ -350,14 +349,14 @@ def view_of(fields: Fields, name: str) -> Table:
     return table.without(shared)
 
 
-def _lines(family: _Family, view: View, levels: Sequence[float]) -> Iterator[_Line]:
+def _lines(family: _Family, view: View, levels: Sequence[float]) -> Iterator[list[_Cell]]:
     """A line for each position, or for each way to re-estimate BN's statistics."""
     values = {position: view.published(position, *family.papers) for position in view.positions}
     if not view.adjusted:
         for position in filter(family.has, view.positions):
             theirs = dict(zip(view.levels, values[position], strict=False))
-            cells = [_cell(family, position, level, None, theirs.get(level)) for level in levels]
-            yield _Line(family, _PLACES[position], cells)
+            place = _PLACES[position]
+            yield [_Cell(family, place, position, x, None, theirs.get(x)) for x in levels]
         return
     (level,) = view.levels
     runs = [run for cell in family.runs.values() for run in cell.values()]
@@ -367,21 +366,11 @@ def _lines(family: _Family, view: View, levels: Sequence[float]) -> Iterator[_Li
     methods = measured or ["none"]
     for method in methods:
         last = method == methods[-1]  # the paper's line once, below all of ours
-        cells = [
-            _cell(family, position, level, which, value if last else None)
+        yield [
+            _Cell(family, method, position, level, which, value if last else None)
             for position in view.positions
             for which, value in zip((None, method), values[position] or (None, None), strict=True)
         ]
-        yield _Line(family, method, cells)
-
-
-def _cell(
-    family: _Family, position: str, level: float, method: str | None, published: float | None
-) -> _Cell:
-    runs = family.at(position, level)
-    errors = (_error(run, method) for run in runs)
-    sample = describe(error for error in errors if error is not None)
-    return _Cell(position, level, method, runs, sample, published)
 
 
 def _error(run: RunRecord, method: str | None) -> float | None:
@@ -391,25 +380,26 @@ def _error(run: RunRecord, method: str | None) -> float | None:
     return error_of(number(run.summary.get(f"test_accuracy_{method}")))
 
 
-def _texts(line: _Line) -> Iterator[list[str]]:
+def _texts(line: Sequence[_Cell]) -> Iterator[list[str]]:
     """Our line, and the paper's if it has values here."""
-    counts = {cell.sample.n for cell in line.cells if cell.sample}
-    ours = "ours, other recipe" if line.family.other_recipe else "ours"
+    family, place = line[0].family, line[0].line
+    counts = {cell.sample.n for cell in line if cell.sample}
+    ours = "ours, other recipe" if family.other_recipe else "ours"
     ours += f" (n={counts.copy().pop()})" if len(counts) == 1 else ""
     texts = []
-    for sample in (cell.sample for cell in line.cells):
+    for sample in (cell.sample for cell in line):
         with_n = f" (n={sample.n})" if sample and len(counts) > 1 else ""
         texts.append(f"{format_spread(sample.mean, sample.sd)}{with_n}" if sample else NONE)
-    labels = list(map(escape_control, line.family.label))
-    yield [*labels, line.place, ours, *texts]
-    if any(cell.published is not None for cell in line.cells):
-        place = "Adjust" if line.cells[-1].method else line.place
-        theirs = [format_number(cell.published, 2) for cell in line.cells]
+    labels = list(map(escape_control, family.label))
+    yield [*labels, place, ours, *texts]
+    if any(cell.published is not None for cell in line):
+        place = "Adjust" if line[-1].method else place
+        theirs = [format_number(cell.published, 2) for cell in line]
         yield [*labels, place, str(_contents()["cite"]), *theirs]
 
 
-def _record(view: View, line: _Line, cell: _Cell) -> Row:
-    network, data = line.family.label
+def _record(view: View, cell: _Cell) -> Row:
+    network, data = cell.family.label
     sample = cell.sample
     return {
         "view": view.name,
@@ -424,7 +414,7 @@ def _record(view: View, line: _Line, cell: _Cell) -> Row:
         "test_error_sd": sample and sample.sd,
         "published": cell.published,
         "published_in": None if cell.published is None else view.source,
-        "other_recipe": list(line.family.other_recipe),
+        "other_recipe": list(cell.family.other_recipe),
         "names": list(dict.fromkeys(run.name for run in cell.runs)),
         "seeds": [run.seed for run in cell.runs],
     }

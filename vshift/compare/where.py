@@ -17,11 +17,11 @@ import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from vshift.compare.fields import OWN, Fields, same_leaf
+from vshift.compare.fields import OWN, Fields, suggest_field
 from vshift.config.yaml12 import parse_scalar
 from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord, number
-from vshift.text import did_you_mean, escape_control, format_value, natural
+from vshift.text import escape_control, format_value, natural
 
 Condition = Callable[[RunRecord], bool]
 
@@ -102,7 +102,14 @@ class _Parser:
         nodes = [node.left, *node.comparators]
         values = [self.operand(each) for each in nodes]
         if not any(map(self.is_field, nodes)):
-            self.fail(node.col_offset, self.no_field(self.word(nodes[0])))
+            word = self.word(nodes[0])
+            names = [*self.fields.config_keys, *self.fields.metrics, *OWN]
+            self.fail(
+                node.col_offset,
+                f"no field is called {escape_control(word)}; {suggest_field(word, names)}a field "
+                "is a config key such as network.noise.rate, a key of summary.json such as "
+                "test_error, or name, seed, status",
+            )
         tests = [_TESTS[type(sign)] for sign in node.ops]
         steps = list(zip(values, tests, values[1:], strict=False))
         return lambda run: all(test(one(run), other(run)) for one, test, other in steps)
@@ -133,15 +140,6 @@ class _Parser:
         word = self.word(node)
         known = self.fields.is_known(word) or word.split(".")[0] in self.fields.config_keys
         return isinstance(node, ast.Name) and known and isinstance(_scalar(word), str)
-
-    def no_field(self, word: str) -> str:
-        names = [*self.fields.config_keys, *self.fields.metrics, *OWN]
-        hint = did_you_mean(word, names) or same_leaf(word, names)
-        return (
-            f"no field is called {escape_control(word)}; {hint + ' ' if hint else ''}"
-            "a field is a config key such as network.noise.rate, a key of summary.json such as "
-            "test_error, or name, seed, status"
-        )
 
 
 def _scalar(word: str) -> Any:

@@ -19,7 +19,7 @@ from vshift.config.problems import shorten
 from vshift.config.schema import NAME_LENGTH, Config
 from vshift.config.yaml12 import Node
 from vshift.errors import ConfigError
-from vshift.text import one_line, pluralize, show_value
+from vshift.text import list_names, one_line, pluralize, show_value
 
 MAX_RUNS = 100_000  # points × seeds
 MAX_POINTS = 10_000
@@ -346,7 +346,7 @@ def _build_all(tree: Node, axes: list[_Axis], of: tuple[str, ...]) -> list[Point
     several = "arms" in of and len(axes) > 1
     for problem, labels in problems.items():
         if several and len(labels) < math.prod(map(len, axes)):
-            more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
-            problem += f" (in the combination {one_line(labels[0], 80)}{more})"
+            first = list_names([one_line(labels[0], 80), *labels[1:]], 1)
+            problem += f" (in the combination {first})"
         lines.append(problem)
     raise ConfigError(*shorten(lines))
