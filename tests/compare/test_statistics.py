@@ -18,7 +18,6 @@ from vshift.compare.statistics import (
     describe,
     detectable,
     holm,
-    holm_once,
     paired,
     power_of,
     seeds_needed,
@@ -193,11 +192,15 @@ def test_verdicts_in_words() -> None:
 
 
 def test_rows_of_one_test_count_once_with_the_larger_p() -> None:
-    assert holm_once([0.01, 0.02, None, 0.04], ["a", "a", "b", "c"]) == (
-        pytest.approx([0.04, 0.04, None, 0.04]), 2,
-    )  # fmt: skip
-    assert holm_once([0.01, 0.04], ["a", "b"])[0] == holm([0.01, 0.04])
-    assert holm_once([], []) == ([], 0)
+    def adjusted(p_values: list[float | None], tests: list[str]) -> list[Difference]:
+        return adjust([Difference(1.0, (), p_value=p) for p in p_values], tests)
+
+    found = adjusted([0.01, 0.02, None, 0.04], ["a", "a", "b", "c"])
+    assert [each.p_adjusted for each in found] == pytest.approx([0.04, 0.04, None, 0.04])
+    assert {each.tests for each in found} == {2}
+    found = adjusted([0.01, 0.04], ["a", "b"])
+    assert [each.p_adjusted for each in found] == holm([0.01, 0.04])
+    assert adjusted([], []) == []
 
 
 def test_a_tables_differences_carry_their_corrected_p() -> None:

@@ -238,31 +238,27 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def holm_once(
-    p_values: Sequence[float | None], tests: Sequence[Hashable]
-) -> tuple[list[float | None], int]:
-    """Apply `holm` to rows of which those with equal keys in `tests` are one test.
-
-    Such rows rest on the same trainings. They count once, with the largest of their p values
-    (which differ at most by rounding), and share the adjusted one.
-
-    Returns:
-        The adjusted p values, and the number of tests.
-    """
-    largest: dict[Hashable, float] = {}
-    for p, test in zip(p_values, tests, strict=True):
-        if p is not None:
-            largest[test] = max(p, largest.get(test, 0.0))
-    adjusted = dict(zip(largest, holm(list(largest.values())), strict=True))
-    found = [None if p is None else adjusted[t] for p, t in zip(p_values, tests, strict=True)]
-    return found, len(largest)
-
-
 def adjust(differences: Sequence[Difference], tests: Sequence[Hashable]) -> list[Difference]:
-    """The differences of a table with their p values corrected by `holm_once`."""
-    adjusted, count = holm_once([each.p_value for each in differences], tests)
-    pairs = zip(differences, adjusted, strict=True)
-    return [replace(each, p_adjusted=p, tests=count) for each, p in pairs]
+    """The differences of a table with their p values corrected by `holm`.
+
+    Those with equal keys in `tests` rest on the same trainings and are one test: they count once,
+    with the largest of their p values (which differ at most by rounding), and share the adjusted
+    one.
+    """
+    pairs = list(zip(differences, tests, strict=True))
+    largest: dict[Hashable, float] = {}
+    for each, test in pairs:
+        if each.p_value is not None:
+            largest[test] = max(each.p_value, largest.get(test, 0.0))
+    adjusted = dict(zip(largest, holm(list(largest.values())), strict=True))
+    return [
+        replace(
+            each,
+            p_adjusted=None if each.p_value is None else adjusted[test],
+            tests=len(largest),
+        )
+        for each, test in pairs
+    ]
 
 
 def _power(noncentrality: float, degrees: float, level: float) -> float:

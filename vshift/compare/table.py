@@ -195,7 +195,8 @@ def _row(group: Group, by: Sequence[str], metrics: Sequence[str]) -> Row:
         found = _spread(group, key)
         word = group.most_frequent(key) if column.is_text else None
         row[row_key(column)] = found.get(f"{key}_mean", word)
-        row |= {name: found.get(name) for name in (f"{key}_sd",) if name in COLUMNS}
+        if f"{key}_sd" in COLUMNS:
+            row[f"{key}_sd"] = found.get(f"{key}_sd")
     row |= dict(zip(by, group.key, strict=True))
     for key in metrics:
         row |= _spread(group, key)
