@@ -48,6 +48,12 @@ def explained(path: Path, doing: str) -> Iterator[None]:
         raise RunError(f"cannot {doing} {path}: {reason}; {remedy}") from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents unless they exist."""
+    with explained(folder, "make the folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def _not_through_links(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 

@@ -53,8 +53,7 @@ class RunFolder:
     def create(cls, path: Path | str) -> RunFolder:
         """Make the folder and its parents unless they exist."""
         folder = cls(path)
-        with files.explained(folder.path, "make the folder"):
-            folder.path.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder.path)
         return folder
 
     @classmethod

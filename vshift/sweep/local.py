@@ -16,7 +16,7 @@ from typing import IO
 from vshift.config import dump
 from vshift.errors import Interrupted, Stopped, VShiftError
 from vshift.runs import discard
-from vshift.runs.files import explained
+from vshift.runs.files import explained, make_folder
 from vshift.sweep import slots
 from vshift.sweep.logs import excerpt, log_path, open_log, trim
 from vshift.sweep.plan import Job, check_data, train_command
@@ -79,8 +79,7 @@ def sweep(
     todo = [entry.job for entry in entries if not entry.state.settled]
     check_data(todo)
     if todo:
-        with explained(runs_dir, "make the folder"):
-            runs_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(runs_dir)
     with tempfile.TemporaryDirectory(prefix="vshift-") as frozen:
         _Pool(entries, runs_dir, options, reporter, command, Path(frozen)).run()
     return entries

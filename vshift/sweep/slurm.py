@@ -23,7 +23,7 @@ from typing import Any
 from vshift.config import dump
 from vshift.errors import RunError, Stopped, VShiftError
 from vshift.runs import discard, lock
-from vshift.runs.files import explained
+from vshift.runs.files import explained, make_folder
 from vshift.sweep.logs import excerpt, log_path
 from vshift.sweep.plan import Job, check_data
 from vshift.sweep.progress import Entry, ProgressTable, counts, entries_of
@@ -215,8 +215,7 @@ def sweep(
 def _submitting(runs_dir: Path) -> Iterator[None]:
     """Lock: one process at a time looks and submits, or a run would be queued twice."""
     folder = runs_dir / FOLDER
-    with explained(folder, "make the folder"):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     try:
         lock.lock(folder)
     except RunError as error:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from vshift.config import Point, load
@@ -69,7 +68,12 @@ class SlurmTask:
         idle = 0 if work is not None and work.stop() else self.idle + 1
         if idle < MOST_IDLE or work is None:
             return DelayedSubmission(replace(self, idle=idle))
-        work.give_up(f"{idle} time limits in a row ended without a checkpoint; ask for more time")
+        unmark_queued(work.folder.path)
+        with open_log(work.log, "given up") as log:
+            text = (
+                f"error: {idle} time limits in a row ended without a checkpoint; ask for more time"
+            )
+            log.write(f"{text}\n".encode())
         return None
 
 
@@ -87,7 +91,7 @@ class _Work:
         self.first_checkpoint = self._checkpoint_stamp()
 
     def run(self) -> Outcome:
-        signal.signal(signal.SIGTERM, self._on_sigterm)  # submitit's own handler ignores it
+        signal.signal(signal.SIGTERM, self._terminate)  # submitit's own handler ignores it
         with tempfile.TemporaryDirectory(prefix="vshift-") as folder:
             config = Path(folder) / f"{self.task.name}.yaml"
             config.write_text(self.task.config, encoding="utf-8")
@@ -125,8 +129,7 @@ class _Work:
         This runs inside a signal handler, perhaps while Popen holds its lock, so the process is
         waited for without Popen.
         """
-        self.stop_requested = True
-        self.processes.terminate()
+        self._terminate()
         deadline = time.monotonic() + PATIENCE
         while not self._has_ended() and time.monotonic() < deadline:
             time.sleep(TICK)
@@ -141,14 +144,9 @@ class _Work:
         except ChildProcessError:
             return True
 
-    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+    def _terminate(self, *_: object) -> None:
         self.stop_requested = True
         self.processes.terminate()
-
-    def give_up(self, reason: str) -> None:
-        unmark_queued(self.folder.path)
-        with open_log(self.log, "given up") as log:
-            log.write(f"error: {reason}\n".encode())
 
     def _checkpoint_stamp(self) -> tuple[int, int] | None:
         """A value that changes with every checkpoint."""

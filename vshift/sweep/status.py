@@ -66,12 +66,13 @@ def job_status(job: Job, runs_dir: Path) -> JobStatus:
             run = folder.run
             if run.get("config_hash") != config_hash(job.config):
                 next_action(folder, job.config)  # raises, naming the keys that differ
-            state = State.resume if folder.checkpoints() else State.new
             match run.get("status"):
                 case "done" if folder.has_summary:
                     state = State.done
                 case "diverged" | "failed" as status:
                     state = State(status)
+                case _:
+                    state = State.resume if folder.checkpoints() else State.new
     except Damaged:
         state = State.failed
     if state.settled:
@@ -127,8 +128,7 @@ def marker(path: Path) -> Path:
 
 def mark_queued(path: Path, slurm_job: str) -> None:
     """Make a Slurm job responsible for the run in a folder; RunError if it cannot be written."""
-    with files.explained(path.parent, "make the folder"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path.parent)
     files.write_json(marker(path), {"job": slurm_job, "submitted": now()})
 
 
