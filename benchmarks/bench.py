@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -200,6 +201,7 @@ class _CaseRace:
         self.parameters = sum(p.numel() for p in network.parameters())
         self.ready: list[tuple[_Entry, Ready]] = []
         self.left_out: list[LeftOut] = []
+        self.raced = 0.0  # seconds that the last race took
 
     def run(self, measured: Peaks, device_name: str) -> Iterator[CaseResult]:
         """Build the contenders, race them and free them.
@@ -252,10 +254,11 @@ class _CaseRace:
     def _prepare(self, entry: _Entry, slow: bool) -> None:
         """Build a contender and warm it up; if it cannot race, note the reason.
 
-        A slow one's set-up is cut off when the budget ends.
+        A slow one's set-up is stopped when what is left of the budget is needed to race all again.
         """
         layers = len(self.layers)
         expected, left = self.forecast.seconds(entry.name, layers), self.budget.left()
+        left -= self.raced if slow else 0.0
         failed = False
         if left <= expected:
             reason = f"its set-up takes about {expected:.0f} s, and {max(0, left):.0f} s were left"
@@ -287,7 +290,9 @@ class _CaseRace:
             speeds = " | ".join(f"{count / one.seconds[-1]:,.0f}" for one in runners)
             self.reporter.say(f"  repeat {repeat}: {speeds} images/s")
 
+        began = time.perf_counter()
         race(runners, self.plan.repeats, self.device, self.budget, report)
+        self.raced = time.perf_counter() - began
 
     def _result(self, bounds: list[Bound]) -> CaseResult:
         contenders = []

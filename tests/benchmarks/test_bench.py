@@ -15,7 +15,7 @@ import torch
 from benchmarks import bench
 from benchmarks.bench import Plan
 from benchmarks.cases import Case
-from benchmarks.race import prepare
+from benchmarks.race import prepare, time_limit
 from benchmarks.training import Training, random_images
 from vshift.train.progress import Reporter
 
@@ -203,12 +203,19 @@ def test_the_slowest_peer_comes_last_and_cannot_overrun_the_budget(monkeypatch, 
         made.append((name, [len(results.cases) for results in saved]))
         return Sleeper(seconds if name == "airbench" else 0.0)
 
+    def limit(seconds):
+        limits.append(seconds)
+        return time_limit(0.1 if seconds <= 600 else seconds)
+
+    limits = []
     monkeypatch.setattr(bench, "make_peer", make)
-    plan = small_plan(peers=("airbench", "bf16"), budget=None if joins else 20)
+    monkeypatch.setattr(bench, "time_limit", limit)
+    plan = small_plan(peers=("airbench", "bf16"), budget=None if joins else 600)
     bench.bench(plan, Reporter(quiet=True), lambda results: saved.append(results.model_copy(
         update={"cases": list(results.cases)})))  # fmt: skip
     # The others are raced and saved before it is made.
     assert made == [("bf16", []), ("airbench", [1])]
+    assert [seconds < 600 for seconds in limits] == [False, False, not joins]
     first, (case,) = saved[0].cases[0], saved[-1].cases
     others = ["vshift auto + log", "(b) bf16, channels_last"]
     assert [one.name for one in first.contenders] == others
