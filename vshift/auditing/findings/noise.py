@@ -24,7 +24,24 @@ DRAWS = 32  # of a noise layer, to see its mean
 
 
 class _NoiseInEval(Check):
-    """Noise that runs in eval mode."""
+    """Noise that runs in eval mode; every source belongs to one of the three checks."""
+
+    def sources(self, evidence: Evidence) -> list[NoiseSource]:
+        """Those of this check that `allow_noise` does not name."""
+        found = []
+        for source in evidence.eval_trace.sources:
+            layer, code = source.layer, "noise_live"
+            if layer and layer in evidence.still_training:
+                code = "noise_wrong_mode"
+            elif layer in evidence.model.tracker.hidden:
+                code = "noise_out_of_reach"
+            is_allowed = any(
+                fnmatch(layer, pattern) or layer.startswith(f"{pattern}.")
+                for pattern in evidence.allowed_noise
+            )
+            if code == self.code and not is_allowed:
+                found.append(source)
+        return found
 
     def candidate(
         self, evidence: Evidence, sources: Sequence[NoiseSource], what: str, repair: Repair | None
@@ -67,8 +84,7 @@ class NoiseWrongMode(_NoiseInEval):
     advice = "call super().train(mode); name it in `allow_noise` if it is Monte Carlo dropout"
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
-        sources = [s for s in _unwanted(evidence) if _is_in_wrong_mode(s, evidence)]
-        if sources:
+        if sources := self.sources(evidence):
             what = "still in training mode after model.eval()"
             change = set_mode([s.layer for s in sources], False)
             repair = Repair("putting it into eval mode", changes=[change])
@@ -87,8 +103,7 @@ class NoiseOutOfReach(_NoiseInEval):
     advice = "make it in __init__ and register it, or pass training=self.training"
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
-        sources = [s for s in _unwanted(evidence) if s.layer in evidence.model.tracker.hidden]
-        if sources:
+        if sources := self.sources(evidence):
             what = "not among the model's modules, so eval() does not reach it"
             repair = Repair("switching it off", changes=[eval_hidden, silence])
             yield self.candidate(evidence, sources, what, repair)
@@ -106,14 +121,8 @@ class NoiseLive(_NoiseInEval):
     advice = "make it follow self.training; name it in `allow_noise` if it is wanted"
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
-        sources = [
-            source
-            for source in _unwanted(evidence)
-            if not _is_in_wrong_mode(source, evidence)
-            and source.layer not in evidence.model.tracker.hidden
-        ]
         layer, change = evidence.tests.repeat_at, evidence.tests.repeat_change
-        if sources:
+        if sources := self.sources(evidence):
             can_be_silenced = all(source.function in SILENCEABLE for source in sources)
             repair = Repair("switching it off", changes=[silence]) if can_be_silenced else None
             yield self.candidate(evidence, sources, "random in eval mode", repair)
@@ -129,22 +138,6 @@ class NoiseLive(_NoiseInEval):
                 {"functions": [], "repeat_change": change},
                 severity=severity_of_change(change),
             )
-
-
-def _unwanted(evidence: Evidence) -> list[NoiseSource]:
-    """The noise in eval mode that `allow_noise` does not name."""
-    return [
-        source
-        for source in evidence.eval_trace.sources
-        if not any(
-            fnmatch(source.layer, pattern) or source.layer.startswith(f"{pattern}.")
-            for pattern in evidence.allowed_noise
-        )
-    ]
-
-
-def _is_in_wrong_mode(source: NoiseSource, evidence: Evidence) -> bool:
-    return bool(source.layer) and source.layer in evidence.still_training
 
 
 def _change_of_output(change: float) -> str:
