@@ -105,7 +105,7 @@ def differences_to(
 
 
 def _incomparable(group: Group, baseline: Group) -> str | None:
-    """The images or epochs that forbid to compare two groups' scores; None if none do."""
+    """Why the scores of two groups cannot be compared: other images or epochs; None if they can."""
     budgets: list[Row] = []
     for each in (group, baseline):
         mixed = [key for key in each.mixed if key == "epochs" or key.startswith("data.")]

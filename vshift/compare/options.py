@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 
 from vshift.compare.columns import to_table
 from vshift.compare.fields import Fields
+from vshift.compare.paper import view_of
+from vshift.compare.pivot import pivot
 from vshift.compare.table import compare
+from vshift.compare.where import parse_where
 from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord
 from vshift.tables import Table
@@ -55,8 +58,6 @@ def table_of(runs: Iterable[RunRecord], options: CompareOptions) -> Table:
     """
     fields, notes = Fields(runs), list[str]()
     if options.where is not None:
-        from vshift.compare.where import parse_where
-
         condition = parse_where(options.where, fields)
         kept = [run for run in fields.runs if condition(run)]
         if not kept:
@@ -66,12 +67,8 @@ def table_of(runs: Iterable[RunRecord], options: CompareOptions) -> Table:
         notes.append(f"--where keeps {len(kept)} of {len(fields.runs)} runs")
         fields = fields.only(kept)
     if options.view is not None:
-        from vshift.compare.paper import view_of
-
         found = view_of(fields, options.view)
     elif options.rows or options.columns or options.value:
-        from vshift.compare.pivot import pivot
-
         value = options.value or "test_error"
         found = pivot(fields, options.rows, options.columns, value, options.baseline)
     else:

@@ -51,7 +51,7 @@ class _Setting(NamedTuple):
 
 
 class _Option(NamedTuple):
-    """One choice of an axis: a grid's value, a zip's row, or an arm with all that it sets."""
+    """A choice of an axis: a grid's value, a zip's row, or an arm with all that it sets."""
 
     label: str
     settings: list[_Setting]
