@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class VShiftError(Exception):
-    """Something the user can mend: what, where, what is allowed, what to do. Exit code 2."""
+    """An error the user can fix: what, where, what is allowed, what to do. Exit code 2."""
 
     exit_code = 2
 
@@ -33,7 +33,7 @@ class Damaged(RunError):
 
 
 class RunLost(RunError):
-    """A run whose folder failed under it: a full disk, a deleted folder. Exit code 1."""
+    """A run whose folder became unusable: a full disk, a deleted folder. Exit code 1."""
 
     exit_code = 1
 
@@ -45,7 +45,7 @@ class TrainingFailed(VShiftError):
 
 
 class Interrupted(VShiftError):
-    """A run that was stopped from outside and can go on. Exit code 130, or 143 after SIGTERM."""
+    """A run that was stopped and can be resumed. Exit code 130, or 143 after SIGTERM."""
 
     def __init__(self, message: str, exit_code: int = 130) -> None:
         super().__init__(message)
@@ -53,7 +53,7 @@ class Interrupted(VShiftError):
 
 
 class Stopped(BaseException):
-    """A signal asks to stop. No Exception, so that nothing which mends errors swallows it."""
+    """Raised on a stop signal. A BaseException, so that `except Exception` does not catch it."""
 
     def __init__(self, exit_code: int, at_once: bool = True) -> None:
         super().__init__(f"stopped by a signal, exit code {exit_code}")

@@ -1,4 +1,4 @@
-"""All formatting for people: numbers, p values, durations, plurals, lists, escaping.
+"""Formatting for people: numbers, p values, durations, plurals, lists, escaping.
 
 Names in files may have been written by anybody, so whatever is printed passes `escape_control`.
 """

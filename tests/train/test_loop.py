@@ -223,6 +223,11 @@ def test_networks_without_bn_train_and_have_no_ratio(tmp_path, norm):
     assert summary["bn_layers"] == 0
 
 
+def test_bn_layers_are_counted_where_none_is_measured(tmp_path):
+    folder, _ = run(tmp_path, make_config(epochs=1, measure={"every": 0}))
+    assert json.loads((folder.path / "summary.json").read_text())["bn_layers"] == 7
+
+
 def test_cumulative_statistics_are_the_simple_average(tmp_path):
     """After one epoch the simple average over all batches is exactly what training logged."""
     norm = {"kind": "batch", "momentum": None}

@@ -28,7 +28,7 @@ def fuse(model: nn.Module) -> None:
     """
     library()
     for module in list(model.modules()):
-        if type(module) in _FUSED:
+        if type(module) in _FUSED:  # exactly: a subclass may compute something else
             # The same object: its hooks, and references to it and its buffers, remain valid.
             module.__class__ = _FUSED[type(module)]
     for module in list(model.modules()):
@@ -62,7 +62,7 @@ class FusedBatchNorm(BatchNorm):
             return False
         if self.training:  # with one value per channel, let PyTorch raise its own error
             return self.ghost is None and input.numel() > self.num_features
-        return self.evaluate == "running" and not torch.is_grad_enabled()
+        return self.evaluate == "running" and not torch.is_grad_enabled()  # it has no gradient
 
     def _scaled(self, input: Tensor) -> Tensor:
         assert self.running_mean is not None
@@ -80,7 +80,7 @@ class _FusedMultiplicative(noise.Multiplicative):
         raise NotImplementedError
 
     def multiplied(self, x: Tensor) -> Tensor:
-        if noise.UNITS[self.unit] < x.ndim or not functions.fits(x):
+        if noise.UNITS[self.unit] < x.ndim or not functions.fits(x):  # per channel or per image
             return super().multiplied(x)
         return self.product(x)
 
@@ -88,7 +88,7 @@ class _FusedMultiplicative(noise.Multiplicative):
 class FusedDropout(_FusedMultiplicative, noise.Dropout):
     def product(self, x: Tensor) -> Tensor:
         kept = noise.keep_count(self.rate)
-        return functions.multiply(x, functions.DROP, 2**16 / kept, kept)
+        return functions.multiply(x, functions.DROP, 2**16 / kept, kept)  # kept/2¹⁶ is 1 − rate
 
 
 class FusedGaussian(_FusedMultiplicative, noise.Gaussian):
@@ -113,6 +113,7 @@ class FusedScaledDropout(noise.ScaledDropout):
         if not functions.fits(x):
             return super().noisy(x)
         kept = noise.keep_count(self.rate)
+        # √p/p, with p = kept/2¹⁶
         return functions.multiply(x, functions.DROP, 2**8 / math.sqrt(kept), kept)
 
 

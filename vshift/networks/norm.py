@@ -1,4 +1,4 @@
-"""Normalisation layers, and the batch norm that shows what it saw."""
+"""Normalisation layers, and the batch norm that exposes its batch statistics."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ class Column:
         priority: in a narrow terminal, columns of low priority are left out first.
         is_text: words, not numbers.
         tag: the name of its curve in TensorBoard, of a layer's column a prefix; empty for none.
-        only_with: the key is left out of the file, instead of null, where this one has no value.
+        only_with: another key; where that one has no value, this one is left out of the file
+            instead of being null.
     """
 
     key: str
@@ -48,8 +49,8 @@ class _Row:
     def to_dict(self) -> dict[str, Any]:
         """As it is written: one key per column, in order."""
         values = asdict(self)
-        other = {column.key: column.only_with for column in columns_of(type(self)).values()}
-        return {k: v for k, v in values.items() if not other[k] or values[other[k]] is not None}
+        needs = {column.key: column.only_with for column in columns_of(type(self)).values()}
+        return {k: v for k, v in values.items() if not needs[k] or values[needs[k]] is not None}
 
 
 def columns_of(row: type[_Row]) -> dict[str, Column]:
@@ -221,25 +222,22 @@ def with_errors(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {**metrics, **errors}
 
 
-def summarize_layers(rows: Iterable[LayerRow]) -> dict[str, Any]:
-    """The keys of summary.json that the last epoch's layers give.
-
-    `shift_ratio_mean` is the mean over layers, `shift_ratio_max` the largest; None where no ratio
-    was measured or none is finite.
-    """
-    rows = list(rows)
-    ratios = [
-        (row.shift_ratio, row.layer)
-        for row in rows
-        if row.shift_ratio is not None and math.isfinite(row.shift_ratio)
-    ]
-    highest = max(ratios, default=(None, None))
+def summarize_ratios(ratios: Mapping[str, float | None]) -> dict[str, Any]:
+    """Mean and maximum of shift ratios by layer, and its layer; None where none is finite."""
+    finite = [(r, layer) for layer, r in ratios.items() if r is not None and math.isfinite(r)]
+    highest = max(finite, default=(None, None))
     return {
-        "shift_ratio_mean": sum(ratio for ratio, _ in ratios) / len(ratios) if ratios else None,
+        "shift_ratio_mean": sum(ratio for ratio, _ in finite) / len(finite) if finite else None,
         "shift_ratio_max": highest[0],
         "shift_ratio_max_layer": highest[1],
-        "bn_layers": len(rows),
     }
+
+
+def summarize_layers(rows: Iterable[LayerRow]) -> dict[str, Any]:
+    """The keys of summary.json that the last epoch's layers give."""
+    rows = list(rows)
+    ratios = summarize_ratios({row.layer: row.shift_ratio for row in rows})
+    return {**ratios, "bn_layers": len(rows)}
 
 
 def describe_columns(columns: Mapping[str, Column]) -> str:

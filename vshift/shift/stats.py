@@ -2,7 +2,7 @@
 
 Three variances of the same input (Li et al. 2019, section 4): `train`, of training batches;
 `running`, what the layer's moving average holds; `eval`, with the whole network in eval mode. All
-are UNBIASED batch variances, so that like is compared with like: normalisation itself uses the
+are UNBIASED batch variances, so that they are comparable: normalisation itself uses the
 biased one.
 
 Within a batch the mean and then the squared distances from it are taken in float32 or better, as
@@ -237,7 +237,10 @@ def pooled_moments(
 
 
 def shift_ratio(running: Tensor, evaluated: Tensor) -> float:
-    """max(eval/running, running/eval) of the channel means (Li et al. 2019, section 4), ≥ 1."""
+    """max(eval/running, running/eval) of the channel means (Li et al. 2019, section 4).
+
+    At least 1; where a mean is not positive, 1 if both are equal and else NaN.
+    """
     a, b = float(running.mean()), float(evaluated.mean())
     if not (a > 0 and b > 0):
         return float("nan") if a != b else 1.0
@@ -250,7 +253,7 @@ def ratio_error(ratio: float, variance: float, error: float, batches: int, avera
     running and eval variance are averages over batches of one size, so with relative spread δ from
     batch to batch the ratio's relative error is δ·√(1/B + 1/B_run). A moving average of weight m
     counts as B_run = (2 − m)/m batches, a cumulative one as the number it averaged. How far the
-    weights moved while it averaged comes on top and is not known here.
+    weights moved while it averaged is not included.
 
     Args:
         variance, error: channel mean of the eval variance and its standard error over `batches`.

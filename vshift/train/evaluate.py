@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from vshift.config.schema import Config, Recalibration
 from vshift.runs import RunFolder
-from vshift.runs.schema import EpochRow, LayerRow, error_of, summarize_layers, with_errors
+from vshift.runs.schema import (
+    EpochRow,
+    LayerRow,
+    error_of,
+    summarize_layers,
+    summarize_ratios,
+    with_errors,
+)
 from vshift.shift.decompose import Decomposition, decompose
 from vshift.shift.mode_matrix import mode_costs, mode_matrix, monte_carlo
 from vshift.shift.modes import BNState, batch_statistics, load_bn_state, restoring_state
@@ -243,11 +250,12 @@ def recalibrations(
 def _mean_ratios(context: TrainingContext, epoch: int) -> Row:
     """Shift ratios with the model's present running statistics."""
     evaluated, running = eval_moments(context, epoch), running_moments(context.model)
-    ratios = [
-        shift_ratio(running[name].variance, moments.average_variance)
+    ratios = {
+        name: shift_ratio(running[name].variance, moments.average_variance)
         for name, moments in evaluated.items()
-    ]
-    return {"shift_ratio_mean": sum(ratios) / len(ratios), "shift_ratio_max": max(ratios)}
+    }
+    summary = summarize_ratios(ratios)
+    return {key: summary[key] for key in ("shift_ratio_mean", "shift_ratio_max")}
 
 
 def mode_rows(context: TrainingContext, states: dict[str, BNState]) -> list[Row]:
@@ -305,6 +313,7 @@ def evaluate_final_model(
         "train_loss": row.train_loss,
         "train_accuracy": row.train_accuracy,
         **summarize_layers(layers),
+        "bn_layers": len(context.bn_layers),  # also where none was measured
         "parameters": sum(p.numel() for p in context.model.parameters()),
         **train_scores(context),
     }

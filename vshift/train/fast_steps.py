@@ -36,9 +36,9 @@ class FusedStep(TrainStep):
 class CompiledStep(TrainStep):
     """Forward and backward pass through `torch.compile`, for the batches of full size.
 
-    The last, smaller batch of an epoch runs eagerly: a second compilation would cost more than it
-    gives. Noise comes from the compiler's own generator, so it has the same distribution as the
-    eager step's and other values; without noise the losses agree within rounding.
+    The last, smaller batch of an epoch runs eagerly: a second compilation would cost more time
+    than it saves. Noise comes from the compiler's own generator, so it has the same distribution
+    as the eager step's and other values; without noise the losses agree within rounding.
     """
 
     name = "compiled"
@@ -110,7 +110,7 @@ class CapturedStep(CompiledStep):
         on_cuda = next(context.model.parameters()).is_cuda
         self._pool: Any = torch.cuda.graph_pool_handle() if on_cuda else None
         # Whatever runs before a capture runs on the stream of the capture: autograd and cuBLAS
-        # keep a stream where they first met a weight, and a graph must not wait for another one.
+        # cache the stream on which a weight was first used, and a graph must not wait for another.
         self._side: Any = torch.cuda.Stream() if on_cuda else None  # type: ignore[no-untyped-call]
 
     def epoch(self, seed: int, rates: Sequence[float], first: int = 0) -> Iterator[int]:
@@ -208,7 +208,7 @@ class CapturedStep(CompiledStep):
         self._graphs[key].replay()
 
     def _capture(self, count: int, size: int) -> Any:
-        """A graph of `count` steps. Nothing of it has happened yet when this returns.
+        """A graph of `count` steps, captured and not yet executed.
 
         Raises:
             CannotCompile: with PyTorch's reason.
@@ -275,8 +275,9 @@ def works_on(kind: str, device: str) -> bool:
 def make_train_step(kind: str, context: TrainingContext, say: Callable[[str], None]) -> TrainStep:
     """The training step of a kind; for `auto` the fastest that works on the context's device.
 
-    If one does not work, a line is said and the next one is taken. Nothing that a run depends on
-    has changed afterwards: weights, buffers, optimizer, sums, random state.
+    If one does not work, a message is printed and the next one is tried. Nothing that a run depends
+    on has changed afterwards: weights, buffers, optimizer, sums, random state. A resumed run asks
+    for the kind that it began with (`train_in` in run.py).
 
     Raises:
         ConfigError: the kind does not go with the device.

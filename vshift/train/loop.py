@@ -22,6 +22,9 @@ class TrainStep:
     """One optimizer step, one PyTorch operation after the other.
 
     The reference: the faster steps of `fast_steps.py` are tested against it.
+
+    Attributes:
+        forward: the network, or what a faster step puts in its place.
     """
 
     name = "eager"
@@ -31,13 +34,21 @@ class TrainStep:
         self.forward: Callable[[Tensor], Tensor] = context.model
 
     def prepare(self) -> None:
-        """Compile or capture what the step needs, without a trace in the run's state."""
+        """Compile or capture what the step needs; the run's state stays as it is.
+
+        Raises:
+            KernelsMissing, CannotCompile: by the faster steps, with the reason.
+        """
 
     def epoch(self, seed: int, rates: Sequence[float], first: int = 0) -> Iterator[int]:
-        """Train on the epoch's batches after the first `first`, each with its learning rate.
+        """Train on an epoch's batches, without the `first` ones of a resumed epoch.
+
+        Args:
+            rates: the learning rate of every step of the epoch.
 
         Yields:
-            The number of the epoch's steps that are done.
+            The number of the epoch's steps that are done, after every step; a step that runs as a
+            CUDA graph yields after several.
         """
         batches = self.context.stream.epoch(seed, first)
         for step, ((images, labels), rate) in enumerate(
@@ -54,12 +65,14 @@ class TrainStep:
         context.optimizer.zero_grad()
         with context.autocast():
             output = self.forward(images)
+        # The loss is taken in float32 in every precision.
         loss, correct = context.objective(output.float(), images, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         context.optimizer.step()
+        # Sums on the device; nothing waits for it here.
         context.metrics.add(loss, correct, labels.numel())
         if context.layer_log is not None:
-            context.layer_log.add()
+            context.layer_log.add()  # what every BN layer wrote of this batch
 
 
 def train(
@@ -71,8 +84,8 @@ def train(
 ) -> str:
     """Train to the last epoch, and write everything into the folder as it comes.
 
-    Starts where the checkpointer is. All randomness derives from (seed, epoch, purpose), so a
-    resumed run equals one that never stopped.
+    Starts where the checkpointer is, and ends in the same bits as a run that never stopped: random
+    numbers derive from (seed, epoch, purpose), and what does not is in the checkpoint.
 
     Returns:
         `done` or `diverged`.
@@ -90,16 +103,16 @@ def train(
             torch.manual_seed(derive_seed(context.seed, epoch, "noise"))
             first, earlier_seconds = checkpointer.begin_epoch(epoch)
             started = time.perf_counter() - earlier_seconds
-            before = (epoch - 1) * steps
-            reporter.step(before + first)
+            start = (epoch - 1) * steps  # steps of the epochs before
+            reporter.step(start + first)
 
             data_seed = derive_seed(context.seed, epoch, "data")
-            for step in train_step.epoch(data_seed, rates[before : before + steps], first):
-                reporter.step(before + step)
-                checkpointer.after_step(step)
+            for step in train_step.epoch(data_seed, rates[start : start + steps], first):
+                reporter.step(start + step)
+                checkpointer.after_step(step)  # before a stop: it keeps the sums of a whole epoch
                 context.check_stop()
 
-            # Evaluate.
+            # Evaluate. A stop from here on repeats the evaluation when the run is resumed.
             trained = context.metrics.compute_and_reset()
             training_seconds = time.perf_counter() - started
             scores = test_scores(context)
@@ -115,7 +128,7 @@ def train(
                 seconds=time.perf_counter() - started,
                 images_per_second=trained.count / training_seconds,
             )
-            # Write.
+            # Write. Rows of an epoch without a checkpoint are cut off when the run is resumed.
             folder.append_metrics(row.to_dict())
             folder.append_layers(layer.to_dict() for layer in layers)
             shift_ratio = summarize_layers(layers)["shift_ratio_mean"]

@@ -1,6 +1,9 @@
 """SIGINT, SIGTERM and SIGUSR1 ask a run to stop: it ends its step, writes a checkpoint and exits.
 
 SIGINT is Ctrl-C. SIGTERM and SIGUSR1 are what schedulers send before they take a machine away.
+The handlers only note the request. `check_stop` of `train_in` (run.py) raises `Stopped` for it
+after every step and, through `TrainingContext`, before every batch of an evaluation; the
+`Checkpointer` saves on its way out.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 def exit_code(number: int) -> int:
-    """130 after Ctrl-C, 143 after SIGTERM; after SIGUSR1 too, which announces the same."""
+    """130 after Ctrl-C, 143 after SIGTERM and SIGUSR1, which both announce a preemption."""
     return 130 if number == signal.SIGINT else 143
 
 
@@ -41,7 +44,7 @@ class StopSignal:
         return exit_code(signal.SIGINT if self.number is None else self.number)
 
     def stopped(self) -> Stopped:
-        """The exception to raise at the next convenient place."""
+        """The exception that `check_stop` raises between steps and evaluation batches."""
         return Stopped(self.exit_code, at_once=False)
 
 
