@@ -94,18 +94,18 @@ FIGURES = (
 
 def frames(study: Study) -> dict[str, pd.DataFrame]:
     """The named data sets of the charts, each with just the columns that one of them reads."""
-    noise = {g.label: g.noise for g in study.used}
-    short = study.layers
 
     def named(frame: pd.DataFrame) -> pd.DataFrame:
-        return frame.assign(short=frame["layer"].map(short)) if len(frame) else frame
+        return frame.assign(short=frame["layer"].map(study.layers)) if len(frame) else frame
 
     depth = named(study.depth)
     if len(depth):
+        by_label = {g.label: g.noise for g in study.used}
+        noises = [by_label[label] for label in depth["group"]]
         depth = depth.assign(
             number=depth["index"] + 1,
-            layout=depth["group"].map(lambda label: noise[label].layout),
-            strength=depth["group"].map(lambda label: noise[label].strength),
+            layout=[noise.layout for noise in noises],
+            strength=[noise.strength for noise in noises],
         ).drop(columns=["index", "total", "se"])
     return {
         "depth": depth,
@@ -160,12 +160,8 @@ def write_figures(study: Study, folder: Path) -> list[Path]:
         if figure.id not in drawn:
             continue
         spec = drawn[figure.id]
-        whole = {
-            **spec,
-            "width": 420,
-            "datasets": {**spec.get("datasets", {}), figure.data: records(data[figure.data])},
-        }
-        whole["autosize"] = {"type": "pad"}
+        datasets = {**spec.get("datasets", {}), figure.data: records(data[figure.data])}
+        whole = {**spec, "width": 420, "datasets": datasets, "autosize": {"type": "pad"}}
         for suffix, content in (
             ("svg", vlc.vegalite_to_svg(whole).encode()),
             ("pdf", vlc.vegalite_to_pdf(whole)),

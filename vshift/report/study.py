@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +21,7 @@ from vshift.report.layouts import StudyGroup, make_groups
 from vshift.runs import files
 from vshift.runs.folder import LAYERS, MODES, RECALIBRATION, RunFolder
 from vshift.runs.read import RunRecord, number
-from vshift.runs.schema import LAYER_COLUMNS, SUMMARY_COLUMNS
+from vshift.runs.schema import LAYER_COLUMNS, SUMMARY_COLUMNS, error_of
 from vshift.text import NONE, escape_control, format_number
 
 Row = dict[str, Any]
@@ -166,25 +167,23 @@ def _frame(
         if all(isinstance(row.get(key), str) for key in texts)
     ]
     frame = pd.DataFrame(values, columns=["group", "seed", *keys])
-    columns = {key: _numbers(frame[key]) for key in numbers}
-    columns |= {key: frame[key].map(lambda value: value is True).astype(bool) for key in flags}
-    return frame.assign(**columns)
+    for key in numbers:  # as floats; what is no finite number as NaN
+        column = frame[key]
+        if not is_numeric_dtype(column) or is_bool_dtype(column):
+            column = column.map(number)
+        frame[key] = column.astype("float64").replace([np.inf, -np.inf], np.nan)
+    for key in flags:
+        frame[key] = frame[key].map(lambda value: value is True).astype(bool)
+    return frame
 
 
-def _numbers(column: pd.Series) -> pd.Series:
-    """As floats; what is no finite number as NaN."""
-    if not is_numeric_dtype(column) or is_bool_dtype(column):
-        column = column.map(number)
-    return column.astype("float64").replace([np.inf, -np.inf], np.nan)
-
-
-def _attempt(problems: list[str], otherwise: T, reader: Callable[..., T], *arguments: Any) -> T:
-    """What the reader returns; if the file is damaged, `otherwise`, and the reason as a problem."""
+@contextmanager
+def _noting(problems: list[str]) -> Iterator[None]:
+    """Note that a file is damaged, and go on without it."""
     try:
-        return reader(*arguments)
+        yield
     except RunError as error:
         problems.append(str(error))
-        return otherwise
 
 
 def mean_of(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -223,27 +222,23 @@ def read_layers(folder: Path, epochs: Iterable[int]) -> list[Row]:
     return [row for row in rows if row.get("epoch") in wanted]
 
 
-def _measured_epochs(run: RunRecord) -> list[int]:
-    """The epochs that layers.jsonl has rows of, by the config."""
-    measure = run.config.get("measure")
-    every = number(measure.get("every", 1) if isinstance(measure, dict) else 1) or 0
-    last = number(run.config.get("epochs")) or number(run.summary.get("epoch")) or 0
-    if every < 1 or not 1 <= last <= _MOST_EPOCHS:
-        return []
-    return [*range(int(every), int(last), int(every)), int(last)]
-
-
 def _layers(groups: Sequence[StudyGroup], problems: list[str]) -> pd.DataFrame:
     """group, seed and the columns of layers.jsonl, of as many epochs as fit the page."""
     sizes = [number(group.runs[0].summary.get("bn_layers")) or 20 for group in groups]
     most = int(EPOCH_ROWS / max(1, sum(sizes)))
     found: list[tuple[str, int, Row]] = []
     for group in groups:
-        epochs = thinned(_measured_epochs(group.runs[0]), most)
+        config, summary = group.runs[0].config, group.runs[0].summary
+        measure = config.get("measure")
+        every = number(measure.get("every", 1) if isinstance(measure, dict) else 1) or 0
+        last = number(config.get("epochs")) or number(summary.get("epoch")) or 0
+        epochs: list[int] = []
+        if every >= 1 and 1 <= last <= _MOST_EPOCHS:
+            epochs = thinned([*range(int(every), int(last), int(every)), int(last)], most)
         for run in group.runs:
-            nothing: list[Row] = []
-            rows = _attempt(problems, nothing, read_layers, run.path, epochs)
-            found += [(group.label, run.seed, row) for row in rows]
+            with _noting(problems):
+                rows = read_layers(run.path, epochs)
+                found += [(group.label, run.seed, row) for row in rows]
     frame = _frame(found, ["layer"], _NUMBERS, _FLAGS)
     return frame[frame["index"].notna() & frame["epoch"].notna()]
 
@@ -301,23 +296,20 @@ def _channels(groups: Sequence[StudyGroup], layers: list[str], problems: list[st
     ratios: dict[str, dict[str, list[np.ndarray]]] = {layer: {} for layer in layers}
     for group in groups:
         for run in group.runs:
-            nothing: dict[str, np.ndarray] = {}
-            vectors = _attempt(problems, nothing, RunFolder(run.path).read_channels)
+            vectors: dict[str, np.ndarray] = {}
+            with _noting(problems):
+                vectors = RunFolder(run.path).read_channels()
             for layer in layers:
-                found = _channel_ratios(vectors, layer)
-                if found.size:
+                top, bottom = (vectors.get(f"{layer}.{k}_variance") for k in ("eval", "running"))
+                if top is None or bottom is None or top.shape != bottom.shape:
+                    continue
+                # Dead channels are left out.
+                alive = (top > 1e-12) & (bottom > 1e-12) & np.isfinite(top) & np.isfinite(bottom)
+                if alive.any():
+                    found = np.asarray(top[alive] / bottom[alive], dtype=np.float64)
                     ratios[layer].setdefault(group.label, []).append(found)
     rows = (row for layer, of in ratios.items() if of for row in _histograms(layer, of))
     return pd.DataFrame(rows, columns=["group", "layer", "from", "to", "share"])
-
-
-def _channel_ratios(vectors: dict[str, np.ndarray], layer: str) -> np.ndarray:
-    """eval/running variance of the channels that are not dead."""
-    top, bottom = (vectors.get(f"{layer}.{kind}_variance") for kind in ("eval", "running"))
-    if top is None or bottom is None or top.shape != bottom.shape:
-        return np.empty(0)
-    alive = (top > 1e-12) & (bottom > 1e-12) & np.isfinite(top) & np.isfinite(bottom)
-    return np.asarray(top[alive] / bottom[alive], dtype=np.float64)
 
 
 def _histograms(layer: str, of: dict[str, list[np.ndarray]]) -> Iterator[Row]:
@@ -340,16 +332,14 @@ def _histograms(layer: str, of: dict[str, list[np.ndarray]]) -> Iterator[Row]:
 
 
 def _runs(groups: Sequence[StudyGroup], score: str) -> pd.DataFrame:
-    keys = {"score": score, "shift_mean": "shift_ratio_mean", "shift_max": "shift_ratio_max"}
+    keys = (score, "shift_ratio_mean", "shift_ratio_max")
     rows = [
-        (
-            *(group.label, group.noise.layout, run.seed),
-            *(number(metric(run, key)) for key in keys.values()),
-        )
+        (group.label, group.noise.layout, run.seed, *(number(metric(run, key)) for key in keys))
         for group in groups
         for run in group.runs
     ]
-    return pd.DataFrame(rows, columns=["group", "layout", "seed", *keys])
+    columns = ["group", "layout", "seed", "score", "shift_mean", "shift_max"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _curves(groups: Sequence[StudyGroup]) -> pd.DataFrame:
@@ -371,9 +361,10 @@ def _objects(groups: Sequence[StudyGroup], name: str, key: str, problems: list[s
     """The objects in the list `key` of a JSON file of every run."""
     for group in groups:
         for run in group.runs:
-            nothing: Row | None = None
-            content = _attempt(problems, nothing, files.read_json, run.path / name) or {}
-            rows = content.get(key)
+            content: Row | None = None
+            with _noting(problems):
+                content = files.read_json(run.path / name)
+            rows = (content or {}).get(key)
             for row in rows if isinstance(rows, list) else []:
                 if isinstance(row, dict):
                     yield group.label, run.seed, row
@@ -389,7 +380,7 @@ def _modes(groups: Sequence[StudyGroup], problems: list[str]) -> pd.DataFrame:
 def _recalibration(groups: Sequence[StudyGroup], score: str, problems: list[str]) -> pd.DataFrame:
     rows = _objects(groups, RECALIBRATION, "methods", problems)
     frame = _frame(rows, ["method"], ["test_accuracy", "test_loss"])
-    error = 100 - frame["test_accuracy"]
+    error = frame["test_accuracy"].map(error_of)
     frame["value"] = error if score == "test_error" else frame["test_loss"]
     frame["method"] = frame["method"].map(escape_control)
     return frame.loc[frame["value"].notna(), ["group", "seed", "method", "value"]]

@@ -15,7 +15,7 @@ from vshift.report.effects import recovered
 from vshift.report.layouts import StudyGroup, grouped, in_words, shown
 from vshift.report.study import SHOWN as LAYER_SHOWN
 from vshift.report.study import Study
-from vshift.runs.read import RunRecord, number
+from vshift.runs.read import number
 from vshift.runs.schema import SUMMARY_COLUMNS, Column
 from vshift.text import NONE, escape_control, format_number, format_spread
 
@@ -53,26 +53,19 @@ class Table:
 _Row = tuple[Sequence[Any], StudyGroup | None, str]  # values, and as in `Line`
 
 
-def _cell(column: Column, value: Any) -> Cell:
-    """A value as its column shows it."""
-    if isinstance(value, Cell):
-        return value
-    if column.is_text or isinstance(value, str):
-        return Cell(NONE if value is None else escape_control(str(value)))
-    return Cell(format_number(number(value), column.digits), number(value))
-
-
-def _table(
-    name: str,
-    columns: Sequence[Column],
-    rows: Iterable[_Row],
-    caption: str = "",
-) -> Table:
-    """A table of values, each with its row's group and words; without columns that say nothing."""
-    lines = [
-        Line([_cell(*pair) for pair in zip(columns, values, strict=True)], group, about)
-        for values, group, about in rows
-    ]
+def _table(name: str, columns: Sequence[Column], rows: Iterable[_Row], caption: str = "") -> Table:
+    """A table of values as their columns show them; without columns that say nothing."""
+    lines = []
+    for values, group, about in rows:
+        cells = []
+        for column, value in zip(columns, values, strict=True):
+            if isinstance(value, Cell):
+                cells.append(value)
+            elif column.is_text or isinstance(value, str):
+                cells.append(Cell(NONE if value is None else escape_control(str(value))))
+            else:
+                cells.append(Cell(format_number(number(value), column.digits), number(value)))
+        lines.append(Line(cells, group, about))
     silent = (NONE, _BASELINE)
     kept = [i for i in range(len(columns)) if any(x.cells[i].text not in silent for x in lines)]
     lines = [replace(line, cells=[line.cells[i] for i in kept]) for line in lines]
@@ -97,8 +90,10 @@ def configs_table(study: Study) -> Table:
                  "of what is recovered: paired t over seeds, each run before and after",
                  "paired t test"),
         *summary,
-        *(Column(key, key, heads[key], is_text=not _is_numeric(of)) for key, of in keys.items()),
     ]  # fmt: skip
+    for key, of in keys.items():
+        is_text = any(value is not None and number(value) is None for value in of)
+        columns.append(Column(key, key, heads[key], is_text=is_text))
     rows = []
     for place, group in enumerate(study.groups):
         mean, sd = (group.row[f"{study.score}_{what}"] for what in ("mean", "sd"))
@@ -137,23 +132,18 @@ def _difference(study: Study, found: Difference | None) -> list[Cell]:
     ]
 
 
-def _is_numeric(values: Sequence[Any]) -> bool:
-    return all(value is None or number(value) is not None for value in values)
-
-
 def _caption(study: Study) -> str:
     """What the numbers of the table of configs are."""
     base = next((group.label for group in study.used if group.is_baseline), None)
-    is_recalibrated = not study.recalibration.empty
     parts = [
         "Scores of the last epoch: mean ± sample standard deviation over n seeds.",
         "No differences, as there is no baseline."
         if base is None
         else f"Differences to {base}, with Welch’s 95 % interval and test.",
     ]
-    if is_recalibrated:
+    if not study.recalibration.empty:
         parts.append("Recovered by recalibration, with the paired t interval and test over seeds.")
-    if base is not None or is_recalibrated:
+    if base is not None or not study.recalibration.empty:
         parts.append(
             "Each p is corrected for all rows of its column (Holm); “needs 9 seeds”: about as many "
             "per config would show a difference of this size."
@@ -179,22 +169,22 @@ def runs_table(study: Study) -> Table:
     ]
     rows: list[_Row] = []
     for group in study.groups:
-        rows += [([group.label, *_run_values(run, True)], group, "") for run in group.runs]
-        rows += [([group.label, *_run_values(run, False)], None, "") for run in group.others]
+        counted = [(run, run.status, group) for run in group.runs]
+        others = [(run, f"{run.status}, not counted", None) for run in group.others]
+        for run, status, marked in [*counted, *others]:
+            seconds = number(run.run.get("seconds"))
+            values = [
+                group.label,
+                run.seed,
+                status,
+                *(metric(run, key) for key in SUMMARY_SHOWN),
+                None if seconds is None else seconds / 60,
+                run.run.get("images_per_second"),
+                device_of(run),
+                shown(run.run.get("started")).replace("T", " ").removesuffix("+00:00"),
+            ]
+            rows.append((values, marked, ""))
     return _table("runs", columns, rows)
-
-
-def _run_values(run: RunRecord, counts: bool) -> list[Any]:
-    seconds = number(run.run.get("seconds"))
-    return [
-        run.seed,
-        run.status if counts else f"{run.status}, not counted",
-        *(metric(run, key) for key in SUMMARY_SHOWN),
-        None if seconds is None else seconds / 60,
-        run.run.get("images_per_second"),
-        device_of(run),
-        shown(run.run.get("started")).replace("T", " ").removesuffix("+00:00"),
-    ]
 
 
 def by_shift(study: Study) -> list[StudyGroup]:
