@@ -21,8 +21,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from vshift.data import Stream
 from vshift.data.stream import Plan
 from vshift.networks.norm import BatchNorm
-from vshift.shift.stats import Moments, batch_norms
-from vshift.shift.training_log import TrainingLog
+from vshift.shift.stats import Moments, TrainingLog, batch_norms
 from vshift.train.context import Objective, TrainingContext, build_model, derive_seed
 from vshift.train.optimizer import make_optimizer
 
@@ -94,7 +93,7 @@ class Stack(nn.Module):
 
 
 class StackedLog:
-    """`vshift.shift.training_log.TrainingLog` for a stack."""
+    """`vshift.shift.stats.TrainingLog` for a stack."""
 
     def __init__(self, stack: Stack, network: nn.Module) -> None:
         state = stack.stacked()

@@ -11,7 +11,7 @@ from benchmarks.training import random_images
 from tests.train.test_fast_steps import capture_on_the_cpu
 from vshift.data import Stream, train_stream
 from vshift.networks.norm import BatchNorm
-from vshift.shift.training_log import TrainingLog
+from vshift.shift.stats import TrainingLog
 from vshift.train.context import TrainingContext, build_model
 from vshift.train.fast_steps import CapturedStep
 from vshift.train.loop import TrainStep

@@ -11,7 +11,7 @@ from vshift.networks.build import build
 from vshift.networks.norm import BatchNorm, make_norm
 from vshift.networks.summary import summarise
 from vshift.shift.modes import restoring_state
-from vshift.shift.training_log import TrainingLog
+from vshift.shift.stats import TrainingLog
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.01, 1.0, 0.0, None])

@@ -1,1 +1,1 @@
-"""The science: what a BN layer saw, remembers and meets. Knows no run folders and no configs."""
+"""Input statistics of BN layers: training, running and eval. Independent of run folders."""

@@ -25,7 +25,6 @@ layer's own convolution.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,14 +92,40 @@ def decompose(model: nn.Module, batches: Batches, seed: int = 0) -> dict[str, De
     """
     graph = NoiseGraph(model)
     layers = {name: _TrainingInput(graph, name) for name in graph.batch_norms}
-    with seeded(model, seed), modes(model, noise=True, norm="batch"):
-        _run_training(model, graph, layers, batches)
+    inputs: dict[str, Tensor] = {}  # of each noise in the present batch, and its change of it
+    changes: dict[str, Tensor] = {}
     evaluated: dict[str, InputStats] = {}
 
-    def capture(name: str, x: Tensor) -> None:
+    def capture_noise(name: str, x: Tensor, output: Tensor) -> None:
+        inputs[name], changes[name] = x, output.float() - x.float()
+
+    def capture_training(name: str, x: Tensor) -> None:
+        if name in layers:
+            layers[name].add(x, inputs, changes)
+
+    def capture_eval(name: str, x: Tensor) -> None:
         evaluated.setdefault(name, InputStats()).add(x)
 
-    with restoring_state(model), capturing_inputs(batch_norms(model), capture):
+    handles = [
+        module.register_forward_hook(
+            lambda _, args, output, name=name: capture_noise(name, args[0], output)
+        )
+        for name, module in graph.noises.items()
+    ]
+    try:
+        with (
+            seeded(model, seed),
+            modes(model, noise=True, norm="batch"),
+            capturing_inputs(batch_norms(model), capture_training),
+        ):
+            for images in batches():
+                model(images)
+                inputs.clear()
+                changes.clear()
+    finally:
+        for handle in handles:
+            handle.remove()
+    with restoring_state(model), capturing_inputs(batch_norms(model), capture_eval):
         model.eval()
         for images in batches():
             model(images)
@@ -113,37 +138,6 @@ def decompose(model: nn.Module, batches: Batches, seed: int = 0) -> dict[str, De
             angle = cosine(graph.modules[linears[name]]) if name in linears else _NO_ANGLE
             decompositions[name] = layers[name].compare(stats, noises[name], angle)
     return decompositions
-
-
-def _run_training(
-    model: nn.Module, graph: NoiseGraph, layers: dict[str, _TrainingInput], batches: Batches
-) -> None:
-    inputs: dict[str, Tensor] = {}
-    changes: dict[str, Tensor] = {}
-
-    def capture_noise(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: Any, output: Tensor) -> None:
-            inputs[name] = args[0]
-            changes[name] = output.float() - args[0].float()
-
-        return hook
-
-    def capture(name: str, x: Tensor) -> None:
-        if name in layers:
-            layers[name].add(x, inputs, changes)
-
-    handles = [
-        module.register_forward_hook(capture_noise(name)) for name, module in graph.noises.items()
-    ]
-    try:
-        with capturing_inputs(batch_norms(model), capture):
-            for images in batches():
-                model(images)
-                inputs.clear()
-                changes.clear()
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _TrainingInput:
@@ -280,9 +274,17 @@ def extra_variance(x: Tensor, variance: float, unit: str, linear: nn.Module | No
     x = x.double() if x.dtype == torch.float64 else x.float()
     if linear is None:
         return variance * _channel_mean(x.square())
-    if unit == "channel" and isinstance(linear, Convolution):
-        return variance * _per_input_channel(linear, x)
     weight = linear.get_parameter("weight")
+    if unit == "channel" and isinstance(linear, Convolution):
+        # Σ_c E[(Σ_k w_ck x_ck)²] for every output channel, one input channel at a time.
+        inputs, outputs = x.shape[1] // linear.groups, linear.out_channels // linear.groups
+        total = torch.zeros(linear.out_channels, dtype=torch.float64, device=x.device)
+        for channel in range(x.shape[1]):
+            group, inside = divmod(channel, inputs)
+            outs = slice(group * outputs, (group + 1) * outputs)
+            part = _apply(linear, x[:, [channel]], weight[outs, [inside]], groups=1)
+            total[outs] += _channel_mean(part.square())
+        return variance * total
     if unit == "sample":
         return variance * _channel_mean(_apply(linear, x, weight).square())
     return variance * _channel_mean(_apply(linear, x.square(), weight.square()))
@@ -310,18 +312,6 @@ def _apply(linear: nn.Module, x: Tensor, weight: Any, groups: int | None = None)
 def repeats_values(linear: nn.Module | None) -> bool:
     """Whether a convolution pads with copies of its input instead of zeros."""
     return isinstance(linear, Convolution) and linear.padding_mode != "zeros"
-
-
-def _per_input_channel(conv: Convolution, x: Tensor) -> Tensor:
-    """Σ_c E[(Σ_k w_ck x_ck)²] for every output channel, one input channel at a time."""
-    inputs, outputs = x.shape[1] // conv.groups, conv.out_channels // conv.groups
-    total = torch.zeros(conv.out_channels, dtype=torch.float64, device=x.device)
-    for channel in range(x.shape[1]):
-        group, inside = divmod(channel, inputs)
-        outs = slice(group * outputs, (group + 1) * outputs)
-        part = _apply(conv, x[:, [channel]], conv.weight[outs, [inside]], groups=1)
-        total[outs] += _channel_mean(part.square())
-    return total
 
 
 @torch.no_grad()
@@ -406,18 +396,13 @@ def input_shape(x: Tensor, linear: nn.Module | None = None) -> InputShape:
     weight = linear.get_parameter("weight")
     size = weight[0].numel()
     ones = torch.ones_like(weight[: getattr(linear, "groups", 1)])  # one filter per group
-    total = _inner(linear, _apply(linear, x, ones))
+    sums = inside = _apply(linear, x, ones)
+    if isinstance(linear, Convolution):
+        # Only sums whose filter lies inside the image: the zeros of padding are no inputs.
+        for dim, (kernel, stride) in enumerate(zip(linear.kernel_size, linear.stride, strict=True)):
+            edge = -(-(kernel // 2) // stride)
+            inside = inside.narrow(dim + 2, edge, max(0, inside.shape[dim + 2] - 2 * edge))
+    total = inside if inside.numel() else sums
     sum_variance = float(total.double().var(correction=0))
     correlation = (sum_variance / (size * variance) - 1) / max(size - 1, 1)
     return InputShape(square, variance, correlation)
-
-
-def _inner(linear: nn.Module, total: Tensor) -> Tensor:
-    """The sums whose filter lies inside the image: the zeros of padding are no inputs."""
-    if not isinstance(linear, Convolution):
-        return total
-    inside = total
-    for dim, (size, stride) in enumerate(zip(linear.kernel_size, linear.stride, strict=True), 2):
-        edge = -(-(size // 2) // stride)
-        inside = inside.narrow(dim, edge, max(0, inside.shape[dim] - 2 * edge))
-    return inside if inside.numel() else total

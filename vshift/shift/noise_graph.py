@@ -61,18 +61,15 @@ class NoiseGraph:
         self._reaching: dict[Node, frozenset[str]] = {}
         self.batch_norms: dict[str, Node] = {}
         for node in self.graph.nodes:
-            self._visit(node)
-
-    def _visit(self, node: Node) -> None:
-        arriving = frozenset[str]().union(*(self._reaching[n] for n in node.all_input_nodes))
-        module = self.module(node)
-        if isinstance(module, _BatchNorm):
-            # The first call counts; vshift's networks call every BN once.
-            self.batch_norms.setdefault(str(node.target), node)
-            arriving = frozenset()
-        elif str(node.target) in self.noises and module is not None:
-            arriving |= {str(node.target)}
-        self._reaching[node] = arriving
+            arriving = frozenset[str]().union(*(self._reaching[n] for n in node.all_input_nodes))
+            module = self.module(node)
+            if isinstance(module, _BatchNorm):
+                # The first call counts; vshift's networks call every BN once.
+                self.batch_norms.setdefault(str(node.target), node)
+                arriving = frozenset()
+            elif str(node.target) in self.noises and module is not None:
+                arriving |= {str(node.target)}
+            self._reaching[node] = arriving
 
     def module(self, node: Node) -> nn.Module | None:
         """The module that a node calls, if it calls one."""
@@ -130,19 +127,15 @@ class NoiseGraph:
         if node.op == "call_function" and node.target in (operator.add, torch.add):
             return [path for source in node.all_input_nodes for path in self._follow(source)]
         if node.op == "call_function" and node.target in (torch.cat, torch.concat):
-            return self._follow_concatenation(node)
+            if node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0) != 1:
+                raise _NotFollowed
+            paths: list[NoisePath] = []
+            offset = 0
+            for source in node.all_input_nodes:
+                paths += [replace(p, offset=p.offset + offset) for p in self._follow(source)]
+                offset += self._channels(source)
+            return paths
         raise _NotFollowed
-
-    def _follow_concatenation(self, node: Node) -> list[NoisePath]:
-        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-        if dim != 1:
-            raise _NotFollowed
-        paths: list[NoisePath] = []
-        offset = 0
-        for source in node.all_input_nodes:
-            paths += [replace(p, offset=p.offset + offset) for p in self._follow(source)]
-            offset += self._channels(source)
-        return paths
 
     def _channels(self, node: Node) -> int:
         """Number of channels of a node's output, from the layers that compute it."""

@@ -16,8 +16,8 @@ input of the layers after a changed one is no longer what was measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, get_args
@@ -156,34 +156,26 @@ class _Task:
         if self.writes_means:
             layer.running_mean.copy_(mean)
 
-    def write_all(self, pooled: dict[str, PooledMoments]) -> None:
-        if not pooled:
-            raise _nothing_ran()
-        for name, layer in pooled.items():
-            self.write(name, layer)
-
 
 def _nothing_ran() -> ValueError:
     return ValueError("no BN layer ran: there were no batches, or the model uses none of them")
 
 
-def _precise(task: _Task) -> None:
-    with modes(task.model, noise=False, norm="batch"):
+def _one_pass(task: _Task, mode: AbstractContextManager[None]) -> None:
+    """All layers at once, with their inputs in this mode."""
+    with mode:
         pooled = pooled_moments(task.model, task.batches, task.limit)
-    task.write_all(pooled)
+    if not pooled:
+        raise _nothing_ran()
+    for name, layer in pooled.items():
+        task.write(name, layer)
 
 
-def _swap(task: _Task) -> None:
-    with modes(task.model, noise=False, norm="running"):
-        pooled = pooled_moments(task.model, task.batches, task.limit)
-    task.write_all(pooled)
-
-
-def _dropout_on(task: _Task) -> None:
-    with restoring_state(task.model):
-        task.model.train()
-        pooled = pooled_moments(task.model, task.batches, task.limit)
-    task.write_all(pooled)
+@contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    with restoring_state(model):
+        model.train()
+        yield
 
 
 def _layerwise(task: _Task) -> None:
@@ -197,7 +189,16 @@ class _Reached(Exception):
 
 def _layerwise_by_passes(task: _Task) -> None:
     """One pass for each layer, broken off at that layer."""
-    for name in _forward_order(task):
+    order: list[str] = []  # in which the layers run, found with the first batch
+    with capturing_inputs(task.layers, lambda name, _: order.append(name)):
+        for images in islice(task.batches(), 1):
+            task.model(images)
+    if not order:
+        raise _nothing_ran()
+    for name in order:
+        if order.count(name) > 1:
+            raise _runs_repeatedly(name)
+    for name in order:
         stats = InputStats()
 
         def capture(_: str, x: Tensor, stats: InputStats = stats) -> None:
@@ -209,20 +210,6 @@ def _layerwise_by_passes(task: _Task) -> None:
                 with suppress(_Reached):
                     task.model(images)
         task.write(name, stats.pooled())
-
-
-def _forward_order(task: _Task) -> list[str]:
-    """The BN layers in the order in which they run, found with the first batch."""
-    order: list[str] = []
-    with capturing_inputs(task.layers, lambda name, _: order.append(name)):
-        for images in islice(task.batches(), 1):
-            task.model(images)
-    for name in order:
-        if order.count(name) > 1:
-            raise _runs_repeatedly(name)
-    if not order:
-        raise _nothing_ran()
-    return order
 
 
 def _runs_repeatedly(name: str) -> ValueError:
@@ -257,8 +244,8 @@ def _layerwise_joined(task: _Task) -> None:
 
 # How each method of `vshift.config.recalibration.METHODS` estimates.
 _METHODS: dict[Method, Callable[[_Task], None]] = {
-    "precise": _precise,
-    "swap": _swap,
+    "precise": lambda task: _one_pass(task, modes(task.model, noise=False, norm="batch")),
+    "swap": lambda task: _one_pass(task, modes(task.model, noise=False, norm="running")),
     "layerwise": _layerwise,
-    "dropout_on": _dropout_on,
+    "dropout_on": lambda task: _one_pass(task, _training(task.model)),
 }

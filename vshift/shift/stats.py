@@ -17,10 +17,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from vshift.networks.norm import BatchNorm
 
 # Called once per pass over the data; gives the same inputs in the same order every time.
 Batches = Callable[[], Iterable[Tensor]]
@@ -111,6 +114,10 @@ class InputStats:
         sizes = zip(variances, self.counts, strict=True)
         unbiased = [variance * (n / (n - 1)) for variance, n in sizes if n > 1]
         undefined = torch.full_like(mean, math.nan)
+        error = math.nan
+        if len(unbiased) > 1:
+            spread = torch.stack([variance.mean() for variance in unbiased]).std(correction=1)
+            error = float(spread) / math.sqrt(len(unbiased))
         return PooledMoments(
             mean=mean,
             variance=squares / (count - 1) if count > 1 else undefined,
@@ -121,7 +128,7 @@ class InputStats:
             ),
             count=count,
             batches=len(means),
-            standard_error=_standard_error([variance.mean() for variance in unbiased]),
+            standard_error=error,
         )
 
     def leave_one_out(self) -> Tensor:
@@ -142,12 +149,6 @@ def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     mean = x.mean(dims, keepdim=True)
     variance = (x - mean).square_().mean(dims)
     return mean.flatten().double(), variance.double()
-
-
-def _standard_error(values: list[Tensor]) -> float:
-    if len(values) < 2:
-        return math.nan
-    return float(torch.stack(values).std(correction=1)) / math.sqrt(len(values))
 
 
 def leave_one_out(rows: Tensor) -> Tensor:
@@ -234,6 +235,49 @@ def pooled_moments(
         for images in islice(batches(), limit):
             model(images)
     return {name: layer.pooled() for name, layer in stats.items()}
+
+
+class TrainingLog:
+    """Sums the batch statistics of every `vshift.networks.BatchNorm`, without a synchronisation.
+
+    Call `add` after each training step and `compute_and_reset` once per epoch.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers = {n: m for n, m in batch_norms(model).items() if isinstance(m, BatchNorm)}
+        self._batch = [m.batch_mean for m in self.layers.values()]
+        self._batch += [m.batch_var for m in self.layers.values()]
+        if self._batch:  # the number of batches is summed on the device too
+            self._batch.append(torch.ones_like(self._batch[0][0]))
+        self._sums = [torch.zeros_like(tensor) for tensor in self._batch]
+
+    def add(self) -> None:
+        """Add the last batch's statistics."""
+        if self._sums:
+            torch._foreach_add_(self._sums, self._batch)
+
+    def compute_and_reset(self) -> dict[str, Moments]:
+        """The averages over all batches since the last call."""
+        if not self._sums:
+            return {}
+        *sums, steps = map(to_float64, self._sums)
+        averages = [total / steps.clamp(min=1) for total in sums]
+        torch._foreach_zero_(self._sums)
+        means, variances = averages[: len(self.layers)], averages[len(self.layers) :]
+        return dict(zip(self.layers, map(Moments, means, variances), strict=True))
+
+    def tensors(self) -> list[Tensor]:
+        """What `add` changes, on the device."""
+        return self._sums
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far, on the CPU."""
+        return {"sums": [total.to("cpu", copy=True) for total in self._sums]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from sums that `state_dict` gave; in place, as a captured step needs it."""
+        for total, saved in zip(self._sums, state["sums"], strict=True):
+            total.copy_(saved)
 
 
 def shift_ratio(running: Tensor, evaluated: Tensor) -> float:

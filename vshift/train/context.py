@@ -22,8 +22,7 @@ from vshift.data import ImageSet, Part, plain_stream, train_stream
 from vshift.errors import ConfigError
 from vshift.networks.build import build
 from vshift.shift.noise_graph import noise_in_front
-from vshift.shift.stats import batch_norms
-from vshift.shift.training_log import TrainingLog
+from vshift.shift.stats import TrainingLog, batch_norms
 from vshift.text import pluralize
 from vshift.train.optimizer import make_optimizer
 
