@@ -42,12 +42,12 @@ def test_classes_are_balanced():
 @pytest.mark.parametrize("name", shapes.CLASSES)
 def test_a_mirrored_figure_is_the_same_figure(name):
     v, u = np.mgrid[-1.4:1.4:57j, -1.4:1.4:57j]
-    figure = shapes.FIGURES[name]
-    np.testing.assert_allclose(figure(u, v), figure(-u, v), atol=1e-12)
-    inside = (figure(u, v) < 0).mean() * 2.8**2
+    distance = shapes.distance(name, u, v)
+    np.testing.assert_allclose(distance, shapes.distance(name, -u, v), atol=1e-12)
+    inside = (distance < 0).mean() * 2.8**2
     assert 0.7 < inside < 2.5  # areas near each other: size alone tells no class
     edge = np.abs(u).max()
-    assert (figure(u, v)[np.maximum(np.abs(u), np.abs(v)) == edge] > 0).all()
+    assert (distance[np.maximum(np.abs(u), np.abs(v)) == edge] > 0).all()
 
 
 def test_images_use_the_range_of_bytes_without_clipping_much():

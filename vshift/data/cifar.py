@@ -68,24 +68,20 @@ def fetch(name: str, root: str | None = None) -> Path:
         return folder
     try:
         with made(folder), locked(folder):
-            # Another process may have fetched it while this one waited.
-            if not is_here(name, root):
-                _fetch_into(folder, name)
+            if is_here(name, root):  # another process fetched it while this one waited
+                return folder
+            remove_old(folder, ".fetch-*")
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
+                _unpack_or_download(name, folder / ARCHIVE[name], Path(temporary))
+                try:
+                    os.rename(Path(temporary) / UNPACKED[name], folder / UNPACKED[name])
+                except OSError:
+                    # Two machines may download at the same time: the first one to finish wins.
+                    if not is_here(name, root):
+                        raise
     except OSError as error:
         raise DataError(f"data.root: cannot write to {folder}: {error.strerror or error}") from None
     return folder
-
-
-def _fetch_into(folder: Path, name: str) -> None:
-    remove_old(folder, ".fetch-*")
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
-        _unpack_or_download(name, folder / ARCHIVE[name], Path(temporary))
-        try:
-            os.rename(Path(temporary) / UNPACKED[name], folder / UNPACKED[name])
-        except OSError:
-            # Two machines may download at the same time: the first one to finish wins.
-            if not (folder / UNPACKED[name]).is_dir():
-                raise
 
 
 def _unpack_or_download(name: str, archive: Path, into: Path) -> None:

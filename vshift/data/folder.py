@@ -51,8 +51,16 @@ def open_folder(config: ImageFolder) -> Source:
 
     def read(chosen: Indices, chosen_test: Indices) -> tuple[Pixels, Pixels]:
         paths = [train_files[i] for i in chosen] + [test_files[i] for i in chosen_test]
-        images = _decode_cached(root, paths, config.size, config.channels)
-        return images[: len(chosen)], images[len(chosen) :]
+        if len(paths) <= CACHED_FROM:
+            images = decode_all(paths, config.size, config.channels)
+            return images[: len(chosen)], images[len(chosen) :]
+        key = _cache_key(root, paths, config.size, config.channels)
+        file = cache_folder() / "images" / f"{key}.safetensors"
+        cached = read_cached(file)
+        if cached is None or len(cached) != len(paths):
+            cached = decode_all(paths, config.size, config.channels)
+            write_cached(file, cached)
+        return cached[: len(chosen)], cached[len(chosen) :]
 
     return Source(config.name, classes, train_labels, test_labels, read)
 
@@ -200,7 +208,16 @@ def decode_all(paths: Sequence[Path], size: int | None, channels: int) -> Pixels
     Raises DataError naming the files that cannot be read or have another size.
     """
     side = size or _side(paths[0])
-    images = _allocate(len(paths), side, channels)
+    try:
+        if len(paths) * side * side * channels > MAX_BYTES:
+            raise MemoryError
+        images = np.empty((len(paths), side, side, channels), np.uint8)
+    except MemoryError:
+        gigabytes = len(paths) * side * side * channels / 1e9
+        raise DataError(
+            f"data: {len(paths):,} images of {side}×{side} pixels would take {gigabytes:,.0f} GB "
+            "of memory; set data.size, for instance to 32, or data.train_limit"
+        ) from None
 
     def decode(start: int) -> list[str]:
         problems = []
@@ -230,43 +247,26 @@ def decode_all(paths: Sequence[Path], size: int | None, channels: int) -> Pixels
     return images
 
 
-def _allocate(count: int, side: int, channels: int) -> Pixels:
-    """An empty array for the images; DataError if no memory could hold them."""
-    try:
-        if count * side * side * channels > MAX_BYTES:
-            raise MemoryError
-        return np.empty((count, side, side, channels), np.uint8)
-    except MemoryError:
-        gigabytes = count * side * side * channels / 1e9
-        raise DataError(
-            f"data: {count:,} images of {side}×{side} pixels would take {gigabytes:,.0f} GB of "
-            "memory; set data.size, for instance to 32, or data.train_limit"
-        ) from None
-
-
 def decode_one(path: Path, size: int | None, channels: int) -> Pixels:
     """Decode a file as uint8 [H, W, channels]; the first frame of an animation.
 
+    16 bits are scaled to 8, and transparent pixels laid on black, as people expect.
     If `size` is given the image is resized to size×size, without keeping proportions, with
     antialiasing.
     """
-    with _opened(path) as image:
-        plain = _eight_bit(image).convert("RGB" if channels == 3 else "L")
+    with _opened(path) as opened:
+        image: Image.Image = opened
+        if image.mode.startswith("I"):  # Pillow's own conversion would cut everything above 255
+            image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
+        elif image.mode == "F":
+            raise ValueError("floating-point pixels have no agreed range; save it with 8 bits")
+        elif image.has_transparency_data:
+            black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+            image = Image.alpha_composite(black, image.convert("RGBA"))
+        plain = image.convert("RGB" if channels == 3 else "L")
     if size is not None and plain.size != (size, size):
         plain = plain.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(plain).reshape(plain.height, plain.width, channels)
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """A mode that converts to RGB and L as people expect: 16 bits scaled, alpha on black."""
-    if image.mode.startswith("I"):  # Pillow's own conversion would cut everything above 255
-        return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range; save it with 8 bits")
-    if not image.has_transparency_data:
-        return image
-    black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-    return Image.alpha_composite(black, image.convert("RGBA"))
 
 
 def _reason(error: Exception) -> str:
@@ -282,18 +282,6 @@ def _unreadable(problems: list[str]) -> DataError:
     lines = problems[:SHOWN] + ([f"and {more} more"] if more > 0 else [])
     count = "an image" if len(problems) == 1 else f"{len(problems)} images"
     return DataError(f"data.root: cannot read {count}; replace or delete:\n  " + "\n  ".join(lines))
-
-
-def _decode_cached(root: Path, paths: list[Path], size: int | None, channels: int) -> Pixels:
-    if len(paths) <= CACHED_FROM:
-        return decode_all(paths, size, channels)
-    key = _cache_key(root, paths, size, channels)
-    file = cache_folder() / "images" / f"{key}.safetensors"
-    images = read_cached(file)
-    if images is None or len(images) != len(paths):
-        images = decode_all(paths, size, channels)
-        write_cached(file, images)
-    return images
 
 
 def _cache_key(root: Path, paths: list[Path], size: int | None, channels: int) -> str:

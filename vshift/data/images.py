@@ -66,23 +66,22 @@ def image_set(
     parts = {"training": train, "validation": validation, "test": test}
     for use, part in parts.items():
         if part is not None:
-            _check(f"{name}: the {use} images", part, train)
+            what = f"{name}: the {use} images"
+            count, height, width, channels = part.images.shape
+            _, h, w, c = train.images.shape
+            if height != width:
+                raise DataError(
+                    f"{what} are {width}×{height} pixels; they must be square: set data.size"
+                )
+            if (height, width, channels) != (h, w, c):
+                raise DataError(
+                    f"{what} are {width}×{height} pixels with {channels} channels, the training "
+                    f"images {w}×{h} with {c}; set data.size to resize all of them"
+                )
+            if count != len(part.labels):
+                raise DataError(f"{what} are {count}, and their labels {len(part.labels)}")
     mean, std = channel_statistics(train.images)
     return ImageSet(name, classes, train, validation, test, mean, std)
-
-
-def _check(what: str, part: Part, like: Part) -> None:
-    count, height, width, channels = part.images.shape
-    if height != width:
-        raise DataError(f"{what} are {width}×{height} pixels; they must be square: set data.size")
-    if part.images.shape[1:] != like.images.shape[1:]:
-        _, h, w, c = like.images.shape
-        raise DataError(
-            f"{what} are {width}×{height} pixels with {channels} channels, the training images "
-            f"{w}×{h} with {c}; set data.size to resize all of them"
-        )
-    if count != len(part.labels):
-        raise DataError(f"{what} are {count}, and their labels {len(part.labels)}")
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

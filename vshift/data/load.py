@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vshift.config.schema import Cifar, Data, ImageFolder, Shapes
+from vshift.config.schema import Cifar, Data, ImageFolder
 from vshift.data import cifar, shapes
 from vshift.data.folder import describe_folder, open_folder
 from vshift.data.source import Indices, Labels, Pixels, Source, select
@@ -105,10 +105,7 @@ def open_source(config: Data) -> Source:
         return cifar.open_cifar(config)
     if isinstance(config, ImageFolder):
         return open_folder(config)
-    return _open_shapes(config)
 
-
-def _open_shapes(config: Shapes) -> Source:
     def draw(part: str, chosen: Indices) -> Pixels:
         count = int(chosen.max()) + 1
         images = shapes.draw(config.seed, part, count)

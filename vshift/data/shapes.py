@@ -27,79 +27,50 @@ TURN = 0.25  # radians to either side
 BLOBS = 1  # small discs behind the figure
 
 
-def _disc(u: Plane, v: Plane) -> Plane:
-    return np.sqrt(u * u + v * v) - 0.85
+CLASSES = ("disc", "ring", "square", "frame", "triangle", "star", "cross", "crescent", "heart",
+    "bars")  # fmt: skip
 
 
-def _ring(u: Plane, v: Plane) -> Plane:
-    return np.abs(np.sqrt(u * u + v * v) - 0.72) - 0.22
+def distance(figure: str, u: Plane, v: Plane) -> Plane:
+    """Signed distance of a point to a figure's outline in units of the radius, negative inside.
 
-
-def _square(u: Plane, v: Plane) -> Plane:
-    return np.maximum(np.abs(u), np.abs(v)) - 0.75
-
-
-def _frame(u: Plane, v: Plane) -> Plane:
-    frame: Plane = np.abs(np.maximum(np.abs(u), np.abs(v)) - 0.65) - 0.2
-    return frame
-
-
-def _triangle(u: Plane, v: Plane) -> Plane:
-    sides = 0.75**0.5 * np.abs(u) - 0.5 * v
-    triangle: Plane = np.maximum(v, sides) - 0.5
-    return triangle
-
-
-def _star(u: Plane, v: Plane) -> Plane:
-    """Five points at distance 1.1; the ray through a tip is the axis that all tips fold onto."""
-    fifth = np.pi / 5
-    angle = np.abs(np.mod(np.arctan2(u, -v) + fifth, 2 * fifth) - fifth)
-    rho = np.sqrt(u * u + v * v)
-    tip, notch = 1.1, 0.45
-    run, rise = tip - notch * np.cos(fifth), notch * np.sin(fifth)
-    edge = (rho * np.cos(angle) - tip) * rise + rho * np.sin(angle) * run
-    return np.asarray(edge / np.hypot(run, rise))
-
-
-def _cross(u: Plane, v: Plane) -> Plane:
-    a, b = np.abs(u), np.abs(v)
-    return np.maximum(np.minimum(a, b) - 0.28, np.maximum(a, b) - 0.95)
-
-
-def _crescent(u: Plane, v: Plane) -> Plane:
-    bite = np.sqrt(u * u + (v + 0.45) ** 2)
-    return np.maximum(np.sqrt(u * u + v * v) - 0.95, 0.72 - bite)
-
-
-def _heart(u: Plane, v: Plane) -> Plane:
-    """A square with half discs on two neighbouring sides."""
-    side = 0.48
-    u, v = np.sqrt(0.5) * (u - v) + 0.15, np.sqrt(0.5) * (-u - v) + 0.15
-    square = np.maximum(np.abs(u), np.abs(v)) - side
-    right = np.sqrt((u - side) ** 2 + v * v) - side
-    top = np.sqrt(u * u + (v - side) ** 2) - side
-    return np.minimum(square, np.minimum(right, top))
-
-
-def _bars(u: Plane, v: Plane) -> Plane:
-    return np.maximum(np.abs(np.abs(v) - 0.52) - 0.24, np.abs(u) - 0.85)
-
-
-# Signed distances to the outline in units of the radius, negative inside. No class is the mirror
-# image of another, so flips keep the label.
-FIGURES = {
-    "disc": _disc,
-    "ring": _ring,
-    "square": _square,
-    "frame": _frame,
-    "triangle": _triangle,
-    "star": _star,
-    "cross": _cross,
-    "crescent": _crescent,
-    "heart": _heart,
-    "bars": _bars,
-}
-CLASSES = tuple(FIGURES)
+    No class is the mirror image of another, so flips keep the label.
+    """
+    rho, across = np.sqrt(u * u + v * v), np.maximum(np.abs(u), np.abs(v))
+    result: Plane
+    match figure:
+        case "disc":
+            result = rho - 0.85
+        case "ring":
+            result = np.abs(rho - 0.72) - 0.22
+        case "square":
+            result = across - 0.75
+        case "frame":
+            result = np.abs(across - 0.65) - 0.2
+        case "triangle":
+            result = np.maximum(v, 0.75**0.5 * np.abs(u) - 0.5 * v) - 0.5
+        case "star":
+            # Five points at distance 1.1; the ray through a tip is the axis that all fold onto.
+            fifth, tip, notch = np.pi / 5, 1.1, 0.45
+            angle = np.abs(np.mod(np.arctan2(u, -v) + fifth, 2 * fifth) - fifth)
+            run, rise = tip - notch * np.cos(fifth), notch * np.sin(fifth)
+            edge = (rho * np.cos(angle) - tip) * rise + rho * np.sin(angle) * run
+            result = edge / np.hypot(run, rise)
+        case "cross":
+            result = np.maximum(np.minimum(np.abs(u), np.abs(v)) - 0.28, across - 0.95)
+        case "crescent":
+            result = np.maximum(rho - 0.95, 0.72 - np.sqrt(u * u + (v + 0.45) ** 2))
+        case "heart":
+            # A square with half discs on two neighbouring sides.
+            side = 0.48
+            u, v = np.sqrt(0.5) * (u - v) + 0.15, np.sqrt(0.5) * (-u - v) + 0.15
+            square = np.maximum(np.abs(u), np.abs(v)) - side
+            right = np.sqrt((u - side) ** 2 + v * v) - side
+            top = np.sqrt(u * u + (v - side) ** 2) - side
+            result = np.minimum(square, np.minimum(right, top))
+        case _:  # bars
+            result = np.maximum(np.abs(np.abs(v) - 0.52) - 0.24, np.abs(u) - 0.85)
+    return result
 
 
 def labels(count: int) -> NDArray[np.int64]:
@@ -128,9 +99,11 @@ def _draw_chunk(seed: int, part: int, chunk: int) -> Bytes:
     raw = random.random_raw(CHUNK * NUMBERS).reshape(NUMBERS, CHUNK, 1, 1)
     numbers = iter((raw >> np.uint64(11)) * 2.0**-53)
     canvas = _background(numbers)
-    _distract(canvas, numbers)
     _paint_figure(canvas, numbers)
-    canvas += _noise(random)
+    # The difference of two random bytes per value: triangular noise.
+    raw = random.random_raw(2 * canvas.size // 8).astype("<u8").view(np.uint8)
+    first, second = raw.reshape(2, *canvas.shape).astype(np.float64)
+    canvas += (first - second) * (NOISE / 255)
     scaled = np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
     return np.ascontiguousarray(scaled.transpose(1, 2, 3, 0))
 
@@ -152,7 +125,7 @@ _Y, _X = (np.indices((SIZE, SIZE), np.float64) - (SIZE - 1) / 2)[:, None]
 
 
 def _background(numbers: Iterator[Plane]) -> Plane:
-    """A gradient between two near colours with faint waves, [3, n, 32, 32]."""
+    """A gradient between two near colours with faint waves and small discs, [3, n, 32, 32]."""
     first = _colour(numbers, 0.2, 0.8)
     slope = _colour(numbers, -0.3, 0.3)
     cos, sin = _direction(numbers)
@@ -162,6 +135,10 @@ def _background(numbers: Iterator[Plane]) -> Plane:
     phase = _between(numbers, 0, 2 * np.pi)
     waves = np.sin((cos * _X + sin * _Y) * frequency + phase)
     canvas: Plane = first + slope * ramp + _colour(numbers, -0.09, 0.09) * waves
+    for _ in range(BLOBS):
+        x, y = _between(numbers, -16, 16), _between(numbers, -16, 16)
+        blob = np.sqrt((_X - x) ** 2 + (_Y - y) ** 2) - _between(numbers, 1, 3.5)
+        _blend(canvas, blob, _colour(numbers, 0.1, 0.9))
     return canvas
 
 
@@ -169,14 +146,6 @@ def _blend(canvas: Plane, distance: Plane, colour: Plane) -> None:
     """Paint where the signed distance in pixels is negative, with a soft edge one pixel wide."""
     cover = np.clip(0.5 - distance, 0, 1)
     canvas += cover * (colour - canvas)
-
-
-def _distract(canvas: Plane, numbers: Iterator[Plane]) -> None:
-    """Small discs behind the figure."""
-    for _ in range(BLOBS):
-        x, y = _between(numbers, -16, 16), _between(numbers, -16, 16)
-        distance = np.sqrt((_X - x) ** 2 + (_Y - y) ** 2) - _between(numbers, 1, 3.5)
-        _blend(canvas, distance, _colour(numbers, 0.1, 0.9))
 
 
 def _paint_figure(canvas: Plane, numbers: Iterator[Plane]) -> None:
@@ -189,25 +158,13 @@ def _paint_figure(canvas: Plane, numbers: Iterator[Plane]) -> None:
     cos, sin = np.cos(angle), np.sin(angle)
     u = (cos * (_X - x) + sin * (_Y - y)) / (radius * stretch)
     v = (cos * (_Y - y) - sin * (_X - x)) / (radius / stretch)
-    shade = _shade(canvas, numbers) + _colour(numbers, -0.15, 0.15) * u
-    for index, figure in enumerate(FIGURES.values()):
-        own = slice(index, None, len(FIGURES))
-        _blend(canvas[:, own], figure(u[own], v[own]) * radius[own], shade[:, own])
-
-
-def _shade(canvas: Plane, numbers: Iterator[Plane]) -> Plane:
-    """A colour at a given distance from the background's mean, on the roomier side of it."""
+    # A colour at a given distance from the background's mean, on the roomier side of it.
     behind = canvas.mean(axis=(2, 3), keepdims=True)
     step = _colour(numbers, 0.1, 1) * np.where(behind < 0.5, 1, -1)
     flip = np.where(_colour(numbers, 0, 1) < 0.25, -1, 1)  # some channels go the other way
     step *= flip / np.sqrt((step * step).sum(axis=0))
-    return np.asarray(behind + step * _between(numbers, *CONTRAST))
-
-
-def _noise(random: np.random.PCG64) -> Plane:
-    """The difference of two random bytes per value: triangular, [3, n, 32, 32]."""
-    count = 3 * CHUNK * SIZE * SIZE
-    raw = random.random_raw(2 * count // 8).astype("<u8").view(np.uint8)
-    pairs = raw.reshape(2, 3, CHUNK, SIZE, SIZE).astype(np.float64)
-    noise: Plane = (pairs[0] - pairs[1]) * (NOISE / 255)
-    return noise
+    shade = behind + step * _between(numbers, *CONTRAST)
+    shade = shade + _colour(numbers, -0.15, 0.15) * u
+    for index, figure in enumerate(CLASSES):
+        own = slice(index, None, len(CLASSES))
+        _blend(canvas[:, own], distance(figure, u[own], v[own]) * radius[own], shade[:, own])

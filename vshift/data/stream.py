@@ -26,13 +26,10 @@ class Plan:
     flips: Tensor
 
     def to(self, device: torch.device) -> Plan:
-        return Plan(*(_send(t, device) for t in (self.order, self.offsets, self.flips)))
-
-
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+        tensors = (self.order, self.offsets, self.flips)
+        if device.type == "cuda":
+            return Plan(*(t.pin_memory().to(device, non_blocking=True) for t in tensors))
+        return Plan(*(t.to(device) for t in tensors))
 
 
 def epoch_plan(count: int, crop: int, flip: bool, seed: int) -> Plan:
