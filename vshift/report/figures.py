@@ -139,11 +139,6 @@ def specs(study: Study) -> dict[str, dict[str, Any]]:
     return result
 
 
-def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """A frame's rows as JSON knows them."""
-    return [to_jsonable(row) for row in frame.to_dict("records")]
-
-
 def write_figures(study: Study, folder: Path) -> list[Path]:
     """Every figure as SVG and PDF, sized for a column of a paper, text as text.
 
@@ -160,7 +155,8 @@ def write_figures(study: Study, folder: Path) -> list[Path]:
         if figure.id not in drawn:
             continue
         spec = drawn[figure.id]
-        datasets = {**spec.get("datasets", {}), figure.data: records(data[figure.data])}
+        rows = [to_jsonable(row) for row in data[figure.data].to_dict("records")]
+        datasets = {**spec.get("datasets", {}), figure.data: rows}
         whole = {**spec, "width": 420, "datasets": datasets, "autosize": {"type": "pad"}}
         for suffix, content in (
             ("svg", vlc.vegalite_to_svg(whole).encode()),

@@ -179,7 +179,7 @@ def _frame(
 
 @contextmanager
 def _noting(problems: list[str]) -> Iterator[None]:
-    """Note that a file is damaged, and go on without it."""
+    """Note that a file is damaged, and continue without it."""
     try:
         yield
     except RunError as error:
