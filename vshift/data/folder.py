@@ -29,7 +29,7 @@ from vshift.cache import cache_folder, remove_old, replacing
 from vshift.config.schema import ImageFolder
 from vshift.data.source import Indices, Labels, Pixels, Source
 from vshift.errors import DataError
-from vshift.text import list_names
+from vshift.text import first_lines, list_names
 
 SUFFIXES = frozenset(["jpg", "jpeg", "png", "bmp", "webp", "gif", "ppm", "tif", "tiff"])
 MAX_PIXELS = 64 * 1024 * 1024  # a larger image is taken for a decompression bomb
@@ -278,10 +278,9 @@ def _reason(error: Exception) -> str:
 
 
 def _unreadable(problems: list[str]) -> DataError:
-    more = len(problems) - SHOWN
-    lines = problems[:SHOWN] + ([f"and {more} more"] if more > 0 else [])
     count = "an image" if len(problems) == 1 else f"{len(problems)} images"
-    return DataError(f"data.root: cannot read {count}; replace or delete:\n  " + "\n  ".join(lines))
+    lines = "\n  ".join(first_lines(problems, SHOWN))
+    return DataError(f"data.root: cannot read {count}; replace or delete:\n  {lines}")
 
 
 def _cache_key(root: Path, paths: list[Path], size: int | None, channels: int) -> str:
