@@ -89,7 +89,7 @@ def resolve(path: Path) -> Node:
 
 
 def _resolve(path: Path, chain: tuple[Path, ...], resolved: dict[str, Node]) -> Node:
-    """Resolve a file that the last of `chain` names as its base."""
+    """Resolve a file that the last of `chain` names as its base; `resolved` is by real path."""
     real = os.path.realpath(path)
     if real in resolved:
         return resolved[real]
@@ -106,29 +106,25 @@ def _resolve(path: Path, chain: tuple[Path, ...], resolved: dict[str, Node]) -> 
     ]
     if problems:
         raise ConfigError(*problems)
-    bases = [_base(entry, path, (*chain, path), resolved) for entry in entries]
+    chain, bases = (*chain, path), []
+    for entry in entries:
+        below, where = Path(os.path.normpath(path.parent / entry.value)), f"{entry.location}: base"
+        if os.path.realpath(below) in [os.path.realpath(file) for file in chain]:
+            files = " → ".join(str(file) for file in (*chain, below))
+            raise ConfigError(one_line(f"{where}: the files name each other in a circle: {files}"))
+        if len(chain) > MAX_BASES:
+            raise ConfigError(f"{where}: more than {MAX_BASES} files, each the base of the next")
+        try:
+            bases.append(_resolve(below, chain, resolved))
+        except ConfigError as error:
+            whole = f"{one_line(str(below), 300)}: "  # no such file, …: say who asked for it
+            lines = (f"{where}: {x}" if x.startswith(whole) else x for x in error.problems)
+            raise ConfigError(*lines) from None
     merged = reduce(merge, [*bases, tree])
     dropped = {"base"} if "name" in tree.value else {"base", "name"}
     kept = {key: node for key, node in merged.value.items() if key not in dropped}
     resolved[real] = replace(merged, value=kept)
     return resolved[real]
-
-
-def _base(node: Node, user: Path, chain: tuple[Path, ...], resolved: dict[str, Node]) -> Node:
-    path = Path(os.path.normpath(user.parent / node.value))
-    where = f"{node.location}: base"
-    if os.path.realpath(path) in [os.path.realpath(file) for file in chain]:
-        files = " → ".join(str(file) for file in (*chain, path))
-        raise ConfigError(one_line(f"{where}: the files name each other in a circle: {files}"))
-    if len(chain) > MAX_BASES:
-        raise ConfigError(f"{where}: more than {MAX_BASES} files, each the base of the next")
-    try:
-        return _resolve(path, chain, resolved)
-    except ConfigError as error:
-        whole = f"{one_line(str(path), 300)}: "  # no such file, a folder, …: say who asked for it
-        raise ConfigError(
-            *(f"{where}: {line}" if line.startswith(whole) else line for line in error.problems)
-        ) from None
 
 
 def read_file(path: Path) -> Node:
