@@ -12,6 +12,7 @@ from vshift.networks.norm import BatchNorm
 from vshift.shift.stats import (
     InputStats,
     TrainingLog,
+    averaged_batches,
     batch_moments,
     batch_norms,
     capturing_inputs,
@@ -284,3 +285,14 @@ def test_training_log_starts_anew_after_take():
         log.add()
         seen = log.compute_and_reset()["0"].variance
         torch.testing.assert_close(seen, x.double().var(0), rtol=1e-5, atol=0)
+
+
+def test_a_moving_average_counts_as_two_minus_m_over_m_batches():
+    """By Monte Carlo: its variance over that of one batch."""
+    torch.manual_seed(0)
+    momentum, average = 0.3, torch.zeros(20_000, dtype=torch.float64)
+    for _ in range(60):
+        average.lerp_(torch.randn_like(average), momentum)
+    assert 1 / float(average.var()) == pytest.approx(averaged_batches(momentum), rel=0.05)
+    assert averaged_batches(1.0) == 1
+    assert averaged_batches(0.0) == math.inf

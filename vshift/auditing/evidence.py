@@ -28,7 +28,14 @@ from vshift.auditing.passes import (
 from vshift.auditing.samples import Samples, order_effect
 from vshift.auditing.severity import Scores
 from vshift.auditing.trace import NoiseSource
-from vshift.shift.stats import Estimate, Moments, jackknife, to_float64
+from vshift.shift.stats import (
+    Estimate,
+    Moments,
+    averaged_batches,
+    jackknife,
+    layer_running_moments,
+    to_float64,
+)
 
 RELEVANT_CHANGE = 0.05  # relative change of a variance that is worth reporting
 
@@ -77,7 +84,7 @@ class Evidence:
             model.frozen |= {
                 name
                 for name, layer in model.norms.items()
-                if (running := running_moments(layer)) is not None
+                if (running := layer_running_moments(layer)) is not None
                 and is_initial(running)
                 and any_trains(layer.parameters(recurse=False)) is False
             }
@@ -141,7 +148,7 @@ class Evidence:
     @cached_property
     def running(self) -> dict[str, Moments]:
         """The running statistics of the layers that keep some."""
-        moments = {name: running_moments(layer) for name, layer in self.layers.items()}
+        moments = {name: layer_running_moments(layer) for name, layer in self.layers.items()}
         return {name: running for name, running in moments.items() if running is not None}
 
     def train_stats(self, name: str) -> LayerStats:
@@ -204,7 +211,7 @@ class Evidence:
         floors = {}
         for name in self.judged:
             layer, stats = self.layers[name], self.train_stats(name)
-            share = layer.momentum / (2 - layer.momentum) if layer.momentum is not None else 0.0
+            share = 0.0 if layer.momentum is None else 1 / averaged_batches(layer.momentum)
             measured = stats.spread(layer.eps) * math.sqrt(share + 1 / len(stats))
             theory = 1 / math.sqrt(effective_sample_size(layer, stats.count))
             floors[name] = theory if math.isnan(measured) else max(theory, measured)
@@ -312,13 +319,6 @@ def find_prefix(state: Iterable[str], names: Iterable[str]) -> str:
 # ---- statistics and distances
 
 
-def running_moments(layer: _BatchNorm) -> Moments | None:
-    """A layer's running statistics, float64 on the CPU; None if it keeps none."""
-    if layer.running_mean is None or layer.running_var is None:
-        return None
-    return Moments(to_float64(layer.running_mean), to_float64(layer.running_var))
-
-
 def is_usable(moments: Moments) -> bool:
     """Whether a layer can normalise by these: no inf, no NaN, no negative variance."""
     bad = ~moments.mean.isfinite() | ~moments.variance.isfinite() | (moments.variance < 0)
@@ -352,7 +352,7 @@ def effective_sample_size(layer: _BatchNorm, count: int) -> float:
     if momentum is None:
         tracked = layer.num_batches_tracked
         return count * max(1, int(tracked) if tracked is not None else 1)
-    return count * (2 - momentum) / momentum if momentum > 0 else math.inf
+    return count * averaged_batches(momentum)
 
 
 def _variance_ratio(over: Pass, under: Pass, name: str) -> Estimate:

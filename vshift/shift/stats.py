@@ -179,12 +179,25 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
+def layer_running_moments(layer: _BatchNorm) -> Moments | None:
+    """A layer's running statistics, float64 on the CPU; None if it keeps none."""
+    if layer.running_mean is None or layer.running_var is None:
+        return None
+    return Moments(to_float64(layer.running_mean), to_float64(layer.running_var))
+
+
 def running_moments(model: nn.Module) -> dict[str, Moments]:
     """The running statistics of every BN layer."""
-    return {
-        name: Moments(to_float64(layer.running_mean), to_float64(layer.running_var))
-        for name, layer in batch_norms(model).items()
-    }
+    moments = {name: layer_running_moments(layer) for name, layer in batch_norms(model).items()}
+    return {name: running for name, running in moments.items() if running is not None}
+
+
+def averaged_batches(momentum: float) -> float:
+    """How many batches a moving average counts as: (2 − m)/m with momentum m; infinite for 0.
+
+    The variance of Σ m(1 − m)ᵏ xₖ over independent xₖ is m/(2 − m) times that of one.
+    """
+    return (2 - momentum) / momentum if momentum > 0 else math.inf
 
 
 def to_float64(tensor: Tensor | None) -> Tensor:

@@ -25,6 +25,7 @@ from vshift.shift.recalibration import NotFiniteError, estimate_statistics
 from vshift.shift.stats import (
     Moments,
     PooledMoments,
+    averaged_batches,
     pooled_moments,
     ratio_error,
     running_moments,
@@ -160,11 +161,11 @@ def _decomposition_columns(parts: Decomposition | None) -> Row:
 
 
 def _averaged_batches(config: Config, steps: int) -> float:
-    """The number of batches that BN's average counts as: (2 − m)/m of a moving one."""
+    """The number of batches that BN's running average counts as after `steps` steps."""
     momentum = getattr(config.norm, "momentum", 0.0)
     if momentum is None:
         return steps
-    return min(steps, (2 - momentum) / momentum) if momentum else 0.0
+    return min(steps, averaged_batches(momentum)) if momentum else 0.0
 
 
 def _channel_vectors(

@@ -21,7 +21,7 @@ from vshift.auditing.findings.base import (
 )
 from vshift.auditing.repairs import Repair, statistics_by_call
 from vshift.auditing.samples import tensors_of
-from vshift.shift.stats import Moments
+from vshift.shift.stats import Moments, averaged_batches
 
 SMALL_SAMPLE = 100  # n_eff below which the noise floor is above 0.1
 HIGH_MOMENTUM = 0.5
@@ -54,7 +54,7 @@ class MomentumHigh(BufferCheck):
                 effective_sample_size(evidence.layers[n], evidence.train_stats(n).count)
                 for n in layers
             )
-            batches = f"{(2 - momentum) / momentum:.2g}"
+            batches = f"{averaged_batches(momentum):.2g}"
             yield self.candidate(
                 evidence,
                 layers,
@@ -89,7 +89,7 @@ class TinyBatches(BufferCheck):
             sizes[name] = effective_sample_size(layer, counts[name])
             if (layer.momentum or 0) >= HIGH_MOMENTUM:
                 # Momentum is to blame there: count what the batches give at a usual one.
-                sizes[name] = counts[name] * (2 - USUAL_MOMENTUM) / USUAL_MOMENTUM
+                sizes[name] = counts[name] * averaged_batches(USUAL_MOMENTUM)
         layers = [
             n for n, size in sizes.items() if evidence.layers[n].momentum and size < SMALL_SAMPLE
         ]
