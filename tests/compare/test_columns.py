@@ -268,7 +268,7 @@ def test_the_statistics_columns(tmp_path: Path) -> None:
     assert "with Holm over 2 differences" in comparison.caption
     rows = {row["name"]: row for row in comparison.rows}
     assert rows["close"]["verdict"] == (
-        "not significant (p = 0.288; about 21 seeds per config would tell)"
+        "not significant (p = 0.288; about 21 seeds per config would be needed)"
     )
     assert rows["close"]["seeds_needed"] == 21
     assert rows["single"]["verdict"] == "not tested (one seed)"

@@ -58,7 +58,7 @@ def test_a_difference_that_is_not_significant_names_the_seeds_it_takes(tmp_path:
             make_run(tmp_path, name, seed, 100 - error, config=config_of(name, noise))
     card, text = told(collect(find_runs([tmp_path])))["significance"]
     assert card.answer == "0 of 1 are"
-    assert "<b>b</b> +0.75 (p = 0.504; about 24 seeds per config would tell)" in text
+    assert "<b>b</b> +0.75 (p = 0.504; about 24 seeds per config would be needed)" in text
 
 
 def test_one_seed_cannot_be_tested(tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""A comparison as a table for people: its columns and how their cells are written."""
+"""A comparison as a table for people: its columns and how their cells are written.
+
+Columns of summary.json are declared in `vshift.runs.schema.SUMMARY_COLUMNS`; a heading there shows
+one. Here are those that several runs make together: difference, interval, significance.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Statistics over seeds: spread, differences with their uncertainty, and the seeds a test needs.
 
-Pure functions on numbers, one value per seed. Two configs are compared by Welch's test, which does
-not assume equal variances: a network that dropout unsettles spreads more than its baseline. The
-same runs before and after recalibration are compared by the paired t test, in which whatever seeds
-differ in cancels. The distributions are `scipy.special`'s: the values of `scipy.stats`, at a third
-of its start-up time.
+Pure functions of numbers, one value per seed, and the wording of a verdict. Two configs are
+compared by Welch's test, which does not assume equal variances: a network that dropout unsettles
+spreads more than its baseline. The same runs before and after recalibration are compared by the
+paired t test, which removes the variation from seed to seed. The distributions are
+`scipy.special`'s: the values of `scipy.stats`, at a third of its start-up time.
 
 Sources:
     Student 1908, "The probable error of a mean", Biometrika 6: the paired test.
@@ -94,16 +94,11 @@ class Difference:
         """Whether p is below 0.05 over the whole table."""
         return self.p is not None and self.p < LEVEL
 
-    def turned(self) -> Difference:
-        """The same comparison with the arms swapped."""
-        low, high = (None if end is None else -end for end in (self.high, self.low))
-        return replace(self, value=-self.value, arms=self.arms[::-1], low=low, high=high)
-
     @cached_property
     def seeds_needed(self) -> int | None:
         """Seeds per arm that would show a true difference of the size found, in the same table.
 
-        At the level of 5 % / tests, Bonferroni's correction, which Holm's never falls behind.
+        At the level of 5 % / tests: Bonferroni's correction, a conservative bound for Holm's.
         Always more seeds than any arm has, as these did not show it. None where there was no test,
         and over MOST_SEEDS.
         """
@@ -120,9 +115,9 @@ class Difference:
 
     @property
     def seeds_hint(self) -> str:
-        """`; about 9 seeds per config would tell`; empty where there is nothing to say."""
+        """`; about 9 seeds per config would be needed`; empty where there is nothing to say."""
         needed = None if self.is_significant else self.seeds_needed
-        return "" if needed is None else f"; about {needed:,} seeds per config would tell"
+        return "" if needed is None else f"; about {needed:,} seeds per config would be needed"
 
     @property
     def untested(self) -> str:
@@ -134,7 +129,7 @@ class Difference:
         return NO_SPREAD if self.p is None else ""
 
     def verdict(self, unit: str = "points") -> str:
-        """`not significant (p = 0.210; about 9 seeds per config would tell)`, for any sentence."""
+        """`not significant (p = 0.210; about 9 seeds per config would be needed)`, in a sentence."""
         if self.untested:
             return f"not tested ({self.untested})"
         if self.is_significant:
@@ -240,6 +235,9 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 def adjust(differences: Sequence[Difference], tests: Sequence[Hashable]) -> list[Difference]:
     """The differences of a table with their p values corrected by `holm`.
+
+    A table of `vshift compare` is one family of tests, and so are the report's differences to the
+    baseline, its pairs of layouts and its recalibrations.
 
     Those with equal keys in `tests` rest on the same trainings and are one test: they count once,
     with the largest of their p values (which differ at most by rounding), and share the adjusted

@@ -1,7 +1,7 @@
 """Which config keys identify a training, a config or nothing: the only place that says so.
 
 Every key has one `Scope`. The config's hash, the refusal to resume another config's run, the
-differences in a table, and the pairing and pooling of runs each keep the keys from one scope on:
+differences in a table, and the pairing and pooling of runs each use the keys of at least one scope:
 
     ROUNDING     the same bits       resume, `differences`
     EXECUTION    the same config     `config_hash`, the settings in which rows of a table differ
@@ -85,14 +85,14 @@ def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def config_hash(config: Config) -> str:
     """16 hex digits that two configs share if they train and measure the same way.
 
-    Values that are the defaults do not count, and a renamed key counts by its first name: so a
-    later version gives old configs their old hash.
+    Defaults do not count, and a renamed key counts under its original name, so that a later
+    version gives old configs their old hash.
     """
     return hash_of(original(config.model_dump(exclude_defaults=True)))
 
 
 def hash_of(values: Mapping[str, Any]) -> str:
-    """The hash of a config given as a mapping, of which every key counts that identifies it."""
+    """The hash of the keys that identify a config, given as a mapping."""
     kept = {key: v for key, v in identity(values, Scope.EXECUTION).items() if v != {}}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -27,8 +27,8 @@ class BaseNoise(Section):
     """What every kind shares."""
 
     label: ClassVar[str] = ""  # in the middle of a sentence
-    # Keys of which exactly one is given and says how strong the noise is → its symbol; the kind's
-    # own key first.
+    # Alternative strength keys, exactly one of which is given, with their symbols; the kind's own
+    # key first.
     strength_keys: ClassVar[dict[str, str]] = {"rate": ""}
 
     position: Positions | None = Field(

@@ -106,7 +106,7 @@ def lock(folder: Path) -> None:
 
 
 def pulse(folder: Path, *, at_once: bool = False) -> None:
-    """Give a sign of life for a held folder, every PULSE seconds however often it is called.
+    """Refresh the ownership file for a held folder, every PULSE seconds however often it is called.
 
     Raises:
         RunLost: the folder is gone, or another process has taken it over.

@@ -85,7 +85,7 @@ def catch_stop_signals(
         nonlocal interrupts
         interrupts += number == signal.SIGINT
         if interrupts > 1:
-            raise Stopped(130)
+            raise Stopped(exit_code(signal.SIGINT))
         first, stop.number = not stop.requested, stop.number or number
         if first and message:
             # Past Python's buffers: the handler may have interrupted a write to them.

@@ -4,9 +4,10 @@ from vshift.auditing.findings import batches, buffers, mixtures, modes, noise, n
 from vshift.auditing.findings.base import FAR, Check, Finding
 
 # The order decides twice. A layer's running statistics are explained by the first check that claims
-# them, so specific causes come before general ones, and `Stale` takes what is left. And repairs are
-# tried in this order, each on top of the earlier ones that helped, so a cause comes before what
-# follows from it: inputs before buffers, buffers before what noise does to the variance.
+# them (`Evidence.claim`; later checks see `Evidence.unexplained` layers only), so specific causes
+# come before general ones, and `Stale` takes what is left. And repairs are tried in this order,
+# each on top of the earlier ones that helped, so a cause comes before what follows from it: inputs
+# before buffers, buffers before what noise does to the variance.
 CHECKS: tuple[Check, ...] = (
     buffers.NonFinite(),
     modes.BNWrongMode(),

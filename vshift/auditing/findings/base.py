@@ -23,7 +23,7 @@ class Finding:
     Attributes:
         code: of the check that found it, for instance `stale`.
         title: what it is called.
-        layer: the culprit; None if no layer is to blame.
+        layer: the layer that causes the problem, or None.
         severity: info, low, medium or high: what the repair measurably gained.
         message: what was found, usual causes, what to do, what the repair gained.
         evidence: numbers; `layers` lists every layer concerned, `inherits` those that only inherit,

@@ -154,7 +154,7 @@ class Stale(BufferCheck):
                 "since the statistics were reset, the first of them as much as the last."
             )
         if not evidence.has_train_loader:
-            more += " A training loader would tell other inputs from other weights."
+            more += " A training loader would distinguish changed inputs from changed weights."
         may_drop = not (referenced and far >= FAR)
         note = harmless_note(evidence, layers) if may_drop else ""
         yield self.candidate(
