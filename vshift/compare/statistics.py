@@ -129,7 +129,7 @@ class Difference:
         return NO_SPREAD if self.p is None else ""
 
     def verdict(self, unit: str = "points") -> str:
-        """`not significant (p = 0.210; about 9 seeds per config would be needed)`, in a sentence."""
+        """`not significant (p = 0.210; about 9 seeds per config would be needed)`, in a text."""
         if self.untested:
             return f"not tested ({self.untested})"
         if self.is_significant:
