@@ -55,10 +55,11 @@ def between_layouts(study: Study) -> list[Effect]:
     found = []
     for one, other in layout_pairs(study.used):
         sample, other_sample = one.sample(study.score), other.sample(study.score)
-        if sample and other_sample and sample.mean >= other_sample.mean:
-            found.append((one, other, welch(sample, other_sample)))
-        elif sample and other_sample:
-            found.append((other, one, welch(other_sample, sample)))
+        if sample is None or other_sample is None:
+            continue
+        if sample.mean < other_sample.mean:
+            one, other, sample, other_sample = other, one, other_sample, sample
+        found.append((one, other, welch(sample, other_sample)))
     found.sort(key=lambda pair: natural(pair[0].noise.strength))
     tests = [frozenset((training_of(one), training_of(other))) for one, other, _ in found]
     adjusted = adjust([difference for *_, difference in found], tests)

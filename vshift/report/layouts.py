@@ -301,21 +301,23 @@ def in_words(groups: Sequence[StudyGroup]) -> dict[str, str]:
     }
 
 
-_SHIFT_RATIO = (
-    "Shift ratio: for a batch norm (BN) layer, the running variance that it keeps from training "
-    "and the eval variance of its input in testing, the larger over the smaller; 1 is no shift."
-)
-_NOISE_VARIANCE = (
-    "s²: the variance of the factor by which the noise multiplies, rate/(1 − rate) for dropout, "
-    "whose rate is the share of values that is dropped. It and the position of the noise decide "
-    "the shift."
-)
-
-
 def terms(groups: Sequence[StudyGroup], measured: bool) -> list[str]:
     """The terms that the answers use, explained, as far as they are needed."""
     noisy = any(active_noise(group.config) for group in groups)
-    return [_SHIFT_RATIO] * (measured or noisy) + [_NOISE_VARIANCE] * noisy
+    explained = []
+    if measured or noisy:
+        explained.append(
+            "Shift ratio: for a batch norm (BN) layer, the running variance that it keeps from "
+            "training and the eval variance of its input in testing, the larger over the smaller; "
+            "1 is no shift."
+        )
+    if noisy:
+        explained.append(
+            "s²: the variance of the factor by which the noise multiplies, rate/(1 − rate) for "
+            "dropout, whose rate is the share of values that is dropped. It and the position of "
+            "the noise decide the shift."
+        )
+    return explained
 
 
 def shared(groups: Sequence[StudyGroup]) -> str:
