@@ -15,14 +15,11 @@ from vshift.report.answers import (
     Card,
     against_baseline,
     cards,
-    data_names,
-    data_sentences,
     join_html,
-    left_out,
     recovered,
     say,
 )
-from vshift.report.page import same_note
+from vshift.report.page import left_out, same_note
 from vshift.report.study import Study, collect
 from vshift.report.tables import configs_table
 from vshift.runs import find_runs
@@ -162,33 +159,6 @@ def test_no_run_is_done(tmp_path: Path) -> None:
     study = collect(find_runs([tmp_path]))
     assert told(study)["loss"][0].answer == "No run is done yet"
     assert left_out(study) == ["1 not finished (running, or killed): a seed 0."]
-
-
-def test_images_from_a_folder_are_never_passed_off_as_a_data_set(tmp_path: Path) -> None:
-    config = config_of("a")
-    config["data"] = {"name": "imagefolder", "root": "/x/cifar10", "train_limit": 4000}
-    make_run(tmp_path, config=config)
-    study = collect(find_runs([tmp_path]))
-    assert data_names(study) == ["images in the folder “cifar10”, no published data set"]
-    text = " ".join(data_sentences(study))
-    assert "Limited to 4,000 training images." in text
-    assert "compare these numbers with published ones" in text
-
-
-def test_a_part_of_cifar10_is_not_comparable_either(tmp_path: Path) -> None:
-    config = config_of("a")
-    config["data"] = {"name": "cifar10", "train_limit": 4000, "test_limit": None}
-    make_run(tmp_path, config=config)
-    study = collect(find_runs([tmp_path]))
-    assert data_names(study) == ["CIFAR-10"]
-    assert "not comparable with published" in " ".join(data_sentences(study))
-
-
-def test_runs_that_do_not_count_are_counted_and_named(study: Study) -> None:
-    text = " ".join(left_out(study))
-    assert "1 diverged (the loss became NaN or infinite): arm-diverged seed 1." in text
-    assert "arm-running seed 0" in text
-    assert "1 damaged: arm-damaged seed 0." in text
 
 
 def test_sentences_escape_what_they_name() -> None:

@@ -14,11 +14,11 @@ import yaml
 
 from tests.report.study import make_study
 from vshift.errors import VShiftError
-from vshift.report.answers import cards, data_sentences, left_out
+from vshift.report.answers import cards
 from vshift.report.effects import unpaired
 from vshift.report.figures import frames, specs
 from vshift.report.layouts import layouts, shared, terms
-from vshift.report.page import pack
+from vshift.report.page import data_sentences, left_out, pack
 from vshift.report.study import Study, collect
 from vshift.report.tables import configs_table, differences_table, layers_table, runs_table
 from vshift.runs import files, find_runs

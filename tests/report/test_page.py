@@ -16,13 +16,21 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from tests.factory import make_run
+from tests.factory import config_of, make_run
 from tests.report.study import EVIL, EVIL_LAYER
 from tests.synthetic import make_runs
 from vshift.errors import RunError, VShiftError
 from vshift.report import write_report
 from vshift.report.figures import FIGURES, frames
-from vshift.report.page import at_first_hidden, pack, render, vega_script
+from vshift.report.page import (
+    at_first_hidden,
+    data_names,
+    data_sentences,
+    left_out,
+    pack,
+    render,
+    vega_script,
+)
 from vshift.report.study import Study, collect
 from vshift.runs import find_runs
 
@@ -241,3 +249,30 @@ def test_a_failing_write_leaves_nothing_behind(
     monkeypatch.setattr(os, "replace", full)
     assert vega_script() == "vega ≥ 1"
     assert list(cache.iterdir()) == []
+
+
+def test_images_from_a_folder_are_never_passed_off_as_a_data_set(tmp_path: Path) -> None:
+    config = config_of("a")
+    config["data"] = {"name": "imagefolder", "root": "/x/cifar10", "train_limit": 4000}
+    make_run(tmp_path, config=config)
+    study = collect(find_runs([tmp_path]))
+    assert data_names(study) == ["images in the folder “cifar10”, no published data set"]
+    text = " ".join(data_sentences(study))
+    assert "Limited to 4,000 training images." in text
+    assert "compare these numbers with published ones" in text
+
+
+def test_a_part_of_cifar10_is_not_comparable_either(tmp_path: Path) -> None:
+    config = config_of("a")
+    config["data"] = {"name": "cifar10", "train_limit": 4000, "test_limit": None}
+    make_run(tmp_path, config=config)
+    study = collect(find_runs([tmp_path]))
+    assert data_names(study) == ["CIFAR-10"]
+    assert "not comparable with published" in " ".join(data_sentences(study))
+
+
+def test_runs_that_do_not_count_are_counted_and_named(study: Study) -> None:
+    text = " ".join(left_out(study))
+    assert "1 diverged (the loss became NaN or infinite): arm-diverged seed 1." in text
+    assert "arm-running seed 0" in text
+    assert "1 damaged: arm-damaged seed 0." in text

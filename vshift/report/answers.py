@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 
 import numpy as np
 import pandas as pd
@@ -466,87 +465,3 @@ def _recalibration(study: Study, effects: Sequence[Effect]) -> Card:
     doubt = ", not significant" if is_doubtful else ""
     answer = f"{study.format_score(value)}{of}{study.points} in {group.label}{doubt}"
     return Card("recalibration", question, answer, text, fine)
-
-
-# ---- what the numbers rest on
-
-_DATA = {
-    "shapes": "shapes (drawn by vshift)",
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-}
-_STATUS = {
-    "running": "not finished (running, or killed)",
-    "interrupted": "interrupted",
-    "failed": "failed",
-    "diverged": "diverged (the loss became NaN or infinite)",
-    "damaged": "damaged",
-    "done": "done, but not counted",
-}
-
-
-def data_names(study: Study) -> list[str]:
-    """The data sets of all configs, as they may be called in a paper; a folder's as such."""
-    names: dict[str, None] = {}
-    for section in _data_sections(study):
-        name = section.get("name")
-        if name == "imagefolder":
-            folder = escape_control(PurePath(str(section.get("root", ""))).name)
-            names[f"images in the folder “{folder}”, no published data set"] = None
-        elif name and isinstance(name, str):
-            names[_DATA.get(name, escape_control(name))] = None
-    return list(names)
-
-
-def _data_sections(study: Study) -> list[dict[str, object]]:
-    sections = (group.config.get("data") for group in study.groups)
-    return [section for section in sections if isinstance(section, dict)]
-
-
-def data_sentences(study: Study) -> list[Markup]:
-    """How much of which data, and what its numbers must not be compared with."""
-    sections = _data_sections(study)
-    kinds = {str(section.get("name")) for section in sections}
-    limits = set()
-    for section in sections:
-        suffix = "" if section.get("name") == "shapes" else "_limit"
-        counts = {"training": section.get(f"train{suffix}"), "test": section.get(f"test{suffix}")}
-        limits.add(
-            tuple(f"{n:,} {part} images" for part, n in counts.items() if isinstance(n, int))
-        )
-    names = data_names(study)
-    text = [say("Data: {}.", join_html(map(bold, names)))] if names else []
-    text += [say("Limited to {}.", join_html(limit)) for limit in sorted(limits) if limit]
-    if "imagefolder" in kinds:
-        text.append(
-            Markup(
-                "Re-compressed or resized images give other errors than their originals: do not "
-                "compare these numbers with published ones for CIFAR-10 or any other set."
-            )
-        )
-    if kinds & {"cifar10", "cifar100"} and any(limits):
-        text.append(Markup("A part of a data set: not comparable with published numbers."))
-    if len(names) > 1:
-        text.append(Markup("Configs on different data are not compared with each other."))
-    return text
-
-
-def left_out(study: Study) -> list[Markup]:
-    """The runs that no number here rests on, counted and named, by status."""
-    by_status = grouped(
-        (run.status, f"{group.label} seed {run.seed}")
-        for group in study.groups
-        for run in group.others
-    )
-    return [
-        say("{} {}: {}.", len(names), _STATUS.get(status, status), join_html(names, len(names)))
-        for status, names in by_status.items()
-    ]
-
-
-def facts(study: Study) -> str:
-    """`12 runs of 4 configs, 2 more not counted`."""
-    used = sum(len(group.runs) for group in study.groups)
-    others = sum(len(group.others) for group in study.groups)
-    text = f"{pluralize(used, 'run')} of {pluralize(len(study.groups), 'config')}"
-    return text + (f", {others} more not counted" if others else "")

@@ -13,6 +13,7 @@ import json
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata, resources
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,9 @@ from markupsafe import Markup
 from vshift._version import __version__
 from vshift.cache import cache_folder, keep
 from vshift.report import answers, effects, layouts, tables
+from vshift.report.answers import bold, join_html, say
 from vshift.report.figures import FIGURES, frames, specs
-from vshift.report.layouts import StudyGroup
+from vshift.report.layouts import StudyGroup, grouped
 from vshift.report.study import Study
 from vshift.text import escape_control, join_words, pluralize, to_jsonable
 
@@ -65,11 +67,11 @@ def render(study: Study, title: str, vega: str) -> str:
         vega=Markup(vega),
         study=Markup(_for_script(content)),
         marks=Markup("").join(mark(group) for group in study.used),
-        facts=answers.facts(study),
-        data=" and ".join(answers.data_names(study)),
+        facts=facts(study),
+        data=" and ".join(data_names(study)),
         cards=answers.cards(study),
-        data_sentences=answers.data_sentences(study),
-        left_out=answers.left_out(study),
+        data_sentences=data_sentences(study),
+        left_out=left_out(study),
         notes=[*study.comparison.notes, *effects.unpaired(study), *study.problems],
         configs=tables.configs_table(study),
         runs=tables.runs_table(study),
@@ -85,6 +87,93 @@ def render(study: Study, title: str, vega: str) -> str:
         prefix_note=_prefix_note(study),
         crowd=len(hidden),
     )
+
+
+# ---- what the numbers rest on
+
+_DATA = {
+    "shapes": "shapes (drawn by vshift)",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+}
+_STATUS = {
+    "running": "not finished (running, or killed)",
+    "interrupted": "interrupted",
+    "failed": "failed",
+    "diverged": "diverged (the loss became NaN or infinite)",
+    "damaged": "damaged",
+    "done": "done, but not counted",
+}
+
+
+def data_names(study: Study) -> list[str]:
+    """The data sets of all configs, as they may be called in a paper; a folder's as such."""
+    names: dict[str, None] = {}
+    for section in _data_sections(study):
+        name = section.get("name")
+        if name == "imagefolder":
+            folder = escape_control(PurePath(str(section.get("root", ""))).name)
+            names[f"images in the folder “{folder}”, no published data set"] = None
+        elif name and isinstance(name, str):
+            names[_DATA.get(name, escape_control(name))] = None
+    return list(names)
+
+
+def _data_sections(study: Study) -> list[dict[str, object]]:
+    sections = (group.config.get("data") for group in study.groups)
+    return [section for section in sections if isinstance(section, dict)]
+
+
+def data_sentences(study: Study) -> list[Markup]:
+    """How much of which data, and what its numbers must not be compared with."""
+    sections = _data_sections(study)
+    kinds = {str(section.get("name")) for section in sections}
+    limits = set()
+    for section in sections:
+        suffix = "" if section.get("name") == "shapes" else "_limit"
+        counts = {"training": section.get(f"train{suffix}"), "test": section.get(f"test{suffix}")}
+        limits.add(
+            tuple(f"{n:,} {part} images" for part, n in counts.items() if isinstance(n, int))
+        )
+    names = data_names(study)
+    text = [say("Data: {}.", join_html(map(bold, names)))] if names else []
+    text += [say("Limited to {}.", join_html(limit)) for limit in sorted(limits) if limit]
+    if "imagefolder" in kinds:
+        text.append(
+            Markup(
+                "Re-compressed or resized images give other errors than their originals: do not "
+                "compare these numbers with published ones for CIFAR-10 or any other set."
+            )
+        )
+    if kinds & {"cifar10", "cifar100"} and any(limits):
+        text.append(Markup("A part of a data set: not comparable with published numbers."))
+    if len(names) > 1:
+        text.append(Markup("Configs on different data are not compared with each other."))
+    return text
+
+
+def left_out(study: Study) -> list[Markup]:
+    """The runs that no number here rests on, counted and named, by status."""
+    by_status = grouped(
+        (run.status, f"{group.label} seed {run.seed}")
+        for group in study.groups
+        for run in group.others
+    )
+    return [
+        say("{} {}: {}.", len(names), _STATUS.get(status, status), join_html(names, len(names)))
+        for status, names in by_status.items()
+    ]
+
+
+def facts(study: Study) -> str:
+    """`12 runs of 4 configs, 2 more not counted`."""
+    used = sum(len(group.runs) for group in study.groups)
+    others = sum(len(group.others) for group in study.groups)
+    text = f"{pluralize(used, 'run')} of {pluralize(len(study.groups), 'config')}"
+    return text + (f", {others} more not counted" if others else "")
+
+
+# ---- notes and parts of the page
 
 
 def at_first_hidden(study: Study) -> list[str]:
