@@ -69,12 +69,12 @@ class Table:
     panels: bool = False
 
     def without(self, labels: Sequence[int]) -> Table:
-        """The same without some of the labels, by number."""
+        """The table without some of its label columns, given by number."""
         kept = [i for i in range(len(self.columns)) if i not in labels]
         return replace(self.part(kept), labels=self.labels - len(labels))
 
     def part(self, kept: Sequence[int]) -> Table:
-        """The same with some of the columns, by number."""
+        """The table with some of its columns, given by number."""
         return replace(
             self,
             columns=[self.columns[i] for i in kept],
@@ -295,7 +295,7 @@ _LEAST_NAME = 8
 
 
 def render_terminal(table: Table, width: int) -> str:
-    """The table with colours for a terminal of so many characters."""
+    """The table with colours for a terminal of `width` characters."""
     from rich.console import Console
     from rich.text import Text
 
@@ -388,7 +388,7 @@ def _width(table: Table, index: int) -> int:
 
 
 def _widths(table: Table, label: int) -> list[int]:
-    """Every column's width with the gap behind it; labels are folded to `label`."""
+    """Every column's width with the gap after it; labels are folded to `label`."""
     widths = [_width(table, index) for index in range(len(table.columns))]
     labels = [min(label, width) for width in widths[: table.labels]]
     return [width + _GAP for width in (*labels, *widths[table.labels :])]

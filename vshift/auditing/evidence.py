@@ -155,7 +155,7 @@ class Evidence:
         return self.train_pass.stats[name]
 
     def train(self, name: str) -> Moments:
-        """What a moving average should hold: the train pass, averaged over batches."""
+        """The statistics that a moving average should hold: the train pass's, averaged."""
         return self.train_stats(name).average()
 
     def noise_reaching(self, name: str) -> list[NoiseSource]:
@@ -305,7 +305,7 @@ def fit_to_names(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str,
 
 
 def find_prefix(state: Iterable[str], names: Iterable[str]) -> str:
-    """What precedes all those of `names` that a state dict has; empty for nothing."""
+    """The common prefix of `names` in a state dict; empty without one."""
     state, names = set(state), list(names)
     if any(name in state for name in names):
         return ""

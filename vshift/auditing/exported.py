@@ -107,7 +107,7 @@ def _replace(program: GraphModule, node: Node, module: nn.Module) -> None:
 
 
 def _batch_norm(program: GraphModule, node: Node, momentum: Any, eps: Any) -> nn.Module:
-    """Of an operator whose first arguments are input, weight, bias, running mean and variance."""
+    """The layer of a call whose first arguments are input, weight, bias, running mean, variance."""
     names = ("weight", "bias", "running_mean", "running_var")
     tensors = {
         name: operator.attrgetter(str(arg.target))(program)

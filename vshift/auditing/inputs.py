@@ -1,4 +1,4 @@
-"""What `vshift audit MODEL --data SOURCE --weights FILE` may name: models, loaders, tensors."""
+"""Models, loaders and weights as `vshift audit MODEL --data SOURCE --weights FILE` names them."""
 
 from __future__ import annotations
 

@@ -171,12 +171,12 @@ class LayerStats:
         return means[rows], variances[rows]
 
     def average(self, call: int | None = None) -> Moments:
-        """What a moving average over these batches estimates: means and variances averaged."""
+        """Means and variances averaged over batches, which a moving average estimates."""
         means, variances = self._stacked(call)
         return Moments(means.mean(0), variances.mean(0))
 
     def moving_average(self, momentum: float | None) -> Moments:
-        """What a moving average holds after these batches in this order, over and over."""
+        """The limit of a moving average over these batches in this order, repeated."""
         if momentum is None:
             return self.average()
         means, variances = self._stacked()
@@ -212,7 +212,7 @@ def rms(x: Tensor) -> float:
 
 @dataclass
 class Pass:
-    """What one pass showed: statistics of every BN's input by name, and scores."""
+    """The statistics of every BN's input in one pass, by name, and its scores."""
 
     stats: dict[str, LayerStats]
     scores: Scores

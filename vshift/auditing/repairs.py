@@ -26,7 +26,7 @@ Change = Callable[[AuditedModel, ExitStack], None]
 
 @dataclass(frozen=True)
 class Repair:
-    """What is changed for a pass in eval mode.
+    """Changes to a model for a pass in eval mode.
 
     Attributes:
         words: what is done, as in "… takes the loss from 2 to 1".

@@ -1,4 +1,4 @@
-"""What `audit` returns, as an object, text, Markdown, HTML and JSON."""
+"""The result of an audit, as an object, text, Markdown, HTML and JSON."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class Audit:
         return escape_lines("\n".join(parts))
 
     def to_markdown(self) -> str:
-        """The same as a Markdown document."""
+        """The audit as a Markdown document."""
         parts = [self._headline(), ""]
         for finding in self.findings:
             where = f" at `{finding.layer}`" if finding.layer else ""
@@ -138,7 +138,7 @@ class Audit:
         return escape_lines("\n".join(parts))
 
     def to_html(self, title: str) -> str:
-        """The same as one self-contained HTML file without scripts."""
+        """The audit as one self-contained HTML file without scripts."""
         heading = f"Audit of {_html(title)}"
         findings = "".join(
             f'<article class="{finding.severity}"><h3>{_html(finding.title)}'
@@ -289,7 +289,7 @@ def _mean_variance(moments: Moments | None) -> float | None:
 
 
 def notes_on_unknowns(evidence: Evidence, findings: Sequence[Finding]) -> list[str]:
-    """What model and loader cannot tell, and what would be needed."""
+    """Notes on questions that model and loader cannot answer, and what would."""
     notes, samples, scores = [], evidence.train_samples, evidence.eval_scores
     if samples.batch_size < 2:
         notes.append(
@@ -304,7 +304,7 @@ def notes_on_unknowns(evidence: Evidence, findings: Sequence[Finding]) -> list[s
     if functional := evidence.train_trace.functional_norms:
         notes.append(
             f"batch norm runs as a function, outside of PyTorch's modules, in "
-            f"{list_layers(functional)}: its statistics cannot be told and were not judged"
+            f"{list_layers(functional)}: its statistics cannot be inspected and were not judged"
         )
     if not evidence.layers:
         notes.append("no batch norm module ran: there are no running statistics to judge")

@@ -146,7 +146,7 @@ class NoiseSource:
 
 @dataclass
 class Trace:
-    """What one forward of a few samples showed.
+    """The modules and noise that one forward of a few samples passed through.
 
     Attributes:
         sources: every random operation that ran, in order.

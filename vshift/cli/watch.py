@@ -17,7 +17,7 @@ def watch(
         typer.Option("--tensorboard", help="Also write every run's numbers into RUN/tensorboard."),
     ] = False,
 ) -> None:
-    """Show a live table of runs; q or Ctrl-C leaves, and training goes on."""
+    """Show a live table of runs; q or Ctrl-C leaves, and training continues."""
     from vshift.live.watch import watch as watch_runs
 
     watch_runs(runs_dir, once=once, every=every, tensorboard=tensorboard)

@@ -189,7 +189,7 @@ def _read_arms(sections: dict[str, Node], problems: list[str]) -> _Axis:
 
 
 def _read_choices(sections: dict[str, Node], name: str, problems: list[str]) -> list[_Choices]:
-    """What a grid tries for each key, or a zip sets it to, row by row."""
+    """The values that a grid tries per key, or a zip sets together, row by row."""
     found = []
     for key, node in _entries(sections, name, "dotted keys to lists").items():
         where = f"{node.start}: {name}.{one_line(key, 60)}"

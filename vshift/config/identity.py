@@ -1,4 +1,4 @@
-"""Which config keys identify a training, a config or nothing: the only place that says so.
+"""Which config keys identify a training, a config or nothing: the only list of them.
 
 Every key has one `Scope`. The config's hash, the refusal to resume another config's run, the
 differences in a table, and the pairing and pooling of runs each use the keys of at least one scope:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Scope(IntEnum):
-    """What a key changes of a run, from nothing to everything."""
+    """How much of a run a key changes, from nothing to everything."""
 
     NOTHING = 0  # what it is called, the study it belongs to, when checkpoints are written
     ROUNDING = 1  # the last bits: how many threads sum
@@ -50,7 +50,7 @@ SCOPES = {
 
 
 def scope_of(key: str) -> Scope:
-    """What a dotted key changes: its own entry of SCOPES, or that of the section it lies in."""
+    """The scope of a dotted key: its own entry of SCOPES, or that of its section."""
     parts = key.split(".")
     prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
     return next((SCOPES[prefix] for prefix in prefixes if prefix in SCOPES), Scope.TRAINING)

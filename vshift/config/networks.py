@@ -13,7 +13,7 @@ from vshift.config.section import OneOrList, Section
 
 
 class _Network(Section):
-    """What every family shares. Field order matters: a validator sees the fields above its own."""
+    """The keys that every family shares. A validator sees the fields above its own."""
 
     own_block: ClassVar[str]
     size_keys: ClassVar[tuple[str, ...]] = ("depth",)  # what a label names after the family

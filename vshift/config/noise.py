@@ -24,7 +24,7 @@ _DROP_RATE = "The DROP rate in [0, 1), the paper's 1 − p."
 
 
 class BaseNoise(Section):
-    """What every kind shares."""
+    """The keys and properties that every kind shares."""
 
     label: ClassVar[str] = ""  # in the middle of a sentence
     # Alternative strength keys, exactly one of which is given, with their symbols; the kind's own

@@ -239,7 +239,7 @@ def _not_among(value: Any, isnt: str, allowed: list[str]) -> str:
 
 
 def _renamed(item: ErrorDetails) -> str:
-    """What a key is called today, if it had another name once."""
+    """Say the present name of a key that was renamed; empty for others."""
     if item["type"] != "extra_forbidden":
         return ""
     section = _resolve(item["loc"][:-1])
@@ -252,7 +252,7 @@ def _renamed(item: ErrorDetails) -> str:
 
 
 def _unknown_key(here: SchemaLocation, location: Path) -> str:
-    """What was probably meant by a key that the section does not have, and its keys."""
+    """Suggest a key for one that the section does not have, and list the section's keys."""
     key, is_top = str(here.path[-1]), len(here.path) == 1
     section = _resolve(location[:-1])
     allowed = sorted([*section.keys, *(["base"] if is_top else [])])
@@ -282,7 +282,7 @@ def _missing_space(keys: Iterable[Any]) -> str:
 
 
 def _remedy(here: SchemaLocation, value: Any, kind: str) -> str:
-    """What to write instead, where that is plain."""
+    """A suggestion of what to write instead; empty without one."""
     word = str(value).lower()
     if value is None:
         optional = here.field is not None and not here.field.is_required()

@@ -12,7 +12,7 @@ MethodName = Literal[Estimating, "batch", "mix"]
 
 @dataclass(frozen=True)
 class Method:
-    """What a method is.
+    """A recalibration method in words.
 
     Attributes:
         words: what it takes the statistics of, as a phrase that follows its name.

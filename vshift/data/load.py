@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Description:
-    """What a network must fit: `size` is the images' height and width in pixels."""
+    """The images that a network must fit: `size` is their height and width in pixels."""
 
     classes: int
     channels: int

@@ -24,7 +24,7 @@ NOISE = 0.05  # half the width of the triangular pixel noise, of full scale 1
 CONTRAST = (0.5, 0.9)  # colour distance of the figure from its background
 RADIUS = (9.0, 13.0)  # pixels
 TURN = 0.25  # radians to either side
-BLOBS = 1  # small discs behind the figure
+BLOBS = 1  # small discs in the background
 
 
 CLASSES = ("disc", "ring", "square", "frame", "triangle", "star", "cross", "crescent", "heart",

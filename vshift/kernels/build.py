@@ -134,7 +134,7 @@ def _openmp_flag(version: str) -> list[str]:
 
 
 def _processor() -> str:
-    """What decides which instructions `native` means."""
+    """The processor's flags, which decide what `-march=native` means."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -222,7 +222,7 @@ def display(runs: Sequence[RunSnapshot], width: int, height: int) -> RenderableT
     room = max(1, height - _FRAME)
     table, styles = to_table(runs[:room]), [_STYLES.get(run.status, "") for run in runs[:room]]
     more = f", {len(runs) - room} more below" if len(runs) > room else ""
-    foot = f"\n{counts(runs)}{more}. q leaves; training goes on."
+    foot = f"\n{counts(runs)}{more}. q leaves; training continues."
     return Group(live_table(table, width, styles), Text(foot, style="dim"))
 
 

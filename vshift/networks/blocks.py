@@ -26,7 +26,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True)
 class LayerFactory:
-    """What every block and the head of a network are made of.
+    """The layers that blocks and the head of a network are made of.
 
     Attributes:
         order: the words of a block, noise filled in as `noise1`, `noise2`, …

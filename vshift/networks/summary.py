@@ -1,4 +1,4 @@
-"""What was built: parameters, multiply-accumulates and every layer in forward order."""
+"""A network's parameters, multiply-accumulates and layers in forward order."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def trace(model: nn.Module, channels: int, size: int) -> list[Layer]:
 
 
 def summarise(model: nn.Module, channels: int, size: int) -> dict[str, Any]:
-    """What `vshift inspect` tells of a network.
+    """Summarise a network for `vshift inspect`.
 
     Returns:
         `parameters`, `macs` (multiply-accumulates of one image's forward, convolutions and fc

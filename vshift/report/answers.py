@@ -168,7 +168,7 @@ def _loss(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> C
 
 
 def _headline(study: Study, effects: Sequence[Effect], worst: Effect) -> str:
-    """What the layout costs, with the rate at which it costs that, or the range over all rates."""
+    """The cost of a layout, with its rate, or the range over all rates."""
     noise = worst.group.noise
     if noise.layout == NO_NOISE:
         return f"{worst.group.label}: {study.format_score(worst.value, '+')}{study.points}"
@@ -416,7 +416,7 @@ def _once(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _recalibration(study: Study, effects: Sequence[Effect]) -> Card:
-    """What is recovered of what the most affected config lost, and of the others."""
+    """The card on the score that recalibration recovers, of the most affected config first."""
     question = "What does recalibration recover?"
     found = recovered(study)
     if not found:

@@ -33,7 +33,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Recovered:
-    """What a method recovers of a group's score, by the paired t test: as trained less with it."""
+    """The part of a group's score that a method recovers, by the paired t test."""
 
     group: Group
     method: str
@@ -94,7 +94,7 @@ def unpaired(study: Study) -> list[str]:
 
 
 def training_of(group: Group) -> object:
-    """What rows share that are one test: the trainings that they rest on."""
+    """The trainings that a row rests on; rows that share them are one test."""
     return group.observed or group.label
 
 
@@ -105,7 +105,7 @@ def same_trainings(groups: Iterable[Group]) -> list[list[str]]:
 
 
 def recovered(study: Study) -> list[Recovered]:
-    """What each group's first method recovers: the first of its config, not the best by test."""
+    """The score that each group's first configured method recovers, not its best by test."""
     found = []
     for group in study.used:
         methods = every_method(study, group)
@@ -122,7 +122,7 @@ def recovered(study: Study) -> list[Recovered]:
 
 
 def every_method(study: Study, group: Group) -> list[Recovered]:
-    """What each method recovers of a group's score, seed by seed, p not corrected."""
+    """The score that each method recovers, seed by seed; p is not corrected."""
     rows = study.recalibration[study.recalibration["group"] == group.label]
     scores = {(seed, method): value for _, seed, method, value in rows.to_numpy()}
     result = []

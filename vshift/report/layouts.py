@@ -243,7 +243,7 @@ _DEFAULT_NORMS = {"", "batch norm, momentum 0.1"}
 
 @dataclass(frozen=True)
 class Layout:
-    """What some configs are, in words; they differ in nothing but the strength of their noise.
+    """Configs in words that differ in nothing but the strength of their noise.
 
     Attributes:
         text: of all together; alone: of each group.
@@ -321,7 +321,7 @@ def terms(groups: Sequence[StudyGroup], measured: bool) -> list[str]:
 
 
 def shared(groups: Sequence[StudyGroup]) -> str:
-    """What all configs have in common: `preresnet of depth 8, 6 epochs, 3 seeds each`."""
+    """The settings that all configs share: `preresnet of depth 8, 6 epochs, 3 seeds each`."""
 
     def common(values: Iterable[Any]) -> Any:
         """The value that all have; None where they differ."""

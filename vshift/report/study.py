@@ -95,7 +95,7 @@ class Study:
 
     @property
     def points(self) -> str:
-        """What follows a difference of scores: ` points`, or nothing of a loss."""
+        """The unit after a difference of scores: ` points`, or nothing for a loss."""
         return " points" if self.score == "test_error" else ""
 
     @property

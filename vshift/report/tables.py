@@ -133,7 +133,7 @@ def _difference(study: Study, found: Difference | None) -> list[Cell]:
 
 
 def _caption(study: Study) -> str:
-    """What the numbers of the table of configs are."""
+    """The caption of the table of configs."""
     base = next((group.label for group in study.used if group.is_baseline), None)
     parts = [
         "Scores of the last epoch: mean ± sample standard deviation over n seeds.",

@@ -110,7 +110,7 @@ def discard(runs_dir: Path | str, name: str, seed: int) -> None:
 
 
 def next_action(folder: RunFolder, config: Config) -> Action:
-    """What `prepare` would return; writes nothing, and the folder need not exist."""
+    """The action that `prepare` would return; writes nothing, the folder need not exist."""
     if not folder.has(CONFIG) and not folder.has(RUN):
         return "new"
     run = folder.run

@@ -47,7 +47,7 @@ def _column(meaning: str, *, default: Any = MISSING, **options: Any) -> Any:
 @dataclass(frozen=True, kw_only=True)
 class _Row:
     def to_dict(self) -> dict[str, Any]:
-        """As it is written: one key per column, in order."""
+        """The row as it is written: one key per column, in order."""
         values = asdict(self)
         needs = {column.key: column.only_with for column in columns_of(type(self)).values()}
         return {k: v for k, v in values.items() if not needs[k] or values[needs[k]] is not None}

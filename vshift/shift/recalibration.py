@@ -127,7 +127,7 @@ def estimate_statistics(
 
 @dataclass(frozen=True)
 class _Task:
-    """What a method works on. It may change modes, buffers and random states: they are restored."""
+    """The model and batches of a method, which may change modes, buffers and random states."""
 
     model: nn.Module
     layers: dict[str, nn.modules.batchnorm._BatchNorm]

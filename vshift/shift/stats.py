@@ -280,7 +280,7 @@ class TrainingLog:
         return dict(zip(self.layers, map(Moments, means, variances), strict=True))
 
     def tensors(self) -> list[Tensor]:
-        """What `add` changes, on the device."""
+        """The tensors on the device that `add` changes."""
         return self._sums
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: estimates, the live table, one line per run, and its end."""
+"""The display of a sweep: estimates, the live table, one line per run, and its end."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class RuntimeEstimator:
 
 
 def cost_key(config: Config) -> str:
-    """What decides the time of an epoch: data, network, hardware and what is measured.
+    """The settings that decide the time of an epoch: data, network, hardware, measurements.
 
     Noise, norm and the optimizer hardly count.
     """

@@ -1,7 +1,7 @@
 """A sweep on a Slurm cluster, through submitit: one job array, one task per run.
 
-How far a run is, its folder says, never the scheduler: that works without accounting, after the
-jobs have left squeue's memory, and from any machine that sees the folder.
+Progress is read from the run folder, not from the scheduler: that works without accounting, after
+the jobs have left squeue's memory, and from any machine that sees the folder.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class SlurmOptions:
 
 
 def sbatch_parameters(options: SlurmOptions) -> dict[str, Any]:
-    """What submitit writes into the batch script.
+    """The parameters that submitit writes into the batch script.
 
     Raises:
         VShiftError: an option of sbatch that vshift sets itself, or a malformed one.
@@ -249,7 +249,7 @@ def _find_lost(entries: Sequence[Entry], runs_dir: Path, reporter: Reporter) -> 
 
 
 def known_jobs(slurm_jobs: Iterable[str]) -> set[str] | None:
-    """Those of some jobs that Slurm knows as pending or running; None if squeue does not answer.
+    """The jobs that Slurm lists as pending or running; None if squeue does not answer.
 
     It asks the controller's memory, so no accounting is needed.
     """

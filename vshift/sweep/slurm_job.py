@@ -1,4 +1,4 @@
-"""What a Slurm job does: train one run in a process of its own, and requeue itself in time.
+"""A Slurm job: trains one run in its own process and requeues itself in time.
 
 Slurm sends all processes of a job SIGUSR1 before its time limit (and before pre-emption, if the
 site asks for it). The run then writes its checkpoint and exits, and submitit requeues the job. At a

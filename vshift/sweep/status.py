@@ -162,7 +162,7 @@ class Outcome(StrEnum):
 
 
 def outcome(job: Job, runs_dir: Path, code: int, stop_requested: bool) -> Outcome:
-    """What an exit code means, together with what the run folder says."""
+    """The outcome of a run from its exit code and its folder."""
     try:
         state = job_status(job, runs_dir).state
     except RunError:

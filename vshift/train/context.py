@@ -1,4 +1,4 @@
-"""What one run trains with: its network, batches, optimizer, loss and running sums."""
+"""The network, batches, optimizer, loss and running sums of one run."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class MetricAccumulator:
         return Metrics(loss / count, accuracy, int(images))
 
     def tensors(self) -> list[Tensor]:
-        """What `add` changes, on the device."""
+        """The tensors on the device that `add` changes."""
         return [self._sums]
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is measured of a run's network, after an epoch and after the run. Changes nothing."""
+"""Measurements of a run's network, after an epoch and after the run. They change nothing."""
 
 from __future__ import annotations
 

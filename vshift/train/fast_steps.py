@@ -25,7 +25,7 @@ class CannotCompile(Exception):
 
 
 class FusedStep(TrainStep):
-    """The same operations with noise and batch norm by the kernels of `vshift.kernels`."""
+    """The eager step with noise and batch norm by the kernels of `vshift.kernels`."""
 
     name = "fused"
 

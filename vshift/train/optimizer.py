@@ -56,7 +56,7 @@ class SGD:
                 )
 
     def tensors(self) -> list[Tensor]:
-        """What `step` changes besides the weights: the momentum buffers, in their order."""
+        """The momentum buffers, which `step` changes besides the weights, in the weights' order."""
         return list(self.momenta.values())
 
     def state_dict(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def learning_rates(
 
 
 def _one_cycle(schedule: OneCycle, base: float, step: int, total: int) -> float:
-    """As torch.optim.lr_scheduler.OneCycleLR with cosine annealing: up to the peak, then down."""
+    """One cycle with cosine annealing, as torch.optim.lr_scheduler.OneCycleLR: up, then down."""
     peak = base if schedule.peak is None else schedule.peak
     first = peak / schedule.div_factor
     top = schedule.pct_start * total - 1

@@ -1,4 +1,4 @@
-"""What a finding is, and what a check is that looks for one."""
+"""The classes of findings, and of the checks that look for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the running statistics average over: momentum, batch sizes, several inputs, other inputs."""
+"""Findings on the averaged batches: momentum, batch sizes, several or other inputs."""
 
 from __future__ import annotations
 
@@ -240,6 +240,6 @@ class InputDiffers(Check):
 
 
 def _channel_moments(inputs: Sequence[Tensor]) -> Moments:
-    """Of inputs [N, C, …] of several batches, by channel."""
+    """The moments of inputs [N, C, …] of several batches, by channel."""
     values = torch.cat([x.double().transpose(0, 1).flatten(1).cpu() for x in inputs], 1)
     return Moments(values.mean(1), values.var(1, correction=1))

@@ -140,7 +140,7 @@ DUMMIES: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class _Mixture:
-    """What dummy inputs explain: their share of the running statistics, and of the deviation."""
+    """The share of the running statistics, and of their deviation, that dummy inputs explain."""
 
     inputs: str
     share: float

@@ -27,7 +27,7 @@ class _NoiseInEval(Check):
     """Noise that runs in eval mode; every source belongs to one of the three checks."""
 
     def sources(self, evidence: Evidence) -> list[NoiseSource]:
-        """Those of this check that `allow_noise` does not name."""
+        """The check's sources of noise that `allow_noise` does not name."""
         found = []
         for source in evidence.eval_trace.sources:
             layer, code = source.layer, "noise_live"

@@ -1,4 +1,4 @@
-"""What is not about batch norm: instance norm, spectral norm, outputs that are not finite."""
+"""Findings beyond batch norm: instance norm, spectral norm, outputs that are not finite."""
 
 from __future__ import annotations
 
