@@ -6,14 +6,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperOption
 
 from vshift.cli.options import DeviceOption, changes_of
-from vshift.tables import Column, Table, write
 from vshift.text import NONE, escape_control, format_number, join_words
+
+if TYPE_CHECKING:
+    from vshift.tables import Table
 
 
 class RecalibrateCommand(TyperCommand):
@@ -62,6 +64,7 @@ def recalibrate(
     """Re-estimate BN statistics of finished runs and test; the checkpoint stays as it is."""
     from vshift.config.recalibration import ADJUST
     from vshift.runs import RunFolder, find_runs
+    from vshift.tables import write
 
     changes = [f"recalibration.methods={json.dumps(methods or ADJUST)}"]
     changes += [f"measure.monte_carlo={monte_carlo}", f"measure.modes={json.dumps(modes)}"]
@@ -84,6 +87,8 @@ def recalibrate(
 
 def scores_table(rows: Sequence[dict[str, Any]]) -> Table:
     """One row per method: accuracies in percent, or losses if the network is not a classifier."""
+    from vshift.tables import Column, Table
+
     is_classifier = rows[0]["test_accuracy"] is not None
     key, digits = ("test_accuracy", 2) if is_classifier else ("test_loss", 4)
     heads = ["test %", "gain"] if is_classifier else ["loss", "change"]
@@ -108,6 +113,8 @@ def scores_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def modes_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The mode matrix, one row per combination."""
+    from vshift.tables import Column, Table
+
     keys = list(dict.fromkeys(key for row in rows for key in row))
 
     def cell(value: Any) -> str:
