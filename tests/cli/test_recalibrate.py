@@ -21,7 +21,7 @@ def test_recalibrate(vshift, config):
     assert rows[1]["batches"] == 2
     code, _, err = vshift("recalibrate", "runs", "--method", "prcise")
     assert code == 2
-    assert "did you mean `precise`" in err
+    assert "--method prcise: no such method; did you mean `precise`?" in err
     code, out, _ = vshift("recalibrate", Path("runs").rename("\x1b[1mruns"))
     assert code == 0
     assert out.startswith("\\x1b[1mruns/small/seed-0\n")
@@ -56,7 +56,7 @@ def test_the_mode_matrix_is_shown_as_a_table():
         {"data": "test", "noise": "off", "statistics": "precise", "loss": 12.5, "accuracy": None},
     ]
     assert render(modes_table(rows), "table").splitlines() == [
-        " data  noise  statistics    loss  accuracy",
-        "train     on       batch  1.5000     40.70",
-        " test    off     precise   12.50         –",
+        " data  noise  statistics     loss  accuracy",
+        "train     on       batch   1.5000     40.70",
+        " test    off     precise  12.5000         –",
     ]

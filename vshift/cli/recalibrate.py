@@ -12,7 +12,8 @@ import typer
 from typer.core import TyperCommand, TyperOption
 
 from vshift.cli.options import DeviceOption, changes_of
-from vshift.text import NONE, escape_control, format_number, join_words
+from vshift.errors import VShiftError
+from vshift.text import NONE, escape_control, format_number, join_words, suggest
 
 if TYPE_CHECKING:
     from vshift.tables import Table
@@ -62,10 +63,16 @@ def recalibrate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Re-estimate BN statistics of finished runs and test; the checkpoint stays as it is."""
-    from vshift.config.recalibration import ADJUST
+    from vshift.config.recalibration import ADJUST, METHODS
     from vshift.runs import RunFolder, find_runs
     from vshift.tables import write
 
+    for method in methods or []:
+        if method not in METHODS:
+            raise VShiftError(
+                f"--method {escape_control(method)}: no such method; {suggest(method, METHODS)}"
+                f"allowed: {', '.join(METHODS)}"
+            )
     changes = [f"recalibration.methods={json.dumps(methods or ADJUST)}"]
     changes += [f"measure.monte_carlo={monte_carlo}", f"measure.modes={json.dumps(modes)}"]
     changes += [] if batches is None else [f"recalibration.batches={batches}"]
@@ -117,13 +124,12 @@ def modes_table(rows: Sequence[dict[str, Any]]) -> Table:
 
     keys = list(dict.fromkeys(key for row in rows for key in row))
 
-    def cell(value: Any) -> str:
+    def cell(key: str, value: Any) -> str:
         if isinstance(value, bool):
             return "on" if value else "off"
         if isinstance(value, float):
-            return format_number(value, 2 if abs(value) >= 10 else 4)
+            return format_number(value, 2 if key == "accuracy" else 4)
         return NONE if value is None else str(value)
 
-    return Table(
-        [Column(key) for key in keys], [[cell(row.get(key)) for key in keys] for row in rows]
-    )
+    cells = [[cell(key, row.get(key)) for key in keys] for row in rows]
+    return Table([Column(key) for key in keys], cells)
