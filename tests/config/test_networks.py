@@ -6,7 +6,7 @@ import pytest
 
 from tests.configs import make_config
 from vshift.config import dump, load
-from vshift.config.networks import BatchNorm, GroupNorm, NoNorm
+from vshift.config.norm import BatchNorm, GroupNorm, NoNorm
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from vshift.config import load
-from vshift.config.networks import BatchNorm
+from vshift.config.norm import BatchNorm
 
 
 def test_a_section_is_closed_strict_and_frozen() -> None:

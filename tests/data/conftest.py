@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vshift.config.schema import ImageFolder
+from vshift.config.data import ImageFolder
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import pytest
 from torchvision import datasets
 
 from tests.data.conftest import together
-from vshift.config.schema import Cifar
+from vshift.config.data import Cifar
 from vshift.data import describe, fetch, load
 from vshift.data.cifar import ARCHIVE, UNPACKED, is_here
 from vshift.errors import DataError

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.data.conftest import together
-from vshift.config.schema import ImageFolder
+from vshift.config.data import ImageFolder
 from vshift.data import Description, describe, folder, load
 from vshift.errors import DataError
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vshift.config.schema import Shapes
+from vshift.config.data import Shapes
 from vshift.data import Part, load
 from vshift.data.images import STD_FLOOR, channel_statistics, image_set
 from vshift.errors import DataError

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from vshift.config.schema import Shapes
+from vshift.config.data import Shapes
 from vshift.data import Description, available, describe, load
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.configs import make_config
-from vshift.config.networks import BatchNorm as BatchNormConfig
+from vshift.config.norm import BatchNorm as BatchNormConfig
 from vshift.errors import ConfigError
 from vshift.networks.build import build
 from vshift.networks.norm import BatchNorm, make_norm

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from vshift.config.schema import Constant, Cosine, MultiStep, OneCycle
+from vshift.config.training import Constant, Cosine, MultiStep, OneCycle
 from vshift.train.schedule import learning_rates
 
 EPOCHS, STEPS, BASE = 6, 7, 0.1

@@ -1,10 +1,10 @@
-"""The base class of every section of a config."""
+"""The base class of every section of a config, and the types that sections share."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 
 class Section(BaseModel):
@@ -19,6 +19,12 @@ class Section(BaseModel):
         use_attribute_docstrings=False,
     )
 
+
+Count = Annotated[int, Field(ge=1, le=10**9)]
+CountOrZero = Annotated[int, Field(ge=0, le=10**6)]  # 0 turns something off
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+Epochs = Annotated[list[Count], Field(max_length=100_000)]
 
 One = TypeVar("One")
 Many = TypeVar("Many")

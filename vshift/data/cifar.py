@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vshift.cache import cache_folder, locked, remove_old
-from vshift.config.schema import Cifar
+from vshift.config.data import Cifar
 from vshift.data.source import Indices, Pixels, Source
 from vshift.errors import DataError
 from vshift.text import did_you_mean

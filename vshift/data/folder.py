@@ -26,7 +26,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from vshift.cache import cache_folder, remove_old, replacing
-from vshift.config.schema import ImageFolder
+from vshift.config.data import ImageFolder
 from vshift.data.source import Indices, Labels, Pixels, Source
 from vshift.errors import DataError
 from vshift.text import first_lines, list_names

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vshift.config.schema import Cifar, Data, ImageFolder
+from vshift.config.data import Cifar, Data, ImageFolder
 from vshift.data import cifar, shapes
 from vshift.data.folder import describe_folder, open_folder
 from vshift.data.source import Indices, Labels, Pixels, Source, select

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vshift.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vshift.config import networks as config
+    from vshift.config import norm as config
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):

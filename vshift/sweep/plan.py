@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from vshift.config import Point, expand
-from vshift.config.schema import Cifar, Config
+from vshift.config.data import Cifar
+from vshift.config.schema import Config
 from vshift.data import describe, fetch
 from vshift.errors import ConfigError, DataError, VShiftError
 from vshift.runs import run_path

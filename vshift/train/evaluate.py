@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vshift.config.schema import Config, Recalibration
+from vshift.config.measure import Recalibration
+from vshift.config.schema import Config
 from vshift.runs import RunFolder
 from vshift.runs.schema import (
     EpochRow,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
-from vshift.config import schema as config
+from vshift.config import training as config
 
 
 class SGD:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vshift.config.schema import Constant, Cosine, MultiStep, OneCycle
+from vshift.config.training import Constant, Cosine, MultiStep, OneCycle
 
 
 def learning_rates(

@@ -1,0 +1,75 @@
+"""The section `data`: the images, by name, and how they are augmented."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from vshift.config.section import Count, Section
+
+
+class Augment(Section):
+    crop: int = Field(
+        4, ge=0, le=32, description="Pixels of black padding of the random crop; 0 turns it off."
+    )
+    flip: bool = Field(True, description="Random horizontal flip.")
+
+
+class _Data(Section):
+    batch_size: int = Field(
+        128, ge=2, le=10**6, description="Images per step; the epoch's last, smaller batch is kept."
+    )
+    train_limit: Count | None = Field(
+        None, description="Use only the first images, balanced over classes; default: all."
+    )
+    test_limit: Count | None = Field(None, description="The same for the test images.")
+    validation: Annotated[int, Field(ge=0, le=10**9)] = Field(
+        0, description="Training images held out, balanced over classes; tested every epoch."
+    )
+    augment: Augment = Field(Augment(), description="Random crop and flip of training images.")
+
+
+# A saved config must find its data from any folder.
+Folder = Annotated[
+    str,
+    Field(min_length=1),
+    AfterValidator(lambda root: os.path.abspath(os.path.expanduser(root))),
+]
+
+
+class Cifar(_Data):
+    """Krizhevsky 2009: 50,000 + 10,000 colour images of 32×32 pixels; see `vshift data fetch`."""
+
+    name: Literal["cifar10", "cifar100"] = Field(description="CIFAR-10 or CIFAR-100.")
+    root: Folder | None = Field(
+        None, description="Download folder; default: the user's cache folder."
+    )
+
+
+class ImageFolder(_Data):
+    """A tree <root>/train/<class>/*.jpg and <root>/test/<class>/*.jpg."""
+
+    name: Literal["imagefolder"] = Field(description="Images in folders, one for each class.")
+    root: Folder = Field(description="The tree's folder; a relative path starts where vshift runs.")
+    train_folder: str = Field("train", description="Folder of the training images in root.")
+    test_folder: str = Field("test", description="Folder of the test images in root.")
+    size: Annotated[int, Field(ge=8, le=256)] | None = Field(
+        None, description="Resize to this side in pixels; default: images as they are."
+    )
+    channels: Literal[1, 3] = Field(3, description="3 reads images in colour, 1 in grey.")
+
+
+class Shapes(_Data):
+    """Ten classes of 32×32 colour images drawn by code; nothing is downloaded."""
+
+    name: Literal["shapes"] = Field(description="Drawn shapes.")
+    train: int = Field(10_000, ge=10, le=1_000_000, description="Training images drawn.")
+    test: int = Field(2_000, ge=10, le=1_000_000, description="Test images drawn.")
+    seed: int = Field(
+        0, ge=0, lt=2**128, description="Seed of the drawings, independent of the run's own."
+    )
+
+
+Data = Annotated[Cifar | ImageFolder | Shapes, Field(discriminator="name")]
