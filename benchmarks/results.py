@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vshift.errors import VShiftError
+from vshift.runs.files import write_named
 
 IN_TURN = "one after the other"  # what several seeds at once are compared to
 
@@ -169,18 +169,10 @@ class Results(_Record):
         """Write the JSON file, whole or not at all; into a folder as <device>.json.
 
         Raises:
-            VShiftError: it cannot be written.
+            RunError: it cannot be written.
         """
         path = path / f"{slug(self.device)}.json" if path.is_dir() else path
-        new = path.with_name(f".{path.name}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            new.write_text(self.model_dump_json(indent=1) + "\n")
-            os.replace(new, path)
-        except OSError as error:
-            raise VShiftError(
-                f"--json {path}: cannot be written: {error.strerror}; choose another place"
-            ) from error
+        write_named(path, "--json", f"{self.model_dump_json(indent=1)}\n".encode())
         return path
 
 

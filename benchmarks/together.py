@@ -31,6 +31,7 @@ from benchmarks.results import IN_TURN, Series, paired, slug
 from benchmarks.ways import CONTENDERS, Processes, Work, say
 from vshift.config.schema import Hardware
 from vshift.errors import VShiftError
+from vshift.runs.files import write_named
 from vshift.runs.folder import now
 from vshift.runs.prepare import git_commit
 from vshift.train.device import choose_device, configure
@@ -129,8 +130,7 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
             found["cases"].append(race_together(work, given.repeats, budget))
             if given.json:
                 path = given.json / "together" / f"{slug(info)}.json"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(found, indent=1) + "\n")
+                write_named(path, "--json", f"{json.dumps(found, indent=1)}\n".encode())
     return found
 
 

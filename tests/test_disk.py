@@ -158,7 +158,7 @@ def test_a_folder_deleted_under_the_run(trainer, tmp_path, what):
     wait_for((folder / "checkpoint.pt").exists)
     remove(folder if what == "run" else runs)
     assert trainer.wait() == 1
-    assert "the folder was deleted or moved; start the run again" in complaint(log.read_text())
+    assert "the folder was deleted or moved; start the same" in complaint(log.read_text())
     assert not folder.exists()
     assert trained(trainer, write(tmp_path), runs)[0] == 0
 

@@ -60,5 +60,5 @@ def test_what_is_no_results_file(tmp_path):
 
 def test_a_file_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(VShiftError, match=r"--json .* cannot be written: .*another place"):
+    with pytest.raises(VShiftError, match=r"cannot write --json .*choose another --json"):
         make_results().write(tmp_path / "file" / "a.json")

@@ -42,3 +42,18 @@ def test_watch_once(tmp_path: Path) -> None:
     done = vshift("watch", tmp_path, "--once")
     assert done.returncode == 0
     assert "1 interrupted" in done.stdout
+
+
+def test_a_report_into_stdout_is_the_page_and_nothing_else(tmp_path: Path) -> None:
+    """Through a pipe, and after what a file already holds."""
+    make_run(tmp_path / "runs")
+    done = vshift("report", tmp_path / "runs", "--out", "/dev/stdout")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("<!DOCTYPE html>")
+    assert done.stdout.rstrip().endswith("</html>")
+    page = tmp_path / "pages.html"
+    page.write_text("mine\n")
+    words = f"{sys.executable} -m vshift report {tmp_path / 'runs'} --out /dev/stdout >> {page}"
+    subprocess.run(words, shell=True, check=True)
+    assert page.read_text().startswith("mine\n<!DOCTYPE html>")
+    assert page.read_text().rstrip().endswith("</html>")

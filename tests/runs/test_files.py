@@ -6,8 +6,11 @@ import errno
 import json
 import math
 import os
+import stat
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -193,3 +196,90 @@ def test_a_damaged_object_is_an_error(tmp_path: Path, text: str) -> None:
 def test_reading_takes_foreign_nan_as_null(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"a": NaN, "b": -Infinity}')
     assert files.read_json(tmp_path / "run.json") == {"a": None, "b": None}
+
+
+def test_what_an_option_names_is_replaced_if_it_is_a_regular_file(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "page.html"
+    files.write_named(path, "--out", b"one")
+    path.chmod(0o640)
+    inode = path.stat().st_ino
+    files.write_named(path, "--out", b"two")
+    assert path.read_bytes() == b"two"
+    assert path.stat().st_ino != inode
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    files.write_named(link, "--out", b"three")
+    assert link.is_symlink()
+    assert path.read_bytes() == b"three"
+    (tmp_path / "dangling").symlink_to(tmp_path / "new.html")
+    files.write_named(tmp_path / "dangling", "--out", b"four")
+    assert (tmp_path / "new.html").read_bytes() == b"four"
+    assert {p.name for p in tmp_path.rglob("*")} == {
+        "made", "page.html", "link", "dangling", "new.html",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_pipe_that_an_option_names_is_written_into(tmp_path: Path, linked: bool) -> None:
+    pipe, name = tmp_path / "pipe", tmp_path / "pipe"
+    os.mkfifo(pipe)
+    if linked:
+        name = tmp_path / "link"
+        name.symlink_to(pipe)
+    content = os.urandom(300_000)  # more than a pipe holds
+    writer = threading.Thread(target=files.write_named, args=(name, "--out", content))
+    writer.start()
+    assert pipe.read_bytes() == content
+    writer.join()
+    assert pipe.is_fifo()
+    assert name.is_symlink() == linked
+
+
+def test_a_device_that_an_option_names_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/dev/null")
+    null = Path("/dev/null").stat()
+    for path in (Path("/dev/null"), tmp_path / "link"):
+        files.write_named(path, "--out", b"gone")
+    with pytest.raises(RunError, match=r"write --out /dev/full: No space left on device"):
+        files.write_named(Path("/dev/full"), "--out", b"no room")
+    assert os.path.samestat(Path("/dev/null").stat(), null)
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make and replace devices")
+def test_root_does_not_replace_a_device(tmp_path: Path) -> None:
+    device = tmp_path / "null"
+    try:
+        os.mknod(device, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("this system lets not even root make devices")
+    with suppress(RunError):  # on a file system that is mounted without devices
+        files.write_named(device, "--out", b"gone")
+    assert stat.S_ISCHR(device.stat().st_mode)
+
+
+def test_many_processes_write_what_an_option_names(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from vshift.runs import files\n"
+        "for _ in range(40): files.write_named(Path('page'), '--out', sys.argv[1].encode() * 50000)"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", script, name], cwd=tmp_path) for name in "abcd"
+    ]
+    assert [writer.wait() for writer in writers] == [0] * 4
+    content = (tmp_path / "page").read_bytes()
+    assert len(content) == 50_000
+    assert len(set(content)) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["page"]
+
+
+def test_a_folder_where_an_option_names_a_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"a folder is where .* choose another --fix"):
+        files.write_named(tmp_path, "--fix", b"x")
+
+
+def test_appending_to_a_pipe_without_a_reader_does_not_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(RunError, match="append to"):
+        files.append_rows(tmp_path / "metrics.jsonl", [{"epoch": 1}])

@@ -26,6 +26,7 @@ from vshift.auditing.report import Audit
 from vshift.auditing.samples import AuditError
 from vshift.auditing.severity import SEVERITIES
 from vshift.errors import VShiftError
+from vshift.runs.files import write_named
 from vshift.text import pluralize
 
 # PyTorch's messages, and what to do about them with a model and a loader.
@@ -118,7 +119,7 @@ def write_fixed(result: Audit, model: nn.Module, path: Path, weights: Path | Non
         weights: the file they came from, whose prefix before all names is kept.
 
     Raises:
-        AuditError: the file cannot be written.
+        RunError: the file cannot be written.
     """
     from safetensors.torch import save
 
@@ -133,20 +134,7 @@ def write_fixed(result: Audit, model: nn.Module, path: Path, weights: Path | Non
     prefix = "" if weights is None else find_prefix(read_state(weights), state)
     named = {prefix + name: tensor.contiguous() for name, tensor in state.items()}
     # Not save_file, whose file only the owner may read.
-    write_file(path, "--fix", save(named))
+    write_named(path, "--fix", save(named))
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in changed))
     count = pluralize(len(layers), "layer")
     return f"wrote {path}: buffers of {count} changed ({list_layers(layers)})"
-
-
-def write_file(path: Path, flag: str, content: bytes) -> None:
-    """Write a file that an option names, into a folder that is made if it is missing.
-
-    Raises:
-        AuditError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    except OSError as error:
-        raise AuditError(f"{flag}: {path} cannot be written: {error.strerror or error}") from error

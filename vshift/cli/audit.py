@@ -79,6 +79,7 @@ def audit(
     """Explain why a model is fine in train() and bad in eval(): which layer, and what helps."""
     from vshift.auditing import command
     from vshift.auditing.inputs import ImageOptions
+    from vshift.runs.files import write_named
     from vshift.train.device import choose_device
 
     result, loaded = command.run_audit(
@@ -97,7 +98,7 @@ def audit(
     forms = {"table": result.to_text, "md": result.to_markdown, "json": result.to_json}
     typer.echo(forms[form.value]())
     if report is not None:
-        command.write_file(report, "--report", result.to_html(model).encode())
+        write_named(report, "--report", result.to_html(model).encode())
     if fix is not None:
         typer.echo(command.write_fixed(result, loaded, fix, weights), err=True)
     if fail_on is not None and result.fails(fail_on):

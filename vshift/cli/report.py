@@ -20,6 +20,8 @@ def report(
 ) -> None:
     """Write one HTML file, readable without a network: answers, tables and figures."""
     from vshift.report import write_report
+    from vshift.runs.files import is_stdout
 
     for path in write_report(runs_dirs, out, figures, baseline):
-        typer.echo(path)
+        if not is_stdout(path):
+            typer.echo(path)

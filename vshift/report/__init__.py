@@ -38,7 +38,6 @@ def write_report(
         vega = pool.submit(vega_script)  # meanwhile, as it takes seconds the first time
         study = collect(find_runs(folders), baseline)
         title = escape_control(" and ".join(folder.resolve().name for folder in folders))
-        with files.explained(out.parent, "make the folder"):
-            out.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(out, render(study, title, vega.result()))
+        page = render(study, title, vega.result())
+    files.write_named(out, "--out", page.encode("utf-8", "backslashreplace"))
     return [out, *(write_figures(study, figures) if figures else [])]

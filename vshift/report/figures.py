@@ -149,8 +149,6 @@ def write_figures(study: Study, folder: Path) -> list[Path]:
 
     data, drawn = frames(study), specs(study)
     written = []
-    with files.explained(folder, "make the folder"):
-        folder.mkdir(parents=True, exist_ok=True)
     for figure in FIGURES:
         if figure.id not in drawn:
             continue
@@ -163,6 +161,6 @@ def write_figures(study: Study, folder: Path) -> list[Path]:
             ("pdf", vlc.vegalite_to_pdf(whole)),
         ):
             path = folder / f"{figure.id}.{suffix}"
-            files.write_bytes(path, content)
+            files.write_named(path, "--figures", content)
             written.append(path)
     return written

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
+import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,34 +20,41 @@ Row = dict[str, Any]
 LARGEST = 64 * 2**20  # bytes of a JSON file; ours have a few thousand
 LONGEST = 2**20  # bytes of a line of JSON; ours have under a thousand
 
-_ELSEWHERE = "choose another --runs-dir"
 _REMEDIES = {
-    errno.ENOSPC: f"free some space and start the same command again, or {_ELSEWHERE}",
-    errno.EFBIG: f"the system limits the size of files (ulimit -f); raise it, or {_ELSEWHERE}",
-    errno.EDQUOT: f"free some of your quota and start the same command again, or {_ELSEWHERE}",
-    errno.EROFS: _ELSEWHERE,
-    errno.EACCES: f"give yourself permission (chmod, chown), or {_ELSEWHERE}",
-    errno.EPERM: f"give yourself permission (chmod, chown), or {_ELSEWHERE}",
-    errno.ENOENT: "the folder was deleted or moved; start the run again",
-    errno.ESTALE: "the folder was deleted or moved; start the run again",
-    errno.ENOTDIR: f"a file is where a folder should be; move it away, or {_ELSEWHERE}",
-    errno.EEXIST: f"a file is where a folder should be; move it away, or {_ELSEWHERE}",
-    errno.EISDIR: "a folder is where this file should be; move it away",
-    errno.ENAMETOOLONG: f"give the config a shorter name, or {_ELSEWHERE}",
+    errno.ENOSPC: "free some space and start the same command again, or {choose}",
+    errno.EFBIG: "the system limits the size of files (ulimit -f); raise it, or {choose}",
+    errno.EDQUOT: "free some of your quota and start the same command again, or {choose}",
+    errno.EROFS: "{choose}",
+    errno.EACCES: "give yourself permission (chmod, chown), or {choose}",
+    errno.EPERM: "give yourself permission (chmod, chown), or {choose}",
+    errno.ENOENT: "the folder was deleted or moved; start the same command again",
+    errno.ESTALE: "the folder was deleted or moved; start the same command again",
+    errno.ENOTDIR: "a file is where a folder should be; move it away, or {choose}",
+    errno.EEXIST: "a file is where a folder should be; move it away, or {choose}",
+    errno.EISDIR: "a folder is where this file should be; move it away, or {choose}",
+    errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "a symbolic link is where this file should be; remove it",
+    errno.ENXIO: "a pipe or a device is where this file should be; move it away, or {choose}",
     errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
-    errno.EIO: f"the disk reports an error; {_ELSEWHERE} on another disk",
+    errno.EIO: "the disk reports an error; {choose} on another disk",
 }
 
 
 @contextmanager
-def explained(path: Path, doing: str) -> Iterator[None]:
-    """Turn an OSError into a RunError that names the path, the reason and what to do."""
+def explained(path: Path, doing: str, option: str = "--runs-dir") -> Iterator[None]:
+    """Turn an OSError into a RunError that names the path, the reason and what to do.
+
+    Args:
+        option: with it the user chooses another place.
+    """
     try:
         yield
+    except BrokenPipeError:  # whoever read what was written has enough of it
+        raise
     except OSError as error:
         reason = error.strerror or str(error)
-        remedy = _REMEDIES.get(error.errno or 0, f"correct that, or {_ELSEWHERE}")
+        remedy = _REMEDIES.get(error.errno or 0, "correct that, or {choose}")
+        remedy = remedy.format(choose=f"choose another {option}")
         raise RunError(f"cannot {doing} {path}: {reason}; {remedy}") from error
 
 
@@ -54,8 +64,13 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def _not_through_links(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+def not_through_links(path: str, flags: int) -> int:
+    """An `opener` that refuses to write through a symbolic link, or into a pipe without a reader.
+
+    It fails with ELOOP for the one, and with ENXIO instead of waiting for the other.
+    """
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return os.open(path, flags, 0o666)
 
 
 def sync_folder(folder: Path) -> None:
@@ -79,20 +94,25 @@ def replacement(path: Path, data: bytes | bytearray | memoryview) -> Iterator[No
 
     After a RunError the old version is still there.
     """
-    new = temporary(path)
-    with explained(path, "write"):
-        try:
-            with open(new, "wb", opener=_not_through_links) as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            yield
-            os.replace(new, path)
-        except BaseException:
-            with suppress(OSError):
-                new.unlink(missing_ok=True)
-            raise
+    with explained(path, "write"), _replaced(path, temporary(path)) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        yield
     sync_folder(path.parent)
+
+
+@contextmanager
+def _replaced(path: Path, new: Path) -> Iterator[IO[bytes]]:
+    """Write a file under another name in the same folder, and on success give it its own."""
+    try:
+        with open(new, "wb", opener=not_through_links) as file:
+            yield file
+        os.replace(new, path)
+    except BaseException:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
@@ -103,6 +123,43 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 
 def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_named(path: Path, option: str, data: bytes) -> None:
+    """Write a file that the user named with an option; missing folders are made.
+
+    A regular file is replaced at once, also at the end of a link, and keeps its permissions; what
+    is none, such as a pipe or a device, is written into. Several processes may write the same file.
+
+    Raises:
+        RunError: it cannot be written.
+        BrokenPipeError: the reader of a pipe has left.
+    """
+    with explained(path, f"write {option}", option):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mode: int | None = None
+        with suppress(FileNotFoundError):
+            mode = path.stat().st_mode
+        if is_stdout(path):  # after what is in it, where replacing or opening it would cut that off
+            sys.stdout.flush()
+            with open(1, "wb", buffering=0, closefd=False) as file:
+                _write_all(file, data)
+        elif mode is None or stat.S_ISREG(mode):
+            target = Path(os.path.realpath(path))
+            with _replaced(target, target.with_name(f".vshift-{secrets.token_hex(8)}.tmp")) as new:
+                new.write(data)
+                if mode is not None:
+                    os.fchmod(new.fileno(), stat.S_IMODE(mode))
+        else:
+            with open(path, "wb", buffering=0) as file:
+                _write_all(file, data)
+
+
+def is_stdout(path: Path) -> bool:
+    """Whether a path, such as /dev/stdout, is this process's own output."""
+    with suppress(OSError):
+        return os.path.samestat(path.stat(), os.fstat(1))
+    return False
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -161,7 +218,7 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         return
     with (
         explained(path, "append to"),
-        open(path, "a+b", buffering=0, opener=_not_through_links) as file,
+        open(path, "a+b", buffering=0, opener=not_through_links) as file,
     ):
         end = _cut_torn_line(file)
         try:
