@@ -22,7 +22,8 @@ from vshift.data import Stream
 from vshift.data.stream import Plan
 from vshift.networks.norm import BatchNorm
 from vshift.shift.stats import Moments, TrainingLog, batch_norms
-from vshift.train.context import Objective, TrainingContext, build_model, derive_seed
+from vshift.train.context import TrainingContext, build_model, derive_seed
+from vshift.train.objective import Objective
 from vshift.train.optimizer import make_optimizer
 
 

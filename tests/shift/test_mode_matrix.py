@@ -31,10 +31,23 @@ def stale_net():
     return nn.Sequential(nn.BatchNorm1d(1), Threshold())
 
 
+def score(model, *batches):
+    """A scoring function by hand: mean cross-entropy in float64 and accuracy in percent."""
+
+    def scores():
+        x, y = (torch.cat(part) for part in zip(*batches, strict=True))
+        logits = torch.cat([model(images) for images, _ in batches]).double()
+        accuracy = 100 * float((logits.argmax(1) == y).double().mean())
+        loss = float(nn.functional.cross_entropy(logits, y))
+        return {"loss": loss, "accuracy": accuracy, "count": len(x)}
+
+    return scores
+
+
 def test_stale_statistics_cost_half_and_are_recovered():
     model, (x, y) = stale_net(), signs()
     new = estimate_statistics(model, lambda: [x], "layerwise")
-    rows = mode_matrix(model, lambda: [(x[:60], y[:60]), (x[60:], y[60:])], {"layerwise": new})
+    rows = mode_matrix(model, score(model, (x[:60], y[:60]), (x[60:], y[60:])), {"layerwise": new})
     accuracy = {(row["noise"], row["statistics"]): row["accuracy"] for row in rows}
     for noise in ("on", "off"):
         assert accuracy[noise, "batch"] == 100
@@ -44,25 +57,16 @@ def test_stale_statistics_cost_half_and_are_recovered():
     assert mode_costs(rows) == {"noise_cost": 0, "stale_cost": 50, "recovered.layerwise": 50}
 
 
-def test_loss_is_the_mean_cross_entropy():
-    model, (x, y) = stale_net(), signs()
-    rows = mode_matrix(model, lambda: [(x[:70], y[:70]), (x[70:], y[70:])])
-    model.eval()
-    with torch.no_grad():
-        wanted = nn.functional.cross_entropy(model(x).double(), y)
-    running = next(r for r in rows if (r["noise"], r["statistics"]) == ("off", "running"))
-    assert running["loss"] == pytest.approx(float(wanted), rel=1e-5)
-
-
 def test_noise_costs_what_the_binomial_says():
     """Dropout of a sure input leaves 0 with probability ½, a tie that goes to class 0."""
     x = torch.ones(4000, 1)
     model = nn.Sequential(Dropout(1.0), Threshold())
-    rows = mode_matrix(model, lambda: [(x, torch.ones(4000, dtype=torch.long))], seed=1)
+    scores = score(model, (x, torch.ones(4000, dtype=torch.long)))
+    rows = mode_matrix(model, scores, seed=1)
     # Four standard errors of a share of one half in 4000.
     assert mode_costs(rows)["noise_cost"] == pytest.approx(50, abs=400 * math.sqrt(0.25 / 4000))
-    assert rows == mode_matrix(model, lambda: [(x, torch.ones(4000, dtype=torch.long))], seed=1)
-    assert rows != mode_matrix(model, lambda: [(x, torch.ones(4000, dtype=torch.long))], seed=2)
+    assert rows == mode_matrix(model, scores, seed=1)
+    assert rows != mode_matrix(model, scores, seed=2)
 
 
 def labelled(seed=0):
@@ -79,7 +83,7 @@ def flat_net():
 def test_rows_come_for_every_combination_and_the_model_stays():
     model = flat_net()
     before, state = everything(model), torch.random.get_rng_state()
-    rows = mode_matrix(model, labelled, {"same": bn_state(model)})
+    rows = mode_matrix(model, score(model, *labelled()), {"same": bn_state(model)})
     found = [(row["noise"], row["statistics"]) for row in rows]
     names = ("batch", "running", "same")
     assert found == [(noise, name) for noise in ("on", "off") for name in names]
@@ -94,7 +98,7 @@ def test_the_model_stays_after_an_error():
     new = {name: tensor + 1 for name, tensor in bn_state(model).items()}
     batches = [*labelled(), (torch.ones(2, 7, 8, 8), torch.zeros(2))]
     for call in (
-        lambda: mode_matrix(model, lambda: batches, {"new": new}),
+        lambda: mode_matrix(model, score(model, *batches), {"new": new}),
         lambda: monte_carlo(model, lambda: batches),
     ):
         with pytest.raises(RuntimeError):
@@ -106,9 +110,7 @@ def test_the_model_stays_after_an_error():
 def test_what_cannot_be_scored_is_refused():
     model = flat_net()
     with pytest.raises(ValueError, match="'running' names"):
-        mode_matrix(model, labelled, {"running": bn_state(model)})
-    with pytest.raises(ValueError, match="no batches to score"):
-        mode_matrix(model, list)
+        mode_matrix(model, score(model, *labelled()), {"running": bn_state(model)})
     with pytest.raises(ValueError, match="no batches to predict"):
         monte_carlo(model, list)
     with pytest.raises(ValueError, match="at least 2 passes, not 1"):

@@ -8,7 +8,7 @@ import torch
 from tests.configs import make_config
 from tests.train.test_fast_steps import context_of, equal
 from vshift.networks.build import build
-from vshift.train.context import classification
+from vshift.train.objective import classification
 from vshift.train.optimizer import SGD, make_optimizer
 
 

@@ -1,4 +1,4 @@
-"""Accuracy with noise on and off and with every kind of BN statistics: what each of them costs.
+"""Scores with noise on and off and with every kind of BN statistics: what each of them costs.
 
 A network with dropout is trained with noise on and BN on batch statistics, and tested with noise
 off and BN on running statistics. Between the two lie the others, and their differences say which of
@@ -25,26 +25,27 @@ Labelled = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 @torch.no_grad()
 def mode_matrix(
     model: nn.Module,
-    batches: Labelled,
+    score: Callable[[], Row],
     recalibrated: Mapping[str, BNState] | None = None,
     *,
     seed: int = 0,
 ) -> list[Row]:
-    """Loss and accuracy with noise on and off, for each kind of BN statistics.
+    """What `score` finds with noise on and off, for each kind of BN statistics.
 
-    Model and random states are restored. Noise is drawn from `seed`, the same for every kind;
-    `batches` should draw from a generator of its own.
+    Model and random states are restored. Noise is drawn from `seed`, the same for every kind.
 
     Args:
+        score: called once per combination, without gradients; runs the model, in the mode that it
+            finds it in, on the same inputs every time, and gives its columns.
         recalibrated: sets of statistics by a name of your choice, as `estimate` gives them.
 
     Returns:
-        Rows of `noise` (on, off), `statistics` (batch, running, then the names given), `loss` (mean
-        cross-entropy in nats), `accuracy` (percent) and `count` (of images).
+        Rows of `noise` (on, off), `statistics` (batch, running, then the names given) and the
+        columns of `score`.
 
     Raises:
-        ValueError: without batches; for a set named batch or running or not fitting the model; from
-            PyTorch, if a batch holds a single value per channel.
+        ValueError: for a set named batch or running or not fitting the model; from PyTorch, if a
+            batch holds a single value per channel.
     """
     recalibrated = recalibrated or {}
     if taken := {"batch", "running"} & recalibrated.keys():
@@ -57,25 +58,9 @@ def mode_matrix(
                 if name in recalibrated:
                     load_bn_state(model, recalibrated[name])
                 with modes(model, noise=noise, norm=norm):
-                    scores = _score(model, batches)
+                    scores = score()
             rows.append({"noise": "on" if noise else "off", "statistics": name, **scores})
     return rows
-
-
-def _score(model: nn.Module, batches: Labelled) -> Row:
-    """Loss and accuracy in the model's present mode, with one synchronisation at the end."""
-    sums: list[Tensor] = []
-    count = 0
-    for images, labels in batches():
-        logits = model(images).float()
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        hits = logits.argmax(1) == labels
-        sums.append(torch.stack([losses.double().sum(), hits.double().sum()]))
-        count += len(labels)
-    if not count:
-        raise ValueError("no batches to score")
-    loss, hit = torch.stack(sums).sum(0).tolist()
-    return {"loss": loss / count, "accuracy": 100 * hit / count, "count": count}
 
 
 def mode_costs(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,13 +34,8 @@ from vshift.shift.stats import (
     running_moments,
     shift_ratio,
 )
-from vshift.train.context import (
-    Batches,
-    MetricAccumulator,
-    Metrics,
-    TrainingContext,
-    derive_seed,
-)
+from vshift.train.context import Batches, TrainingContext, derive_seed
+from vshift.train.objective import MetricAccumulator, Metrics
 
 Row = dict[str, Any]
 
@@ -260,6 +257,10 @@ def _mean_ratios(context: TrainingContext, epoch: int) -> Row:
     return {key: summary[key] for key in ("shift_ratio_mean", "shift_ratio_max")}
 
 
+def _scored(context: TrainingContext, batches: Batches) -> Row:
+    return asdict(evaluate(context, batches()))
+
+
 def mode_rows(context: TrainingContext, states: dict[str, BNState]) -> list[Row]:
     """The mode matrix on test images and on augmented training images."""
     epoch = context.config.epochs
@@ -270,8 +271,8 @@ def mode_rows(context: TrainingContext, states: dict[str, BNState]) -> list[Row]
     seed = derive_seed(context.seed, epoch, "mode noise")
     rows = []
     for name, batches in parts.items():
-        with context.autocast():
-            matrix = mode_matrix(context.model, batches, states, seed=seed)
+        score = partial(_scored, context, batches)
+        matrix = mode_matrix(context.model, score, states, seed=seed)
         rows += [{"data": name, **row} for row in matrix]
     return rows
 
