@@ -94,3 +94,29 @@ def test_runs_of_one_config_are_joined_whatever_hash_a_version_gave_them(tmp_pat
     assert [group.label for group in comparison.groups] == ["noisy", "none"]
     assert [run.seed for run in comparison.groups[0].runs] == [0, 1, 2]
     assert comparison.groups[0].others == []
+
+
+@pytest.mark.parametrize(
+    ("data", "note"),
+    [
+        ({"root": "/elsewhere"}, None),
+        ({"augment": {"flip": False}}, None),
+        ({"train_limit": 100}, "no difference for noisy: not the baseline's data.train_limit"),
+    ],
+)
+def test_the_same_images_are_compared_wherever_they_lie_and_however_augmented(
+    tmp_path: Path, data: dict[str, Any], note: str | None
+) -> None:
+    arm(tmp_path, "none", BASE, None, data={"name": "cifar10", "root": "/there"})
+    arm(tmp_path, "noisy", LOSSY, dropout(0.5), data={"name": "cifar10", **data})
+    rows, comparison = rows_of(tmp_path)
+    assert (rows["noisy"]["difference"] is None) == (note is not None)
+    assert [n for n in comparison.notes if n.startswith("no difference")] == (
+        [note] if note else []
+    )
+
+
+def test_image_folders_in_two_places_are_other_images(tmp_path: Path) -> None:
+    for name, noise in (("none", None), ("noisy", dropout(0.5))):
+        arm(tmp_path, name, BASE, noise, data={"name": "imagefolder", "root": f"/{name}"})
+    assert "no difference for noisy: not the baseline's data.root" in rows_of(tmp_path)[1].notes

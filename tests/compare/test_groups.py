@@ -114,6 +114,31 @@ def test_the_same_training_twice_is_one_observation(grid: Path) -> None:
     assert "again" in note
 
 
+def test_two_settings_that_train_nothing_do_not_make_two_observations(grid: Path) -> None:
+    for key, more in (("often", {"checkpoint": {"every": 2}}), ("short", {"epochs": 3})):
+        config = config_of(noise=dropout(0.5)) | {"measure": {"eval_batches": 4}} | more
+        for seed in range(3):
+            make_run(grid, key, seed, 75.0 + seed / 10, config=config)
+    comparison = grouped(grid, RATE, POSITION)
+    assert [row["n"] for row in comparison.rows] == [3, 3, 3, 3, 3]
+    assert comparison.rows[3]["left_out"] == 6
+
+
+@pytest.mark.parametrize(
+    ("rate", "verdict"), [(0.5, "significant"), (0.0, "not tested (same training)")]
+)
+def test_kinds_of_step_draw_other_noise(tmp_path: Path, rate: float, verdict: str) -> None:
+    """So they are other observations where there is noise to draw."""
+    for step, accuracy in (("eager", 90.0), ("fused", 80.0)):
+        config = config_of(noise=dropout(rate))
+        for seed in range(3):
+            run = {"step": step, "config_hash": None}
+            make_run(tmp_path, step, seed, accuracy + seed / 10, config=config, run=run)
+    comparison = grouped(tmp_path, "run.step", baseline="step=eager")
+    assert comparison.rows[1]["n"] == 3
+    assert comparison.rows[1]["verdict"].startswith(verdict)
+
+
 def test_by_name_seed_status_and_metric(tmp_path: Path) -> None:
     make_run(tmp_path, "a", 0, 90.0, summary=summary_of(90.0, recalibration="precise"))
     make_run(tmp_path, "a", 1, 91.0)

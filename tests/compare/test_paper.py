@@ -226,6 +226,36 @@ def test_noise_that_is_not_a_views_is_named(tmp_path: Path) -> None:
     assert {name for record in records(sheet) for name in record["names"]} == {"a"}
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("hardware__precision", "float32"), ("optimizer__nesterov", True)]
+)
+def test_no_noise_with_other_settings_is_left_out_with_a_note(
+    tmp_path: Path, name: str, value: Any
+) -> None:
+    add(tmp_path, "noisy", paper_config(noise=noise()))
+    add(tmp_path, "clean", paper_config(**{name: value}))
+    found = view(tmp_path, "figure4")
+    key = name.replace("__", ".")
+    assert found.notes == [
+        f"not in figure4, having no noise: clean; the runs with noise differ in {key}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("data__root", "/elsewhere"), ("checkpoint__every", 10), ("measure__eval_batches", 4)],
+)
+def test_no_noise_that_differs_in_nothing_of_the_training_belongs(
+    tmp_path: Path, name: str, value: Any
+) -> None:
+    add(tmp_path, "noisy", paper_config(noise=noise()))
+    add(tmp_path, "clean", paper_config(**{name: value}))
+    found = view(tmp_path, "figure4")
+    assert found.notes == []
+    assert not any(record["other_recipe"] for record in records(found))
+    assert {tuple(record["names"]) for record in records(found)} >= {("noisy",), ("clean",)}
+
+
 def test_unequal_counts_repetitions_and_left_out_runs(tmp_path: Path) -> None:
     add(tmp_path, "none", paper_config(), n=3)
     add(tmp_path, "a", paper_config(noise=noise()), n=2)

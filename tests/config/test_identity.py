@@ -203,7 +203,8 @@ def test_one_observation_is_one_training(key: str, tmp_path: Path) -> None:
     runs = find_runs([tmp_path])
     fields = Fields(runs)
     same = fields.training(runs[0]) == fields.training(runs[1])
-    assert same == (scope_of(key) < Scope.TRAINING)
+    # Another kind of step draws other noise: the same training, observed once more.
+    assert same == (scope_of(key) < Scope.TRAINING and key != "hardware.step")
 
 
 @pytest.mark.parametrize("key", PAIRS)

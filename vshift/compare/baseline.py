@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 from vshift.compare.fields import Row, active_noise, value_at
 from vshift.compare.groups import Group, differing, unstudied
 from vshift.compare.statistics import Difference, adjust, welch
+from vshift.config.identity import Scope, identity
 from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord
 from vshift.text import escape_control, format_value, join_words, list_names, suggest
@@ -108,17 +109,22 @@ def _incomparable(group: Group, baseline: Group) -> str | None:
     """Why the scores of two groups cannot be compared: other images or epochs; None if they can."""
     budgets: list[Row] = []
     for each in (group, baseline):
-        mixed = [key for key in each.mixed if key == "epochs" or key.startswith("data.")]
-        mixed = [key for key in mixed if key != "data.batch_size"]
+        mixed = [key for key in each.mixed if key == "epochs" or _is_of_images(key)]
         if mixed:
             return f"runs of {each.label} differ in {', '.join(mixed[:4])}"
-        data = each.config.get("data")
+        data = identity(each.config, Scope.TRAINING).get("data")
         images = {**(data if isinstance(data, dict) else {}), "name": data_name(each.runs[0])}
-        budget = {f"data.{key}": value for key, value in images.items() if key != "batch_size"}
+        budget = {f"data.{key}": value for key, value in images.items()}
+        budget = {key: value for key, value in budget.items() if _is_of_images(key)}
         budgets.append({**budget, "epochs": each.config.get("epochs")})
     one, other = budgets
     unequal = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
     return f"not the baseline's {', '.join(unequal[:4])}" if unequal else None
+
+
+def _is_of_images(key: str) -> bool:
+    """Whether a dotted key says which images are used, and not how they are trained on."""
+    return key.startswith("data.") and key.split(".")[1] not in ("batch_size", "augment")
 
 
 def data_name(run: RunRecord) -> str | None:

@@ -81,16 +81,24 @@ class Fields:
     def training(self, run: RunRecord) -> str:
         """A text that two runs share if they trained the same, whatever was measured afterwards.
 
-        Noise of strength 0 at a position is no noise, at whichever position.
+        Noise of strength 0 at a position is no noise, at whichever position. Noise makes another
+        observation of another kind of step or device, which draw other numbers from one seed.
         """
-        key = run.config_hash or str(run.path)
+        key = f"{run.config_hash or run.path} {self._drawn_by(run)}"
         if key not in self._trainings:
             values = identity(self.config(run), Scope.TRAINING)
-            network = values.get("network")
+            network, noises = values.get("network"), active_noise(values)
             if isinstance(network, Mapping) and not network.get("block"):
-                values["network"] = {**network, "noise": active_noise(values) or None}
+                values["network"] = {**network, "noise": noises or None}
+            if noises:
+                values["drawn by"] = self._drawn_by(run)
             self._trainings[key] = json.dumps(values, sort_keys=True) if values else key
         return self._trainings[key]
+
+    def _drawn_by(self, run: RunRecord) -> str:
+        """The kind of step and of device that a run drew its noise with, as far as is known."""
+        step = run.run.get("step") or value_at(self.config(run), "hardware.step")
+        return f"{step} {str(run.run.get('device')).split(':')[0]}"
 
     def _is_of_run(self, key: str) -> bool:
         return key in OWN or key in self.metrics or key in self._run_keys

@@ -235,6 +235,16 @@ def _families(groups: Iterable[Group], view: View, notes: list[str]) -> list[_Fa
         names = list_names(elsewhere, _SHOWN)
         notes.append(f"not in {view.name}, having other noise or places: {names}")
     belonging = [f for f in found.values() if any(map(f.has, view.positions))]
+    for family in (family for family in found.values() if family not in belonging):
+        clean = dict.fromkeys(r.name for cell in family.runs.values() for r in cell.values())
+        text = f"not in {view.name}, having no noise: {list_names(list(clean), _SHOWN)}"
+        own, *others = (
+            family_of(f.config, trained_only=not view.adjusted) for f in (family, *belonging)
+        )
+        if others:
+            nearest = min((list(value_differences(own, other)) for other in others), key=len)
+            text += f"; the runs with noise differ in {list_names(nearest, noun='keys')}"
+        notes.append(text)
     _label(belonging)
     return belonging
 

@@ -41,16 +41,23 @@ SCOPES = {
     "zip": Scope.NOTHING,
     "arms": Scope.NOTHING,
     "checkpoint": Scope.NOTHING,
+    "data.root": Scope.EXECUTION,  # where a download lies; of an image folder it names the images
     "hardware.threads": Scope.ROUNDING,
     "hardware.device": Scope.EXECUTION,
-    "hardware.step": Scope.EXECUTION,
+    "hardware.step": Scope.EXECUTION,  # draws other noise: `Fields.training` tells them apart
     "measure": Scope.MEASUREMENT,
     "recalibration": Scope.MEASUREMENT,
 }
 
 
-def scope_of(key: str) -> Scope:
-    """The scope of a dotted key: its own entry of SCOPES, or that of its section."""
+def scope_of(key: str, section: Mapping[str, Any] | None = None) -> Scope:
+    """The scope of a dotted key: its own entry of SCOPES, or that of its section.
+
+    Args:
+        section: the values of the key's section, as `data.root` depends on `data.name`.
+    """
+    if key == "data.root" and section is not None and section.get("name") == "imagefolder":
+        return Scope.TRAINING
     parts = key.split(".")
     prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
     return next((SCOPES[prefix] for prefix in prefixes if prefix in SCOPES), Scope.TRAINING)
@@ -64,7 +71,7 @@ def identity(values: Mapping[str, Any], scope: Scope, *, path: str = "") -> dict
         dotted = f"{path}{key}"
         if isinstance(value, Mapping) and any(entry.startswith(f"{dotted}.") for entry in SCOPES):
             kept |= {key: inner} if (inner := identity(value, scope, path=f"{dotted}.")) else {}
-        elif scope_of(dotted) >= scope:
+        elif scope_of(dotted, values) >= scope:
             kept[key] = value
     return kept
 
