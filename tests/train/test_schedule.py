@@ -1,5 +1,8 @@
 """Learning rates against PyTorch's own schedulers."""
 
+import itertools
+import math
+
 import pytest
 import torch
 from torch.optim import lr_scheduler
@@ -51,6 +54,57 @@ def test_multistep():
     ours = learning_rates(schedule, BASE, EPOCHS, STEPS)
     reference = torch_rates(lambda o: lr_scheduler.MultiStepLR(o, [2 * STEPS, 4 * STEPS]))
     assert ours == pytest.approx(reference)
+
+
+@pytest.mark.parametrize("warmup", [0.01, 0.25, 0.5, 0.6, 1, 1.9, 2, 3.3])
+@pytest.mark.parametrize("name", ["constant", "multistep", "cosine"])
+def test_warm_up_is_pytorchs(name, warmup):
+    """LinearLR for the nearest whole number of steps, and then what it hands over to."""
+    warm = round(warmup * STEPS)
+    schedule = {
+        "constant": Constant(name="constant", warmup=warmup),
+        "multistep": MultiStep(name="multistep", milestones=[4], factor=0.1, warmup=warmup),
+        "cosine": Cosine(name="cosine", final=0.01, warmup=warmup),
+    }[name]
+    after = {
+        "constant": lambda o: lr_scheduler.ConstantLR(o, 1.0),
+        "multistep": lambda o: lr_scheduler.MultiStepLR(o, [4 * STEPS - warm]),
+        "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, EPOCHS * STEPS - warm, 0.01),
+    }[name]
+
+    def make(optimizer):
+        if not warm:
+            return after(optimizer)
+        linear = lr_scheduler.LinearLR(optimizer, 1 / warm, total_iters=warm - 1)
+        return lr_scheduler.SequentialLR(optimizer, [linear, after(optimizer)], [warm])
+
+    ours = learning_rates(schedule, BASE, EPOCHS, STEPS)
+    assert ours == pytest.approx(torch_rates(make))
+    assert max(ours) == BASE
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (1, 10), (2, 1), (3, 3), (7, 10)])
+def test_no_schedule_exceeds_its_learning_rate(epochs, steps):
+    """Whatever the shares of steps are; one of them made one-cycle divide by zero."""
+    shares = [0.001, 0.01, 0.1, 0.2, 0.25, 1 / 3, 0.5, 0.7, 0.9, 0.999]
+    schedules = [OneCycle(name="onecycle", pct_start=share) for share in shares]
+    for share, final in itertools.product([*shares, 1.0], [0.0, 0.05]):
+        warmup = share * epochs
+        schedules += [
+            Constant(name="constant", warmup=warmup),
+            MultiStep(name="multistep", milestones=[], warmup=warmup),
+            Cosine(name="cosine", final=final, warmup=warmup),
+        ]
+    for schedule in schedules:
+        rates = learning_rates(schedule, BASE, epochs, steps)
+        assert len(rates) == epochs * steps
+        assert all(math.isfinite(rate) and 0 <= rate <= BASE for rate in rates), schedule
+
+
+def test_one_cycle_that_rises_in_one_step_starts_at_its_peak():
+    rates = learning_rates(OneCycle(name="onecycle", pct_start=0.1), BASE, 1, 10)
+    assert rates[0] == BASE
+    assert sorted(rates, reverse=True) == rates
 
 
 def test_warm_up_rises_linearly_to_the_rate_and_hands_over():

@@ -34,7 +34,10 @@ class SGD(Section):
 
 class Warmup(Section):
     warmup: float = Field(
-        0.0, ge=0, description="Epochs of linear increase from 0 to the learning rate."
+        0.0,
+        ge=0,
+        description="Epochs of linear increase from 0 to the learning rate, as the nearest whole "
+        "number of steps.",
     )
 
 

@@ -22,11 +22,12 @@ def learning_rates(
     total = epochs * steps
     if isinstance(schedule, OneCycle):
         return [_one_cycle(schedule, base, step, total) for step in range(total)]
-    warm = schedule.warmup * steps
+    # A whole number of steps, so that the last of them has the learning rate itself and none more.
+    warm = round(schedule.warmup * steps)
 
     def rate(step: int) -> float:
         if step < warm:
-            return base * (step + 1) / warm
+            return min(base, base * (step + 1) / warm)  # 0.1 · 3 / 3 is above 0.1
         if isinstance(schedule, MultiStep):
             passed = sum(step // steps >= milestone for milestone in schedule.milestones)
             return base * schedule.factor**passed
@@ -41,11 +42,9 @@ def _one_cycle(schedule: OneCycle, base: float, step: int, total: int) -> float:
     """One cycle with cosine annealing, as torch.optim.lr_scheduler.OneCycleLR: up, then down."""
     peak = base if schedule.peak is None else schedule.peak
     first = peak / schedule.div_factor
-    top = schedule.pct_start * total - 1
+    top = schedule.pct_start * total - 1  # may be 0: the first step has the peak
     if step <= top:
-        return _cosine(first, peak, step / top)
-    if total - 1 <= top:
-        return peak
+        return _cosine(first, peak, step / top if top else 1.0)
     return _cosine(peak, first / schedule.final_div_factor, (step - top) / (total - 1 - top))
 
 
