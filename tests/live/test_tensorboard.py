@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.factory import make_run, write_rows
-from vshift.errors import VShiftError
+from vshift.errors import RunError, VShiftError
 from vshift.live.tensorboard import TensorBoardWriter
 from vshift.live.watch import watch
 from vshift.runs import find_runs
@@ -97,3 +97,21 @@ def test_without_tensorboard_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(VShiftError, match=r"pip install 'vshift\[tensorboard\]'"):
         TensorBoardWriter()
+
+
+@pytest.mark.parametrize("what", ["tensorboard", "run"])
+def test_event_files_behind_a_link_are_not_deleted(tmp_path: Path, what: str) -> None:
+    run = make_run(tmp_path / "runs", metrics=METRICS)
+    elsewhere = tmp_path / "elsewhere"
+    if what == "run":
+        run.rename(elsewhere)
+        run.symlink_to(elsewhere)
+        events = elsewhere / "tensorboard"
+    else:
+        (run / "tensorboard").symlink_to(elsewhere)
+        events = elsewhere
+    events.mkdir()
+    (events / "events.out.tfevents.1.mine").write_text("mine")
+    with pytest.raises(RunError, match="leads through a link"):
+        watch([tmp_path / "runs"], once=True, tensorboard=True)
+    assert [p.name for p in events.iterdir()] == ["events.out.tfevents.1.mine"]

@@ -13,7 +13,7 @@ import pytest
 
 from vshift.config import Config, config_hash, load
 from vshift.errors import RunError
-from vshift.runs import RunFolder, git_commit, next_action, prepare, run_path
+from vshift.runs import RunFolder, discard, git_commit, next_action, prepare, run_path
 
 
 def config_of(name: str = "a", **changes: Any) -> Config:
@@ -107,13 +107,76 @@ def test_fresh_replaces_the_run_and_nothing_else(tmp_path: Path) -> None:
     assert load(folder.path / "config.yaml").epochs == 5
 
 
-def test_fresh_removes_nothing_outside_the_runs_dir(tmp_path: Path) -> None:
-    begun(tmp_path / "elsewhere", "done")
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "a").symlink_to(tmp_path / "elsewhere" / "a")
-    with pytest.raises(RunError, match=r"is a link to .* outside"):
-        prepare(tmp_path / "runs", config_of(), 0, fresh=True)
-    assert (tmp_path / "elsewhere" / "a" / "seed-0" / "summary.json").exists()
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("what", ["name", "seed", "plain folder", "nothing"])
+def test_nothing_behind_a_link_is_changed(tmp_path: Path, what: str, fresh: bool) -> None:
+    """Not the same config's unfinished run either, which would be resumed there."""
+    runs, elsewhere = tmp_path / "runs", tmp_path / "elsewhere"
+    folder = begun(elsewhere).path
+    link = runs / "a" / "seed-0"
+    link.parent.mkdir(parents=True)
+    if what == "name":
+        link.parent.rmdir()
+        link.parent.symlink_to(folder.parent)
+    elif what == "seed":
+        link.symlink_to(folder)
+    elif what == "plain folder":
+        (folder / "run.json").unlink()
+        (folder / "config.yaml").unlink()
+        link.symlink_to(folder)
+    else:
+        link.symlink_to(elsewhere / "later")
+    before = snapshot(tmp_path)
+    with pytest.raises(RunError, match=r"leads through a link to .*elsewhere"):
+        prepare(runs, config_of(), 0, fresh)
+    if what != "nothing":
+        with pytest.raises(RunError, match=r"leads through a link to .*elsewhere"):
+            discard(runs, "a", 0)
+    assert snapshot(tmp_path) == before
+    assert not (elsewhere / "later").exists()
+
+
+def test_an_alias_replaces_no_other_configs_run(tmp_path: Path) -> None:
+    begun(tmp_path, "done")
+    (tmp_path / "b").symlink_to("a")
+    before = snapshot(tmp_path)
+    with pytest.raises(RunError, match="leads through a link"):
+        prepare(tmp_path, config_of("b"), 0, fresh=True)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_runs_dir_may_be_a_link(tmp_path: Path) -> None:
+    begun(tmp_path / "real")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    folder, action = prepare(tmp_path / "link", config_of(), 0)
+    folder.close()
+    assert action == "resume"
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, fresh: bool) -> None:
+    """A kill never leaves a run without both files: they are removed last."""
+    folder = tmp_path / "a" / "seed-0"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.pt").write_text("mine")
+    (folder / "metrics.jsonl").write_text("mine")
+    with pytest.raises(RunError, match=r"is no run: .* checkpoint\.pt, metrics\.jsonl, which"):
+        prepare(tmp_path, config_of(), 0, fresh)
+    with pytest.raises(RunError, match="is no run"):
+        next_action(RunFolder(folder), config_of())
+    with pytest.raises(RunError, match="is no run"):
+        discard(tmp_path, "a", 0)
+    assert snapshot(folder) == {"checkpoint.pt": b"mine", "metrics.jsonl": b"mine"}
+
+
+def test_a_runs_dir_of_too_long_a_name_is_an_error_for_people(tmp_path: Path) -> None:
+    folder = RunFolder(run_path(tmp_path / ("x" * 300), "a", 0))
+    with pytest.raises(RunError, match="File name too long; choose a shorter name"):
+        next_action(folder, config_of())
 
 
 @pytest.mark.parametrize("status", ["done", "running", "diverged"])

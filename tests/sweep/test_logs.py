@@ -1,5 +1,10 @@
 """Logs of runs: how long they get, and what a person sees of them."""
 
+import os
+
+import pytest
+
+from vshift.errors import RunError
 from vshift.sweep.logs import LARGEST, excerpt, log_path, open_log, trim
 
 
@@ -37,3 +42,27 @@ def test_an_excerpt_is_the_last_attempts_error(tmp_path):
     path.write_text("--- one\n")
     assert excerpt(path) == "it printed nothing"
     assert "No such file" in excerpt(tmp_path / "none")
+
+
+def test_a_log_that_is_a_link_is_neither_written_nor_cut(bench, tmp_path):
+    mine, log = tmp_path / "mine", log_path(bench.runs / "s" / "seed-0")
+    mine.write_bytes(b"y" * (LARGEST + 9))
+    log.parent.mkdir(parents=True)
+    log.symlink_to(mine)
+    with pytest.raises(RunError, match="a symbolic link is where this file should be"):
+        open_log(log, "one")
+    trim(log)
+    bench.seeds, bench.behaviours = 1, {"s seed 0": ["done"]}
+    entry = bench.sweep()["seed 0"]
+    assert (entry.state, entry.attempts) == ("failed", 1)
+    assert "symbolic link" in bench.said
+    assert mine.stat().st_size == LARGEST + 9
+
+
+@pytest.mark.timeout(20)
+def test_a_log_that_is_a_pipe_stops_nobody(tmp_path):
+    os.mkfifo(tmp_path / "seed-0.log")
+    with pytest.raises(RunError, match="a pipe or a device is where this file should be"):
+        open_log(tmp_path / "seed-0.log", "one")
+    trim(tmp_path / "seed-0.log")
+    assert "cannot be read" in excerpt(tmp_path / "seed-0.log")

@@ -187,3 +187,27 @@ def test_seeing_writes_nothing(bench, one):
 
 def test_the_state_words_are_those_of_the_json():
     assert [str(state) for state in State][:3] == ["new", "resume", "failed"]
+
+
+def test_a_run_to_be_trained_behind_a_link_is_refused_and_a_done_one_is_known(bench, one, tmp_path):
+    job, folder, write = one
+    write(status="done")
+    (folder / "summary.json").write_text('{"test_accuracy": 1}')
+    folder.rename(tmp_path / "moved")
+    folder.symlink_to(tmp_path / "moved")
+    assert state(bench, job) is State.done
+    write(status="interrupted")
+    with pytest.raises(RunError, match="leads through a link"):
+        job_status(job, bench.runs)
+
+
+@pytest.mark.timeout(20)
+def test_pipes_in_a_run_folder_stop_nobody(bench, one):
+    job, folder, write = one
+    write(status="running")
+    for name in ("metrics.jsonl", lock.OWNER):
+        os.mkfifo(folder / name)
+    assert last_epoch(folder) == {}
+    assert state(bench, job) is State.running
+    with pytest.raises(RunError, match="another process is training in"):
+        lock.lock(folder)

@@ -73,6 +73,22 @@ def not_through_links(path: str, flags: int) -> int:
     return os.open(path, flags, 0o666)
 
 
+def refuse_links(base: Path, path: Path) -> None:
+    """Refuse a path under `base` that leads through a link: what is there is not `base`'s own.
+
+    Raises:
+        RunError: the path leads elsewhere.
+    """
+    with explained(path, "open"):
+        target = os.path.realpath(path)
+        own = os.path.join(os.path.realpath(base), os.path.relpath(path, base))
+    if target != own:
+        raise RunError(
+            f"{path} leads through a link to {target}, and vshift changes nothing behind a link: "
+            "remove the link, or choose another folder"
+        )
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename survive a power cut, where the file system can."""
     with suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from vshift.errors import Damaged, RunError
 from vshift.runs import checkpoint_file, files, lock
 from vshift.runs.checkpoint_file import CHECKPOINT
 from vshift.runs.files import Row
-from vshift.text import to_json, to_jsonable
+from vshift.text import list_names, to_json, to_jsonable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,16 +99,39 @@ class RunFolder:
                     path.unlink(missing_ok=True)
         files.sync_folder(self.path)
 
+    def refuse_other_files(self) -> None:
+        """Refuse a folder with files of a run's names that no run has left there.
+
+        Raises:
+            RunError: there are some, and neither of the files that a run writes first.
+        """
+        if self.has(CONFIG) or self.has(RUN):
+            return
+        with files.explained(self.path, "open"):
+            found = [name for name in FILES if os.path.lexists(self.path / name)]
+        if found:
+            raise RunError(
+                f"{self.path} is no run: it has neither {CONFIG} nor {RUN}, but "
+                f"{list_names(found)}, which a run would replace; move that folder away, or choose "
+                "another name (--set name=…) or --runs-dir"
+            )
+
     def clear_tensorboard(self) -> Path:
-        """The folder for TensorBoard's event files, without those of an earlier writer."""
-        folder = self.path / TENSORBOARD
+        """The folder for TensorBoard's event files, without those of an earlier writer.
+
+        Raises:
+            RunError: it or the run is a link, or cannot be written to.
+        """
+        folder = self.path.absolute() / TENSORBOARD
+        files.refuse_links(folder.parents[2], folder)
         with files.explained(folder, "write"):
             for old in folder.glob("events.out.tfevents.*"):
                 old.unlink()
         return folder
 
     def has(self, name: str) -> bool:
-        return (self.path / name).is_file()
+        with files.explained(self.path, "open"):
+            return (self.path / name).is_file()
 
     @property
     def has_summary(self) -> bool:

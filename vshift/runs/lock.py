@@ -155,7 +155,7 @@ def holder(folder: Path) -> str | None:
     """
     path = folder / OWNER
     try:
-        content, silent = path.read_bytes(), time.time() - path.stat().st_mtime
+        content, silent = _content(folder) or b"", time.time() - path.stat().st_mtime
     except OSError:
         return None
     owner = Owner.read(content)
@@ -174,7 +174,8 @@ def _claim(key: Path, content: bytes) -> float | None:
     """Make the owner file; if there is one, return the time on the file system's own clock."""
     mine = key / f".owner.{socket.gethostname()[:60]}.{os.getpid()}.tmp"
     try:
-        mine.write_bytes(content)
+        with open(mine, "wb", opener=files.not_through_links) as file:
+            file.write(content)
         now = mine.stat().st_mtime
         try:
             os.link(mine, key / OWNER)
@@ -195,9 +196,10 @@ def _claim(key: Path, content: bytes) -> float | None:
         mine.unlink(missing_ok=True)
 
 
-def _content(key: Path) -> bytes | None:
+def _content(key: Path, name: str = OWNER) -> bytes | None:
+    """What is in the owner file; None if there is none, or a pipe, which would block."""
     try:
-        return (key / OWNER).read_bytes()
+        return (key / name).read_bytes() if (key / name).is_file() else None
     except FileNotFoundError:
         return None
 
@@ -205,10 +207,10 @@ def _content(key: Path) -> bytes | None:
 def _remove_if_gone(folder: Path, key: Path, now: float) -> None:
     """Remove the owner file of an owner that is gone; RunError if it is not."""
     try:
-        content, touched = (key / OWNER).read_bytes(), (key / OWNER).stat().st_mtime
+        content, touched = _content(key), (key / OWNER).stat().st_mtime
     except FileNotFoundError:
         return
-    owner, silent = Owner.read(content), max(0.0, now - touched)
+    owner, silent = Owner.read(content or b""), max(0.0, now - touched)
     if not _is_gone(owner, silent):
         is_here = owner is not None and owner.is_here
         text = (
@@ -228,7 +230,7 @@ def _remove_if_gone(folder: Path, key: Path, now: float) -> None:
     aside = key / f".owner.{os.getpid()}.gone"
     with suppress(FileNotFoundError):
         os.rename(key / OWNER, aside)
-        if aside.read_bytes() != content:
+        if _content(key, aside.name) != content:
             with suppress(OSError):
                 os.link(aside, key / OWNER)
         aside.unlink()

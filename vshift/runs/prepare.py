@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vshift._version import __version__
 from vshift.errors import RunError, VShiftError
+from vshift.runs import files
 from vshift.runs.folder import CONFIG, RUN, RunFolder, now
 from vshift.runs.read import number
 from vshift.text import first_lines, to_json
@@ -44,15 +45,18 @@ def prepare(
             bit-identical only with the same number of threads.
 
     Raises:
-        RunError: the folder holds another config's run, is in use or damaged, or cannot be written.
+        RunError: the folder holds another config's run, is in use or damaged, or cannot be written;
+            it is behind a link, or no run.
     """
     from vshift.config import config_hash, dump
 
-    folder = RunFolder.create(run_path(runs_dir, config.name, seed))
+    path = run_path(runs_dir, config.name, seed)
+    files.refuse_links(Path(runs_dir), path)
+    folder = RunFolder.create(path)
     folder.lock()
     try:
+        folder.refuse_other_files()
         if fresh:
-            _refuse_links(Path(runs_dir), folder)
             folder.clear()
         action = next_action(folder, config)
         if action == "new":
@@ -96,14 +100,15 @@ def discard(runs_dir: Path | str, name: str, seed: int) -> None:
     """Remove a run's files, as `--fresh` does, without starting it again.
 
     Raises:
-        RunError: a process trains in the folder, or it lies outside the runs dir.
+        RunError: a process trains in the folder, or it is behind a link or no run.
     """
     folder = RunFolder(run_path(runs_dir, name, seed))
     if not folder.path.is_dir():
         return
-    _refuse_links(Path(runs_dir), folder)
+    files.refuse_links(Path(runs_dir), folder.path)
     folder.lock()
     try:
+        folder.refuse_other_files()
         folder.clear()
     finally:
         folder.close()
@@ -112,6 +117,7 @@ def discard(runs_dir: Path | str, name: str, seed: int) -> None:
 def next_action(folder: RunFolder, config: Config) -> Action:
     """The action that `prepare` would return; writes nothing, the folder need not exist."""
     if not folder.has(CONFIG) and not folder.has(RUN):
+        folder.refuse_other_files()
         return "new"
     run = folder.run
     _refuse_another_config(folder, config, run)
@@ -150,14 +156,6 @@ def _refuse_another_config(folder: RunFolder, config: Config, run: dict[str, Any
     keys = "this key differs" if len(changed) == 1 else "these keys differ"
     heading = f"{path} holds another config's run; {keys}:"
     raise RunError("\n".join([heading, *first_lines(lines, _SHOWN, "  and {:,} more"), _REMEDIES]))
-
-
-def _refuse_links(runs_dir: Path, folder: RunFolder) -> None:
-    if not folder.path.resolve().is_relative_to(runs_dir.resolve()):
-        raise RunError(
-            f"{folder.path} is a link to {folder.path.resolve()}, outside {runs_dir}; "
-            "--fresh removes nothing there: remove the link, or choose another --runs-dir"
-        )
 
 
 def versions() -> dict[str, str | None]:

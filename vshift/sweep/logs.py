@@ -27,7 +27,7 @@ def open_log(path: Path, title: str) -> IO[bytes]:
     with files.explained(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
         trim(path)
-        file = open(path, "ab", buffering=0)  # noqa: SIM115 - the caller closes it
+        file = open(path, "ab", 0, opener=files.not_through_links)  # noqa: SIM115 - for the caller
         file.write(f"--- {now()} {title}\n".encode())
         return file
 
@@ -35,9 +35,9 @@ def open_log(path: Path, title: str) -> IO[bytes]:
 def trim(path: Path) -> None:
     """Cut a log that is too long down to its end; its writer may go on appending."""
     try:
-        if path.stat().st_size <= LARGEST:
+        if path.lstat().st_size <= LARGEST:
             return
-        with open(path, "r+b") as file:
+        with open(path, "r+b", opener=files.not_through_links) as file:
             file.seek(-KEPT, 2)
             end = file.read(KEPT).partition(b"\n")[2]
             file.seek(0)
@@ -50,7 +50,7 @@ def trim(path: Path) -> None:
 def excerpt(path: Path) -> str:
     """The part of a log that explains a failure: the last attempt's error, or its last lines."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=files.not_through_links) as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - 65_536))
             text = file.read().decode(errors="replace")

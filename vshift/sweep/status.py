@@ -56,11 +56,13 @@ def job_status(job: Job, runs_dir: Path) -> JobStatus:
     """The status of a run.
 
     Raises:
-        RunError: the folder holds another config's run.
+        RunError: the folder holds another config's run or is no run, or what is to be trained lies
+            behind a link.
     """
     folder = RunFolder(job.path(runs_dir))
     try:
         if not folder.has(RUN) and not folder.has(CONFIG):
+            folder.refuse_other_files()
             state = State.new
         else:
             run = folder.run
@@ -77,6 +79,7 @@ def job_status(job: Job, runs_dir: Path) -> JobStatus:
         state = State.failed
     if state.settled:
         return JobStatus(state)
+    files.refuse_links(runs_dir, folder.path)
     if owner := holder(folder.path):
         return JobStatus(State.running, owner)
     if slurm_job := slurm_job_of(folder.path):
@@ -109,7 +112,7 @@ def last_epoch(path: Path) -> Row:
     Only the file's end is read: a sweep looks at hundreds of runs every few seconds.
     """
     try:
-        with open(path / METRICS, "rb") as file:
+        with open(path / METRICS, "rb", opener=files.not_through_links) as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - min(LONGEST, 16_384)))
             lines = file.read().split(b"\n")[:-1]  # what follows the last newline may be torn
