@@ -87,8 +87,15 @@ BASES: list[dict[str, Any]] = [
         "data": {"name": "shapes"},
         "network": {"name": "resnet", "depth": 20},
         "epochs": 9,
+        "optimizer": {"name": "adamw"},
     },
-    {"name": "a", "data": {"name": "shapes"}, "network": {"name": "vgg"}, "epochs": 9},
+    {
+        "name": "a",
+        "data": {"name": "shapes"},
+        "network": {"name": "vgg"},
+        "epochs": 9,
+        "optimizer": {"name": "adam"},
+    },
 ]
 # Values to try where a key's own value does not suggest another one.
 OTHERS: list[Any] = [
@@ -96,8 +103,12 @@ OTHERS: list[Any] = [
     "float32", "cpu", "cuda", "eager", "fused", "channel", "batch", "running", "average",
     "variance", "basic", [1], [2, 4], ["swap"], ["before_last_conv"], "before_last_conv",
     "conv3x3 bn relu conv3x3 bn relu", "fc bn relu", {"network.depth": [8, 20]},
-    {"b": {"epochs": 2}}, [16, 16], 3.0, 64,
+    {"b": {"epochs": 2}}, [16, 16], 3.0, 64, "norm", [0.5, 0.5], {"eps": 0.1},
 ]  # fmt: skip
+
+
+# Keys that say which of several sections it is; another value there is another section.
+NAMES = {"data.name", "network.name", "schedule.name", "optimizer.name"}
 
 
 def leaves(value: Any, path: str = "") -> Iterator[str]:
@@ -106,7 +117,7 @@ def leaves(value: Any, path: str = "") -> Iterator[str]:
         dotted = f"{path}.{key}" if path else key
         if isinstance(item, dict) and item:
             yield from leaves(item, dotted)
-        elif key not in ("kind",) and dotted not in ("data.name", "network.name", "schedule.name"):
+        elif key not in ("kind",) and dotted not in NAMES:
             yield dotted
 
 
@@ -166,10 +177,6 @@ def models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     else:
         yield from itertools.chain.from_iterable(map(models, get_args(annotation)))
-
-
-# Keys that say which of several sections it is; another value there is another section.
-NAMES = {"data.name", "network.name", "schedule.name", "optimizer.name"}
 
 
 def test_every_key_of_the_schema_has_a_pair() -> None:

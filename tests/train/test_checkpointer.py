@@ -288,3 +288,18 @@ def test_the_configs_hash_does_not_know_checkpoints():
     assert config_hash(other) == config_hash(CONFIG)
     keys = json_schema()["$defs"]["Checkpoint"]["properties"]
     assert json.dumps(sorted(keys)) == '["every", "keep", "minutes"]'
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [{"name": "adamw", "amsgrad": True}, {"name": "nadam"}, {"name": "sgd", "train": "norm"}],
+    ids=str,
+)
+def test_every_optimizer_resumes_inside_an_epoch(tmp_path, optimizer):
+    config = make_config(**{**CONFIG.model_dump(), "optimizer": optimizer})
+    one, _, _ = attempt(tmp_path / "one", config)
+    _, status, _ = attempt(tmp_path / "two", config, steps=STEPS + 2)
+    assert status == "interrupted"
+    two, status, said = attempt(tmp_path / "two", config)
+    assert "step 2 of 5" in said[0]
+    assert differences(one.path, two.path) == []

@@ -15,7 +15,7 @@ from vshift.config.measure import Measure, Recalibration
 from vshift.config.networks import Autoencoder, Network
 from vshift.config.norm import BatchNorm, Norm
 from vshift.config.section import CountOrZero, Section, no_repeats
-from vshift.config.training import SGD, Constant, MultiStep, Schedule, Warmup
+from vshift.config.training import SGD, Constant, MultiStep, Optimizer, Schedule, Warmup
 from vshift.text import pluralize
 
 NAME_LENGTH = 120
@@ -77,7 +77,7 @@ class Config(Section):
         description="What is trained, by name: family, depth, block order, noise."
     )
     norm: Norm = Field(BatchNorm(kind="batch"), description="The normalisation layers, by kind.")
-    optimizer: SGD = Field(SGD(), description="How weights are updated.")
+    optimizer: Optimizer = Field(SGD(), description="How weights are updated, by name.")
     epochs: int = Field(ge=1, le=100_000, description="Passes over the training images.")
     schedule: Schedule = Field(
         Constant(name="constant"), description="The learning rate over the run, by name."
@@ -121,6 +121,11 @@ class Config(Section):
     def _batch_unless_said(cls, norm: Any) -> Any:
         """`norm: {momentum: 0.05}` changes the default norm."""
         return {"kind": "batch", **norm} if isinstance(norm, dict) else norm
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _sgd_unless_said(cls, optimizer: Any) -> Any:
+        return {"name": "sgd", **optimizer} if isinstance(optimizer, dict) else optimizer
 
     @field_validator("schedule")
     @classmethod

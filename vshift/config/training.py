@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from vshift.config.section import Epochs, Fraction, Positive, Section
 
 
-class SGD(Section):
+class _Optimizer(Section):
+    train: Literal["all", "norm"] = Field(
+        "all",
+        description="norm: only the norms' scale γ and shift β; all else stays as it was "
+        "initialised (Frankle et al. 2020).",
+    )
+
+
+class _Decaying(_Optimizer):
+    decay_norm_and_bias: bool = Field(
+        True, description="Weight decay also on biases and on the norms' scale and shift."
+    )
+
+
+class SGD(_Decaying):
     name: Literal["sgd"] = Field("sgd", description="Stochastic gradient descent with momentum.")
     learning_rate: float = Field(0.1, gt=0, description="Where schedules start.")
     momentum: float = Field(
@@ -20,9 +34,6 @@ class SGD(Section):
         1e-4, ge=0, description="Added to the gradient: this times the weight."
     )
     nesterov: bool = Field(False, description="Nesterov's momentum instead of the usual one.")
-    decay_norm_and_bias: bool = Field(
-        True, description="Weight decay also on biases and on the norms' scale and shift."
-    )
 
     @field_validator("nesterov")
     @classmethod
@@ -30,6 +41,59 @@ class SGD(Section):
         if nesterov and info.data.get("momentum") == 0:
             raise ValueError("nesterov needs a momentum above 0")
         return nesterov
+
+
+class AdamW(_Decaying):
+    """Loshchilov and Hutter 2019 (1711.05101), with PyTorch's defaults."""
+
+    name: Literal["adamw"] = Field(description="Adam with decoupled weight decay.")
+    learning_rate: float = Field(1e-3, gt=0, description="Where schedules start.")
+    betas: Annotated[
+        list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)
+    ] = Field([0.9, 0.999], description="Decay of the averages of the gradient and of its square.")
+    eps: float = Field(1e-8, ge=0, description="Added to the root of the average square.")
+    weight_decay: float = Field(
+        1e-2, ge=0, description="Taken off a weight in each step: this times the learning rate."
+    )
+    amsgrad: bool = Field(False, description="Divide by the largest average square so far.")
+
+
+TorchName = Literal[
+    "adadelta", "adafactor", "adagrad", "adam", "adamax", "asgd", "nadam", "radam", "rmsprop",
+    "rprop",
+]  # fmt: skip
+# Where PyTorch's own default is another one.
+_LEARNING_RATES = {
+    "adadelta": 1.0, "adafactor": 1e-2, "adagrad": 1e-2, "adamax": 2e-3, "asgd": 1e-2,
+    "nadam": 2e-3, "rmsprop": 1e-2, "rprop": 1e-2,
+}  # fmt: skip
+
+
+class TorchOptimizer(_Optimizer):
+    """A class of `torch.optim`.
+
+    Left out: LBFGS calls the loss several times a step, SparseAdam takes sparse gradients, and
+    Muon trains matrices only.
+    """
+
+    name: TorchName = Field(description="PyTorch's class of this name.")
+    learning_rate: float = Field(
+        default_factory=lambda data: _LEARNING_RATES.get(data["name"], 1e-3),
+        gt=0,
+        description="Where schedules start; default: PyTorch's.",
+    )
+    args: dict[str, Any] = Field({}, description="The class's own options, as in PyTorch.")
+
+    @field_validator("args")
+    @classmethod
+    def _not_the_rate(cls, args: dict[str, Any]) -> dict[str, Any]:
+        if "lr" in args:
+            raise ValueError("lr is the key learning_rate, beside args")
+        return args
+
+
+AnyOptimizer = SGD | AdamW | TorchOptimizer
+Optimizer = Annotated[AnyOptimizer, Field(discriminator="name")]
 
 
 class Warmup(Section):

@@ -21,7 +21,7 @@ from vshift.shift.noise_graph import noise_in_front
 from vshift.shift.stats import TrainingLog, batch_norms
 from vshift.text import pluralize
 from vshift.train.objective import MetricAccumulator, make_objective
-from vshift.train.optimizer import make_optimizer
+from vshift.train.optimizer import Optimizer, make_optimizer
 
 MAX_STEPS = 10**8  # per run; each has its learning rate in a list
 
@@ -93,7 +93,7 @@ class TrainingContext:
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         augment = config.data.augment
         self.stream = train_stream(images, config.data.batch_size, augment.crop, augment.flip)
-        self.optimizer = make_optimizer(self.model, config.optimizer)
+        self.optimizer: Optimizer = make_optimizer(self.model, config.optimizer)
         self.objective = make_objective(config)
         self.metrics = MetricAccumulator(self.device)
         self.layer_log = TrainingLog(self.model) if config.measure.every else None

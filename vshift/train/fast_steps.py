@@ -16,6 +16,7 @@ from vshift.kernels import KernelsMissing, fuse
 from vshift.shift.modes import restoring_state
 from vshift.train.context import TrainingContext
 from vshift.train.loop import TrainStep
+from vshift.train.optimizer import FixedStateOptimizer
 
 STEPS_PER_GRAPH = 8  # enough that the host never keeps the device waiting
 
@@ -97,12 +98,20 @@ class CapturedStep(CompiledStep):
     CUDA it is captured, STEPS_PER_GRAPH and one of it for full batches and one for the last,
     smaller batch, and replayed, so that a step costs the host nothing. Without CUDA the same
     function is called instead, which is how tests hold it against `TrainStep`.
+
+    Raises:
+        CannotCompile: the optimizer's state is not in tensors that stay in their place.
     """
 
     name = "captured"
 
     def __init__(self, context: TrainingContext, compile: bool = True) -> None:
         super().__init__(context)
+        optimizer = context.optimizer
+        if not isinstance(optimizer, FixedStateOptimizer):
+            name = context.config.optimizer.name
+            raise CannotCompile(f"the optimizer must be sgd or adamw, and it is {name}")
+        self._optimizer = optimizer
         if not compile:
             self.forward = context.model
         self._graphs: dict[tuple[int, int], Any] = {}
@@ -245,7 +254,7 @@ class CapturedStep(CompiledStep):
         """Every tensor that a step changes, with a copy."""
         context = self.context
         tensors = [*context.model.parameters(), *context.model.buffers()]
-        tensors += [*context.optimizer.tensors(), *context.metrics.tensors()]
+        tensors += [*self._optimizer.tensors(), *context.metrics.tensors()]
         tensors += [] if context.layer_log is None else context.layer_log.tensors()
         tensors += [self._first, self._now, self._rate]
         self._random = torch.cuda.get_rng_state() if self._rate.is_cuda else None
