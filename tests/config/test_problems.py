@@ -8,7 +8,10 @@ from vshift.config import load
 from vshift.errors import ConfigError, VShiftError
 
 POSITIONS = "before_last_bn, before_last_conv, before_bn, after_bn, before_classifier"
-NETWORKS = "preresnet, resnet, wrn, resnext, densenet, vgg, mlp, autoencoder"
+NETWORKS = (
+    "preresnet, resnet, wrn, resnext, densenet, vgg, mlp, autoencoder, torchvision:NAME, "
+    "timm:NAME, file.py:object, package.module:object"
+)
 
 
 def test_every_problem_at_once_in_the_order_of_the_file(write, refused) -> None:

@@ -35,9 +35,11 @@ def inspect(
     typer.echo(
         f"{chosen.network.name}: {summary['parameters']:,} parameters, "
         f"{summary['macs'] / 1e6:,.1f} M multiply-accumulates per image, "
-        f"{summary['bn_layers']} BN layers\n"
-        f"block order: {' '.join(chosen.network.order)}\n"
+        f"{summary['bn_layers']} BN layers"
     )
+    if chosen.network.order:
+        typer.echo(f"block order: {' '.join(chosen.network.order)}")
+    typer.echo()
     columns = [Column(head, is_text=True) for head in ("layer", "operation", "output")]
     rows = [
         [layer["name"], layer["op"], "×".join(map(str, layer["output_shape"]))]

@@ -154,6 +154,8 @@ def _place_in(view: View, network: Any) -> tuple[str | None, float] | None:
     elementwise. The place is taken from the block order, so `block: … noise bn …` is
     `before_last_bn` too.
     """
+    if not network.order:  # one's own
+        return None
     noises = [noise for noise in network.noises if noise.variance]
     if not noises:
         return None if view.adjusted else (None, 0.0)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from vshift.config.identity import short_references
 from vshift.config.load import AnyPath, build, folder_name, gather, put, split_key
 from vshift.config.problems import shorten
 from vshift.config.schema import NAME_LENGTH, Config
@@ -276,7 +277,7 @@ def _labelled(choices: list[_Choices]) -> list[_Axis]:
     axes = []
     for word, (key, parts, nodes) in zip(short, choices, strict=True):
         label = word if short.count(word) == 1 else key
-        values = [node.to_python() for node in nodes]
+        values = [short_references(node.to_python(), parts[-1]) for node in nodes]
         texts = [v if isinstance(v, str) else "_".join(_leaves(v)) or "empty" for v in values]
         axes.append(
             [

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,8 @@ def config_hash(config: Config) -> str:
 
 def hash_of(values: Mapping[str, Any]) -> str:
     """The hash of the keys that identify a config, given as a mapping."""
-    kept = {key: v for key, v in identity(values, Scope.EXECUTION).items() if v != {}}
+    kept = identity(short_references(values), Scope.EXECUTION)
+    kept = {key: v for key, v in kept.items() if v != {}}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -110,9 +112,10 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
 
     None where a config has no such key. A section that one config lacks is one difference.
     """
-    return value_differences(
-        identity(a.model_dump(), Scope.ROUNDING), identity(b.model_dump(), Scope.ROUNDING)
+    one, other = (
+        identity(short_references(config.model_dump()), Scope.ROUNDING) for config in (a, b)
     )
+    return value_differences(one, other)
 
 
 def value_differences(
@@ -127,6 +130,40 @@ def value_differences(
         elif one != other:
             found[dotted] = (one, other)
     return found
+
+
+# ---- references to parts of one's own
+
+# The keys that hold them: what tells the sections of a union apart.
+TAG_KEYS = ("name", "kind")
+
+
+def is_file_reference(text: Any) -> bool:
+    """Whether a value names an object of a file: `my_model.py:MyNet`."""
+    module, _, name = text.rpartition(":") if isinstance(text, str) else ("", "", "")
+    return module.endswith(".py") and name.isidentifier()
+
+
+def with_references(value: Any, change: Callable[[str], str], key: str = "") -> Any:
+    """A config or a part of one, as mappings, with every reference to a file changed.
+
+    Args:
+        key: that of the value itself; only below `name` and `kind` there are references.
+    """
+    if isinstance(value, Mapping):
+        return {
+            name: item if name == "args" else with_references(item, change, name)
+            for name, item in value.items()
+        }
+    if isinstance(value, list):
+        return [with_references(item, change, key) for item in value]
+    return change(value) if key in TAG_KEYS and is_file_reference(value) else value
+
+
+def short_references(value: Any, key: str = "") -> Any:
+    """The value with files by their names: a part is the same in every folder. Its `source` tells
+    files of one name apart."""
+    return with_references(value, lambda text: re.split(r"[/\\]", text)[-1], key)
 
 
 # ---- keys that have been renamed

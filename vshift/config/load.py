@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vshift.config.identity import upgrade
+from vshift.config.identity import TAG_KEYS, is_file_reference, upgrade, with_references
+from vshift.config.own import absolute, with_sources
 from vshift.config.problems import explain
 from vshift.config.schema import NAME_LENGTH, RESERVED, Config
 from vshift.config.yaml12 import MAX_DEPTH, Node, SourceLocation, from_python, parse, to_yaml
@@ -54,16 +55,35 @@ def gather(path: AnyPath, sets: Sequence[str] = (), seeds: Sequence[int] | None 
 
 
 def build(tree: Node) -> Config:
-    """Validate a tree."""
+    """Validate a tree.
+
+    Files of one's own are read, and never run.
+    """
     try:
-        return Config.model_validate(tree.to_python())
+        config = Config.model_validate(tree.to_python())
     except ValidationError as error:
         raise ConfigError(*explain(error, tree)) from None
+    return with_sources(config, lambda key: f"{_location(tree, key)}: {key}")
 
 
-def dump(config: Config) -> str:
-    """YAML of the whole config, defaults included; `load` makes an equal config of it."""
-    return to_yaml(_name_first(config.model_dump()))
+def _location(tree: Node, key: str) -> SourceLocation:
+    """Where a dotted key is written, or else the section that it belongs to."""
+    node = tree
+    for part in key.split("."):
+        child = node.child(int(part) if part.isdecimal() else part)
+        if child is None:
+            break
+        node = child
+    return node.location
+
+
+def dump(config: Config, rename: Callable[[str], str] = str) -> str:
+    """YAML of the whole config, defaults included; `load` makes an equal config of it.
+
+    Args:
+        rename: a reference to a file of one's own → how it is written.
+    """
+    return to_yaml(_name_first(with_references(config.model_dump(), rename)))
 
 
 def _name_first(value: Any) -> Any:
@@ -93,7 +113,7 @@ def _resolve(path: Path, chain: tuple[Path, ...], resolved: dict[str, Node]) -> 
     real = os.path.realpath(path)
     if real in resolved:
         return resolved[real]
-    tree = read_file(path)
+    tree = _with_absolute_files(read_file(path), path.parent)
     base = tree.child("base") or Node(None, tree.location)
     entries = base.value if isinstance(base.value, list) else [base]
     entries = [] if base.value is None else entries
@@ -125,6 +145,23 @@ def _resolve(path: Path, chain: tuple[Path, ...], resolved: dict[str, Node]) -> 
     kept = {key: node for key, node in merged.value.items() if key not in dropped}
     resolved[real] = replace(merged, value=kept)
     return resolved[real]
+
+
+def _with_absolute_files(node: Node, folder: Path, key: str = "") -> Node:
+    """The tree with references to files made absolute; `key` is the node's own, maybe dotted."""
+    *above, last = key.split(".")
+    if "args" in (*above, last):
+        return node
+    if isinstance(node.value, dict):
+        children = node.value.items()
+        inside = {name: _with_absolute_files(child, folder, name) for name, child in children}
+        return replace(node, value=inside)
+    if isinstance(node.value, list):
+        items = [_with_absolute_files(child, folder, key) for child in node.value]
+        return replace(node, value=items)
+    if last in TAG_KEYS and is_file_reference(node.value):
+        return replace(node, value=absolute(node.value, folder))
+    return node
 
 
 def read_file(path: Path) -> Node:
@@ -217,7 +254,7 @@ def _apply(tree: Node, sets: Sequence[str]) -> Node:
                 raise ConfigError(f"{source}: {what}")
             if key.split(".")[0] == "base":
                 raise ConfigError(f"{source}: `base` is read before --set; write it in a file")
-            node = parse(value, source, inline=True)
+            node = _with_absolute_files(parse(value, source, inline=True), Path.cwd(), key)
             tree = put(tree, split_key(key, source), replace(node, key=node.location))
         except ConfigError as error:
             problems += error.problems

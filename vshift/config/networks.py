@@ -5,26 +5,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, Tag, ValidationInfo, field_validator
 
 from vshift.config import block as language
 from vshift.config.noise import AnyNoise, Noise
-from vshift.config.section import OneOrList, Section
+from vshift.config.own import FORMS, OwnPart, Reference
+from vshift.config.section import OneOrList, Section, own_or_named
 
 
-class _Network(Section):
-    """The keys that every family shares. A validator sees the fields above its own."""
+class _WithNoise(Section):
+    """What every network shares, also one's own."""
 
-    own_block: ClassVar[str]
-    size_keys: ClassVar[tuple[str, ...]] = ("depth",)  # what a label names after the family
     if TYPE_CHECKING:
-        name: str  # each family declares it, after the keys above: the order of a table's keys
-    linear: ClassVar[Literal["conv", "fc"]] = "conv"
-    may_pool: ClassVar[bool] = False
+        name: str  # each declares it, after the keys that it shares: the order of a table's keys
 
     noise: OneOrList[Noise, Annotated[list[Noise], Field(min_length=1, max_length=16)]] | None = (
         Field(None, description="Noise in training, by kind: one entry or a list.")
     )
+
+    @property
+    def noises(self) -> tuple[AnyNoise, ...]:
+        return tuple(_as_list(self.noise))
+
+
+class _Network(_WithNoise):
+    """The keys that every family shares. A validator sees the fields above its own."""
+
+    own_block: ClassVar[str]
+    size_keys: ClassVar[tuple[str, ...]] = ("depth",)  # what a label names after the family
+    linear: ClassVar[Literal["conv", "fc"]] = "conv"
+    may_pool: ClassVar[bool] = False
+
     bias: bool = Field(
         False, description="Bias of convolutions in blocks; before a BN it is redundant."
     )
@@ -69,10 +80,6 @@ class _Network(Section):
         sizes = [getattr(self, key) for key in self.size_keys]
         flat = [size for value in sizes for size in (value if isinstance(value, list) else [value])]
         return "-".join([self.name, *(f"{size:g}" for size in flat)])
-
-    @property
-    def noises(self) -> tuple[AnyNoise, ...]:
-        return tuple(_as_list(self.noise))
 
     @property
     def order(self) -> language.Order:
@@ -277,7 +284,40 @@ class Autoencoder(FullyConnected):
     )
 
 
+class OwnNetwork(OwnPart, _WithNoise):
+    """A callable that returns an `nn.Module` for images [N, C, H, W]."""
+
+    libraries = ("torchvision", "timm")
+    forms = ("torchvision:NAME", "timm:NAME", *FORMS)
+    name: Reference = Field(
+        description="The callable, told classes, channels and size where its signature asks."
+    )
+    convert: bool = Field(
+        True,
+        description="Let plain nn.BatchNorm layers be vshift's: the same parameters and names.",
+    )
+
+    @property
+    def size_label(self) -> str:
+        """The object's name: `MyNet`, `resnet18`."""
+        return self.name.rpartition(":")[2]
+
+    @property
+    def block(self) -> None:
+        """None: it has no block order."""
+
+    @property
+    def order(self) -> language.Order:
+        """Empty: its code decides."""
+        return ()
+
+
 Network = Annotated[
-    PreResNet | ResNet | WRN | ResNeXt | DenseNet | VGG | MLP | Autoencoder,
-    Field(discriminator="name"),
+    Annotated[
+        PreResNet | ResNet | WRN | ResNeXt | DenseNet | VGG | MLP | Autoencoder,
+        Field(discriminator="name"),
+        Tag("named"),
+    ]
+    | Annotated[OwnNetwork, Tag("own")],
+    own_or_named("name"),
 ]

@@ -62,6 +62,7 @@ def _find(item: ErrorDetails, tree: Node) -> tuple[SourceLocation, Path]:
     return nodes[-1].start if of_key else nodes[-1].location, path
 
 
+_NO_NAMES = ("one", "list", "named", "own")  # tags that nobody writes
 # ---- what the schema says about a place in a config
 
 # pydantic's error locations contain the tags of unions (`network.preresnet.depth`), and a key may
@@ -75,17 +76,29 @@ class SchemaLocation:
     path: Path
     type: Any
     field: FieldInfo | None = None
-    tag: str = ""  # of the last union: `preresnet`, `one` or `list`
+    tag: str = ""  # of the last union: `preresnet`, `one`, `list`, `named` or `own`
+    forms: tuple[str, ...] = ()  # of references that may stand in the place of a name
 
     @cached_property
     def branches(self) -> dict[str, Any]:
         """tag → type where the type is a union."""
         return _branches(self.type)
 
+    @cached_property
+    def sections(self) -> dict[str, Any]:
+        """`branches`, where a part of one's own is allowed too those of the named ones."""
+        return _branches(self.branches["named"]) if "named" in self.branches else self.branches
+
+    @property
+    def allowed(self) -> list[str]:
+        """The names that the union's sections have, and the forms of references."""
+        own = self.branches.get("own")
+        return [*self.sections, *(self.forms if own is None else _strip(own).forms)]
+
     @property
     def tag_key(self) -> str:
         """The key that tells the sections of the union apart: `name` or `kind`."""
-        return _tag_key(next(iter(self.branches.values())))
+        return _tag_key(next(iter(self.sections.values())))
 
     @property
     def keys(self) -> list[str]:
@@ -106,7 +119,8 @@ def _resolve(location: Path) -> SchemaLocation:
     for part in location:
         kind, path = _strip(here.type), (*here.path, part)
         if part in here.branches:
-            here = SchemaLocation(here.path, here.branches[str(part)], here.field, str(part))
+            forms = tuple(here.allowed[len(here.sections) :]) if part == "named" else ()
+            here = SchemaLocation(here.path, here.branches[str(part)], here.field, str(part), forms)
         elif _is_section(kind) and part in kind.model_fields:
             field = kind.model_fields[str(part)]
             here = SchemaLocation(path, field.annotation, field)
@@ -205,22 +219,22 @@ def _what(here: SchemaLocation, item: ErrorDetails) -> str:
             allowed = ", ".join(_literals(here.type))
             text = f"allowed: {allowed}" if allowed else here.description
             if branches:
-                text = f"a section whose {here.tag_key} is one of {', '.join(branches)}"
+                text = f"a section whose {here.tag_key} is one of {', '.join(here.allowed)}"
             return f"missing; {text}" if text else "missing"
         case "union_tag_not_found":
-            return f"missing; {_missing_space(value)}allowed: {', '.join(branches)}"
+            return f"missing; {_missing_space(value)}allowed: {', '.join(here.allowed)}"
         case "union_tag_invalid":
             thing = _THINGS.get(str(here.path[-1]))
             isnt = f"not {thing}" if thing else "not allowed"
-            return _not_among(value[here.tag_key], isnt, list(branches))
+            return _not_among(value[here.tag_key], isnt, here.allowed)
         case "literal_error":
             words = _literals(here.type) + (["a list"] if here.tag == "one" else [])
             return _not_among(value, "not allowed", words)
         case "model_type" | "model_attributes_type":
             text = f"{shown} is not a section of keys"
             if branches:
-                named = isinstance(value, str) and value in branches
-                example = value if named else next(iter(branches))
+                named = isinstance(value, str) and value in here.sections
+                example = value if named else next(iter(here.sections))
                 text += f"; write for instance {{{here.tag_key}: {example}}}"
             return text
         case "too_short" | "string_too_short":
@@ -264,11 +278,13 @@ def _unknown_key(here: SchemaLocation, location: Path) -> str:
         hint = f"it is a key of {', '.join(having)}; "
     elif not is_top and key in Config.model_fields:
         hint = f"`{key}` is a section of its own, beside {here.path[0]}; "
+    elif section.tag == "own":
+        hint = f"what the object is called with goes into args: {{{one_line(key, 40)}: …}}; "
     else:
         homes = [f"`{home}`" for home in sorted(_find_key(Config, key))[:3]]
         elsewhere = f"did you mean {' or '.join(homes)}? " if homes else ""
         hint = _missing_space([key]) or suggest(key, allowed) or elsewhere
-    of = f" of {section.tag}" if section.tag not in ("", "one", "list") else ""
+    of = f" of {section.tag}" if section.tag not in ("", *_NO_NAMES) else ""
     return f"unknown key{of}; {hint}allowed here: {', '.join(allowed)}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
@@ -33,6 +34,20 @@ OneOrList = Annotated[
     Annotated[One, Tag("one")] | Annotated[Many, Tag("list")],
     Discriminator(lambda value: "list" if isinstance(value, list) else "one"),
 ]
+
+
+def own_or_named(tag_key: str) -> Discriminator:
+    """Chooses, in a union of the branches `named` and `own`, by the value of `name` or `kind`.
+
+    A value with a colon is a reference to a part of one's own; see `vshift.config.own`.
+    """
+
+    def choose(value: Any) -> str:
+        is_mapping = isinstance(value, Mapping)
+        tag = value.get(tag_key) if is_mapping else getattr(value, tag_key, None)
+        return "own" if isinstance(tag, str) and ":" in tag else "named"
+
+    return Discriminator(choose)
 
 
 def no_repeats(thing: str) -> AfterValidator:

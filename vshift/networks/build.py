@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,11 @@ def build(
     from vshift.networks import others, residual  # noqa: F401 - they register their families
 
     network, norm, images = config_.network, config_.norm, ImageShape(channels, size)
+    if isinstance(network, config.OwnNetwork):
+        from vshift.networks.own import own_network
+
+        with _seeded(seed):
+            return own_network(network, classes, images)
     halvings = network.halvings
     # At least two pixels must reach the last halving, or the last stage sees no image.
     smallest = 2 ** (halvings - 1) + 1 if halvings else 1
@@ -81,9 +87,16 @@ def build(
         noise=lambda index: make_noise(network.noises[index]),
         bias=network.bias,
     )
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with _seeded(seed):
         model = _BUILDERS[type(network)](network, layers, images)
         initialise(model)
     return model
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """With this seed and the global random state as it was afterwards; None: nothing of both."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield

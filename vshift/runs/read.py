@@ -106,7 +106,7 @@ def _identity(path: Path, run: Row, problems: list[str]) -> tuple[str, int]:
 
 
 def _read_config(path: Path) -> Row:
-    from vshift.config.identity import upgrade
+    from vshift.config.identity import short_references, upgrade
     from vshift.config.yaml12 import parse
 
     data = files.read_bytes(path, _LARGEST_CONFIG)
@@ -119,7 +119,8 @@ def _read_config(path: Path) -> Row:
         raise Damaged(f"{path} is damaged: {reason[:200]}") from error
     if not isinstance(value, dict):
         raise Damaged(f"{path} is damaged: it holds no keys")
-    return upgrade(value)
+    row: Row = short_references(upgrade(value))
+    return row
 
 
 def find_runs(folders: Iterable[Path | str]) -> list[RunRecord]:
