@@ -45,7 +45,7 @@ depth: 20
         "7:47: network.noise.position: 'before_last_bm' is not allowed; did you mean "
         f"`before_last_bn`? allowed: {POSITIONS}, a list",
         "8:14: norm.kind: 'batc' is not allowed; did you mean `batch`? allowed: batch, group, none",
-        "9:12: optimizer: 3 is not a section of keys",
+        "9:12: optimizer: 3 is not a section of keys; write for instance {name: sgd}",
         "10:1: schedule.name: missing; allowed: constant, multistep, cosine, onecycle",
         "11:24: measure.eval_epochs: 'alle' is not allowed; did you mean `all`? allowed: all, a "
         "list",
@@ -124,7 +124,15 @@ depth: 20
         ("optimizer.learning_rate='0.1'", "optimizer.learning_rate: '0.1' is not a number; "
          "remove the "
          "quotes"),
-        ("optimizer.name=adam", "optimizer.name: 'adam' is not allowed; allowed: sgd"),
+        ("optimizer.name=adm", "optimizer.name: 'adm' is not allowed; did you mean `adam`? allowed: "
+         "sgd, adamw, adadelta, adafactor, adagrad, adam, adamax, asgd, nadam, radam, rmsprop, "
+         "rprop"),
+        ("optimizer.lr=0.1", "optimizer.lr: unknown key of sgd; did you mean `learning_rate`? "
+         "allowed here: decay_norm_and_bias, learning_rate, momentum, name, nesterov, train, "
+         "weight_decay"),
+        ("optimizer={name: adam, args: {lr: 1.0}}", "optimizer.args: lr is the key learning_rate, "
+         "beside args"),
+        ("optimizer={name: adamw, betas: [0.9]}", "optimizer.betas: [0.9] is short; give 2"),
         ("data.root=x", "data.root: unknown key of shapes; it is a key of cifar10, cifar100, "
          "imagefolder; allowed here: augment, batch_size, name, seed, test, test_limit, train, "
          "train_limit, validation"),

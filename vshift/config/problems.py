@@ -238,7 +238,8 @@ def _what(here: SchemaLocation, item: ErrorDetails) -> str:
                 text += f"; write for instance {{{here.tag_key}: {example}}}"
             return text
         case "too_short" | "string_too_short":
-            return "empty; give at least one"
+            least = context["min_length"]
+            return "empty; give at least one" if least == 1 else f"{shown} is short; give {least}"
         case "too_long":
             return f"more than {context['max_length']} entries"
         case "value_error":
