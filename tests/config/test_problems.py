@@ -124,15 +124,15 @@ depth: 20
         ("optimizer.learning_rate='0.1'", "optimizer.learning_rate: '0.1' is not a number; "
          "remove the "
          "quotes"),
-        ("optimizer.name=adm", "optimizer.name: 'adm' is not allowed; did you mean `adam`? allowed: "
-         "sgd, adamw, adadelta, adafactor, adagrad, adam, adamax, asgd, nadam, radam, rmsprop, "
-         "rprop"),
+        ("optimizer.name=adm", "optimizer.name: 'adm' is not allowed; did you mean `adam`? "
+         "allowed: sgd, adamw, adadelta, adafactor, adagrad, adam, adamax, asgd, nadam, radam, "
+         "rmsprop, rprop"),
         ("optimizer.lr=0.1", "optimizer.lr: unknown key of sgd; did you mean `learning_rate`? "
          "allowed here: decay_norm_and_bias, learning_rate, momentum, name, nesterov, train, "
          "weight_decay"),
         ("optimizer={name: adam, args: {lr: 1.0}}", "optimizer.args: lr is the key learning_rate, "
          "beside args"),
-        ("optimizer={name: adamw, betas: [0.9]}", "optimizer.betas: [0.9] is short; give 2"),
+        ("optimizer={name: adamw, betas: [0.9]}", "optimizer.betas: too short; give 2"),
         ("data.root=x", "data.root: unknown key of shapes; it is a key of cifar10, cifar100, "
          "imagefolder; allowed here: augment, batch_size, name, seed, test, test_limit, train, "
          "train_limit, validation"),

@@ -239,7 +239,7 @@ def _what(here: SchemaLocation, item: ErrorDetails) -> str:
             return text
         case "too_short" | "string_too_short":
             least = context["min_length"]
-            return "empty; give at least one" if least == 1 else f"{shown} is short; give {least}"
+            return "empty; give at least one" if least == 1 else f"too short; give {least}"
         case "too_long":
             return f"more than {context['max_length']} entries"
         case "value_error":
