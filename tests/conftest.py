@@ -9,6 +9,13 @@ import torch
 from tests.soak.harness import Trainer, fork_server
 from vshift import cli
 
+# PostScript, which Pillow hands to a program.
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 8 8
+%%EndComments
+0 0 8 8 rectfill
+"""
+
 
 @pytest.fixture(scope="session")
 def server():
@@ -53,6 +60,18 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def ghostscript(tmp_path, monkeypatch):
+    """A file that exists once Pillow has started the program `gs`, which it does for EPS."""
+    started, program = tmp_path / "started", tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho 10\ntouch {started}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    return started
 
 
 def pytest_collection_modifyitems(items):

@@ -76,9 +76,9 @@ def pluralize(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
-def join_words(parts: Sequence[str]) -> str:
+def join_words(parts: Sequence[str], word: str = "and") -> str:
     """`a, b and c`."""
-    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+    return f" {word} ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
 def list_names(names: Sequence[str], limit: int = 4, noun: str = "") -> str:

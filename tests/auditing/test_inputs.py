@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import os
 
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+from tests.conftest import EPS
 from vshift import audit
 from vshift.auditing import AuditError
 from vshift.auditing.inputs import load_weights, read_state
@@ -299,3 +301,42 @@ def test_a_reference_with_a_prefix_is_compared_and_a_foreign_one_is_told():
         assert "drift" in {f.code for f in audit(model, batches, reference=state).findings}
     notes = audit(model, batches, reference={"conv.weight": torch.ones(1)}).notes
     assert any("none of this model's batch norms" in note for note in notes)
+
+
+def image_tree(root):
+    """Eight images in two classes, and the options that fit them."""
+    for name in ("dark", "light"):
+        (root / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (8, 8), (i, i, i)).save(root / name / f"{i}.png")
+    return ["--size", 8, "--batch-size", 4]
+
+
+@pytest.mark.parametrize("source", ["images", "torchvision:ImageFolder@images"])
+def test_an_image_starts_no_program(vshift, tmp_path, ghostscript, source):
+    words = image_tree(tmp_path / "images")
+    (tmp_path / "images" / "dark" / "z.png").write_bytes(EPS)
+    code, out, err = vshift("audit", "mine.py:net", "--data", source, *words)
+    assert (code, out) == (2, "")
+    assert "z.png" in err or "Ghostscript" in err
+    assert not ghostscript.exists()
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_and_links_in_circles_do_not_hang_the_audit(vshift, tmp_path):
+    words = image_tree(tmp_path / "images")
+    for i in range(12):
+        (tmp_path / "images" / "dark" / f"l{i}").symlink_to(".")
+    assert vshift("audit", "mine.py:net", "--data", "images", *words)[0] == 0
+    os.mkfifo(tmp_path / "images" / "light" / "0000.png")
+    code, _, err = vshift("audit", "mine.py:net", "--data", "images", *words)
+    assert code == 2
+    assert "--data: cannot read images/light/0000.png: not a regular file" in err
+
+
+def test_an_image_folder_without_images_is_refused(vshift, tmp_path):
+    (tmp_path / "images" / "dark").mkdir(parents=True)
+    _, _, err = vshift("audit", "mine.py:net", "--data", "images")
+    assert "--data: the class folders dark in images have no images (bmp, gif," in err
+    (tmp_path / "images" / "dark").rmdir()
+    assert "images has no class folders" in vshift("audit", "mine.py:net", "--data", "images")[2]

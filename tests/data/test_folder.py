@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import EPS
 from tests.data.conftest import together
 from vshift.config.data import ImageFolder
 from vshift.data import Description, describe, folder, load
@@ -211,10 +213,10 @@ def test_an_image_without_permission(make_tree, monkeypatch):
     config = make_tree()
     real = Image.open
 
-    def refuse(path, *rest):
+    def refuse(path, **options):
         if str(path).endswith("dog/0001.png"):
             raise PermissionError(13, "Permission denied")
-        return real(path, *rest)
+        return real(path, **options)
 
     monkeypatch.setattr(Image, "open", refuse)
     assert "dog/0001.png: permission denied" in message(config)
@@ -379,3 +381,38 @@ def test_what_killed_processes_left_of_the_cache_is_removed(tmp_path: Path) -> N
     os.utime(tmp_path / "key123.tmp", (1, 1))
     folder.write_cached(file, np.zeros((1, 8, 8, 3), np.uint8))
     assert not (tmp_path / "key123.tmp").exists()
+
+
+def test_an_image_starts_no_program(make_tree, ghostscript):
+    """Whatever the suffix says, Pillow goes by the first bytes."""
+    config = make_tree()
+    evil = Path(config.root) / "train" / "cat" / "z.png"
+    evil.write_bytes(EPS)
+    with Image.open(evil) as image, contextlib.suppress(OSError):
+        image.load()
+    assert ghostscript.exists(), "Pillow itself starts it"
+    ghostscript.unlink()
+    for size in (None, 8):
+        text = message(config.model_copy(update={"size": size}))
+        assert f"{evil}: not an image in BMP, GIF, JPEG, PNG, PPM, TIFF or WEBP" in text
+    assert not ghostscript.exists()
+
+
+def test_every_suffix_keeps_its_promise_and_a_wrong_one_is_read(make_tree):
+    config = make_tree()
+    place = Path(config.root) / "train" / "cat"
+    for suffix, form in folder.FORMATS.items():
+        Image.new("RGB", (8, 8)).save(place / f"z.{suffix}", form)
+    Image.new("RGB", (8, 8)).save(place / "jpeg.png", "JPEG")
+    assert len(load(config).train) == 6 + len(folder.FORMATS) + 1
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_among_the_images_is_refused(make_tree):
+    config = make_tree()
+    pipe = Path(config.root) / "test" / "dog" / "0.png"
+    os.mkfifo(pipe)
+    assert f"{pipe}: not a regular file" in message(config)
+    (Path(config.root) / "train" / "cat" / "..again").symlink_to("..")  # no folder to walk into
+    pipe.unlink()
+    assert len(load(config).train) == 6

@@ -53,6 +53,24 @@ def test_links_in_circles_end(tmp_path: Path) -> None:
     assert len(find_runs([tmp_path / "runs"])) == 1
 
 
+@pytest.mark.timeout(20)
+def test_many_links_to_folders_above_are_looked_into_once(tmp_path: Path) -> None:
+    """Followed, forty of them would be 2.7 million folders."""
+    run = make_run(tmp_path / "runs" / "study")
+    for i in range(40):
+        (tmp_path / "runs" / f"l{i}").symlink_to(".")
+        (run.parent / f"l{i}").symlink_to(tmp_path)
+    assert [r.path for r in find_runs([tmp_path / "runs"])] == [run]
+
+
+def test_a_link_to_a_runs_dir_elsewhere_is_followed(tmp_path: Path) -> None:
+    make_run(tmp_path / "elsewhere")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "more").symlink_to(tmp_path / "elsewhere")
+    (record,) = find_runs([tmp_path / "runs"])
+    assert record.path == tmp_path / "runs" / "more" / "a" / "seed-0"
+
+
 def test_a_whole_run(tmp_path: Path) -> None:
     record = read_run(make_run(tmp_path, metrics=[{"epoch": 1}], layers=[{"epoch": 1}]))
     assert record.status == "done"

@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from vshift.auditing.evidence import fit_to_names
 from vshift.auditing.samples import AuditError
+from vshift.data import folder
 from vshift.text import did_you_mean, list_names
 
 if TYPE_CHECKING:
@@ -277,26 +278,55 @@ def _transform(options: ImageOptions) -> Any:
     )
 
 
-def _image_folder(path: Path, options: ImageOptions, flag: str) -> Any:
-    from torchvision.datasets import ImageFolder
+class _ImageFiles(Dataset[tuple[Tensor, int]]):
+    """Images of files with their classes, decoded when asked for."""
 
-    parts = sorted(found.name for found in path.iterdir() if found.is_dir())
-    if parts and {part.lower() for part in parts} <= _SPLITS:
-        raise AuditError(
-            f"{flag}: {path} holds {', '.join(parts)}, which are no classes; name one of them, "
-            f"{path / parts[0]}"
-        )
+    def __init__(self, files: Sequence[tuple[Path, int]], options: ImageOptions, flag: str) -> None:
+        self.files, self.transform, self.flag = files, _transform(options), flag
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.files[index]
+        try:
+            with folder.opened(path) as image:
+                return self.transform(image), label
+        except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+            reason = folder.reason_of(error)
+            raise AuditError(
+                f"{self.flag}: cannot read {path}: {reason}; replace or delete it"
+            ) from error
+
+
+def _image_folder(path: Path, options: ImageOptions, flag: str) -> _ImageFiles:
     try:
-        return ImageFolder(path, _transform(options))
+        names = folder.subfolders(path)
+        if names and {name.lower() for name in names} <= _SPLITS:
+            raise AuditError(
+                f"{flag}: {path} holds {', '.join(names)}, which are no classes; name one of them, "
+                f"{path / names[0]}"
+            )
+        files = [folder.image_files(path / name) for name in names]
     except OSError as error:
+        raise AuditError(f"{flag}: cannot list {error.filename}: {error.strerror}") from error
+    empty = [name for name, found in zip(names, files, strict=True) if not found]
+    if empty or not names:
+        where = f"{path} has no class folders"
+        if empty:
+            where = f"the class folders {list_names(empty)} in {path} have no images"
         raise AuditError(
-            f"{path}: {error}; put every class's images into a folder of its own, {path}/<class>/"
-        ) from error
+            f"{flag}: {where} ({', '.join(sorted(folder.FORMATS))}); put every class's images into "
+            f"a folder of its own, {path}/<class>/"
+        )
+    return _ImageFiles([(f, n) for n, found in enumerate(files) for f in found], options, flag)
 
 
 def _torchvision_set(name: str, root: str, options: ImageOptions, flag: str) -> Any:
+    from PIL import EpsImagePlugin
     from torchvision import datasets
 
+    EpsImagePlugin.gs_binary = False  # a file that holds PostScript does not start Ghostscript
     names = [n for n in datasets.__all__ if n[0].isupper()]
     if name not in names:
         raise _unknown_name(f"torchvision has no data set {name!r}", name, names)

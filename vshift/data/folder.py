@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -29,9 +30,14 @@ from vshift.cache import cache_folder, remove_old, replacing
 from vshift.config.data import ImageFolder
 from vshift.data.source import Indices, Labels, Pixels, Source
 from vshift.errors import DataError
-from vshift.text import first_lines, list_names
+from vshift.text import first_lines, join_words, list_names
 
-SUFFIXES = frozenset(["jpg", "jpeg", "png", "bmp", "webp", "gif", "ppm", "tif", "tiff"])
+# What each suffix promises. Pillow may try no other format, whatever the suffix: to open some, it
+# starts programs.
+FORMATS = {
+    "jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "bmp": "BMP", "webp": "WEBP", "gif": "GIF",
+    "ppm": "PPM", "tif": "TIFF", "tiff": "TIFF",
+}  # fmt: skip
 MAX_PIXELS = 64 * 1024 * 1024  # a larger image is taken for a decompression bomb
 MAX_BYTES = 2**38  # of all images together: 256 GiB is a mistake
 SHOWN = 5  # names in one message
@@ -92,7 +98,7 @@ def _parts(config: ImageFolder) -> tuple[Path, Path, Path]:
     for key in ("train_folder", "test_folder"):
         name = getattr(config, key)
         if not (root / name).is_dir():
-            there = list_names(_subfolders(root), SHOWN) or "none"
+            there = list_names(_folders_in(root), SHOWN) or "none"
             raise DataError(
                 f"data.{key}: there is no folder `{name}` in {root} (folders there: {there}); "
                 f"name one of them with data.{key}"
@@ -113,7 +119,7 @@ def _parts(config: ImageFolder) -> tuple[Path, Path, Path]:
 
 def class_names(folder: Path) -> tuple[str, ...]:
     """The class folders of a part, sorted; DataError if there are fewer than two."""
-    names = _subfolders(folder)
+    names = _folders_in(folder)
     if not names:
         raise DataError(
             f"data.root: {folder} has no class folders; put every class's images into a folder "
@@ -127,10 +133,35 @@ def class_names(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
+    """The names of the folders in a folder, sorted, without hidden ones."""
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images in a folder and below it by their suffix, sorted by their relative names.
+
+    Links to files are followed, and links to folders are not.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    names = []
+    for where, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names += [
+            os.path.relpath(os.path.join(where, name), folder)
+            for name in files
+            if not name.startswith(".") and name.rpartition(".")[2].lower() in FORMATS
+        ]
+    return [folder / name for name in sorted(names)]
+
+
+def _folders_in(folder: Path) -> list[str]:
     try:
-        with os.scandir(folder) as entries:
-            return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        return subfolders(folder)
     except OSError as error:
         raise _cannot_list(folder, error) from None
 
@@ -143,24 +174,16 @@ def _list_images(part: Path, classes: tuple[str, ...]) -> tuple[list[Path], Labe
 
 def _class_files(folder: Path) -> list[Path]:
     """A class's image files, sorted by their relative names; DataError if there are none."""
-
-    def fail(error: OSError) -> None:
+    try:
+        files = image_files(folder)
+    except OSError as error:
         raise _cannot_list(Path(error.filename), error) from None
-
-    names = []
-    for where, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        names += [
-            os.path.relpath(os.path.join(where, name), folder)
-            for name in files
-            if not name.startswith(".") and name.rpartition(".")[2].lower() in SUFFIXES
-        ]
-    if not names:
+    if not files:
         raise DataError(
             f"data.root: the class folder {folder} has no images "
-            f"({', '.join(sorted(SUFFIXES))}); add some or remove the folder"
+            f"({', '.join(sorted(FORMATS))}); add some or remove the folder"
         )
-    return [folder / name for name in sorted(names)]
+    return files
 
 
 def _cannot_list(folder: Path, error: OSError) -> DataError:
@@ -171,10 +194,10 @@ def _cannot_list(folder: Path, error: OSError) -> DataError:
 def _side(path: Path, size: int | None = None) -> int:
     """`size`, or an image's own side, from its header; DataError if unreadable or not square."""
     try:
-        with _without_pillows_warning(), _opened(path) as image:
+        with _without_pillows_warning(), opened(path) as image:
             width, height = image.size
     except Exception as error:
-        raise _unreadable([f"{path}: {_reason(error)}"]) from None
+        raise _unreadable([f"{path}: {reason_of(error)}"]) from None
     if size is None and width != height:
         raise DataError(
             f"data.root: {path} is {width}×{height} pixels, and images must be square; "
@@ -184,9 +207,16 @@ def _side(path: Path, size: int | None = None) -> int:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Pillow's image with only its header read; ValueError for one of too many pixels."""
-    with Image.open(path) as image:
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Pillow's image with only its header read.
+
+    Raises:
+        ValueError: it has too many pixels, or is no regular file: a pipe would be waited for.
+        OSError: it cannot be read, or is in no format of FORMATS.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("not a regular file")
+    with Image.open(path, formats=sorted(set(FORMATS.values()))) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width}×{height} pixels are more than {MAX_PIXELS >> 20} Mi pixels")
@@ -225,7 +255,7 @@ def decode_all(paths: Sequence[Path], size: int | None, channels: int) -> Pixels
             try:
                 image = decode_one(paths[i], size, channels)
             except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-                problems.append(f"{paths[i]}: {_reason(error)}")
+                problems.append(f"{paths[i]}: {reason_of(error)}")
                 continue
             height, width, _ = image.shape
             if (height, width) != (side, side):
@@ -254,8 +284,8 @@ def decode_one(path: Path, size: int | None, channels: int) -> Pixels:
     If `size` is given the image is resized to size×size, without keeping proportions, with
     antialiasing.
     """
-    with _opened(path) as opened:
-        image: Image.Image = opened
+    with opened(path) as read:
+        image: Image.Image = read
         if image.mode.startswith("I"):  # Pillow's own conversion would cut everything above 255
             image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
         elif image.mode == "F":
@@ -269,11 +299,12 @@ def decode_one(path: Path, size: int | None, channels: int) -> Pixels:
     return np.asarray(plain).reshape(plain.height, plain.width, channels)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why an image cannot be read, in a few words."""
     if isinstance(error, PermissionError):
         return "permission denied"
     if isinstance(error, UnidentifiedImageError):
-        return "not an image that Pillow can read"
+        return f"not an image in {join_words(sorted(set(FORMATS.values())), 'or')}"
     return (str(error) or type(error).__name__).splitlines()[0]
 
 

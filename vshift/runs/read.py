@@ -141,7 +141,7 @@ def find_runs(folders: Iterable[Path | str]) -> list[RunRecord]:
                 )
                 hint = did_you_mean(folder.name, siblings)
                 raise RunError(f"there is no folder {folder}" + (f"; {hint}" if hint else ""))
-        paths = list(_walk(folder, _DEPTH))
+        paths = list(_walk(folder))
         if not paths:
             raise RunError(
                 f"no runs in {folder}; `vshift train` writes them to "
@@ -153,20 +153,33 @@ def find_runs(folders: Iterable[Path | str]) -> list[RunRecord]:
     return sorted(records, key=lambda record: (natural(record.name), record.seed))
 
 
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
-    """Yield the run folders in and under a folder; one that may not be listed counts as empty."""
-    if _SEED.fullmatch(folder.absolute().name) or os.path.isfile(folder / RUN):
-        yield folder
-        return
-    if depth == 0:
-        return
-    try:
-        with os.scandir(folder) as entries:
-            inside = [e.path for e in entries if not e.name.startswith(".") and e.is_dir()]
-    except OSError:
-        return
-    for path in inside:
-        yield from _walk(Path(path), depth - 1)
+def _walk(top: Path) -> Iterator[Path]:
+    """Yield the run folders in and under a folder, those above first.
+
+    One that may not be listed counts as empty. A folder is looked into once, however many links
+    lead to it: links to a folder above would multiply.
+    """
+    seen, level = set[tuple[int, int]](), [top]
+    for depth in range(_DEPTH + 1):
+        inside: list[Path] = []
+        for folder in level:
+            try:
+                status = os.stat(folder)
+                if (status.st_dev, status.st_ino) in seen:
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                if _SEED.fullmatch(folder.absolute().name) or os.path.isfile(folder / RUN):
+                    yield folder
+                elif depth < _DEPTH:
+                    with os.scandir(folder) as entries:
+                        inside += [
+                            folder / e.name
+                            for e in entries
+                            if not e.name.startswith(".") and e.is_dir()
+                        ]
+            except OSError:
+                continue
+        level = inside
 
 
 def number(value: Any) -> float | None:
