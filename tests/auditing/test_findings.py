@@ -57,8 +57,8 @@ def test_what_is_left_comes_after_the_causes_that_explain_it():
         "tiny_batches", "momentum_low", "initial_bias", "polluted",
     }  # fmt: skip
     assert all(codes.index(code) < far for code in specific)
-    assert codes[-2:] == ["variance_shift", "stale"]
-    assert codes[0] == "nonfinite"
+    assert codes[-3:] == ["variance_shift", "stale", "unexplained_gap"]
+    assert codes[:3] == ["mode_switch_changes_state", "mixed_modes", "nonfinite"]
 
 
 def test_the_documentation_has_every_option():

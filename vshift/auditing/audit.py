@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,7 +11,16 @@ from torch import Tensor, nn
 
 from vshift.auditing.evidence import SCORE_NAMES, Evidence
 from vshift.auditing.findings import CHECKS, Finding
-from vshift.auditing.guard import check_usable, preserving_random_state, run_eagerly, unwrap
+from vshift.auditing.findings.base import list_layers
+from vshift.auditing.guard import (
+    MOST_OBJECTS,
+    SavedState,
+    check_usable,
+    copy_of,
+    preserving_random_state,
+    run_eagerly,
+    unwrap,
+)
 from vshift.auditing.passes import AuditedModel
 from vshift.auditing.repairs import Repair, try_repairs
 from vshift.auditing.report import Audit, NoiseReport, layer_rows, notes_on_unknowns
@@ -33,10 +43,11 @@ def audit(
 ) -> Audit:
     """Find out why a model behaves differently in train() and in eval(), and what repairs it.
 
-    Parameters, buffers, modes, hooks and random states are restored bit for bit, also after an
-    error. Costs about three forward passes over the samples, with a train_loader three more over
-    the loader's, and one per finding. The parameters are copied once, and the samples of `batches`
-    batches are kept in memory.
+    A copy of the model is audited where it can be copied and memory allows it, otherwise the model
+    itself. Its parameters, buffers, modes, hooks and attributes, and all random states, are
+    restored bit for bit, also after an error; what could not be is said in the notes. Costs about
+    three forward passes over the samples, with a train_loader three more over the loader's, and one
+    per finding. The samples of `batches` batches are kept in memory.
 
     Args:
         model: any module; compiled and DDP-wrapped ones are unwrapped.
@@ -74,23 +85,44 @@ def audit(
         train_samples = samples
         if train_loader is not None:
             train_samples = collect(train_loader, device, batches, unpack, seed, "train_loader")
-        audited = AuditedModel(model, seed, loss)
+        given = SavedState(model)
+        copied, why_not = copy_of(model)
         try:
-            return _conclude(Evidence(audited, samples, train_samples, reference, allow_noise))
+            audited = AuditedModel(copied, seed, loss)
+            try:
+                evidence = Evidence(audited, samples, train_samples, reference, allow_noise)
+                result = _conclude(evidence)
+            finally:
+                audited.saved.restore()
         finally:
-            audited.saved.restore()
+            given.restore()
+    if why_not:
+        result.notes.append(
+            f"the model could not be copied ({why_not}): it was audited itself and restored"
+        )
+    if given.incomplete:
+        result.notes.append(
+            f"the model holds more than {MOST_OBJECTS:,} objects; the rest was not saved"
+        )
+    if changed := given.changed_modules(model):
+        result.notes.append(
+            f"{list_layers(changed)} could not be restored: rebuild the model before using it"
+        )
+    return result
 
 
 def _conclude(evidence: Evidence) -> Audit:
     """Look for every finding, and try its repair on top of those that helped so far."""
     model = evidence.model
+    *checks, last = CHECKS
     # All candidates before the first repair: checks see the model as it was given.
-    candidates = [candidate for check in CHECKS for candidate in check.find(evidence)]
+    candidates = [candidate for check in checks for candidate in check.find(evidence)]
     findings: list[Finding] = []
     helpful: list[Repair] = []
     fixed: dict[str, Moments] = {}
-    scores = evidence.eval_scores
-    for candidate in candidates:
+    evidence.repaired_scores = evidence.eval_scores
+    for candidate in chain(candidates, last.find(evidence)):
+        scores = evidence.repaired_scores
         gain, repair = None, candidate.repair
         if repair is not None:
             repaired = try_repairs(model, evidence.samples, [*helpful, repair])
@@ -102,17 +134,18 @@ def _conclude(evidence: Evidence) -> Audit:
             if gain.severity != "info":
                 helpful.append(repair)
                 fixed.update(repair.statistics)
-                scores = repaired
+                evidence.repaired_scores = repaired
         if candidate.drop_if_no_gain and (gain is None or gain.severity == "info"):
             model.notes += filter(None, [candidate.note_if_dropped])
         else:
             findings.append(candidate.to_finding(gain))
+            evidence.is_accounted |= gain is None and findings[-1].severity in ("medium", "high")
     findings.sort(key=lambda finding: finding.harm, reverse=True)
     all_scores = {}
     for name, score in evidence.scores.items():
         all_scores[name] = score.to_dict()
-        if name == SCORE_NAMES["eval"]:
-            all_scores["eval mode, repaired"] = scores.to_dict()
+        if name == SCORE_NAMES["eval"] and helpful:
+            all_scores["eval mode, repaired"] = evidence.repaired_scores.to_dict()
     in_training, in_eval = evidence.train_trace, evidence.eval_trace
     return Audit(
         findings=findings,

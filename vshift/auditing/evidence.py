@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from itertools import chain
 
@@ -45,6 +46,10 @@ SCORE_NAMES: dict[Mode, str] = {
     "noise_off": "batch statistics, noise off",
     "eval": "eval mode",
 }
+# Scores of the loader's batches as they come.
+AS_GIVEN = "as given"
+SWITCHED = "as given, after train() and eval()"
+AFTER_EVAL = "in eval mode"
 
 
 class Evidence:
@@ -59,7 +64,11 @@ class Evidence:
         explained_by: the code of the finding that explains a layer's running statistics.
         still_training: modules that are in training mode after the model's own eval().
         train_trace, eval_trace: noise traced in training mode and in eval mode.
+        given_scores: of the model as given, and after `train()` and `eval()`; {} where it is in one
+            mode, in which these calls change nothing else.
         scores: of every mode on `samples`, and of some on `train_samples` if that differs.
+        repaired_scores: of eval mode with all repairs that have helped so far.
+        is_accounted: whether there is a grave finding for which no repair could be tried.
         order_effect: how much more the loader's batches differ than random ones.
         loader_order_pass: a train pass in the loader's own order, if that effect is clear.
     """
@@ -79,6 +88,14 @@ class Evidence:
             reference = reference.state_dict()
         self.reference = fit_to_names(reference or {}, model.module.state_dict())
         self.explained_by: dict[str, str] = {}
+        # The state that was handed over is evidence itself, where modes do not describe it.
+        self.given_scores: dict[str, Scores] = {}
+        if model.changed_by_switch or model.is_mixed:
+            self.given_scores[AS_GIVEN] = self._score_as_given(model.as_given())
+        if model.changed_by_switch:
+            self.given_scores[SWITCHED] = self._score_as_given(model.as_given(switched=True))
+        if model.is_mixed:
+            self.given_scores[AFTER_EVAL] = self._score_as_given(model.mode("eval"))
         if any_trains(model.module.parameters()):
             # At identity, and their own parameters do not train in a model that does.
             model.frozen |= {
@@ -97,12 +114,19 @@ class Evidence:
         self.train_pass = model.run("train", train_samples.shuffled)
         self.noise_off_pass = model.run("noise_off", train_samples.shuffled)
         self.eval_pass = model.run("eval", train_samples.shuffled)
-        self.scores = self._score_modes()
+        self.scores = self._score_modes() | {
+            name: found for name, found in self.given_scores.items() if name != AFTER_EVAL
+        }
         self.loader_order_pass: Pass | None = None
         self.order_effect, is_clear_effect = order_effect(train_samples, model.seed)
         if is_clear_effect:
             with model.mode("train"):
                 self.loader_order_pass = run_pass(model, lambda: iter(train_samples.batches))
+
+    def _score_as_given(self, mode: AbstractContextManager[None]) -> Scores:
+        with mode:
+            batches = self.samples.batches
+            return run_pass(self.model, lambda: iter(batches), measure=False).scores
 
     def _score_modes(self) -> dict[str, Scores]:
         """Scores of every mode; a mode that does not run on the samples becomes a note."""
@@ -126,6 +150,9 @@ class Evidence:
         for name in ("train mode", "eval mode"):
             scores[f"{name}, training data"] = on_train_samples[name]
         return scores
+
+    repaired_scores: Scores
+    is_accounted = False
 
     @property
     def has_train_loader(self) -> bool:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,9 +18,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from vshift.auditing.samples import AuditError
-
-# What passes and repairs may set on a batch norm.
-_SWITCHES = ("momentum", "eps", "evaluate", "track_running_stats")
 
 
 def check_usable(model: nn.Module) -> None:
@@ -45,47 +47,265 @@ def check_usable(model: nn.Module) -> None:
 
 
 class SavedState:
-    """Modules' parameters, buffers and modes, by object and by value.
+    """Everything that modules hold, by object and by value: to restore it, and to see what changed.
 
-    Modules that no other module has as a child are added when they first run.
+    Parameters and buffers, modes, hooks and plain attributes are saved, and what these hold: lists,
+    dicts and other containers, tensors, arrays, generators, and objects of classes that are not a
+    library's. Modules that no other module has as a child are added when they first run.
+
+    Attributes:
+        incomplete: whether there was more than MOST_OBJECTS, of which the rest is not saved.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules: dict[int, tuple[nn.Module, bool, dict[str, Any]]] = {}
-        self._values: dict[int, tuple[Tensor, Tensor]] = {}
+        self._saved: dict[int, _Saved] = {}
+        self.incomplete = False
         for module in model.modules():
             self.add(module)
 
     def add(self, module: nn.Module) -> None:
         """Save a module as it is now, unless it is known already."""
-        if id(module) in self._modules:
-            return
-        attributes = {
-            "_parameters": dict(module._parameters),
-            "_buffers": dict(module._buffers),
-            **{name: getattr(module, name) for name in _SWITCHES if name in module.__dict__},
-        }
-        self._modules[id(module)] = (module, module.training, attributes)
-        for tensor in [*module._parameters.values(), *module._buffers.values()]:
-            if tensor is not None and id(tensor) not in self._values:
-                self._values[id(tensor)] = (tensor, tensor.detach().clone())
+        waiting: list[Any] = [module]
+        while waiting:
+            value = waiting.pop()
+            kind = None if id(value) in self._saved else _kind_of(value)
+            if kind is None:
+                continue
+            if len(self._saved) >= MOST_OBJECTS:
+                self.incomplete = True
+                return
+            content, inside = kind.save(value)
+            inside = list(inside)
+            self._saved[id(value)] = _Saved(value, kind, content, inside)
+            waiting += inside
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back; may be called any number of times."""
-        for module, training, attributes in self._modules.values():
-            module.training = training
-            for name, value in attributes.items():
-                if isinstance(value, dict):
-                    held = getattr(module, name)
-                    held.clear()
-                    held.update(value)
-                else:
-                    setattr(module, name, value)
-        for tensor, value in self._values.values():
-            # NaN differs from itself: then the copy is made, and gives the same bits again.
-            if tensor.shape != value.shape or not torch.equal(tensor.detach(), value):
-                tensor.copy_(value)
+        for saved in self._saved.values():
+            if self._differs(saved):
+                saved.kind.restore(saved.value, saved.content)
+
+    def changed(self) -> bool:
+        """Whether anything differs from what was saved."""
+        return any(map(self._differs, self._saved.values()))
+
+    def changed_modules(self, model: nn.Module) -> list[str]:
+        """The modules that hold something other than the mode that differs from what was saved."""
+        return [name for name, module in model.named_modules() if self._changed_within(module)]
+
+    def _changed_within(self, module: nn.Module) -> bool:
+        waiting, seen = [module], set[int]()
+        while waiting:
+            saved = self._saved.get(id(value := waiting.pop()))
+            if saved is None or id(value) in seen:
+                continue
+            seen.add(id(value))
+            if self._differs(saved, mode=False):
+                return True
+            waiting += [v for v in saved.inside if not isinstance(v, nn.Module)]
+        return False
+
+    def _differs(self, saved: _Saved, mode: bool = True) -> bool:
+        content = saved.content
+        if not mode and isinstance(saved.value, nn.Module):
+            content = {**content, "training": saved.value.training}
+        return not saved.kind.is_unchanged(saved.value, content)
+
+
+MOST_OBJECTS = 200_000  # saved of one model; a replay buffer's millions would take minutes
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How values of one kind are saved.
+
+    Attributes:
+        save: value → (content, the values inside).
+        restore: puts a content back in place.
+        is_unchanged: whether the value still has this content.
+    """
+
+    save: Callable[[Any], tuple[Any, Iterable[Any]]]
+    restore: Callable[[Any, Any], None]
+    is_unchanged: Callable[[Any, Any], bool]
+
+
+@dataclass(frozen=True)
+class _Saved:
+    value: Any
+    kind: _Kind
+    content: Any
+    inside: list[Any]
+
+
+def _are_same(a: Iterable[Any], b: Iterable[Any]) -> bool:
+    """Whether two sequences hold the same objects."""
+    a, b = list(a), list(b)
+    return len(a) == len(b) and all(one is other for one, other in zip(a, b, strict=True))
+
+
+def _save_tensor(tensor: Tensor) -> tuple[Any, tuple[()]]:
+    copy = tensor.detach().clone()
+    return (copy, tensor.requires_grad), ()
+
+
+def _restore_tensor(tensor: Tensor, content: tuple[Tensor, bool]) -> None:
+    copy, requires_grad = content
+    if tensor.shape == copy.shape and tensor.dtype == copy.dtype and tensor.device == copy.device:
+        tensor.detach().copy_(copy)
+    else:  # resized in forward, as observers do, or cast
+        tensor.data = copy.clone()
+    if tensor.requires_grad != requires_grad and tensor.is_leaf:
+        tensor.requires_grad_(requires_grad)
+
+
+def _is_unchanged_tensor(tensor: Tensor, content: tuple[Tensor, bool]) -> bool:
+    copy, requires_grad = content
+    # NaN differs from itself: then the copy is made, and gives the same bits again.
+    return (
+        tensor.requires_grad == requires_grad
+        and tensor.shape == copy.shape
+        and tensor.dtype == copy.dtype
+        and tensor.device == copy.device
+        and torch.equal(tensor.detach(), copy)
+    )
+
+
+def _restore_attributes(value: Any, content: dict[str, Any]) -> None:
+    attributes = vars(value)  # not setattr, which classes override
+    attributes.clear()
+    attributes.update(content)
+
+
+def _restore_sequence(value: Any, content: list[Any]) -> None:
+    value.clear()
+    value.extend(content)
+
+
+def _restore_entries(value: Any, content: dict[Any, Any]) -> None:
+    value.clear()
+    value.update(content)
+
+
+def _restore_generator(value: Any, content: Any) -> None:
+    value.bit_generator.state = content
+
+
+_OBJECT = _Kind(
+    lambda value: (dict(vars(value)), vars(value).values()),
+    _restore_attributes,
+    lambda value, content: (
+        list(vars(value)) == list(content) and _are_same(vars(value).values(), content.values())
+    ),
+)
+# The first type that a value has decides.
+_KINDS: tuple[tuple[Any, _Kind], ...] = (
+    (nn.Module, _OBJECT),
+    (Tensor, _Kind(_save_tensor, _restore_tensor, _is_unchanged_tensor)),
+    (
+        dict,
+        _Kind(
+            lambda value: (dict(value), value.values()),
+            _restore_entries,
+            lambda value, content: (
+                _are_same(value, content) and _are_same(value.values(), content.values())
+            ),
+        ),
+    ),
+    (
+        (list, deque),
+        _Kind(lambda value: (list(value), value), _restore_sequence, _are_same),
+    ),
+    (
+        set,
+        _Kind(
+            lambda value: (set(value), value),
+            _restore_entries,
+            lambda value, content: bool(value == content),
+        ),
+    ),
+    (
+        (tuple, frozenset),
+        _Kind(lambda value: (None, value), lambda value, content: None, lambda v, content: True),
+    ),
+    (
+        np.ndarray,
+        _Kind(
+            lambda value: (value.copy(), ()),
+            lambda value, content: np.copyto(value, content),
+            lambda value, content: value.tobytes() == content.tobytes(),
+        ),
+    ),
+    (
+        torch.Generator,
+        _Kind(
+            lambda value: (value.get_state(), ()),
+            lambda value, content: value.set_state(content),
+            lambda value, content: torch.equal(value.get_state(), content),
+        ),
+    ),
+    (
+        random.Random,
+        _Kind(
+            lambda value: (value.getstate(), ()),
+            lambda value, content: value.setstate(content),
+            lambda value, content: bool(value.getstate() == content),
+        ),
+    ),
+    (
+        np.random.Generator,
+        _Kind(
+            lambda value: (copy.deepcopy(value.bit_generator.state), ()),
+            _restore_generator,
+            lambda value, content: repr(value.bit_generator.state) == repr(content),
+        ),
+    ),
+    (
+        np.random.RandomState,
+        _Kind(
+            lambda value: (value.get_state(), ()),
+            lambda value, content: value.set_state(content),
+            lambda value, content: repr(value.get_state()) == repr(content),
+        ),
+    ),
+)
+_LIBRARIES = ("torch.", "numpy.", "pandas.", "lightning.", "pytorch_lightning.", "transformers.")
+
+
+def _kind_of(value: Any) -> _Kind | None:
+    """How a value is saved; None for what cannot change, and for what is not looked into."""
+    for types_, kind in _KINDS:
+        if isinstance(value, types_):
+            return kind
+    is_plain = isinstance(value, type | FunctionType | MethodType | ModuleType)
+    if is_plain or not hasattr(value, "__dict__"):
+        return None
+    return None if f"{type(value).__module__}.".startswith(_LIBRARIES) else _OBJECT
+
+
+def copy_of(model: nn.Module) -> tuple[nn.Module, str]:
+    """A deep copy of a model, and an empty text; or the model itself and why it is not copied."""
+    tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}.values()
+    size = sum(t.numel() * t.element_size() for t in tensors)
+    room = min((_free_bytes(device) for device in {t.device for t in tensors}), default=size * 4)
+    if 4 * size > room:  # the copy and what is saved of it, twice over
+        return model, "memory is too short"
+    try:
+        return copy.deepcopy(model), ""
+    except Exception as error:  # whatever a model's parts raise that cannot be copied
+        return model, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable"))
+        return 1024 * int(available.split()[1])
+    except (OSError, StopIteration):  # not Linux: the copy's own failure decides
+        return 2**62
 
 
 @contextmanager

@@ -43,6 +43,8 @@ class AuditedModel:
 
     Attributes:
         frozen: batch norms that are in eval mode in training too.
+        given_training: every module's mode as it was handed over.
+        changed_by_switch: modules in which calling `train()` and `eval()` changes more than modes.
         leaves_only: whether the train pass switches leaf modules instead of calling `train()`.
         notes: what was done differently from usual, for the user.
     """
@@ -53,16 +55,53 @@ class AuditedModel:
         self.tracker = ModuleTracker(module, self.saved)
         self.leaves_only = False
         self.notes: list[str] = []
-        # BN in eval mode in a model given in training mode were frozen by hand.
-        frozen = self._norms_in_eval() if module.training else set()
+        self.given_training = {name: m.training for name, m in module.named_modules()}
+        frozen = self._frozen_by_hand()
         try:
             module.train()
-            self.frozen = frozenset(frozen | self._norms_in_eval())
+            self.frozen = frozenset(frozen | {n for n, m in self.norms.items() if not m.training})
+            module.eval()
+            module.train(self.given_training[""])
+            self.changed_by_switch = self.saved.changed_modules(module)
         finally:
             self.saved.restore()
 
-    def _norms_in_eval(self) -> set[str]:
-        return {name for name, layer in self.norms.items() if not layer.training}
+    def _frozen_by_hand(self) -> set[str]:
+        """Batch norms in eval mode inside of a module in training mode, or that do not train.
+
+        A part that is in eval mode as a whole, as a model that was wrapped after its `eval()`, is
+        no such choice: the first `train()` switches it.
+        """
+        modules = self.modules
+        return {
+            name
+            for name, layer in self.norms.items()
+            if self.module.training
+            and not layer.training
+            and (
+                getattr(modules.get(name.rpartition(".")[0]), "training", True)
+                or not any(p.requires_grad for p in layer.parameters())
+            )
+        }
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the model was given in eval mode and some of its modules in training mode."""
+        return not self.given_training[""] and any(self.given_training.values())
+
+    @contextmanager
+    def as_given(self, *, switched: bool = False) -> Iterator[None]:
+        """The model as it was handed over, also after `train()` and `eval()` have been called."""
+        try:
+            if switched:
+                self.module.train()
+                self.module.eval()
+                self.module.train(self.given_training[""])
+                for name, module in self.module.named_modules():
+                    module.training = self.given_training.get(name, module.training)
+            yield
+        finally:
+            self.saved.restore()
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -378,3 +417,57 @@ def _compare(a: _Digest, b: _Digest) -> tuple[str | None, float]:
     if layer is None and len(ours) != len(others):
         layer = ours[min(len(ours), len(others)) - 1][0]
     return layer, output_change(output, other_output)
+
+
+# ---- where two modes part
+
+DEPARTS = 0.05  # relative change of an output from inputs that changed by less than a tenth of it
+KEPT_VALUES = 1024  # of a module's input or output per sample
+
+
+def first_departure(model: AuditedModel, batch: Batch) -> tuple[str, float] | None:
+    """The first module that makes another output of the same input in train and in eval mode.
+
+    Returns:
+        Its name and the relative change of its output; None if there is none.
+    """
+    records: list[list[tuple[str, Tensor | None, Tensor | None]]] = []
+    for mode in ("train", "eval"):
+        found: list[tuple[str, Tensor | None, Tensor | None]] = []
+        entered: list[Tensor | None] = []
+
+        def enter(name: str, module: nn.Module, inputs: Any, entered: Any = entered) -> None:
+            entered.append(_thinned(inputs))
+
+        def leave(
+            name: str, module: nn.Module, inputs: Any, output: Any, found: Any = found,
+            entered: Any = entered,
+        ) -> None:  # fmt: skip
+            found.append((name, entered.pop() if entered else None, _thinned(output)))
+
+        def run(enter: Any = enter, leave: Any = leave) -> None:
+            seed_everything(model.seed)
+            with torch.no_grad(), model.tracker.tracking(enter, leave):
+                call(model.module, batch.inputs)
+
+        model._run_in(mode, run)
+        records.append(found)
+    in_training, in_eval = records
+    for (name, x, y), (other, z, w) in zip(in_training, in_eval, strict=False):
+        if name != other:
+            return None  # other modules run: there is no pair to compare
+        if x is None or y is None or z is None or w is None:
+            continue
+        change = output_change(w, y)
+        if change > DEPARTS and output_change(z, x) < 0.1 * change:
+            return name, change
+    return None
+
+
+def _thinned(tree: Any) -> Tensor | None:
+    """Up to KEPT_VALUES values per sample of the first float tensor, [N, D] on the CPU."""
+    for tensor in tensors_of(tree):
+        if tensor.is_floating_point() and tensor.ndim:
+            rows = tensor.detach().float().reshape(len(tensor), -1)
+            return rows[:, :: max(1, rows.shape[1] // KEPT_VALUES)].cpu()
+    return None

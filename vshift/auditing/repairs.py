@@ -90,6 +90,19 @@ def set_mode(names: Iterable[str], training: bool) -> Change:
     return change
 
 
+def hold_in_eval(names: Iterable[str]) -> Change:
+    """Put modules into eval mode whenever they run, whatever a forward sets."""
+
+    def change(model: AuditedModel, stack: ExitStack) -> None:
+        def hold(module: nn.Module, inputs: Any) -> None:
+            module.training = False
+
+        for name in names:
+            stack.callback(model.modules[name].register_forward_pre_hook(hold).remove)
+
+    return change
+
+
 def set_eps(eps: Mapping[str, float]) -> Change:
     """Give batch norms another eps."""
 

@@ -15,6 +15,7 @@ from torch import Tensor
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 SEVERITIES = ("info", "low", "medium", "high")
+LEAST_CHANGE = 1e-3  # of the output; less may be the rounding of another order of sums
 LEAST_FALL = 0.01  # nats; a smaller fall of the cross-entropy does not count
 OUTPUT_VALUES = 4096  # kept per sample; dense outputs are thinned out to this number
 

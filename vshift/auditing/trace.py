@@ -156,6 +156,7 @@ class Trace:
         order: the batch norms in the order in which they first ran.
         calls: how often each ran.
         functional_norms: modules that normalise by the batch without PyTorch's BatchNorm module.
+        norms_in_training: batch norms that were in training mode when they ran.
     """
 
     sources: list[NoiseSource] = field(default_factory=list)
@@ -164,6 +165,7 @@ class Trace:
     order: list[str] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
     functional_norms: list[str] = field(default_factory=list)
+    norms_in_training: list[str] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -261,6 +263,8 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         trace = self.trace
         trace.calls[name] = trace.calls.get(name, 0) + 1
+        if module.training and name not in trace.norms_in_training:
+            trace.norms_in_training.append(name)
         if name not in trace.arriving:
             trace.order.append(name)
         old = tuple(trace.arriving.get(name, ()))

@@ -9,6 +9,8 @@ from vshift.auditing.findings.base import FAR, Check, Finding
 # each on top of the earlier ones that helped, so a cause comes before what follows from it: inputs
 # before buffers, buffers before what noise does to the variance.
 CHECKS: tuple[Check, ...] = (
+    modes.ModeSwitchChangesState(),
+    modes.MixedModes(),
     buffers.NonFinite(),
     modes.BNWrongMode(),
     modes.BNOutOfReach(),
@@ -34,6 +36,7 @@ CHECKS: tuple[Check, ...] = (
     non_bn.OutputNonFinite(),
     noise.VarianceShift(),
     buffers.Stale(at_least=0.0),  # so little off that it counts only for what noise leaves
+    modes.UnexplainedGap(),  # looked for after all repairs
 )
 
 __all__ = ["CHECKS", "Check", "Finding"]

@@ -59,7 +59,9 @@ class CandidateFinding:
         repair: tried on top of earlier candidates' repairs; None if nothing can be tried.
         drop_if_no_gain: leave it out if its repair gains nothing.
         note_if_dropped: what the notes say then; empty for nothing.
-        severity: if there is no repair.
+        severity: if there is neither a repair nor `explained`.
+        explained: what the fault costs, where another comparison than the repair shows it; the
+            finding's severity is the larger of the two.
     """
 
     check: Check
@@ -71,6 +73,7 @@ class CandidateFinding:
     drop_if_no_gain: bool = False
     note_if_dropped: str = ""
     severity: str = "info"
+    explained: Gain | None = None
 
     def to_finding(self, gain: Gain | None) -> Finding:
         """The finding, with what its repair gained."""
@@ -85,6 +88,11 @@ class CandidateFinding:
             if severity == "info":
                 text += ": next to nothing" if gain.fall is None else ": no measurable gain"
             text += "."
+        if self.explained is not None:
+            numbers["explained"] = self.explained.to_dict()
+            severities = [self.explained.severity, *([severity] if gain else [])]
+            severity = max(severities, key=SEVERITIES.index)
+            gain = max([self.explained, *([gain] if gain else [])], key=lambda g: g.size)
         return Finding(check.code, check.title, self.layer, severity, text, numbers, gain)
 
 

@@ -1,14 +1,90 @@
-"""Batch norm that eval() does not switch, and outputs that depend on the batch."""
+"""Modes that do not do what they say, and what eval mode loses without a cause that is found."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vshift.auditing.evidence import Evidence
+from vshift.auditing.evidence import AFTER_EVAL, AS_GIVEN, SCORE_NAMES, SWITCHED, Evidence
 from vshift.auditing.findings.base import CandidateFinding, Check, list_layers
-from vshift.auditing.repairs import Repair, eval_hidden, set_mode
-from vshift.auditing.severity import format_change, severity_of_change
-from vshift.text import pluralize
+from vshift.auditing.passes import first_departure
+from vshift.auditing.repairs import Repair, eval_hidden, hold_in_eval, set_mode
+from vshift.auditing.severity import (
+    LEAST_CHANGE,
+    SEVERITIES,
+    Gain,
+    format_change,
+    severity_of_change,
+)
+from vshift.text import join_words, pluralize
+
+
+class ModeSwitchChangesState(Check):
+    """Calling train() and eval() once, and going back, gives other results."""
+
+    code = "mode_switch_changes_state"
+    title = "a call of train() and eval() changes the results"
+    causes = (
+        "weights that eval() merges and train() does not take back, a cache or statistics that a "
+        "switch empties, a counter or flag that it resets"
+    )
+    advice = (
+        "let train() and eval() set modes only, or restore exactly what they change; clear a cache "
+        "whenever the weights change, and save such state with the model"
+    )
+
+    def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
+        layers = evidence.model.changed_by_switch
+        if not layers:
+            return
+        given, switched = evidence.given_scores[AS_GIVEN], evidence.given_scores[SWITCHED]
+        # Either may be the better one: a stale cache loses as given, a lost statistic afterwards.
+        gains = [
+            Gain.between(given, switched, "calling train() and eval()"),
+            Gain.between(switched, given, "the model as it was given"),
+        ]
+        gain = max(gains, key=lambda gain: SEVERITIES.index(gain.severity))
+        if gain.output_change < LEAST_CHANGE or gain.severity == "info":
+            return
+        yield CandidateFinding(
+            self,
+            layers[0],
+            f"The same samples in the same mode, before and after one call of train() and eval(): "
+            f"the output changes by {format_change(gain.output_change)}, and "
+            f"{gain.in_words()}. These calls change more than modes in {list_layers(layers)}.",
+            layers,
+            {"switch_change": gain.output_change},
+            explained=gain,
+        )
+
+
+class MixedModes(Check):
+    """The model was given in eval mode, and some of its modules in training mode."""
+
+    code = "mixed_modes"
+    title = "handed over in eval mode, with modules in training mode"
+    causes = "train() called on a part after eval(), or a flag `training` set by hand"
+    advice = "call model.eval() last, right before testing"
+
+    def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
+        if not evidence.model.is_mixed:
+            return
+        flags = evidence.model.given_training
+        parents = {name.rpartition(".")[0] for name, training in flags.items() if training}
+        layers = [name for name, training in flags.items() if training and name not in parents]
+        gain = Gain.between(
+            evidence.given_scores[AS_GIVEN], evidence.given_scores[AFTER_EVAL], "calling eval()"
+        )
+        if gain.output_change >= LEAST_CHANGE:
+            yield CandidateFinding(
+                self,
+                layers[0],
+                f"model.training is False, and {list_layers(layers)} "
+                f"{'is' if len(layers) == 1 else 'are'} in training mode. As given the loss is "
+                "another than in eval mode, which all other scores are of: "
+                f"{gain.in_words()}.",
+                layers,
+                explained=gain,
+            )
 
 
 class BNWrongMode(Check):
@@ -16,22 +92,32 @@ class BNWrongMode(Check):
 
     code = "bn_wrong_mode"
     title = "batch norm stays in training mode after eval()"
-    causes = "a custom train() or eval() that does not pass the mode on"
-    advice = "call super().train(mode), and check `module.training` after eval()"
+    causes = (
+        "a custom train() or eval() that does not pass the mode on, or a forward() that sets "
+        "`training` or calls train()"
+    )
+    advice = (
+        "call super().train(mode), set no mode in forward(), and check `module.training` after "
+        "eval() and after a forward"
+    )
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
-        layers = [n for n in evidence.eval_trace.calls if n in evidence.still_training]
+        registered = dict(evidence.model.module.named_modules())
+        layers = [n for n in evidence.eval_trace.norms_in_training if n in registered]
         if layers:
             count = pluralize(len(layers), "batch norm is", "batch norms are")
+            when = "still in training mode"
+            if not evidence.still_training.intersection(layers):
+                when = "switched to training mode by the forward itself"
             yield CandidateFinding(
                 self,
                 layers[0],
-                f"After model.eval() {count} still in training mode "
+                f"After model.eval() {count} {when} "
                 f"({list_layers(layers)}): every forward normalises by its own batch and moves the "
                 "buffers.",
                 layers,
                 {"batch_mates_change": evidence.tests.mates_change},
-                Repair("putting them into eval mode", changes=[set_mode(layers, False)]),
+                Repair("putting them into eval mode", changes=[hold_in_eval(layers)]),
             )
 
 
@@ -88,7 +174,7 @@ class BatchDependent(Check):
             for name in ran
             if getattr(norms[name], "evaluate", "") == "batch" and name not in layers
         ]
-        in_wrong_mode = where in evidence.still_training or (
+        in_wrong_mode = where in evidence.eval_trace.norms_in_training or (
             where in evidence.model.tracker.hidden and where in norms
         )
         if not layers and in_wrong_mode:
@@ -107,4 +193,81 @@ class BatchDependent(Check):
             {"batch_mates_change": change},
             repair if layers else None,
             severity=severity_of_change(change),
+        )
+
+
+class UnexplainedGap(Check):
+    """Eval mode is worse than train mode, and the findings account for less than half of it."""
+
+    code = "unexplained_gap"
+    title = "eval mode is worse than train mode, and no finding explains most of it"
+    causes = (
+        "a part that computes something else in eval mode: weights merged wrongly, statistics that "
+        "are kept outside of batch norm modules and were lost, a branch on `self.training`"
+    )
+    advice = (
+        "compare forward() of the named module in both modes; pass train_loader= (--train-data) if "
+        "the eval inputs may be preprocessed differently"
+    )
+
+    def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
+        """Called after all repairs have been tried."""
+        if evidence.is_accounted:
+            return
+        eval_, repaired = evidence.eval_scores, evidence.repaired_scores
+        best = min(
+            (s for mode in ("train", "noise_off") if (s := evidence.scores.get(SCORE_NAMES[mode]))),
+            key=lambda scores: float("inf") if scores.loss is None else scores.loss,
+            default=eval_,
+        )
+        gap = Gain.between(eval_, best, "train mode")
+        left = Gain.between(repaired, best, "train mode")
+        if gap.fall is None or left.fall is None or left.fall <= 0.5 * gap.fall:
+            return
+        if SEVERITIES.index(left.severity) < SEVERITIES.index("medium"):
+            return
+        departure = first_departure(evidence.model, evidence.samples.first())
+        layer, change = departure or (None, 0.0)
+        where = ""
+        if layer is not None:
+            where = (
+                f" Run in both modes, the model departs first at {layer or 'its own forward'}: "
+                f"from the same input its output differs by {format_change(change)}."
+            )
+        ruled_out = [
+            text
+            for text, holds in (
+                (
+                    f"the running statistics of {pluralize(len(evidence.judged), 'batch norm')}, "
+                    "which fit these inputs",
+                    evidence.judged and not evidence.mismatched,
+                ),
+                ("noise in eval mode", evidence.tests.repeat_at is None),
+                ("the other samples of a batch", evidence.tests.mates_at is None),
+                ("modules that eval() does not reach", not evidence.still_training),
+            )
+            if holds
+        ]
+        if ruled_out:
+            where += f" Ruled out: {join_words(ruled_out)}."
+        accuracies = ""
+        if left.accuracy_before is not None and left.accuracy_after is not None:
+            accuracies = (
+                f", the accuracy {left.accuracy_before:.1f} and {left.accuracy_after:.1f} %"
+            )
+        repair = None
+        if evidence.judged:
+            count = pluralize(len(evidence.judged), "batch norm")
+            statistics = {name: evidence.train(name) for name in evidence.judged}
+            repair = Repair(f"re-estimating all {count}", statistics=statistics)
+        yield CandidateFinding(
+            self,
+            layer,
+            f"On the same samples the loss is {left.loss_before:.3f} in eval mode"
+            f"{' with the repairs' if repaired is not eval_ else ''} and {left.loss_after:.3f} in "
+            f"train mode{accuracies}.{where}",
+            [] if layer is None else [layer],
+            {"gap": gap.fall, "unexplained": left.fall, "departure": change},
+            repair,
+            explained=left,
         )
