@@ -310,6 +310,10 @@ def test_layouts_strengths_and_variances() -> None:
     assert of({"kind": "gaussian", "sigma": 2, "position": "after_bn"}).variance == 4
     two = [dropout(0.5), {**dropout(0.1), "position": "before_classifier"}]
     assert of(two) == Noise("before_last_bn + before_classifier", "0.5 + 0.1", None)
+    pattern = {"kind": "dropout", "rate": 0.5, "before": "layer*.bn2"}
+    assert of(pattern) == Noise("before layer*.bn2", "0.5", 1.0)
+    several = {**dropout(0.5), "before": None, "after": ["conv1", "relu"]}
+    assert of(several).layout == "before_last_bn and after conv1 and after relu"
     block = {"network": {"block": "bn noise", "noise": {"kind": "dropout", "rate": 0.5}}}
     assert noise_of(block).layout == "in `bn noise`"
     for odd in ({}, {"network": 3}, {"network": {"noise": ["x", 4]}}):

@@ -200,12 +200,19 @@ def test_table_4_and_table_6(tmp_path: Path) -> None:
     add(tmp_path, "uout", paper_config("wrn", uout), 96.2)
     matched = {"kind": "uniform", "rate": 0.5, "position": "before_last_conv"}
     add(tmp_path, "matched", paper_config("wrn", matched), 95.0)
+    pooled = noise(0.2, ["before_classifier", "before_pool"])
+    add(tmp_path, "pooled", paper_config("wrn", pooled), 95.0)
+    pattern = {**noise(0.2, "before_classifier"), "before": "stage1.*bn2"}
+    add(tmp_path, "pattern", paper_config("wrn", pattern), 95.0)
     table4 = view(tmp_path, "table4")
     assert table4.rows == [
         ["ours (n=2)", "3.90 ± 0.14", "–", "3.80 ± 0.14", "–", "–"],
         ["Li et al. 2019", "3.97", "3.90", "4.00", "3.93", "3.84"],
     ]
-    assert "not in table4, having other noise or places: matched, uout" in table4.notes
+    assert (
+        "not in table4, having other noise or places: matched, pattern, pooled, uout"
+        in table4.notes
+    )
     table6 = view(tmp_path, "table6")
     assert [column.head for column in table6.columns[1:]] == [
         "β 0", "β 0.1", "β 0.2", "β 0.3", "β 0.5", "β 1.732",  # β of rate 0.5: √(3·s²), s² = 1

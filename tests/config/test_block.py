@@ -123,8 +123,8 @@ def test_words_that_are_refused(text: str, start: str) -> None:
          "the block order says `noise3`, but network.noise has 1 entry; describe the noise there, "
          "for instance {kind: dropout, rate: 0.5}"),
         ({"noise": {"kind": "dropout", "rate": 0}}, "noise has no place: give it a position "
-         "(before_last_bn, before_last_conv, before_bn, after_bn, before_classifier), or write "
-         "`noise` in network.block"),
+         "(before_last_bn, before_last_conv, before_bn, after_bn, before_pool, before_classifier), "
+         "names of modules (before, after), or write `noise` in network.block"),
         ({"block": "conv relu", "noise": {"kind": "dropout", "rate": 0, "position": "before_bn"}},
          "position before_bn needs a bn in the block order, and `conv3x3 relu` has none"),
         ({"noise": {"kind": "dropout", "rate": 0, "position": ["before_bn", "before_bn"]}},
@@ -168,7 +168,27 @@ def test_several_positions_and_several_entries() -> None:
         network={"name": "resnet", "noise": noises, "block": "conv bn relu noise3 conv bn"}
     ).network
     assert " ".join(network.order) == "conv3x3 bn relu noise3 conv3x3 noise1 noise2 bn"
-    assert network.head_noises == (1,)
+    assert network.noises_at("before_classifier") == (1,)
+    assert network.noises_at("before_pool") == ()
+
+
+def test_patterns_are_places_and_leave_the_block_as_it_is() -> None:
+    noises = [
+        {"kind": "dropout", "rate": 0.1, "before": "stage*.bn2"},
+        {"kind": "dropout", "rate": 0.1, "position": "before_bn", "after": ["stem", "head.relu1"]},
+    ]
+    network = make_config(network={"name": "preresnet", "noise": noises}).network
+    assert " ".join(network.order) == "noise2 bn relu conv3x3 noise2 bn relu conv3x3"
+    assert network.noises[0].places == ("before stage*.bn2",)
+    assert network.noises[1].places == ("before_bn", "after stem", "after head.relu1")
+
+
+def test_an_mlp_has_no_pool() -> None:
+    noise = {"kind": "dropout", "rate": 0.1, "position": "before_pool"}
+    with pytest.raises(
+        ValidationError, match="before_pool: a mlp has no pool; use before_classifier"
+    ):
+        make_config(network={"name": "mlp", "noise": noise})
 
 
 def test_positions_overlook_gn() -> None:

@@ -39,7 +39,7 @@ def test_a_kind_says_how_strong_it_is(
 def test_every_kind_has_a_name_and_is_silent_at_strength_0(kind: str) -> None:
     noise = read_noise({"kind": kind, "rate": 0.0, "position": "before_bn"})
     assert type(noise).label
-    assert (noise.strength, noise.variance, noise.positions) == (0.0, 0.0, ("before_bn",))
+    assert (noise.strength, noise.variance, noise.places) == (0.0, 0.0, ("before_bn",))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from vshift.config import load
 from vshift.errors import ConfigError, VShiftError
 
-POSITIONS = "before_last_bn, before_last_conv, before_bn, after_bn, before_classifier"
+POSITIONS = "before_last_bn, before_last_conv, before_bn, after_bn, before_pool, before_classifier"
 NETWORKS = (
     "preresnet, resnet, wrn, resnext, densenet, vgg, mlp, autoencoder, torchvision:NAME, "
     "timm:NAME, file.py:object, package.module:object"
@@ -104,14 +104,14 @@ depth: 20
          "paper's 1 − p)"),
         ("network.noise={kind: stochastic_depth, rate: 0.1, unit: channel, position: before_bn}",
          "network.noise.unit: unknown key of stochastic_depth; it is a key of dropout, gaussian, "
-         "uniform, uout; allowed here: kind, position, rate"),
+         "uniform, uout; allowed here: after, before, kind, position, rate"),
         ("norm.ghost=0", "norm.ghost: 0 is not allowed; must be at least 1 (images of a group)"),
         ("norm.eval_statistics=test", "norm.eval_statistics: 'test' is not allowed; "
          "allowed: running, batch"),
         ("norm.update_running_stats=no", "norm.update_running_stats: 'no' is not true or "
          "false; write false"),
         ("network.noise.position=null", "network: noise has no place: give it a position "
-         f"({POSITIONS.replace(', a list', '')}), or write `noise` in network.block"),
+         f"({POSITIONS}), names of modules (before, after), or write `noise` in network.block"),
         ("network.noise.position=[before_bm]", "network.noise.position.0: 'before_bm' is not "
          "allowed; "
          f"did you mean `before_bn`? allowed: {POSITIONS}"),

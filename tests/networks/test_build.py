@@ -225,6 +225,30 @@ def test_noise_before_the_classifier():
         assert head[-2:] == ["noise1", "fc1"]
 
 
+def test_noise_before_the_pool():
+    noise = {"kind": "dropout", "rate": 0.5, "position": ["before_pool", "before_classifier"]}
+    for network in SMALL:
+        if network["name"] not in ("mlp", "autoencoder"):
+            head = [n for n, _ in make(noise=noise, **network).head.named_children()]
+            assert head[-4:] == ["noise1", "pool1", "noise2", "fc1"]
+
+
+def test_noise_before_the_pool_is_weaker_than_before_the_classifier():
+    """s²·Σf²/P² against s²·(Σf/P)², of a feature map of P pixels after ReLU (Kim et al. 2023)."""
+    torch.manual_seed(0)
+    features = torch.randn(1, 6, 4, 4).relu()
+    drawn = {}
+    for position in ("before_pool", "before_classifier"):
+        noise = {"kind": "dropout", "rate": 0.5, "position": position}
+        head = make(name="resnet", depth=8, noise=noise).head[:-1].train()
+        drawn[position] = torch.stack([head(features)[0] for _ in range(4000)]).var(0)
+    before_pool = features.square().sum((2, 3))[0] / 16**2
+    before_classifier = features.mean((2, 3))[0].square()
+    torch.testing.assert_close(drawn["before_pool"], before_pool, rtol=0.15, atol=0)
+    torch.testing.assert_close(drawn["before_classifier"], before_classifier, rtol=0.15, atol=0)
+    assert bool((before_pool < before_classifier).all())
+
+
 def test_several_noises_and_positions():
     noise = [
         {"kind": "dropout", "rate": 0.5, "position": ["before_last_bn", "before_classifier"]},

@@ -42,6 +42,16 @@ def of(noise: Any, name: str = "preresnet", **network: Any) -> str:
         ([dropout(0.5), {**dropout(0.1), "position": "after_bn"}],
          f"dropout at rate 0.5 {DROPOUT_A} and dropout at rate 0.1 "
          "after every batch norm of each block and its activation (after_bn)"),
+        ({**dropout(0.3), "position": "before_pool"},
+         "dropout at rate 0.3 once, before the global pooling, after all batch norms "
+         "(before_pool)"),
+        ({"kind": "dropout", "rate": 0.3, "position": None, "before": "layer*.bn2"},
+         "dropout at rate 0.3 right before each module layer*.bn2"),
+        ({"kind": "dropout", "rate": 0.3, "before": ["a.bn", "b.bn"], "after": "conv\x1b1"},
+         "dropout at rate 0.3 right before each module a.bn, right before each module b.bn and "
+         "right after each module conv\\x1b1"),
+        ({"kind": "dropout", "rate": 0.3, "position": "between_blocks"},
+         "dropout at rate 0.3 at between_blocks"),
     ],
 )  # fmt: skip
 def test_noise(noise: Any, text: str) -> None:

@@ -342,6 +342,12 @@ def test_input_shape_of_a_convolution_ignores_padding():
     assert input_shape(x).correlation == 0
 
 
+def test_input_shape_of_images_smaller_than_the_filter_takes_what_there_is():
+    torch.manual_seed(0)
+    found = input_shape(torch.randn(50, 4, 1, 1), nn.Conv2d(4, 2, 5, padding=2))
+    assert math.isfinite(found.correlation)
+
+
 def test_cosines_by_hand():
     linear = nn.Linear(4, 2, bias=False)
     with torch.no_grad():

@@ -42,7 +42,11 @@ def inspect(
     typer.echo()
     columns = [Column(head, is_text=True) for head in ("layer", "operation", "output")]
     rows = [
-        [layer["name"], layer["op"], "×".join(map(str, layer["output_shape"]))]
+        [
+            layer["name"],
+            ", ".join(filter(None, [layer["op"], layer.get("place")])),
+            "×".join(map(str, layer["output_shape"])),
+        ]
         for layer in summary["layers"]
     ]
     write(Table(columns, rows), "table", sys.stdout)

@@ -12,7 +12,7 @@ from typing import Any
 from vshift.compare.fields import Fields, Row, active_noise, metric, sort_key
 from vshift.compare.statistics import Sample, describe
 from vshift.config.identity import Scope, flat, identity, value_differences
-from vshift.config.noise import read_noise
+from vshift.config.noise import places_of, read_noise
 from vshift.runs.read import RunRecord, number
 from vshift.text import escape_control, format_value, list_names, natural
 
@@ -88,10 +88,8 @@ class Group:
         block = self.config["network"].get("block")
         places = []
         for entry in entries:
-            position = entry.get("position")
-            if isinstance(position, list):
-                position = " and ".join(map(str, position))
-            place = [str(position) if position else f"in `{block}`" if block else "somewhere"]
+            named = " and ".join(places_of(entry))
+            place = [named or (f"in `{block}`" if block else "somewhere")]
             place += [str(entry.get("kind"))] if entry.get("kind") != "dropout" else []
             place += [f"per {entry['unit']}"] if entry.get("unit", "element") != "element" else []
             places.append(escape_control(", ".join(place)))

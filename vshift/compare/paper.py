@@ -163,9 +163,9 @@ def _place_in(view: View, network: Any) -> tuple[str | None, float] | None:
     if len(network.noises) > 1 or noise.kind != view.kind or noise.unit != "element":
         return None
     bare, position = block.parse(" ".join(_without_noise(network.order))), None
-    if network.order == bare and network.head_noises:
-        position = "before_classifier"
-    elif not network.head_noises:
+    if noise.places == ("before_classifier",):
+        position = "before_classifier" if network.order == bare else None
+    elif set(noise.places) <= set(block.BLOCK_POSITIONS):
         for each in ("before_last_bn", "before_last_conv"):
             with suppress(ValueError):  # an order without BN has no place before its last one
                 position = each if block.place(bare, [[each]]) == network.order else position

@@ -15,9 +15,10 @@ from typing import Literal, get_args
 from vshift.text import pluralize, suggest
 
 Order = tuple[str, ...]
-Position = Literal[
-    "before_last_bn", "before_last_conv", "before_bn", "after_bn", "before_classifier"
-]
+BlockPosition = Literal["before_last_bn", "before_last_conv", "before_bn", "after_bn"]
+HeadPosition = Literal["before_pool", "before_classifier"]  # once, after all blocks
+Position = Literal[BlockPosition, HeadPosition]
+BLOCK_POSITIONS: tuple[str, ...] = get_args(BlockPosition)
 POSITIONS: tuple[str, ...] = get_args(Position)
 
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid")
@@ -107,11 +108,12 @@ def check(order: Order, *, linear: Literal["conv", "fc"], may_pool: bool, what: 
 
 
 def place(order: Order, noises: Sequence[Sequence[str]]) -> Order:
-    """The order with a word `noise1`, `noise2`, … at every place that the positions name.
+    """The order with a word `noise1`, `noise2`, … at every place in the block that is named.
 
     Args:
         order: the order as written; `noise` in it stands for the first entry.
-        noises: for each entry of `network.noise` its positions (empty: it sits where `block` says).
+        noises: for each entry of `network.noise` its `places`, of which positions in the block
+            count (empty: it sits where `block` says).
 
     Raises:
         ValueError: a position that this order does not have, an entry that is placed nowhere, or a
@@ -126,18 +128,18 @@ def place(order: Order, noises: Sequence[Sequence[str]]) -> Order:
             f"{pluralize(len(noises), 'entry', 'entries')}; describe the noise there, for instance "
             "{kind: dropout, rate: 0.5}"
         )
-    for index, positions in enumerate(noises):
+    for index, places in enumerate(noises):
         name, word = f"noise{index + 1 if len(noises) > 1 else ''}", _noise_word(index)
-        inside = [position for position in positions if position != "before_classifier"]
-        if not positions and index not in written:
+        inside = [place for place in places if place in BLOCK_POSITIONS]
+        if not places and index not in written:
             raise ValueError(
-                f"{name} has no place: give it a position ({', '.join(POSITIONS)}), or write "
-                f"`{word}` in network.block"
+                f"{name} has no place: give it a position ({', '.join(POSITIONS)}), names of "
+                f"modules (before, after), or write `{word}` in network.block"
             )
         if index in written and inside:
             raise ValueError(
                 f"{name} has two places: network.block says `{word}` and the position "
-                f"{', '.join(positions)}; keep one of them"
+                f"{', '.join(inside)}; keep one of them"
             )
         for position in inside:
             for at in sorted(_places(result, position), reverse=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, Tag, ValidationInfo, field_validator
@@ -10,7 +9,7 @@ from pydantic import Field, Tag, ValidationInfo, field_validator
 from vshift.config import block as language
 from vshift.config.noise import AnyNoise, Noise
 from vshift.config.own import FORMS, OwnPart, Reference
-from vshift.config.section import OneOrList, Section, own_or_named
+from vshift.config.section import OneOrList, Section, as_list, own_or_named
 
 
 class _WithNoise(Section):
@@ -25,7 +24,7 @@ class _WithNoise(Section):
 
     @property
     def noises(self) -> tuple[AnyNoise, ...]:
-        return tuple(_as_list(self.noise))
+        return tuple(as_list(self.noise))
 
 
 class _Network(_WithNoise):
@@ -66,7 +65,10 @@ class _Network(_WithNoise):
         order = language.parse(cls.own_block if block is None else block)
         name = cls.__name__.lower()
         language.check(order, linear=cls.linear, may_pool=cls.may_pool, what=f"a {name}")
-        language.place(order, [noise.positions for noise in _as_list(info.data["noise"])])
+        places = [noise.places for noise in as_list(info.data["noise"])]
+        language.place(order, places)
+        if cls.linear == "fc" and any("before_pool" in each for each in places):
+            raise ValueError(f"position before_pool: a {name} has no pool; use before_classifier")
         return None if block is None else " ".join(order)
 
     @property
@@ -85,18 +87,11 @@ class _Network(_WithNoise):
     def order(self) -> language.Order:
         """The block order as it runs: every noise position filled in as `noise1`, `noise2`, …"""
         text = self.default_block if self.block is None else self.block
-        return language.place(language.parse(text), [noise.positions for noise in self.noises])
+        return language.place(language.parse(text), [noise.places for noise in self.noises])
 
-    @property
-    def head_noises(self) -> tuple[int, ...]:
-        """Which entries of `noises` sit right before the classifier."""
-        return tuple(i for i, n in enumerate(self.noises) if "before_classifier" in n.positions)
-
-
-def _as_list(noise: Any) -> Sequence[Any]:
-    if noise is None:
-        return []
-    return noise if isinstance(noise, list) else [noise]
+    def noises_at(self, position: str) -> tuple[int, ...]:
+        """Which entries of `noises` sit at a position of the head."""
+        return tuple(i for i, noise in enumerate(self.noises) if position in noise.places)
 
 
 def _is_bottleneck(depth: int, bottleneck: bool | None) -> bool:

@@ -12,13 +12,17 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from vshift.config import block
-from vshift.config.section import OneOrList, Section, no_repeats
+from vshift.config.section import OneOrList, Section, as_list, no_repeats
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Strength = Annotated[float, Field(ge=0)]
 Positions = OneOrList[
     block.Position,
-    Annotated[list[block.Position], Field(min_length=1, max_length=5), no_repeats("position")],
+    Annotated[list[block.Position], Field(min_length=1, max_length=6), no_repeats("position")],
+]
+Pattern = Annotated[str, Field(min_length=1, max_length=200)]
+Patterns = OneOrList[
+    Pattern, Annotated[list[Pattern], Field(min_length=1, max_length=100), no_repeats("pattern")]
 ]
 _DROP_RATE = "The DROP rate in [0, 1), the paper's 1 − p."
 
@@ -35,7 +39,16 @@ class BaseNoise(Section):
         None,
         description="Where the noise sits: before_last_bn (the paper's Dropout-(a)), "
         "before_last_conv (Dropout-(b)), before_bn or after_bn (every BN of the block), "
-        "before_classifier, or several. Leave it out where `block` says `noise` itself.",
+        "before_pool, before_classifier, or several. Leave it out where `block` says `noise` "
+        "itself.",
+    )
+    before: Patterns | None = Field(
+        None,
+        description="Noise on what these modules read: a name as `vshift inspect` shows it, in "
+        "which * stands for any text, or several.",
+    )
+    after: Patterns | None = Field(
+        None, description="Noise on what these modules return: a name or several, as in `before`."
     )
 
     @model_validator(mode="after")
@@ -47,10 +60,17 @@ class BaseNoise(Section):
         return self
 
     @property
-    def positions(self) -> tuple[str, ...]:
-        if self.position is None:
-            return ()
-        return (self.position,) if isinstance(self.position, str) else tuple(self.position)
+    def patterns(self) -> tuple[tuple[Literal["before", "after"], str], ...]:
+        """Pairs of `before` or `after` and a pattern of module names."""
+        return (
+            *(("before", pattern) for pattern in as_list(self.before)),
+            *(("after", pattern) for pattern in as_list(self.after)),
+        )
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where the noise sits: `before_last_bn`, `before layer*.bn2`; () if `block` says it."""
+        return tuple(places_of(self.model_dump(include={"position", "before", "after"})))
 
     @property
     def strength_key(self) -> str | None:
@@ -240,6 +260,12 @@ class _OtherNoise(BaseNoise):
     @property
     def phrase(self) -> str:
         return f"{self.kind}{super().phrase}"
+
+
+def places_of(entry: Mapping[str, Any]) -> list[str]:
+    """`BaseNoise.places` of an entry as a run folder says it."""
+    patterns = (f"{key} {p}" for key in ("before", "after") for p in as_list(entry.get(key)))
+    return [*map(str, as_list(entry.get("position"))), *patterns]
 
 
 def read_noise(entry: Mapping[str, Any]) -> BaseNoise:

@@ -50,6 +50,11 @@ def own_or_named(tag_key: str) -> Discriminator:
     return Discriminator(choose)
 
 
+def as_list(value: Any) -> list[Any]:
+    """The values of a `OneOrList` that may be None: none, one, or all."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
 def no_repeats(thing: str) -> AfterValidator:
     """For a list: refuse an entry that is listed twice."""
 

@@ -34,7 +34,15 @@ def fuse(model: nn.Module) -> None:
     for module in list(model.modules()):
         if isinstance(module, nn.Sequential):
             for place, (layer, following) in enumerate(itertools.pairwise(list(module))):
-                if isinstance(layer, FusedBatchNorm) and isinstance(following, nn.ReLU):
+                # A hook sees, or as noise changes, what lies between them or after them.
+                hooks = (
+                    layer._forward_hooks,
+                    following._forward_pre_hooks,
+                    following._forward_hooks,
+                )
+                if any(hooks) or not isinstance(following, nn.ReLU):
+                    continue
+                if isinstance(layer, FusedBatchNorm):
                     layer.relu = True
                     module[place + 1] = nn.Identity()
 

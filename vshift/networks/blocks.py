@@ -30,7 +30,8 @@ class LayerFactory:
 
     Attributes:
         order: the words of a block, noise filled in as `noise1`, `noise2`, …
-        head_noises: which entries of `network.noise`, from 0, sit right before the classifier.
+        pool_noises, classifier_noises: which entries of `network.noise`, from 0, sit right before
+            the global pooling and right before the classifier.
         outputs: of the classifier.
         norm: number of channels → a normalisation layer, `bn` in the order.
         group_norm: the same for `gn`.
@@ -39,7 +40,8 @@ class LayerFactory:
     """
 
     order: block.Order
-    head_noises: tuple[int, ...]
+    pool_noises: tuple[int, ...]
+    classifier_noises: tuple[int, ...]
     outputs: int
     norm: Callable[[int], nn.Module]
     group_norm: Callable[[int], nn.Module]
@@ -48,13 +50,17 @@ class LayerFactory:
 
     def classifier(self, channels: int) -> list[tuple[str, nn.Module]]:
         """The noise and the fc layer that end a network, each with its word."""
-        noises: list[tuple[str, nn.Module]] = [("noise", self.noise(i)) for i in self.head_noises]
-        return [*noises, ("fc", nn.Linear(channels, self.outputs))]
+        fc: tuple[str, nn.Module] = ("fc", nn.Linear(channels, self.outputs))
+        return [*self._noises(self.classifier_noises), fc]
 
     def head(self, channels: int, activate: bool = False) -> nn.Sequential:
         """Global pooling and the classifier; before them BN and ReLU where `activate` is true."""
         first = [("bn", self.norm(channels)), ("relu", nn.ReLU())] if activate else []
-        return sequence([*first, ("pool", GlobalPool()), *self.classifier(channels)])
+        pool = [*self._noises(self.pool_noises), ("pool", GlobalPool())]
+        return sequence([*first, *pool, *self.classifier(channels)])
+
+    def _noises(self, entries: Iterable[int]) -> list[tuple[str, nn.Module]]:
+        return [("noise", self.noise(index)) for index in entries]
 
 
 def conv(

@@ -16,6 +16,7 @@ from vshift.errors import DataError
 from vshift.networks.blocks import LayerFactory, initialise
 from vshift.networks.noise import make_noise
 from vshift.networks.norm import make_group_norm, make_norm
+from vshift.networks.placement import place_noise
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def build(
 
     Raises:
         DataError: the images are too small for the network.
-        ConfigError: group sizes that do not divide a layer's channels.
+        ConfigError: group sizes that do not divide a layer's channels; noise at a module that does
+            not exist or is never called.
     """
     from vshift.networks import others, residual  # noqa: F401 - they register their families
 
@@ -68,7 +70,9 @@ def build(
         from vshift.networks.own import own_network
 
         with _seeded(seed):
-            return own_network(network, classes, images)
+            model = own_network(network, classes, images)
+        place_noise(model, network.noises, make_noise, channels=channels, size=size)
+        return model
     halvings = network.halvings
     # At least two pixels must reach the last halving, or the last stage sees no image.
     smallest = 2 ** (halvings - 1) + 1 if halvings else 1
@@ -80,7 +84,8 @@ def build(
         )
     layers = LayerFactory(
         order=network.order,
-        head_noises=network.head_noises,
+        pool_noises=network.noises_at("before_pool"),
+        classifier_noises=network.noises_at("before_classifier"),
         outputs=images.values if isinstance(network, config.Autoencoder) else classes,
         norm=lambda width: make_norm(norm, width),
         group_norm=lambda width: make_group_norm(norm, width),
@@ -90,6 +95,7 @@ def build(
     with _seeded(seed):
         model = _BUILDERS[type(network)](network, layers, images)
         initialise(model)
+    place_noise(model, network.noises, make_noise, channels=channels, size=size)
     return model
 
 

@@ -19,8 +19,11 @@ def own_network(network: config.OwnNetwork, classes: int, images: ImageShape) ->
     Raises:
         ConfigError: what the callable returns is no network for them.
     """
-    if network.noise is not None:
-        raise ConfigError("network.noise: the noise of a network of one's own sits in its code")
+    if any(noise.position for noise in network.noises):
+        raise ConfigError(
+            "network.noise.position: a network of one's own has no block order; name the modules "
+            "with before or after"
+        )
     sizes = {
         **dict.fromkeys(("classes", "num_classes"), classes),
         **dict.fromkeys(("channels", "in_channels", "in_chans"), images.channels),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from vshift.networks.blocks import Dense, Residual
+from vshift.networks.dry_run import dry_run
 from vshift.networks.noise import Noise
+from vshift.networks.placement import hook_of, is_layer
 
 
 @dataclass(frozen=True)
@@ -43,18 +46,21 @@ def trace(model: nn.Module, channels: int, size: int) -> list[Layer]:
     """
     layers: list[Layer] = []
 
-    def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        shape = tuple(output.shape[1:])
-        layers.append(Layer(name, module, inputs[0][0].numel(), shape, _macs(module, output)))
+    def note(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        read, made = _first_tensor((args, kwargs)), _first_tensor(output)
+        if read is not None and made is not None:
+            macs = _macs(module, made)
+            layers.append(Layer(name, module, read[0].numel(), tuple(made.shape[1:]), macs))
 
     handles = [
-        module.register_forward_hook(partial(note, name))
+        # Before the noise after it, which is a hook of its own.
+        module.register_forward_hook(partial(note, name), prepend=True, with_kwargs=True)
         for name, module in model.named_modules()
         if isinstance(module, Residual | Dense)
-        or (not list(module.children()) and not isinstance(module, nn.Identity))
+        or (is_layer(module) and not isinstance(module, nn.Identity))
     ]
     try:
-        _forward_without_storage(model, channels, size)
+        dry_run(model, channels, size)
     finally:
         for handle in handles:
             handle.remove()
@@ -67,34 +73,33 @@ def summarise(model: nn.Module, channels: int, size: int) -> dict[str, Any]:
     Returns:
         `parameters`, `macs` (multiply-accumulates of one image's forward, convolutions and fc
         layers), `bn_layers` (count), `layers`: name, op, output_shape (without the batch), in
-        forward order.
+        forward order. Noise has a `place` too: `before layer1.0.bn2`.
     """
     layers = trace(model, channels, size)
+    rows: list[dict[str, Any]] = [
+        {"name": layer.name, "op": _op(layer.module), "output_shape": list(layer.shape)}
+        for layer in layers
+    ]
+    for index, layer in enumerate(layers):
+        if hook := hook_of(layer.module):
+            rows[index]["place"] = hook.place
+        elif isinstance(layer.module, Noise):
+            rows[index]["place"] = f"before {_next_layer(layers[index:])}"
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "macs": sum(layer.macs for layer in layers),
         "bn_layers": sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()),
-        "layers": [
-            {"name": layer.name, "op": _op(layer.module), "output_shape": list(layer.shape)}
-            for layer in layers
-        ],
+        "layers": rows,
     }
 
 
-def _forward_without_storage(model: nn.Module, channels: int, size: int) -> None:
-    state = {
-        name: tensor.to("meta")
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-    }
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            # Two, as BN that evaluates with batch statistics refuses a single value.
-            images = torch.empty(2, channels, size, size, device="meta")
-            torch.func.functional_call(model, state, images)
-    finally:
-        model.train(training)
+def _first_tensor(values: Any) -> Tensor | None:
+    return next((value for value in tree_leaves(values) if isinstance(value, Tensor)), None)
+
+
+def _next_layer(layers: Sequence[Layer]) -> str:
+    """The first that is no noise, by name."""
+    return next(layer.name for layer in layers if not isinstance(layer.module, Noise))
 
 
 def _macs(module: nn.Module, output: Tensor) -> int:

@@ -17,7 +17,7 @@ from vshift.compare.groups import NO_NOISE, Group, differing_keys, short_heads
 from vshift.compare.statistics import Difference
 from vshift.config.identity import Scope, scope_of
 from vshift.config.networks import FullyConnected
-from vshift.config.noise import read_noise
+from vshift.config.noise import places_of, read_noise
 from vshift.runs.read import number
 from vshift.text import (
     NONE,
@@ -141,6 +141,7 @@ _PLACES = {
     "before_last_conv": "right before each block’s last {}",
     "before_bn": "right before every batch norm of each block",
     "after_bn": "after every batch norm of each block and its activation",
+    "before_pool": "once, before the global pooling, after all batch norms",
     "before_classifier": "once, before the classifier, after all batch norms",
 }
 _PAPERS = {
@@ -176,15 +177,18 @@ def noise_in_words(config: Row) -> Phrase:
     for entry in active_noise(config):
         network = config["network"]
         is_conv = network.get("name") not in _FULLY_CONNECTED
-        noise, position, block = read_noise(entry), entry.get("position"), network.get("block")
+        noise, block = read_noise(entry), network.get("block")
         papers = _PAPERS if entry.get("kind") == "dropout" and is_conv else {}
         places = []
-        for one in position if isinstance(position, list) else [position] if position else []:
-            if isinstance(one, str) and one in _PLACES:
+        for one in places_of(entry):
+            where, _, pattern = one.partition(" ")
+            if one in _PLACES:
                 place = _PLACES[one].format("convolution" if is_conv else "linear layer")
                 places.append(f"{place} ({one}{papers.get(one, '')})")
+            elif pattern:
+                places.append(f"right {where} each module {escape_control(pattern)}")
             else:
-                places.append(f"at {escape_control(str(one))}")
+                places.append(f"at {escape_control(one)}")
         after = join_words(places) or "somewhere"
         if not places and block:
             after = f"where the block order says noise: {escape_control(str(block))}"

@@ -25,6 +25,7 @@ layer's own convolution.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,16 +93,16 @@ def decompose(model: nn.Module, batches: Batches, seed: int = 0) -> dict[str, De
     """
     graph = NoiseGraph(model)
     layers = {name: _TrainingInput(graph, name) for name in graph.batch_norms}
-    inputs: dict[str, Tensor] = {}  # of each noise in the present batch, and its change of it
-    changes: dict[str, Tensor] = {}
+    noised: _Noised = defaultdict(list)  # in the present batch
     evaluated: dict[str, InputStats] = {}
 
     def capture_noise(name: str, x: Tensor, output: Tensor) -> None:
-        inputs[name], changes[name] = x, output.float() - x.float()
+        # A copy, as what comes later may work in place.
+        noised[name].append((x.clone(), output.float() - x.float()))
 
     def capture_training(name: str, x: Tensor) -> None:
         if name in layers:
-            layers[name].add(x, inputs, changes)
+            layers[name].add(x, noised)
 
     def capture_eval(name: str, x: Tensor) -> None:
         evaluated.setdefault(name, InputStats()).add(x)
@@ -120,8 +121,7 @@ def decompose(model: nn.Module, batches: Batches, seed: int = 0) -> dict[str, De
         ):
             for images in batches():
                 model(images)
-                inputs.clear()
-                changes.clear()
+                noised.clear()
     finally:
         for handle in handles:
             handle.remove()
@@ -138,6 +138,10 @@ def decompose(model: nn.Module, batches: Batches, seed: int = 0) -> dict[str, De
             angle = cosine(graph.modules[linears[name]]) if name in linears else _NO_ANGLE
             decompositions[name] = layers[name].compare(stats, noises[name], angle)
     return decompositions
+
+
+# Noise module → for each call in a forward pass its input, and its change of it.
+_Noised = dict[str, list[tuple[Tensor, Tensor]]]
 
 
 class _TrainingInput:
@@ -161,7 +165,7 @@ class _TrainingInput:
         paths = self.paths or []
         self.predictable = (
             self.paths is not None
-            and len({path.noise for path in paths}) == len(paths)
+            and len({(path.noise, path.call) for path in paths}) == len(paths)
             and all(len(path.linears) <= 1 for path in paths)
             and not any(repeats_values(self.modules[n]) for path in paths for n in path.linears)
         )
@@ -170,21 +174,21 @@ class _TrainingInput:
         self.extra: list[Tensor] = []
         self.shapes: list[InputShape] = []
 
-    def add(self, x: Tensor, inputs: dict[str, Tensor], changes: dict[str, Tensor]) -> None:
-        """Add a batch, given each noise's input in it and its change of that input."""
+    def add(self, x: Tensor, noised: _Noised) -> None:
+        """Add a batch, given what each noise did in it."""
         self.noisy.add(x)
         if not self.paths:
             return
         clean, extra = x.float().clone(), torch.zeros(x.shape[1], dtype=torch.float64)
         for path, (variance, unit) in zip(self.paths, self.noises, strict=True):
-            part = noise_part(path, self.modules, changes[path.noise])
+            source, change = noised[path.noise][path.call]
+            part = noise_part(path, self.modules, change)
             channels = slice(path.offset, path.offset + part.shape[1])
             clean[:, channels] -= part
             if self.predictable:
-                linear, source = self._linear(path), inputs[path.noise]
-                extra[channels] += extra_variance(source, variance, unit, linear).cpu()
+                extra[channels] += extra_variance(source, variance, unit, self._linear(path)).cpu()
             if self.exact:
-                self.shapes.append(input_shape(inputs[path.noise], self._linear(path)))
+                self.shapes.append(input_shape(source, self._linear(path)))
         self.clean.add(clean)
         self.extra.append(extra)
 
@@ -400,8 +404,8 @@ def input_shape(x: Tensor, linear: nn.Module | None = None) -> InputShape:
     if isinstance(linear, Convolution):
         # Only sums whose filter lies inside the image: the zeros of padding are no inputs.
         for dim, (kernel, stride) in enumerate(zip(linear.kernel_size, linear.stride, strict=True)):
-            edge = -(-(kernel // 2) // stride)
-            inside = inside.narrow(dim + 2, edge, max(0, inside.shape[dim + 2] - 2 * edge))
+            width, edge = inside.shape[dim + 2], -(-(kernel // 2) // stride)
+            inside = inside.narrow(dim + 2, min(edge, width), max(0, width - 2 * edge))
     total = inside if inside.numel() else sums
     sum_variance = float(total.double().var(correction=0))
     correlation = (sum_variance / (size * variance) - 1) / max(size - 1, 1)
