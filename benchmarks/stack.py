@@ -138,24 +138,19 @@ class StackedStream:
     def plan(self, seed: int) -> Plan:
         """A stream's plan, with the copies after the images: order [N, S], offsets [N, S, 2]."""
         plans = [self._stream.plan(seed_of(seed, copy)) for copy in range(self._count)]
-        return Plan(
-            torch.stack([plan.order for plan in plans], 1),
-            torch.stack([plan.offsets for plan in plans], 1),
-            torch.stack([plan.flips for plan in plans], 1),
-        )
+        drawn = zip(*plans, strict=True)
+        return Plan._make(None if of[0] is None else torch.stack(of, 1) for of in drawn)
 
     def epoch(self, seed: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         plan = self.plan(seed).to(self.part.images.device)
         for start in range(skip * self.batch_size, len(self.part), self.batch_size):
-            now = slice(start, start + self.batch_size)
-            yield self.batch(plan.order[now], plan.offsets[now], plan.flips[now])
+            yield self.batch(plan.at(slice(start, start + self.batch_size)))
 
-    def batch(self, chosen: Tensor, offsets: Tensor, flips: Tensor) -> tuple[Tensor, Tensor]:
+    def batch(self, drawn: Plan) -> tuple[Tensor, Tensor]:
         """Images [S, B, C, H, W] and labels [S, B] of one gather."""
-        images, labels = self._stream.batch(
-            chosen.T.flatten(), offsets.transpose(0, 1).flatten(0, 1), flips.T.flatten()
-        )
-        shape = self._count, len(chosen)
+        copies_first = drawn.map(lambda tensor: tensor.transpose(0, 1).flatten(0, 1))
+        images, labels = self._stream.batch(copies_first)
+        shape = self._count, len(drawn.order)
         return images.view(*shape, *images.shape[1:]), labels.view(shape)
 
     def padded(self) -> Tensor:

@@ -87,6 +87,7 @@ BASES: list[dict[str, Any]] = [
         "data": {"name": "shapes"},
         "network": {"name": "resnet", "depth": 20},
         "epochs": 9,
+        "loss": {"name": "cross_entropy"},
         "optimizer": {"name": "adamw"},
     },
     {
@@ -110,12 +111,12 @@ OTHERS: list[Any] = [
     "variance", "basic", [1], [2, 4], ["swap"], ["before_last_conv"], "before_last_conv",
     "conv3x3 bn relu conv3x3 bn relu", "fc bn relu", {"network.depth": [8, 20]},
     {"b": {"epochs": 2}}, [16, 16], 3.0, 64, "norm", [0.5, 0.5], {"eps": 0.1},
-    "0123456789abcdef",
+    "0123456789abcdef", "angle",
 ]  # fmt: skip
 
 
 # Keys that say which of several sections it is; another value there is another section.
-NAMES = {"data.name", "network.name", "schedule.name", "optimizer.name"}
+NAMES = {"data.name", "network.name", "schedule.name", "optimizer.name", "loss.name"}
 
 
 def leaves(value: Any, path: str = "") -> Iterator[str]:

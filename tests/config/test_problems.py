@@ -50,7 +50,7 @@ depth: 20
         "11:24: measure.eval_epochs: 'alle' is not allowed; did you mean `all`? allowed: all, a "
         "list",
         "12:1: depth: unknown key; did you mean `network.depth`? allowed here: arms, base, "
-        "checkpoint, data, epochs, grid, hardware, measure, name, network, norm, optimizer, "
+        "checkpoint, data, epochs, grid, hardware, loss, measure, name, network, norm, optimizer, "
         "recalibration, schedule, seeds, zip",
     ]
 
@@ -134,8 +134,8 @@ depth: 20
          "beside args"),
         ("optimizer={name: adamw, betas: [0.9]}", "optimizer.betas: too short; give 2"),
         ("data.root=x", "data.root: unknown key of shapes; it is a key of cifar10, cifar100, "
-         "imagefolder; allowed here: augment, batch_size, name, seed, test, test_limit, train, "
-         "train_limit, validation"),
+         "imagefolder; allowed here: augment, batch_size, name, seed, target, test, test_limit, "
+         "train, train_limit, validation"),
         ("data={name: imagefolder}", "data.root: missing; the tree's folder"),
         ("data={name: imagefolder, root: ''}", "data.root: empty; give at least one"),
         ("norm.groups=3", "norm.groups: unknown key of batch; it is a key of group; allowed "

@@ -125,8 +125,8 @@ def test_a_root_that_cannot_be_made(tmp_path):
 
 
 def test_describe_downloads_nothing(root):
-    assert describe(config(root)).classes == 10
-    assert describe(Cifar(name="cifar100")).classes == 100
+    assert describe(config(root)).outputs == 10
+    assert describe(Cifar(name="cifar100")).outputs == 100
     assert list(root.iterdir()) == []
 
 

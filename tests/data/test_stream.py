@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.gpu import no_synchronization
+from vshift.config.data import Augment
 from vshift.data import Part, Stream, epoch_plan, plain_stream, train_stream
 from vshift.data.images import image_set
 
@@ -12,6 +13,7 @@ from vshift.data.images import image_set
 PINNED_ORDER = [5, 4, 2, 6, 7, 3, 1, 0]
 PINNED_FLIPS = [0, 0, 1, 0, 0, 0, 1, 1]
 PINNED_OFFSETS = [0, 3, 6, 2, 7, 6, 6, 8, 7, 6, 0, 7, 8, 8, 4, 5]
+AUGMENT = Augment(crop=2, flip=True)
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
 
 
@@ -23,7 +25,7 @@ def part(count=11, size=6, channels=3) -> Part:
 
 def slow_epoch(part, mean, std, crop, flip, seed):
     """The same epoch pixel by pixel: pad with black, normalise, cut out, mirror."""
-    plan = epoch_plan(len(part), crop, flip, seed)
+    plan = epoch_plan(len(part), Augment(crop=crop, flip=flip), seed)
     _, size, _, channels = part.images.shape
     for place in range(len(part)):
         image = part.images[plan.order[place]].double().numpy()
@@ -46,7 +48,7 @@ def slow_epoch(part, mean, std, crop, flip, seed):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_epoch_is_the_slow_reference(crop, flip, channels):
     data, mean, std = part(channels=channels), MEAN[:channels], STD[:channels]
-    stream = Stream(data, mean, std, 4, crop, flip)
+    stream = Stream(data, mean, std, 4, Augment(crop=crop, flip=flip))
     batches = list(stream.epoch(seed=5))
     expected = list(slow_epoch(data, mean, std, crop, flip, seed=5))
     images = torch.cat([images for images, _ in batches])
@@ -55,7 +57,7 @@ def test_an_epoch_is_the_slow_reference(crop, flip, channels):
 
 
 def test_batches_are_channels_last_floats_and_the_last_one_is_kept():
-    stream = Stream(part(), MEAN, STD, 4, 2, True)
+    stream = Stream(part(), MEAN, STD, 4, AUGMENT)
     batches = list(stream.epoch(0))
     assert [len(labels) for _, labels in batches] == [4, 4, 3]
     assert stream.steps == len(batches)
@@ -72,7 +74,7 @@ def test_a_batch_as_large_as_the_set_is_one_step():
 
 def test_every_epoch_is_another_permutation_and_every_seed_the_same():
     def order(seed):
-        stream = Stream(part(50), MEAN, STD, 7, 1, True)
+        stream = Stream(part(50), MEAN, STD, 7, AUGMENT)
         return torch.cat([labels for _, labels in stream.epoch(seed)]).tolist()
 
     assert sorted(order(1)) == sorted(order(2)) == [10 * i for i in range(50)]
@@ -81,17 +83,17 @@ def test_every_epoch_is_another_permutation_and_every_seed_the_same():
 
 
 def test_crop_and_flip_are_each_turned_off_without_changing_the_rest():
-    full = epoch_plan(100, crop=4, flip=True, seed=3)
-    plain = epoch_plan(100, crop=0, flip=False, seed=3)
+    full = epoch_plan(100, Augment(crop=4, flip=True), seed=3)
+    plain = epoch_plan(100, Augment(crop=0, flip=False), seed=3)
     assert full.order.equal(plain.order)
-    assert full.flips.equal(epoch_plan(100, crop=0, flip=True, seed=3).flips)
-    assert full.offsets.equal(epoch_plan(100, crop=4, flip=False, seed=3).offsets)
+    assert full.flips.equal(epoch_plan(100, Augment(crop=0, flip=True), seed=3).flips)
+    assert full.offsets.equal(epoch_plan(100, Augment(crop=4, flip=False), seed=3).offsets)
     assert not plain.offsets.any()
     assert not plain.flips.any()
 
 
 def test_offsets_and_flips_are_uniform():
-    plan = epoch_plan(90_000, crop=4, flip=True, seed=0)
+    plan = epoch_plan(90_000, Augment(crop=4, flip=True), seed=0)
     counts = torch.bincount(plan.offsets.flatten(), minlength=9)
     assert len(counts) == 9
     assert (counts - 20_000).abs().max() < 800  # 5.6 standard deviations
@@ -100,8 +102,8 @@ def test_offsets_and_flips_are_uniform():
 
 def test_the_plan_is_pinned_and_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
-    plan = epoch_plan(8, crop=4, flip=True, seed=1)
-    list(Stream(part(), MEAN, STD, 4, 2, True).epoch(0))
+    plan = epoch_plan(8, Augment(crop=4, flip=True), seed=1)
+    list(Stream(part(), MEAN, STD, 4, AUGMENT).epoch(0))
     assert torch.get_rng_state().equal(before)
     assert plan.order.tolist() == PINNED_ORDER
     assert plan.flips.int().tolist() == PINNED_FLIPS
@@ -110,7 +112,7 @@ def test_the_plan_is_pinned_and_leaves_the_global_generator_alone():
 
 def test_plain_batches_are_in_order_and_normalised_like_the_others():
     data = part()
-    stream = Stream(data, MEAN, STD, 4, crop=2, flip=True)
+    stream = Stream(data, MEAN, STD, 4, AUGMENT)
     batches = list(stream.plain(5))
     assert [len(labels) for _, labels in batches] == [5, 5, 1]
     images = torch.cat([images for images, _ in batches]).numpy()
@@ -122,13 +124,13 @@ def test_plain_batches_are_in_order_and_normalised_like_the_others():
 
 def test_streams_of_a_set():
     images = image_set("x", ("a", "b"), part(), None, part(4))
-    assert train_stream(images, 4, 2, True).steps == 3
+    assert train_stream(images, 4, AUGMENT).steps == 3
     test = plain_stream(images, images.test, 3)
     assert [len(labels) for _, labels in test.plain(3)] == [3, 1]
 
 
 def test_the_padded_copy_is_made_once():
-    stream = Stream(part(), MEAN, STD, 4, crop=2)
+    stream = Stream(part(), MEAN, STD, 4, AUGMENT)
     assert stream.padded() is stream.padded()
     assert stream.padded().shape == (11, 10, 10, 3)
     assert Stream(part(), MEAN, STD, 4).padded().shape == (11, 6, 6, 3)
@@ -137,8 +139,8 @@ def test_the_padded_copy_is_made_once():
 @pytest.mark.gpu
 def test_the_gpu_sees_the_same_batches_without_waiting():
     data = part(50)
-    here = Stream(data, MEAN, STD, 7, 2, True)
-    there = Stream(data.to("cuda"), MEAN.cuda(), STD.cuda(), 7, 2, True)
+    here = Stream(data, MEAN, STD, 7, AUGMENT)
+    there = Stream(data.to("cuda"), MEAN.cuda(), STD.cuda(), 7, AUGMENT)
     there.padded()
     list(there.epoch(3))  # the first use of a kernel may wait
     with no_synchronization():

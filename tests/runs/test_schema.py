@@ -46,7 +46,11 @@ def test_a_run_without_validation_images_has_no_such_columns() -> None:
         **numbers, train_accuracy=1.0, test_loss=2.0, test_accuracy=2.0, images_per_second=9.0,
         validation_loss=2.5, validation_accuracy=3.0,
     )  # fmt: skip
-    assert list(with_both.to_dict()) == list(EPOCH_COLUMNS)
+    of_numbers = [f"{part}_{what}" for part in ("train", "test", "validation")
+                  for what in ("rmse", "r2")]  # fmt: skip
+    assert list(with_both.to_dict()) == [key for key in EPOCH_COLUMNS if key not in of_numbers]
+    regression = replace(with_both, **dict.fromkeys(of_numbers, 1.0) | {"test_r2": None}).to_dict()
+    assert list(regression) == list(EPOCH_COLUMNS)
     autoencoder = replace(with_both, validation_accuracy=None).to_dict()
     assert autoencoder["validation_accuracy"] is None
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 
 from tests.configs import make_config
+from vshift.config.data import Augment
 from vshift.data import epoch_plan, load
 from vshift.networks.build import build
 from vshift.runs import prepare
@@ -65,7 +66,7 @@ def test_against_a_plain_loop(tmp_path):
     mean, std = images.mean.view(3, 1, 1), images.std.view(3, 1, 1)
     losses = []
     for epoch in (1, 2):
-        plan = epoch_plan(300, 4, True, derive_seed(3, epoch, "data"))
+        plan = epoch_plan(300, Augment(), derive_seed(3, epoch, "data"))
         total = 0.0
         for start in range(0, 300, 64):
             crops = []

@@ -17,7 +17,6 @@ from vshift.networks.build import build
 from vshift.train import fast_steps
 from vshift.train.fast_steps import CapturedStep, make_train_step
 from vshift.train.loop import TrainStep
-from vshift.train.objective import classification
 from vshift.train.optimizer import SGD, AdamW, make_optimizer
 from vshift.train.progress import Reporter
 from vshift.train.run import train_seeds
@@ -34,7 +33,7 @@ def test_sgd_is_pytorchs_bit_for_bit(momentum, nesterov):
     for images, labels in context.stream.epoch(0):
         for model, optimizer in ((ours, own), (theirs, other)):
             optimizer.zero_grad()
-            classification(model(images), images, labels)[0].backward()
+            context.objective(model(images), images, labels)[0].backward()
             optimizer.step()
     equal(theirs.state_dict(), ours.state_dict())
 
@@ -142,7 +141,7 @@ def test_an_optimizer_of_torch_is_that_class_with_its_defaults(name):
     for images, labels in list(context.stream.epoch(0))[:3]:
         step(images, labels)
         other.zero_grad()
-        classification(theirs(images), images, labels)[0].backward()
+        context.objective(theirs(images), images, labels)[0].backward()
         other.step()
     equal(theirs.state_dict(), context.model.state_dict())
 
@@ -217,7 +216,7 @@ def test_norms_only_is_the_whole_optimizer_with_gradients_of_the_norms():
     for images, labels in list(context.stream.epoch(0))[:2]:
         step(images, labels)
         theirs.zero_grad()
-        classification(theirs(images), images, labels)[0].backward()
+        context.objective(theirs(images), images, labels)[0].backward()
         other.step()
     for name, weight in context.model.named_parameters():
         torch.testing.assert_close(weight, theirs.get_parameter(name))

@@ -27,7 +27,7 @@ def inspect(
     from vshift.tables import Column, Table, write
 
     data = describe(chosen.data)
-    model = build(chosen, classes=data.classes, channels=data.channels, size=data.size)
+    model = build(chosen, classes=data.outputs, channels=data.channels, size=data.size)
     summary = summarise(model, data.channels, data.size)
     if as_json:
         typer.echo(json.dumps(summary))

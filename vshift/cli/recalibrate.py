@@ -93,27 +93,28 @@ def recalibrate(
 
 
 def scores_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One row per method: accuracies in percent, or losses if the network is not a classifier."""
+    """One row per method: accuracies in percent; RMSEs of numbers; else losses."""
     from vshift.tables import Column, Table
 
-    is_classifier = rows[0]["test_accuracy"] is not None
-    key, digits = ("test_accuracy", 2) if is_classifier else ("test_loss", 4)
-    heads = ["test %", "gain"] if is_classifier else ["loss", "change"]
+    scores = {"test_accuracy": ["test %", "gain"], "test_rmse": ["RMSE", "change"]}
+    key = next((key for key in scores if rows[0].get(key) is not None), "test_loss")
+    heads, digits = scores.get(key, ["loss", "change"]), 2 if key == "test_accuracy" else 4
     columns = [Column("method", is_text=True)]
     columns += [Column(head) for head in (*heads, "shift mean", "max")]
     problems = [row.get("problem") or "" for row in rows]
     columns += [Column("problem", is_text=True)] if any(problems) else []
-    before = rows[0][key]
+    values: list[Any] = [row.get(key) for row in rows]
+    before = values[0]
     cells = [
         [
             row["method"],
-            format_number(row[key], digits),
-            format_number(None if None in (row[key], before) else row[key] - before, digits, "+"),
+            format_number(value, digits),
+            format_number(None if None in (value, before) else value - before, digits, "+"),
             format_number(row.get("shift_ratio_mean"), 3),
             format_number(row.get("shift_ratio_max"), 3),
             problem,
         ][: len(columns)]
-        for row, problem in zip(rows, problems, strict=True)
+        for row, value, problem in zip(rows, values, problems, strict=True)
     ]
     return Table(columns, cells)
 

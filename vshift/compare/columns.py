@@ -13,7 +13,7 @@ from functools import partial
 from vshift.compare.fields import Row
 from vshift.compare.groups import short_heads
 from vshift.compare.statistics import LEVEL, ONE_SEED
-from vshift.compare.table import SHOWN, Comparison, row_key
+from vshift.compare.table import SCORES, SHOWN, Comparison, row_key
 from vshift.runs import schema
 from vshift.tables import Column, Table
 from vshift.text import (
@@ -93,7 +93,7 @@ def _specs(comparison: Comparison, *, with_differing: bool) -> list[_Spec]:
         key: _Spec(column.heading, partial(_summary_cell, column), column.priority, column.is_text)
         for key, column in SHOWN.items()
     }
-    specs = [summary.pop("test_error"), summary.pop("test_loss")]
+    specs = [summary.pop(key) for key in ("test_error", "test_rmse", "test_r2", "test_loss")]
     specs += [difference, *summary.values(), *tested]
     if with_differing:
         head = f"differs from\n{escape_control(comparison.reference or '')} in"
@@ -112,11 +112,10 @@ def _summary_cell(column: schema.Column, row: Row) -> str:
     if column.is_text:
         return format_text(row[row_key(column)])
     text = format_spread(row[row_key(column)], row.get(f"{column.key}_sd"), digits=column.digits)
-    if column.key not in ("test_error", "test_loss"):
+    if column.key not in SCORES:
         return text
-    # One of the two is the row's score: the loss where nothing is classified.
-    is_loss = row["test_error_mean"] is None and row["test_loss_mean"] is not None
-    return f"{text} (n={row['n']})" if is_loss == (column.key == "test_loss") else NONE
+    score = next((key for key in SCORES if row[f"{key}_mean"] is not None), SCORES[0])
+    return f"{text} (n={row['n']})" if column.key == score else NONE
 
 
 def _tested(comparison: Comparison) -> list[_Spec]:

@@ -33,6 +33,10 @@ _NAMES = {
 }
 
 
+# What a config is judged by: the first of them that its runs have.
+SCORES = ("test_error", "test_rmse", "test_loss")
+
+
 def row_key(column: Column) -> str:
     """The key of a row that holds a column's mean, or the most frequent word."""
     return column.key if column.is_text else _NAMES.get(column.key, f"{column.key}_mean")
@@ -41,7 +45,8 @@ def row_key(column: Column) -> str:
 # Accuracies and errors in percent, differences in points of test error.
 COLUMNS = tuple(dict.fromkeys((
     "name", "n", "test_accuracy_mean", "test_accuracy_sd", "test_error_mean", "test_error_sd",
-    "test_loss_mean", "test_loss_sd", "difference", "difference_se", "difference_low",
+    "test_rmse_mean", "test_rmse_sd", "test_r2_mean", "test_r2_sd", "test_loss_mean",
+    "test_loss_sd", "difference", "difference_se", "difference_low",
     "difference_high", "p_value", "p_adjusted", "seeds_needed", "verdict",
     "recalibrated_error_mean", "validation_error_mean", "validation_error_sd",
     "train_accuracy_eval_mode_mean", "train_accuracy_train_mode_mean", "shift_ratio_mean",

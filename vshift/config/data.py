@@ -15,6 +15,29 @@ class Augment(Section):
         4, ge=0, le=32, description="Pixels of black padding of the random crop; 0 turns it off."
     )
     flip: bool = Field(True, description="Random horizontal flip.")
+    cutout: int = Field(
+        0, ge=0, le=256, description="Side in pixels of the square that is erased; 0 turns it off."
+    )
+    mixup: float = Field(
+        0.0, ge=0, le=1000, description="mixup's α: a batch's weight is from Beta(α, α); 0: off."
+    )
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="CutMix's α; 0: off. With mixup each takes half the batches.",
+    )
+    mix_probability: float = Field(
+        1.0, gt=0, le=1, description="Share of the batches that mixup and CutMix change."
+    )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images and targets are mixed."""
+        return bool(self.mixup or self.cutmix)
+
+
+NO_AUGMENT = Augment(crop=0, flip=False)
 
 
 class _Data(Section):
@@ -28,7 +51,7 @@ class _Data(Section):
     validation: Annotated[int, Field(ge=0, le=10**9)] = Field(
         0, description="Training images held out, balanced over classes; tested every epoch."
     )
-    augment: Augment = Field(Augment(), description="Random crop and flip of training images.")
+    augment: Augment = Field(Augment(), description="How training images are changed at random.")
 
 
 # A saved config must find its data from any folder.
@@ -62,9 +85,16 @@ class ImageFolder(_Data):
 
 
 class Shapes(_Data):
-    """Ten classes of 32×32 colour images drawn by code; nothing is downloaded."""
+    """Ten classes of 32×32 colour images drawn by code; nothing is downloaded.
+
+    With `target: angle` the eight figures that show it: not disc and ring.
+    """
 
     name: Literal["shapes"] = Field(description="Drawn shapes.")
+    target: Literal["class", "angle"] = Field(
+        "class",
+        description="What is learned: the figure's class, or by how many degrees it is turned.",
+    )
     train: int = Field(10_000, ge=10, le=1_000_000, description="Training images drawn.")
     test: int = Field(2_000, ge=10, le=1_000_000, description="Test images drawn.")
     seed: int = Field(

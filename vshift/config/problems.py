@@ -191,7 +191,7 @@ _TYPES = {
     "list": "a list",
     "dict": "a mapping",
 }
-_THINGS = {"data": "a data set", "network": "a network", "schedule": "a schedule"}
+_THINGS = {"data": "a data set", "network": "a network", "schedule": "a schedule", "loss": "a loss"}
 _BOUNDS = {
     "greater_than": ("gt", "greater than"),
     "greater_than_equal": ("ge", "at least"),

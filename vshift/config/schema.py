@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from vshift.config.data import Data
+from vshift.config.data import Data, Shapes
+from vshift.config.loss import CrossEntropy, Loss
 from vshift.config.measure import Measure, Recalibration
 from vshift.config.networks import Autoencoder, Network
 from vshift.config.norm import BatchNorm, Norm
@@ -77,6 +78,11 @@ class Config(Section):
         description="What is trained, by name: family, depth, block order, noise."
     )
     norm: Norm = Field(BatchNorm(kind="batch"), description="The normalisation layers, by kind.")
+    loss: Loss | None = Field(
+        None,
+        description="What is minimised, by name; default: cross_entropy for classes, mse for "
+        "numbers and of an autoencoder.",
+    )
     optimizer: Optimizer = Field(SGD(), description="How weights are updated, by name.")
     epochs: int = Field(ge=1, le=100_000, description="Passes over the training images.")
     schedule: Schedule = Field(
@@ -122,6 +128,17 @@ class Config(Section):
         """`norm: {momentum: 0.05}` changes the default norm."""
         return {"kind": "batch", **norm} if isinstance(norm, dict) else norm
 
+    @field_validator("loss")
+    @classmethod
+    def _fits_the_targets(cls, loss: Any, info: ValidationInfo) -> Any:
+        network, data = info.data.get("network"), info.data.get("data")
+        what = "an autoencoder gives pixels" if isinstance(network, Autoencoder) else ""
+        if isinstance(data, Shapes) and data.target == "angle":
+            what = "an angle is a number"
+        if isinstance(loss, CrossEntropy) and what:
+            raise ValueError(f"cross_entropy is for classes, and {what}; write {{name: mse}}")
+        return loss
+
     @field_validator("optimizer", mode="before")
     @classmethod
     def _sgd_unless_said(cls, optimizer: Any) -> Any:
@@ -149,6 +166,9 @@ class Config(Section):
         if late:
             raise ValueError(f"eval_epochs names epoch {late[0]}, and there are {epochs}")
         counts = [key for key in ("modes", "monte_carlo") if getattr(measure, key)]
+        data = info.data.get("data")
+        if measure.monte_carlo and isinstance(data, Shapes) and data.target == "angle":
+            raise ValueError("monte_carlo counts right answers, and an angle is a number")
         if counts and isinstance(info.data.get("network"), Autoencoder):
             raise ValueError(f"{counts[0]} counts right answers, and an autoencoder gives none")
         return measure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,21 +16,37 @@ CHUNK = 64  # images summed at once; 64 · 255² fits int32, and the copies fit 
 
 @dataclass(frozen=True)
 class Part:
-    """The images of one part: `images` uint8 [N, H, W, C], `labels` int64 [N], on one device."""
+    """The images of one part, on one device.
+
+    Attributes:
+        images: [N, H, W, C], uint8 from 0 to 255 or float32 in units of their own.
+        labels: classes int64 [N], or numbers to predict float32 [N, D], in standard deviations of
+            the training images' from their mean.
+        mirrored: the numbers that belong to the mirror images, where those are others.
+    """
 
     images: Tensor
     labels: Tensor
+    mirrored: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> Part:
-        return Part(self.images.to(device), self.labels.to(device))
+        mirrored = self.mirrored if self.mirrored is None else self.mirrored.to(device)
+        return Part(self.images.to(device), self.labels.to(device), mirrored)
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A loaded data set; `mean` and `std` are float32 [C] of the training images, in 0..1."""
+    """A loaded data set.
+
+    Attributes:
+        classes: their names; () where numbers are predicted.
+        mean, std: float32 [C] of the training images: in 0..1 of uint8, else in their own units.
+        target_std: the standard deviations of the numbers to predict in their own units, float64
+            [D]; None for classes.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -38,6 +55,12 @@ class ImageSet:
     test: Part
     mean: Tensor
     std: Tensor
+    target_std: Tensor | None = None
+
+    @property
+    def outputs(self) -> int:
+        """What a network gives per image: a logit for each class, or the numbers."""
+        return len(self.classes) or self.train.labels.shape[1]
 
     @property
     def channels(self) -> int:
@@ -56,6 +79,7 @@ class ImageSet:
             test=self.test.to(device),
             mean=self.mean.to(device),
             std=self.std.to(device),
+            target_std=None if self.target_std is None else self.target_std.to(device),
         )
 
 
@@ -84,12 +108,45 @@ def image_set(
     return ImageSet(name, classes, train, validation, test, mean, std)
 
 
+def standardized(images: ImageSet, *, mirror_negates: bool = False) -> ImageSet:
+    """A set whose labels are numbers in their own units, with mean 0 and std 1 in training.
+
+    Args:
+        mirror_negates: the mirror image of a number's image shows its negative.
+    """
+    numbers = images.train.labels.double()
+    mean, std = numbers.mean(0), numbers.std(0, correction=0)
+    std = torch.where(std > 0, std, 1.0)
+
+    def scale(part: Part) -> Part:
+        def scaled(labels: Tensor) -> Tensor:
+            return ((labels.double() - mean) / std).float()
+
+        mirrored = scaled(-part.labels) if mirror_negates else None
+        return Part(part.images, scaled(part.labels), mirrored)
+
+    return replace(
+        images,
+        train=scale(images.train),
+        validation=images.validation and scale(images.validation),
+        test=scale(images.test),
+        target_std=std,
+    )
+
+
+def full_scale(images: Tensor) -> int:
+    """What uint8 images are divided by before `mean` and `std` apply; 1 for floats."""
+    return 255 if images.dtype == torch.uint8 else 1
+
+
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and population std over uint8 images [N, H, W, C] as float32 [C] in 0..1.
 
     The sums are exact integers (no overflow below 10¹⁴ pixels), so every device and every order
-    of the images gives the same two vectors.
+    of the images gives the same two vectors. Of float images they are in the images' own units.
     """
+    if images.is_floating_point():
+        return _float_statistics(images)
     pixels = images[..., 0].numel()
     total = torch.zeros(images.shape[-1], dtype=torch.int64)
     squares = torch.zeros_like(total)
@@ -105,6 +162,20 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     ]
     stds = [max(variance**0.5, STD_FLOOR) for variance in variances]
     return torch.tensor(means).to(images.device), torch.tensor(stds).to(images.device)
+
+
+def _float_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and population std in float64 and two passes; full scale is the largest value."""
+    pixels = images[..., 0].numel()
+
+    def sums(of: Callable[[Tensor], Tensor]) -> Tensor:
+        chunks = [of(chunk.double()).flatten(0, -2).sum(0) for chunk in torch.split(images, CHUNK)]
+        return torch.stack(chunks).sum(0)
+
+    mean = sums(lambda values: values) / pixels
+    std = (sums(lambda values: (values - mean).square()) / pixels).sqrt()
+    largest = float(images.abs().max())
+    return mean.float(), std.clamp(min=STD_FLOOR * largest if largest else 1.0).float()
 
 
 def _channel_sums(values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 from vshift.config.data import Cifar, Data, ImageFolder
 from vshift.data import cifar, shapes
 from vshift.data.folder import describe_folder, open_folder
-from vshift.data.source import Indices, Labels, Pixels, Source, select
+from vshift.data.source import Labels, Pixels, Source, select
 
 if TYPE_CHECKING:
     import torch
@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Description:
-    """The images that a network must fit: `size` is their height and width in pixels."""
+    """What a network must fit.
 
-    classes: int
+    Attributes:
+        outputs: the number of classes, or of numbers to predict.
+        size: the images' height and width in pixels.
+    """
+
+    outputs: int
     channels: int
     size: int
 
@@ -44,15 +49,16 @@ class Entry:
 
 
 def describe(config: Data) -> Description:
-    """Classes, channels and size of a data section; opens at most one image.
+    """Outputs, channels and size of a data section; opens at most one image.
 
     Nothing is downloaded. Raises DataError for an image folder that is missing or malformed.
     """
     if isinstance(config, ImageFolder):
         classes, size = describe_folder(config)
         return Description(len(classes), config.channels, size)
-    count = len(shapes.CLASSES) if config.name == "shapes" else cifar.CLASSES[config.name]
-    return Description(count, 3, 32)
+    if isinstance(config, Cifar):
+        return Description(cifar.CLASSES[config.name], 3, 32)
+    return Description(1 if config.target == "angle" else len(shapes.CLASSES), 3, shapes.SIZE)
 
 
 def available() -> list[Entry]:
@@ -75,7 +81,7 @@ def load(config: Data, device: torch.device | str = "cpu") -> ImageSet:
 
     CIFAR is downloaded if it is missing. Raises DataError with what, where and what to do.
     """
-    from vshift.data.images import image_set
+    from vshift.data.images import image_set, standardized
 
     source = open_source(config)
     chosen = select(
@@ -96,7 +102,10 @@ def load(config: Data, device: torch.device | str = "cpu") -> ImageSet:
     else:
         train, validation = _part(pixels, labels), None
     test = _part(test_pixels, source.test_labels[chosen.test])
-    return image_set(source.name, source.classes, train, validation, test).to(device)
+    images = image_set(source.name, source.classes, train, validation, test)
+    if not source.classes:
+        images = standardized(images, mirror_negates=source.mirror_negates)
+    return images.to(device)
 
 
 def open_source(config: Data) -> Source:
@@ -106,16 +115,7 @@ def open_source(config: Data) -> Source:
     if isinstance(config, ImageFolder):
         return open_folder(config)
 
-    def draw(part: str, chosen: Indices) -> Pixels:
-        count = int(chosen.max()) + 1
-        images = shapes.draw(config.seed, part, count)
-        return images if count == len(chosen) else images[chosen]
-
-    def read(chosen: Indices, chosen_test: Indices) -> tuple[Pixels, Pixels]:
-        return draw("train", chosen), draw("test", chosen_test)
-
-    train, test = shapes.labels(config.train), shapes.labels(config.test)
-    return Source(config.name, shapes.CLASSES, train, test, read)
+    return shapes.open_shapes(config)
 
 
 def _part(images: Pixels, labels: Labels) -> Part:

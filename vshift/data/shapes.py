@@ -1,7 +1,8 @@
 """The embedded set `shapes`: ten classes of 32×32 colour images drawn from a seed.
 
 Image i of a part depends on (seed, part, i) alone and shows class i % 10, so a limit keeps the
-same first images. Every machine draws the same bytes: the random numbers are PCG64's raw output,
+same first images. Its figure is turned by an angle, which `target: angle` asks for: see `angles`.
+Every machine draws the same bytes: the random numbers are PCG64's raw output,
 whose stream numpy guarantees, and the drawing is float64 rounded to bytes at the very end.
 """
 
@@ -13,17 +14,22 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from vshift.config.data import Shapes
+from vshift.data.source import Indices, Numbers, Source
+
 Plane = NDArray[np.float64]  # [n, 32, 32], or [n, 1, 1] for one number per image
 Bytes = NDArray[np.uint8]
 
 SIZE = 32
 CHUNK = 100  # images drawn together: a multiple of ten whose planes stay in the processor's cache
 NUMBERS = 96  # random numbers that an image may use, besides its noise
+ANGLE = 23  # which of them turns the figure
 PARTS = {"train": 0, "test": 1}
 NOISE = 0.05  # half the width of the triangular pixel noise, of full scale 1
 CONTRAST = (0.5, 0.9)  # colour distance of the figure from its background
 RADIUS = (9.0, 13.0)  # pixels
 TURN = 0.25  # radians to either side
+ROUND = 2  # the first classes, disc and ring: turning does not change their outline
 BLOBS = 1  # small discs in the background
 
 
@@ -73,6 +79,57 @@ def distance(figure: str, u: Plane, v: Plane) -> Plane:
     return result
 
 
+def open_shapes(config: Shapes) -> Source:
+    """The set with its labels, classes or angles, and its images still to be drawn."""
+
+    def draw_some(part: str, chosen: Indices) -> Bytes:
+        count = int(chosen.max()) + 1
+        images = draw(config.seed, part, count)
+        return images if count == len(chosen) else images[chosen]
+
+    if config.target == "angle":
+        train, test = turned_figures(config.train), turned_figures(config.test)
+        return Source(
+            config.name,
+            (),
+            angles(config.seed, "train", int(train[-1]) + 1)[train],
+            angles(config.seed, "test", int(test[-1]) + 1)[test],
+            lambda some, some_test: (
+                draw_some("train", train[some]), draw_some("test", test[some_test])
+            ),
+            mirror_negates=True,
+        )  # fmt: skip
+    return Source(
+        config.name,
+        CLASSES,
+        labels(config.train),
+        labels(config.test),
+        lambda some, some_test: (draw_some("train", some), draw_some("test", some_test)),
+    )
+
+
+def turned_figures(count: int) -> Indices:
+    """The first `count` images whose figure is neither disc nor ring."""
+    shown = len(CLASSES) - ROUND
+    places = np.arange(count, dtype=np.int64)
+    return places // shown * len(CLASSES) + ROUND + places % shown
+
+
+def angles(seed: int, part: str, count: int) -> Numbers:
+    """By how many degrees the figures of the first `count` images are turned clockwise, [count, 1].
+
+    A plain number and no sine and cosine: a figure looks the same after half a turn (bars), a third
+    (triangle), a quarter (square, frame, cross), a fifth (star) or only a whole one, and all of
+    them are turned by less than half of the least of these to either side, ±14.3° of ±36°: no two
+    angles of a figure look alike, and none wraps around. Disc and ring have no angle. All figures
+    are symmetric, so the mirror image of one is turned by the negative.
+    """
+    chunks = range(-(-count // CHUNK))
+    turns = [_numbers(_generator(seed, PARTS[part], chunk))[ANGLE].ravel() for chunk in chunks]
+    drawn = _between(iter([np.concatenate(turns)[:count, None]]), -TURN, TURN)
+    return np.degrees(drawn).astype(np.float32)
+
+
 def labels(count: int) -> NDArray[np.int64]:
     """The classes of the first `count` images, [count]."""
     return np.arange(count, dtype=np.int64) % len(CLASSES)
@@ -95,9 +152,8 @@ def draw(seed: int, part: str, count: int) -> Bytes:
 
 
 def _draw_chunk(seed: int, part: int, chunk: int) -> Bytes:
-    random = np.random.PCG64(np.random.SeedSequence([seed, part, chunk]))
-    raw = random.random_raw(CHUNK * NUMBERS).reshape(NUMBERS, CHUNK, 1, 1)
-    numbers = iter((raw >> np.uint64(11)) * 2.0**-53)
+    random = _generator(seed, part, chunk)
+    numbers = iter(_numbers(random))
     canvas = _background(numbers)
     _paint_figure(canvas, numbers)
     # The difference of two random bytes per value: triangular noise.
@@ -106,6 +162,16 @@ def _draw_chunk(seed: int, part: int, chunk: int) -> Bytes:
     canvas += (first - second) * (NOISE / 255)
     scaled = np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
     return np.ascontiguousarray(scaled.transpose(1, 2, 3, 0))
+
+
+def _generator(seed: int, part: int, chunk: int) -> np.random.PCG64:
+    return np.random.PCG64(np.random.SeedSequence([seed, part, chunk]))
+
+
+def _numbers(random: np.random.PCG64) -> Plane:
+    """Numbers from 0 to 1 for every image of a chunk, [NUMBERS, CHUNK, 1, 1]."""
+    raw = random.random_raw(CHUNK * NUMBERS).reshape(NUMBERS, CHUNK, 1, 1)
+    return np.asarray((raw >> np.uint64(11)) * 2.0**-53, np.float64)
 
 
 def _between(numbers: Iterator[Plane], low: float, high: float) -> Plane:

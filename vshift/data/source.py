@@ -11,17 +11,22 @@ from numpy.typing import NDArray
 from vshift.errors import DataError
 from vshift.text import list_names
 
-Labels = NDArray[np.int64]
+Classes = NDArray[np.int64]
+Numbers = NDArray[np.float32]
+Labels = Classes | Numbers
 Indices = NDArray[np.int64]
-Pixels = NDArray[np.uint8]
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Source:
     """A data set whose labels are known and whose images are read on demand.
 
-    `read(train, test)` takes increasing positions in the two label lists and returns the two
-    stacks of images, uint8 [n, H, W, C]; it may raise DataError.
+    Attributes:
+        classes: their names; () where the labels are numbers to predict, [N, D].
+        read: takes increasing positions in the two label lists and returns the two stacks of
+            images, uint8 or float32 [n, H, W, C]; it may raise DataError.
+        mirror_negates: the mirror image of a number's image shows its negative.
     """
 
     name: str
@@ -29,6 +34,7 @@ class Source:
     train_labels: Labels
     test_labels: Labels
     read: Callable[[Indices, Indices], tuple[Pixels, Pixels]]
+    mirror_negates: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,13 +55,18 @@ def select(
     test_limit: int | None,
     validation: int,
 ) -> Selection:
-    """Choose the images that the limits keep, the same number of every class.
+    """Choose the images that the limits keep, the same number of every class, if there are any.
 
     A limit keeps the first images of every class; validation takes the last ones of what is kept.
 
     Raises:
         DataError: a class would have no image to train on, or there are no test images.
     """
+    if not classes:  # numbers: every image is of one kind
+        classes = ("every image",)
+        train_labels, test_labels = (
+            np.zeros(len(labels), np.int64) for labels in (train_labels, test_labels)
+        )
     kept = first_of_each_class(train_labels, train_limit, len(classes))
     test = first_of_each_class(test_labels, test_limit, len(classes))
     if validation >= len(kept):

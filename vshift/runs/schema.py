@@ -135,7 +135,11 @@ class LayerRow(_Row):
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRow(_Row):
-    """A line of `metrics.jsonl`: one epoch. Accuracies are null where nothing is classified."""
+    """A line of `metrics.jsonl`: one epoch.
+
+    Accuracies are null where nothing is classified; RMSE and R² are there where numbers are
+    predicted.
+    """
 
     epoch: int = _column("completed epochs")
     step: int = _column("optimizer steps since the start of the run")
@@ -146,11 +150,27 @@ class EpochRow(_Row):
     train_accuracy: float | None = _column(
         "accuracy on the same batches", unit="%", digits=2, tag="accuracy/train"
     )
+    train_rmse: float | None = _column(
+        "root of the mean squared error on the same batches, in the target's own unit",
+        default=None, tag="rmse/train", only_with="train_rmse",
+    )  # fmt: skip
+    train_r2: float | None = _column(
+        "share of the target's variance that is explained on the same batches: 1 − squared error "
+        "/ squared distance from the mean",
+        default=None, tag="r2/train", only_with="train_rmse",
+    )  # fmt: skip
     test_loss: float | None = _column(
         "loss on the test images, in eval mode", unit="nats", tag="loss/test"
     )
     test_accuracy: float | None = _column(
         "accuracy on the test images, in eval mode", unit="%", digits=2, tag="accuracy/test"
+    )
+    test_rmse: float | None = _column(
+        "RMSE on the test images, in eval mode",
+        default=None, tag="rmse/test", only_with="test_rmse",
+    )  # fmt: skip
+    test_r2: float | None = _column(
+        "R² on the test images, in eval mode", default=None, tag="r2/test", only_with="test_rmse"
     )
     validation_loss: float | None = _column(
         "loss on the training images held out by `data.validation`, in eval mode",
@@ -160,6 +180,12 @@ class EpochRow(_Row):
         "accuracy on the same images",
         default=None, unit="%", digits=2, tag="accuracy/validation", only_with="validation_loss",
     )  # fmt: skip
+    validation_rmse: float | None = _column(
+        "RMSE on the same images", default=None, tag="rmse/validation", only_with="validation_rmse"
+    )
+    validation_r2: float | None = _column(
+        "R² on the same images", default=None, tag="r2/validation", only_with="validation_rmse"
+    )
     seconds: float = _column("duration of the epoch, measurements included", unit="s", digits=1)
     images_per_second: float = _column(
         "training images per second, measurements excluded", digits=0, tag="images_per_second"
@@ -177,24 +203,40 @@ SUMMARY_COLUMNS = {
         Column("epoch", "the last epoch"),
         Column("test_error", "test error of the last epoch", "test error %", "%", 2, 98),
         Column("test_accuracy", "test accuracy of the last epoch", "", "%", 2),
+        Column("test_rmse", "test RMSE of the last epoch, in the target's own unit",
+               "test RMSE", "", 4, 98),
+        Column("test_r2", "test R² of the last epoch", "test R²", "", 4, 98),
         Column("test_loss", "test loss of the last epoch", "test loss", "nats", 4, 98),
         Column("test_error_recalibrated",
                "test error after the first method of `recalibration.methods`",
                "after\nrecalibration", "%", 2, 7),
         Column("test_loss_recalibrated", "test loss after the same", "", "nats", 4),
+        Column("test_rmse_recalibrated", "test RMSE after the same",
+               "RMSE after\nrecalibration", "", 4, 7),
         Column("recalibration", "the first of `recalibration.methods`", "", is_text=True),
         Column("validation_error", "validation error of the last epoch",
                "validation\nerror %", "%", 2, 6),
         Column("validation_accuracy", "validation accuracy of the last epoch", "", "%", 2),
         Column("validation_loss", "validation loss of the last epoch", "", "nats", 4),
+        Column("validation_rmse", "validation RMSE of the last epoch",
+               "validation\nRMSE", "", 4, 6),
+        Column("validation_r2", "validation R² of the last epoch"),
         Column("train_loss", "training loss of the last epoch", "", "nats", 4),
         Column("train_accuracy", "training accuracy of the last epoch, in train mode", "", "%", 2),
+        Column("train_rmse", "training RMSE of the last epoch, in train mode"),
+        Column("train_r2", "training R² of the last epoch, in train mode"),
         Column("train_accuracy_eval_mode",
                "accuracy on all augmented training images, in eval mode",
                "train acc %\n(eval mode)", "%", 2, 8),
         Column("train_accuracy_train_mode",
                "accuracy on the same with noise on and BN on each batch's own statistics",
                "train acc %\n(train mode)", "%", 2, 8),
+        Column("train_r2_eval_mode", "R² on all augmented training images, in eval mode",
+               "train R²\n(eval mode)", "", 4, 8),
+        Column("train_r2_train_mode", "R² on the same images, in train mode",
+               "train R²\n(train mode)", "", 4, 8),
+        Column("train_rmse_eval_mode", "RMSE on the same images, in eval mode"),
+        Column("train_rmse_train_mode", "RMSE on the same images, in train mode"),
         Column("train_loss_eval_mode", "loss on the same images, in eval mode", "", "nats", 4),
         Column("train_loss_train_mode", "loss on the same images, in train mode", "", "nats", 4),
         Column("shift_ratio_mean", "mean over BN layers of `shift_ratio`", "shift mean", "", 3, 11),

@@ -64,7 +64,8 @@ def mode_matrix(
 
 
 def mode_costs(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Costs in accuracy, in percentage points, from the rows of `mode_matrix`.
+    """Costs in points from the rows of `mode_matrix`: of accuracy in percent, or where numbers are
+    predicted of 100·R², the explained variance in percent. {} where neither is known.
 
     Returns:
         `noise_cost`: noise off less noise on, both on batch statistics: the noise by itself.
@@ -72,13 +73,17 @@ def mode_costs(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         not fit eval mode. `recovered.<name>`: that set of statistics less the running ones, noise
         off.
     """
-    accuracy = {(row["noise"], row["statistics"]): float(row["accuracy"]) for row in rows}
-    running = accuracy["off", "running"]
+    rows = list(rows)
+    of, unit = ("accuracy", 1) if rows and rows[0]["accuracy"] is not None else ("r2", 100)
+    if any(row.get(of) is None for row in rows):
+        return {}
+    score = {(row["noise"], row["statistics"]): unit * float(row[of]) for row in rows}
+    running = score["off", "running"]
     result = {
-        "noise_cost": accuracy["off", "batch"] - accuracy["on", "batch"],
-        "stale_cost": accuracy["off", "batch"] - running,
+        "noise_cost": score["off", "batch"] - score["on", "batch"],
+        "stale_cost": score["off", "batch"] - running,
     }
-    for (noise, name), value in accuracy.items():
+    for (noise, name), value in score.items():
         if noise == "off" and name not in ("batch", "running"):
             result[f"recovered.{name}"] = value - running
     return result

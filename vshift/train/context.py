@@ -45,7 +45,7 @@ def build_model(config: Config, images: ImageSet, seed: int) -> nn.Module:
     """
     model = build(
         config,
-        classes=len(images.classes),
+        classes=images.outputs,
         channels=images.channels,
         size=images.size,
         seed=derive_seed(seed, 0, "weights"),
@@ -91,11 +91,10 @@ class TrainingContext:
         self.device = images.train.images.device
         model = build_model(config, images, seed)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        augment = config.data.augment
-        self.stream = train_stream(images, config.data.batch_size, augment.crop, augment.flip)
+        self.stream = train_stream(images, config.data.batch_size, config.data.augment)
         self.optimizer: Optimizer = make_optimizer(self.model, config.optimizer)
-        self.objective = make_objective(config)
-        self.metrics = MetricAccumulator(self.device)
+        self.objective = make_objective(config, images)
+        self.metrics = MetricAccumulator(self.device, images.target_std)
         self.layer_log = TrainingLog(self.model) if config.measure.every else None
 
     def autocast(self) -> AbstractContextManager[object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -46,8 +45,8 @@ def _images(batches: Batches) -> Callable[[], Iterator[Tensor]]:
 
 @torch.no_grad()
 def evaluate(context: TrainingContext, batches: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
-    """Mean loss and accuracy over batches, in the model's present mode."""
-    metrics = MetricAccumulator(context.device)
+    """Mean loss and scores over batches, in the model's present mode."""
+    metrics = MetricAccumulator(context.device, context.images.target_std)
     for images, labels in batches:
         with context.autocast():
             output = context.model(images)
@@ -56,7 +55,7 @@ def evaluate(context: TrainingContext, batches: Iterable[tuple[Tensor, Tensor]])
 
 
 def test_scores(context: TrainingContext) -> Row:
-    """Test loss and accuracy, and the validation part's where there is one, in eval mode."""
+    """The test part's scores, and the validation part's where there is one, in eval mode."""
     parts = {"test": context.images.test, "validation": context.images.validation}
     row: Row = {}
     for name, part in parts.items():
@@ -64,23 +63,23 @@ def test_scores(context: TrainingContext) -> Row:
             with restoring_state(context.model):
                 context.model.eval()
                 scores = evaluate(context, context.to_test(part))
-            row |= {f"{name}_loss": scores.loss, f"{name}_accuracy": scores.accuracy}
+            row |= scores.columns(f"{name}_{{}}")
     return row
 
 
 def train_scores(context: TrainingContext) -> Row:
-    """Accuracy on all augmented training images, in eval and in train mode.
+    """Scores on all augmented training images, in eval and in train mode.
 
     In train mode noise is on and BN uses each batch's statistics; buffers stay as they are.
     """
-    epoch, row = context.config.epochs, {}
+    epoch = context.config.epochs
+    row: Row = {}
     for mode in ("eval", "train"):
         with restoring_state(context.model):
             context.model.train(mode == "train")
             torch.manual_seed(derive_seed(context.seed, epoch, "final noise"))
             scores = evaluate(context, context.augmented(epoch, None)())
-        row[f"train_accuracy_{mode}_mode"] = scores.accuracy
-        row[f"train_loss_{mode}_mode"] = scores.loss
+        row |= scores.columns(f"train_{{}}_{mode}_mode")
     return row
 
 
@@ -222,8 +221,7 @@ def recalibrations(
                 weight = 1.0 if method == "batch" else how.batch_weight
                 with batch_statistics(context.model, weight):
                     scores = evaluate(context, context.plain(context.images.test)())
-                tested: Row = {"test_loss": scores.loss, "test_accuracy": scores.accuracy}
-                tested["own"] = weight
+                tested: Row = {**scores.columns("test_{}"), "own": weight}
             else:
                 torch.manual_seed(derive_seed(context.seed, epoch, "recalibration noise"))
                 try:
@@ -258,7 +256,8 @@ def _mean_ratios(context: TrainingContext, epoch: int) -> Row:
 
 
 def _scored(context: TrainingContext, batches: Batches) -> Row:
-    return asdict(evaluate(context, batches()))
+    scores = evaluate(context, batches())
+    return {**scores.columns(), "count": scores.count}
 
 
 def mode_rows(context: TrainingContext, states: dict[str, BNState]) -> list[Row]:
@@ -313,8 +312,7 @@ def evaluate_final_model(
     summary: Row = {
         "epoch": row.epoch,
         **with_errors(final),
-        "train_loss": row.train_loss,
-        "train_accuracy": row.train_accuracy,
+        **{k: v for k, v in epoch_row.items() if k.startswith("train_")},
         **summarize_layers(layers),
         "bn_layers": len(context.bn_layers),  # also where none was measured
         "parameters": sum(p.numel() for p in context.model.parameters()),
@@ -323,11 +321,18 @@ def evaluate_final_model(
     rows, states = recalibrations(context, config.recalibration)
     tested = {key: value for key, value in final.items() if key.startswith("test_")}
     folder.write_recalibration([{"method": "none", **tested}, *rows], states)
-    summary |= {f"test_accuracy_{r['method']}": r["test_accuracy"] for r in rows}
+    summary |= {
+        f"{key}_{row['method']}": row[key]
+        for row in rows
+        for key in ("test_accuracy", "test_r2")
+        if key in row
+    }
     if rows:
         summary["recalibration"] = rows[0]["method"]
         summary["test_error_recalibrated"] = error_of(rows[0]["test_accuracy"])
         summary["test_loss_recalibrated"] = rows[0]["test_loss"]
+        if "test_rmse" in final:
+            summary["test_rmse_recalibrated"] = rows[0].get("test_rmse")
     if config.network.name == "autoencoder":
         summary |= code_scores(context)
     if config.measure.modes:

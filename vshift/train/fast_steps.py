@@ -137,9 +137,7 @@ class CapturedStep(CompiledStep):
     def advance(self, size: int) -> None:
         """The next step, with a batch of `size` images."""
         places = self._first + torch.arange(size, device=self._first.device)
-        images, labels = self.context.stream.batch(
-            self._order[places], self._offsets[places], self._flips[places]
-        )
+        images, labels = self.context.stream.batch(self._plan.at(places))
         self._rate.copy_(self._rates.index_select(0, self._now)[0])
         self(images, labels)
         self._first += size
@@ -185,19 +183,14 @@ class CapturedStep(CompiledStep):
         if stream is not self._stream:
             self._stream, self._graphs = stream, {}
             stream.padded()
-            self._order, self._offsets, self._flips = (
-                torch.empty_like(tensor, device=device)
-                for tensor in (plan.order, plan.offsets, plan.flips)
-            )
+            self._plan = plan.map(lambda tensor: torch.empty_like(tensor, device=device))
             self._rates = torch.zeros(len(rates), device=device)
             self._rate = torch.zeros((), device=device)
             self._first = torch.zeros(1, dtype=torch.int64, device=device)
             self._now = torch.zeros(1, dtype=torch.int64, device=device)
-        for own, sent in zip(
-            (self._order, self._offsets, self._flips, self._rates),
-            (plan.order, plan.offsets, plan.flips, torch.tensor(rates)),
-            strict=True,
-        ):
+        for own, sent in zip((*self._plan, self._rates), (*plan, torch.tensor(rates)), strict=True):
+            if own is None or sent is None:  # what this stream does not draw
+                continue
             if own.is_cuda:  # from pinned memory nothing waits for the copy
                 sent = sent.pin_memory()
             own.copy_(sent, non_blocking=True)

@@ -60,17 +60,17 @@ class TrainStep:
             yield step
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
-        """Train on images [N, C, H, W] with labels [N]; the model is in train mode."""
+        """Train on images [N, C, H, W] and their labels; the model is in train mode."""
         context = self.context
         context.optimizer.zero_grad()
         with context.autocast():
             output = self.forward(images)
         # The loss is taken in float32 in every precision.
-        loss, correct = context.objective(output.float(), images, labels)
+        loss, score = context.objective(output.float(), images, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         context.optimizer.step()
         # Sums on the device; nothing waits for it here.
-        context.metrics.add(loss, correct, labels.numel())
+        context.metrics.add(loss, score, images.shape[:-3].numel())
         if context.layer_log is not None:
             context.layer_log.add()  # what every BN layer wrote of this batch
 
@@ -122,8 +122,7 @@ def train(
                 epoch=epoch,
                 step=epoch * steps,
                 learning_rate=rates[epoch * steps - 1],
-                train_loss=trained.loss,
-                train_accuracy=trained.accuracy,
+                **trained.columns("train_{}"),
                 **scores,
                 seconds=time.perf_counter() - started,
                 images_per_second=trained.count / training_seconds,

@@ -5,66 +5,170 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vshift.config.loss import CrossEntropy
 from vshift.config.networks import Autoencoder
 from vshift.config.schema import Config
+from vshift.data import ImageSet
+from vshift.data.mixing import one_hot
+from vshift.errors import ConfigError
 
-# (output, images, labels) → mean loss, number of correct answers or NaN
+# (output, targets) → mean loss of the batch
+Loss = Callable[[Tensor, Tensor], Tensor]
+# (output, images, labels) → mean loss, and sums that `MetricAccumulator` makes a score of
 Objective = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def classification(output: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy in nats of logits [N, K], and the number of correct answers."""
-    return F.cross_entropy(output, labels), (output.argmax(1) == labels).sum()
+def make_objective(config: Config, images: ImageSet) -> Objective:
+    """The objective that the config's network is trained and scored by.
 
-
-def reconstruction(output: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squared error of [N, C·H·W] against the images as the network got them, and NaN.
-
-    Images are normalised to variance 1, so an error of 1 is that of answering with the training
-    images' mean colour.
+    Raises:
+        ConfigError: the loss is not one for what the images' labels are.
     """
-    return F.mse_loss(output, images.flatten(1).float()), output.new_full((), torch.nan)
+    loss = make_loss(config, images)
+    if isinstance(config.network, Autoencoder):
+        return reconstruction(loss)
+    return classification(loss) if images.classes else regression(loss)
+
+
+def make_loss(config: Config, images: ImageSet) -> Loss:
+    """The config's loss; by default cross-entropy for classes, the mean squared error for numbers.
+
+    Raises:
+        ConfigError: cross-entropy of numbers.
+    """
+    section = config.loss
+    if isinstance(section, CrossEntropy) and not images.classes:
+        raise ConfigError(
+            f"loss.name: cross_entropy is for classes, and the targets of {images.name} are "
+            "numbers; leave the section out, or write {name: mse}"
+        )
+    if isinstance(config.network, Autoencoder) or not images.classes:
+        return F.mse_loss
+    if section is None or isinstance(section, CrossEntropy):
+        smoothing = section.label_smoothing if section else 0.0
+        return partial(F.cross_entropy, label_smoothing=smoothing)
+    return squared_error_of_logits
+
+
+def squared_error_of_logits(output: Tensor, labels: Tensor) -> Tensor:
+    """Mean squared error of logits [N, K] against 1 for the right class and 0 for the others.
+
+    Hui and Belkin 2021 (arXiv 2006.07322), without their factors for many classes.
+    """
+    return F.mse_loss(output, one_hot(labels, output.shape[1]))
+
+
+def classification(loss: Loss) -> Objective:
+    """Of logits [N, K] and classes [N] or, mixed, distributions [N, K]; counts right answers.
+
+    A mixture is answered right to the share of the class that is answered.
+    """
+
+    def objective(output: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        answers = output.argmax(1)
+        if labels.is_floating_point():
+            right = labels.gather(1, answers[:, None])[:, 0]
+        else:
+            right = answers == labels
+        return loss(output, labels), right.sum()
+
+    return objective
+
+
+def regression(loss: Loss) -> Objective:
+    """Of numbers [N, D] and their targets [N, D]; sums what `_fit` makes RMSE and R² of."""
+
+    def objective(output: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        numbers = targets.double()
+        errors = (output.detach().double() - numbers).square()
+        sums = torch.stack([errors, numbers, numbers.square()]).sum(1)
+        return loss(output, targets), sums
+
+    return objective
+
+
+def reconstruction(loss: Loss) -> Objective:
+    """Of [N, C·H·W] against the images as the network got them; scores nothing but the loss.
+
+    Images are normalised to variance 1, so a squared error of 1 is that of answering with the
+    training images' mean colour.
+    """
+
+    def objective(output: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return loss(output, images.flatten(1).float()), output.new_full((), torch.nan)
+
+    return objective
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Mean loss and accuracy in percent (None where nothing is classified) of `count` images."""
+    """Scores of `count` images.
+
+    Attributes:
+        loss: mean loss.
+        accuracy: percent; None where nothing is classified.
+        rmse: root of the mean squared error, in the targets' own units; None without numbers.
+        r2: 1 − squared error / squared distance of the targets from their mean, averaged over the
+            numbers of a target; None without numbers or where all targets are the same.
+    """
 
     loss: float
     accuracy: float | None
     count: int
+    rmse: float | None = None
+    r2: float | None = None
+
+    def columns(self, pattern: str = "{}") -> dict[str, Any]:
+        """The scores by column: `test_loss`, `test_accuracy`, … for the pattern `test_{}`."""
+        scores: dict[str, Any] = {"loss": self.loss, "accuracy": self.accuracy}
+        if self.rmse is not None:
+            scores |= {"rmse": self.rmse, "r2": self.r2}
+        return {pattern.format(name): value for name, value in scores.items()}
 
 
 class MetricAccumulator:
-    """Sums losses and correct answers on the device; one copy to the host per result."""
+    """Sums losses and scores on the device; one copy to the host per result.
 
-    def __init__(self, device: torch.device | str) -> None:
-        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+    Args:
+        target_std: [D], of numbers to predict, in their own units; None for classes.
+    """
+
+    def __init__(self, device: torch.device | str, target_std: Tensor | None = None) -> None:
+        self._target_std = None if target_std is None else target_std.cpu()
+        scores = 1 if target_std is None else 3 * len(target_std)
+        self._sums = torch.zeros(2 + scores, dtype=torch.float64, device=device)
         self._images: dict[int, Tensor] = {}
 
-    def add(self, loss: Tensor, correct: Tensor, count: int) -> None:
-        """Add a batch of `count` images: its mean loss, and its correct answers or NaN.
+    def add(self, loss: Tensor, score: Tensor, count: int) -> None:
+        """Add a batch of `count` images: what its objective gave.
 
         The count is summed on the device too, so that a captured graph can do all of it.
         """
         if count not in self._images:
-            self._images[count] = torch.full_like(self._sums[0], count)
-        images = self._images[count]
-        self._sums += torch.stack([loss.detach().double() * count, correct.double(), images])
+            self._images[count] = torch.full_like(self._sums[:1], count)
+        losses = loss.detach().double().view(1) * count
+        self._sums += torch.cat([losses, score.double().flatten(), self._images[count]])
 
     def compute_and_reset(self) -> Metrics:
         """The metrics since the last call."""
-        loss, correct, images = self._sums.tolist()
-        count = max(images, 1)
-        accuracy = None if math.isnan(correct) else 100 * correct / count
+        sums = self._sums.to("cpu", copy=True)
         self._sums.zero_()
-        return Metrics(loss / count, accuracy, int(images))
+        images, scores = float(sums[-1]), sums[1:-1]
+        count = max(images, 1)
+        loss = float(sums[0]) / count
+        if self._target_std is not None:
+            rmse, r2 = _fit(scores.view(3, -1) / count, self._target_std)
+            return Metrics(loss, None, int(images), rmse, r2)
+        correct = float(scores[0])
+        accuracy = None if math.isnan(correct) else 100 * correct / count
+        return Metrics(loss, accuracy, int(images))
 
     def tensors(self) -> list[Tensor]:
         """The tensors on the device that `add` changes."""
@@ -79,6 +183,14 @@ class MetricAccumulator:
         self._sums.copy_(state["sums"])
 
 
-def make_objective(config: Config) -> Objective:
-    """The objective that the config's network is trained and scored by."""
-    return reconstruction if isinstance(config.network, Autoencoder) else classification
+def _fit(means: Tensor, std: Tensor) -> tuple[float, float | None]:
+    """RMSE and R² of the means [3, D] of squared errors, targets and their squares.
+
+    Errors and targets are in standard deviations `std` [D]: the RMSE is taken back to the targets'
+    own units, R² has none.
+    """
+    error, mean, square = means
+    rmse = float((error * std.square()).mean().sqrt())
+    variance = square - mean.square()
+    varies = bool((variance > 1e-12).all())
+    return rmse, float((1 - error / variance).mean()) if varies else None

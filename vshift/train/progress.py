@@ -54,6 +54,8 @@ class Reporter:
         if row.train_accuracy is not None:
             train, test = (format_number(a, 2) for a in (row.train_accuracy, row.test_accuracy))
             scores = f"train {train} %  test {test} %"
+        elif row.test_rmse is not None:
+            scores += f"  test RMSE {_loss(row.test_rmse)}  R² {format_number(row.test_r2, 3)}"
         shift = "" if ratio is None else f"  mean shift ratio {ratio:.3f}"
         self.say(
             f"{self._label}  epoch {row.epoch:{len(str(self._epochs))}d}/{self._epochs}"

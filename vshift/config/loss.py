@@ -1,0 +1,29 @@
+"""The section `loss`: what training minimises."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from vshift.config.section import Section
+
+
+class CrossEntropy(Section):
+    name: Literal["cross_entropy"] = Field(description="Cross-entropy of classes, in nats.")
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of each label that is spread over all classes (Szegedy et al. 2016).",
+    )
+
+
+class MSE(Section):
+    name: Literal["mse"] = Field(
+        description="Mean squared error of numbers, in standard deviations of the training "
+        "targets; of classes against 1 for the right one and 0 for the others."
+    )
+
+
+Loss = Annotated[CrossEntropy | MSE, Field(discriminator="name")]
