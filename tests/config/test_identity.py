@@ -102,6 +102,7 @@ BASES: list[dict[str, Any]] = [
         "data": {"name": "shapes"},
         "network": {"name": "torchvision:resnet18"},
         "epochs": 9,
+        "norm": {"kind": "renorm", "plain_steps": 1},
     },
 ]
 # Values to try where a key's own value does not suggest another one.

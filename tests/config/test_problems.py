@@ -44,7 +44,8 @@ depth: 20
         "the paper's 1 − p)",
         "7:47: network.noise.position: 'before_last_bm' is not allowed; did you mean "
         f"`before_last_bn`? allowed: {POSITIONS}, a list",
-        "8:14: norm.kind: 'batc' is not allowed; did you mean `batch`? allowed: batch, group, none",
+        "8:14: norm.kind: 'batc' is not allowed; did you mean `batch`? allowed: batch, renorm, "
+        "layer, rms, group, none",
         "9:12: optimizer: 3 is not a section of keys; write for instance {name: sgd}",
         "10:1: schedule.name: missing; allowed: constant, multistep, cosine, onecycle",
         "11:24: measure.eval_epochs: 'alle' is not allowed; did you mean `all`? allowed: all, a "
@@ -139,8 +140,14 @@ depth: 20
         ("data={name: imagefolder}", "data.root: missing; the tree's folder"),
         ("data={name: imagefolder, root: ''}", "data.root: empty; give at least one"),
         ("norm.groups=3", "norm.groups: unknown key of batch; it is a key of group; allowed "
-         "here: affine, eps, eval_statistics, ghost, gn_groups, "
+         "here: affine, eps, eval_statistics, freeze_after, ghost, gn_groups, "
          "kind, momentum, scale_init, shift_init, update_running_stats"),
+        ("norm={freeze_after: 1, update_running_stats: false}", "norm.freeze_after: "
+         "update_running_stats is false, so there are no statistics to freeze; remove one"),
+        ("norm={kind: renorm, rmax_steps: 10}", "norm.rmax_steps: 10 is before plain_steps, "
+         "5000, after which limits grow"),
+        ("norm={kind: renorm, rmax: 0.5}", "norm.rmax: 0.5 is not allowed; must be at least 1 "
+         "(limit of r = (batch's / running standard deviation), from 1/rmax to rmax)"),
         ("measure.eval_epochs=[9]", "measure: eval_epochs names epoch 9, and there are 3"),
         ("schedule={name: multistep}", "schedule.milestones: missing; finished epochs after "
          "which the "
@@ -246,3 +253,10 @@ def test_a_renamed_key_of_another_section_is_only_unknown(write, refused) -> Non
     assert "data.train: unknown key of cifar10; it is a key of shapes;" in line
     (line,) = refused(load, "good.yaml", ["schedule={name: cosine, rise: 0.5}"])
     assert "schedule.rise: unknown key of cosine; allowed here" in line
+
+
+def test_what_happens_within_a_run_needs_an_epoch(write, refused) -> None:
+    assert refused(load, "good.yaml", ["norm.freeze_after=3"]) == [
+        "good.yaml:6:9: epochs: norm.freeze_after 3 leaves no epoch to train with frozen "
+        "statistics, of 3 epochs"
+    ]

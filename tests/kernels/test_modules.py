@@ -10,6 +10,7 @@ from tests.configs import make_config
 from vshift.kernels import fuse
 from vshift.kernels.modules import FusedBatchNorm
 from vshift.networks.build import build
+from vshift.networks.norm import BatchNorm
 from vshift.shift.modes import bn_state
 from vshift.shift.noise_graph import noise_in_front
 
@@ -88,6 +89,10 @@ def test_relu_is_joined_only_where_it_follows_bn():
         {"kind": "batch", "update_running_stats": False},
         {"kind": "batch", "affine": False},
         {"kind": "batch", "momentum": None},
+        {"kind": "batch", "freeze_after": 1},
+        {"kind": "renorm", "plain_steps": 0, "rmax_steps": 1, "dmax_steps": 1},
+        {"kind": "layer"},
+        {"kind": "rms"},
         {"kind": "group", "groups": 4},
     ],
 )
@@ -95,6 +100,9 @@ def test_every_kind_of_norm(norm):
     plain, fused = pair(norm=norm)
     for model in (plain, fused):
         model.train()(images())
+        for module in model.modules():
+            if isinstance(module, BatchNorm):
+                module.enter_epoch(2)
         model.train()(images())
     torch.testing.assert_close(bn_state(fused), bn_state(plain), rtol=1e-3, atol=1e-4)
     for model in (plain, fused):

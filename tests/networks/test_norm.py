@@ -8,7 +8,7 @@ from tests.configs import make_config
 from vshift.config.norm import BatchNorm as BatchNormConfig
 from vshift.errors import ConfigError
 from vshift.networks.build import build
-from vshift.networks.norm import BatchNorm, make_norm
+from vshift.networks.norm import BatchNorm, BatchRenorm, LayerNorm, RMSNorm, make_norm
 from vshift.networks.summary import summarise
 from vshift.shift.modes import restoring_state
 from vshift.shift.stats import TrainingLog
@@ -254,3 +254,168 @@ def test_a_net_that_evaluates_on_the_batch_can_be_summarised():
     config = make_config(network=network, norm={"kind": "batch", "eval_statistics": "batch"})
     model = build(config, classes=10, channels=3, size=8, seed=0)
     assert summarise(model, channels=3, size=8)["macs"] == 192 * 8 + 8 * 10
+
+
+def renorm_by_hand(x, w, b, running_mean, running_var, rmax, dmax, eps=1e-5):
+    """Algorithm 1 of Ioffe 2017 in x's precision; autograd sees r and d as constants."""
+    dims = [d for d in range(x.ndim) if d != 1]
+    column = lambda v: v.view(1, -1, *[1] * (x.ndim - 2))  # noqa: E731
+    mean = x.mean(dims)
+    spread = (x.var(dims, correction=0) + eps).sqrt()
+    running = (running_var + eps).sqrt()
+    r = (spread / running).clamp(1 / rmax, rmax).detach()
+    d = ((mean - running_mean) / running).clamp(-dmax, dmax).detach()
+    normal = (x - column(mean)) / column(spread) * column(r) + column(d)
+    return normal * column(w) + column(b), r, d
+
+
+def renorm(**options):
+    torch.manual_seed(0)
+    options = {"plain_steps": 0, "rmax_steps": 4, "dmax_steps": 2, "momentum": 0.1, **options}
+    layer = BatchRenorm(8, **options)
+    nn.init.uniform_(layer.weight, 0.5, 1.5)
+    nn.init.normal_(layer.bias)
+    return layer
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_renorm_and_its_gradients_against_float64_while_the_limits_grow(shape):
+    layer, clipped = renorm(rmax=1.5, dmax=0.5), []
+    exact = [nn.Parameter(p.detach().double()) for p in (layer.weight, layer.bias)]
+    mean, var = torch.zeros(8).double(), torch.ones(8).double()
+    for step in range(6):
+        x = batch(24, *shape, seed=step).double() * (1 + step) / 3 + step
+        x1, x2 = x.float().requires_grad_(), x.clone().requires_grad_()
+        rmax, dmax = 1 + 0.5 * min(1, step / 4), 0.5 * min(1, step / 2)
+        y1 = layer(x1)
+        y2, r, _ = renorm_by_hand(x2, *exact, mean, var, rmax, dmax)
+        clipped += [bool((r == rmax).any() or (r == 1 / rmax).any()), bool((r != 1).any())]
+        torch.testing.assert_close(y1, y2.float(), rtol=1e-4, atol=1e-5)
+        torch.autograd.backward((y1**3).sum(), inputs=[x1, layer.weight, layer.bias])
+        torch.autograd.backward((y2**3).sum(), inputs=[x2, *exact])
+        torch.testing.assert_close(x1.grad, x2.grad.float(), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(layer.weight.grad, exact[0].grad.float(), rtol=1e-3, atol=1e-2)
+        torch.testing.assert_close(layer.bias.grad, exact[1].grad.float(), rtol=1e-3, atol=1e-2)
+        dims = [d for d in range(x.ndim) if d != 1]
+        mean = 0.9 * mean + 0.1 * x.mean(dims)
+        var = 0.9 * var + 0.1 * x.var(dims, correction=1)
+        torch.testing.assert_close(layer.running_mean, mean.float())
+        torch.testing.assert_close(layer.running_var, var.float())
+    assert all(clipped[2:])  # the limits were reached, and something was corrected
+
+
+def test_unclipped_renorm_trains_as_it_tests():
+    layer = renorm(rmax=100.0, dmax=100.0, rmax_steps=0, dmax_steps=0)
+    for step in range(3):
+        layer.train()(batch(16, 8, 4, 4, seed=step))
+    x = batch(16, 8, 4, 4, seed=9) * 2 + 1
+    tested = layer.eval()(x)
+    torch.testing.assert_close(layer.train()(x), tested, rtol=1e-4, atol=1e-5)
+
+
+def test_renorm_begins_as_batch_norm_and_its_limits_grow_as_the_paper_says():
+    layer = BatchRenorm(8)
+    plain = BatchNorm(8, momentum=0.01)
+    for step in range(2):
+        x = batch(16, 8, 4, 4, seed=step)
+        torch.testing.assert_close(layer(x), plain(x))
+    expected = {0: (1, 0), 5_000: (1, 0), 15_000: (1 + 2 * 10 / 35, 2.5), 22_500: (2, 4.375),
+                25_000: (1 + 2 * 20 / 35, 5), 40_000: (3, 5), 10**6: (3, 5)}  # fmt: skip
+    for step, limits in expected.items():
+        layer.num_batches_tracked.fill_(step)
+        assert [float(limit) for limit in layer.limits()] == pytest.approx(limits, rel=1e-6)
+
+
+def test_renorm_without_scale_and_shift_and_in_low_precision():
+    layer = BatchRenorm(8, affine=False, plain_steps=0, rmax_steps=0, dmax_steps=0)
+    x = batch(16, 8, 4, 4)
+    layer(x)
+    y, _, _ = renorm_by_hand(
+        x, torch.ones(8), torch.zeros(8), layer.running_mean, layer.running_var, 3, 5
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(x.bfloat16().to(memory_format=torch.channels_last))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), y, rtol=0.02, atol=0.02)
+    assert list(layer.state_dict()) == list(nn.BatchNorm2d(8, affine=False).state_dict())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("ours", [LayerNorm, RMSNorm])
+def test_layer_and_rms_norm_are_pytorchs_over_the_channels_of_each_pixel(ours, shape):
+    layer = ours(8, 1e-3)
+    reference = (nn.LayerNorm if ours is LayerNorm else nn.RMSNorm)(8, 1e-3)
+    for module in (layer, reference):
+        torch.manual_seed(0)
+        for parameter in module.parameters():
+            nn.init.normal_(parameter)
+    x = batch(6, *shape)
+    rows = x.movedim(1, -1).reshape(-1, 8)  # one for each pixel
+    found = layer(x)
+    torch.testing.assert_close(found.movedim(1, -1).reshape(-1, 8), reference(rows))
+    exact = rows.double()
+    if ours is LayerNorm:
+        exact = exact - exact.mean(1, keepdim=True)
+    exact = exact / (exact.square().mean(1, keepdim=True) + 1e-3).sqrt() * layer.weight
+    exact += getattr(layer, "bias", None) if ours is LayerNorm else 0
+    torch.testing.assert_close(found.movedim(1, -1).reshape(-1, 8), exact.float())
+    assert torch.equal(layer.eval()(x), found)
+    low = layer(x.bfloat16())
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), found, rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize("make", [BatchNorm, lambda channels: renorm()])
+def test_a_frozen_layer_trains_on_its_running_statistics_and_leaves_them(make):
+    layer = make(8)
+    layer(batch(16, 8, 4, 4) + 1)
+    layer.freeze_after = 3
+    assert [layer.enter_epoch(epoch) for epoch in (1, 3, 4, 5, 2)] == [False, False, True,
+                                                                       False, True]  # fmt: skip
+    layer.enter_epoch(4)
+    before = {name: buffer.clone() for name, buffer in layer.state_dict().items()}
+    x1 = batch(16, 8, 4, 4, seed=1).requires_grad_()
+    x2 = x1.detach().clone().requires_grad_()
+    trained = layer(x1)
+    assert all(torch.equal(before[name], tensor) for name, tensor in layer.state_dict().items())
+    torch.testing.assert_close(layer.batch_mean, x2.detach().mean((0, 2, 3)))
+    torch.testing.assert_close(layer.batch_var, x2.detach().var((0, 2, 3), correction=1))
+    tested = layer.eval()(x2)
+    assert torch.equal(trained, tested)
+    for y in (trained, tested):
+        (y**3).sum().backward()
+    assert torch.equal(x1.grad, x2.grad)  # the statistics are constants
+    assert layer.weight.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize(
+    ("norm", "kind", "values"),
+    [
+        ({"kind": "layer", "eps": 0.25}, LayerNorm, {"eps": 0.25}),
+        ({"kind": "rms", "affine": False}, RMSNorm, {"eps": 1e-5, "weight": None}),
+        ({"kind": "renorm"}, BatchRenorm, {"momentum": 0.01, "rmax": 3.0, "dmax": 5.0,
+         "plain_steps": 5_000, "rmax_steps": 40_000, "dmax_steps": 25_000}),
+        ({"kind": "renorm", "rmax": 2.0, "dmax": 0.5, "plain_steps": 1, "rmax_steps": 7,
+          "dmax_steps": 9, "momentum": 0.5}, BatchRenorm, {"momentum": 0.5, "rmax": 2.0,
+         "dmax": 0.5, "plain_steps": 1, "rmax_steps": 7, "dmax_steps": 9}),
+        ({"kind": "batch", "freeze_after": 1}, BatchNorm, {"freeze_after": 1, "frozen": False}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_key_reaches_its_layer(norm, kind, values):
+    layer = make_norm(make_config(norm=norm).norm, 8)
+    assert type(layer) is kind
+    assert {key: getattr(layer, key) for key in values} == values
+
+
+@pytest.mark.parametrize("kind", ["batch", "renorm", "layer", "rms", "group"])
+def test_every_kind_starts_with_its_scale(kind):
+    layer = make_norm(make_config(norm={"kind": kind, "scale_init": 0.5}).norm, 8)
+    assert bool((layer.weight == 0.5).all())
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms", "renorm"])
+def test_gn_beside_the_other_kinds(kind):
+    model = gn_net({"kind": kind, "gn_groups": 2})
+    assert model.stage1.block1.branch.gn1.num_groups == 2
+    assert model(batch(4, 3, 16, 16)).shape == (4, 10)

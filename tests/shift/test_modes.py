@@ -93,7 +93,10 @@ def test_everything_is_restored_after_an_error(context):
 
 
 def test_modes_refuses_another_word():
-    with pytest.raises(ValueError, match="batch or running"), modes(net(), noise=True, norm="own"):
+    with (
+        pytest.raises(ValueError, match="batch, training or running"),
+        modes(net(), noise=True, norm="own"),
+    ):
         pass
 
 

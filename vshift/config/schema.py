@@ -144,6 +144,18 @@ class Config(Section):
     def _sgd_unless_said(cls, optimizer: Any) -> Any:
         return {"name": "sgd", **optimizer} if isinstance(optimizer, dict) else optimizer
 
+    @field_validator("epochs")
+    @classmethod
+    def _reached(cls, epochs: int, info: ValidationInfo) -> int:
+        """What happens within the run has an epoch to happen in."""
+        frozen = getattr(info.data.get("norm"), "freeze_after", None)
+        if frozen is not None and frozen >= epochs:
+            raise ValueError(
+                f"norm.freeze_after {frozen} leaves no epoch to train with frozen statistics, of "
+                f"{pluralize(epochs, 'epoch')}"
+            )
+        return epochs
+
     @field_validator("schedule")
     @classmethod
     def _within_epochs(cls, schedule: Any, info: ValidationInfo) -> Any:

@@ -69,7 +69,7 @@ class FusedBatchNorm(BatchNorm):
         if not functions.fits(input):
             return False
         if self.training:  # with one value per channel, let PyTorch raise its own error
-            return self.ghost is None and input.numel() > self.num_features
+            return self.ghost is None and not self.frozen and input.numel() > self.num_features
         return self.evaluate == "running" and not torch.is_grad_enabled()  # it has no gradient
 
     def _scaled(self, input: Tensor) -> Tensor:

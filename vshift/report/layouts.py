@@ -220,6 +220,14 @@ def norm_in_words(norm: Any) -> str:
             parts.append(f"momentum {momentum:g}")
         if norm.get("eval_statistics") == "batch":
             parts.append("tested with each test batch’s own statistics")
+        if (frozen := number(norm.get("freeze_after"))) is not None:
+            parts.append(f"frozen after epoch {frozen:g}")
+    elif norm["kind"] == "renorm":
+        known = {key: number(norm.get(key)) for key in ("momentum", "rmax", "dmax")}
+        parts = ["batch renorm"]
+        parts += [f"{key} {value:g}" for key, value in known.items() if value is not None]
+    elif norm["kind"] in ("layer", "rms"):
+        parts = [{"layer": "layer norm", "rms": "RMS norm"}[norm["kind"]]]
     else:
         return escape_control(norm["kind"])
     for symbol, key, default in (("γ", "scale_init", 1.0), ("β", "shift_init", 0.0)):
@@ -240,7 +248,7 @@ def shown(value: Any) -> str:
 _NORM_KEYS = {
     f"norm.{key}"
     for key in ("kind", "momentum", "ghost", "update_running_stats", "eval_statistics", "groups",
-        "scale_init", "shift_init")
+        "freeze_after", "rmax", "dmax", "scale_init", "shift_init")
 }  # fmt: skip
 _DEFAULT_NORMS = {"", "batch norm, momentum 0.1"}
 

@@ -116,7 +116,7 @@ def decompose(model: nn.Module, batches: Batches, seed: int = 0) -> dict[str, De
     try:
         with (
             seeded(model, seed),
-            modes(model, noise=True, norm="batch"),
+            modes(model, noise=True, norm="training"),
             capturing_inputs(batch_norms(model), capture_training),
         ):
             for images in batches():

@@ -30,34 +30,39 @@ def noise_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def modes(model: nn.Module, *, noise: bool, norm: Literal["batch", "running"]) -> Iterator[None]:
+def modes(
+    model: nn.Module, *, noise: bool, norm: Literal["batch", "training", "running"]
+) -> Iterator[None]:
     """Switch noise on or off and BN to batch or running statistics; all else is in eval mode.
 
-    On exit every module's mode is restored, and with `batch` the BN layers' buffers, which move
-    inside. Random numbers are drawn as they come: see `seeded`.
+    On exit every module's mode is restored, and the BN layers' buffers, which move inside with
+    `batch` and `training`. Random numbers are drawn as they come: see `seeded`.
 
     Args:
-        norm: `batch`, each batch's mean and biased variance, as in training; `running`, the
+        norm: `batch`, each batch's mean and biased variance; `training`, whatever the layer does in
+            training, which is the same but for batch renorm and frozen layers; `running`, the
             buffers. BN layers without running statistics always use the batch's.
 
     Raises:
         ValueError: for another word; with `batch`, inside and from PyTorch, when a batch holds a
             single value per channel.
     """
-    if norm not in ("batch", "running"):
-        raise ValueError(f"norm is batch or running, not {norm!r}")
+    if norm not in ("batch", "training", "running"):
+        raise ValueError(f"norm is batch, training or running, not {norm!r}")
     norms = list(batch_norms(model).values())
     # vshift's BN can be configured to test on batch statistics; here the caller decides.
     configured = [(layer, layer.evaluate) for layer in norms if isinstance(layer, BatchNorm)]
     training = [(module, module.training) for module in model.modules()]
-    moving = norms if norm == "batch" else []
+    moving = [] if norm == "running" else norms
     buffers = [(b, b.clone()) for layer in moving for b in layer.buffers(recurse=False)]
     try:
         _set_training(model.modules(), False)
         _set_training(noise_modules(model).values(), noise)
-        _set_training(norms, norm == "batch")
+        _set_training(norms, norm != "running")
         for layer, _ in configured:
             layer.evaluate = "running"
+            if norm == "batch" and not layer.trains_on_batch:
+                layer.training, layer.evaluate = False, "batch"
         yield
     finally:
         for layer, evaluate in configured:

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vshift.config.networks import FullyConnected
+from vshift.config.norm import BatchRenorm
 from vshift.config.schema import Config
 from vshift.data import ImageSet, Part, plain_stream, train_stream
 from vshift.errors import ConfigError
 from vshift.networks.build import build
+from vshift.networks.norm import BatchNorm
 from vshift.shift.noise_graph import noise_in_front
 from vshift.shift.stats import TrainingLog, batch_norms
 from vshift.text import pluralize
@@ -57,6 +59,13 @@ def build_model(config: Config, images: ImageSet, seed: int) -> nn.Module:
             f"epochs: {pluralize(config.epochs, 'epoch')} are {steps:,} steps; at most "
             f"{MAX_STEPS:,}"
         )
+    if isinstance(config.norm, BatchRenorm) and steps <= config.norm.plain_steps:
+        raise ConfigError(
+            f"norm.plain_steps: a run of {pluralize(steps, 'step')} ends before batch renorm "
+            f"begins, after {config.norm.plain_steps:,} steps of plain BN; for instance "
+            f"{{plain_steps: {steps // 10}, dmax_steps: {steps // 2}, "
+            f"rmax_steps: {steps * 4 // 5}}}, the paper's proportions"
+        )
     if len(images.train) % batch_size == 1 and isinstance(config.network, FullyConnected):
         raise ConfigError(
             f"data.batch_size: the last batch of {len(images.train)} images would hold a single "
@@ -96,6 +105,21 @@ class TrainingContext:
         self.objective = make_objective(config, images)
         self.metrics = MetricAccumulator(self.device, images.target_std)
         self.layer_log = TrainingLog(self.model) if config.measure.every else None
+
+    def enter_epoch(self, epoch: int) -> bool:
+        """Bring the network into the state of an epoch of training, counted from 1.
+
+        It depends on the epoch alone, so it needs no place in a checkpoint.
+
+        Returns:
+            Whether anything changed, which a captured step has to be captured anew for.
+        """
+        changed = [
+            module.enter_epoch(epoch)
+            for module in self.model.modules()
+            if isinstance(module, BatchNorm)
+        ]
+        return any(changed)
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 in convolutions and matrix products, or nothing with float32."""

@@ -116,7 +116,7 @@ def measure_layers(context: TrainingContext, epoch: int, folder: RunFolder) -> l
     running = running_moments(model)
     if last:
         folder.write_channels(_channel_vectors(train, running, evaluated))
-    average = _averaged_batches(config, epoch * context.stream.steps)
+    average = _averaged_batches(config, epoch, context.stream.steps)
     return [
         LayerRow(
             epoch=epoch,
@@ -157,8 +157,9 @@ def _decomposition_columns(parts: Decomposition | None) -> Row:
     return row
 
 
-def _averaged_batches(config: Config, steps: int) -> float:
-    """The number of batches that BN's running average counts as after `steps` steps."""
+def _averaged_batches(config: Config, epoch: int, steps: int) -> float:
+    """The number of batches that BN's running average counts as after `epoch` epochs of `steps`."""
+    steps *= min(epoch, getattr(config.norm, "freeze_after", None) or epoch)
     momentum = getattr(config.norm, "momentum", 0.0)
     if momentum is None:
         return steps

@@ -134,6 +134,9 @@ class CapturedStep(CompiledStep):
             step += count
             yield step
 
+    def forget(self) -> None:
+        self._graphs = {}  # captured again when they are needed
+
     def advance(self, size: int) -> None:
         """The next step, with a batch of `size` images."""
         places = self._first + torch.arange(size, device=self._first.device)

@@ -40,6 +40,9 @@ class TrainStep:
             KernelsMissing, CannotCompile: by the faster steps, with the reason.
         """
 
+    def forget(self) -> None:
+        """Forget what was captured: a layer does something else from here on."""
+
     def epoch(self, seed: int, rates: Sequence[float], first: int = 0) -> Iterator[int]:
         """Train on an epoch's batches, without the `first` ones of a resumed epoch.
 
@@ -100,6 +103,8 @@ def train(
         for epoch in range(checkpointer.epoch + 1, config.epochs + 1):
             # Train. A resumed epoch skips the `first` batches that it was trained on already.
             context.model.train()
+            if context.enter_epoch(epoch):
+                train_step.forget()
             torch.manual_seed(derive_seed(context.seed, epoch, "noise"))
             first, earlier_seconds = checkpointer.begin_epoch(epoch)
             started = time.perf_counter() - earlier_seconds

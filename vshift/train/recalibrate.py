@@ -48,6 +48,7 @@ def open_run(path: Path, sets: Sequence[str] = ()) -> TrainingContext:
     except (KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(f"{path}: the checkpoint does not fit this config: {reason}") from error
+    context.enter_epoch(config.epochs)
     return context
 
 

@@ -145,6 +145,7 @@ def train_in(
     context = TrainingContext(config, seed, images, check_stop)
     checkpointer = Checkpointer(folder, context, reporter.say)
     resumed = checkpointer.restore()
+    context.enter_epoch(checkpointer.epoch + 1)
     # Resume with the step that the run began with, where it works on this device.
     earlier = str(folder.run.get("step"))
     keep = resumed and works_on(earlier, context.device.type)
