@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from vshift.auditing.evidence import fit_to_names
 from vshift.auditing.samples import AuditError
 from vshift.data import folder
+from vshift.networks.library import LIBRARIES, library_model
 from vshift.text import did_you_mean, list_names
 
 if TYPE_CHECKING:
@@ -50,7 +50,13 @@ def load_model(spec: str, weights: Path | None = None, classes: int | None = Non
     model: nn.Module
     if is_library(spec):
         library, _, name = spec.partition(":")
-        model = _from_library(library, name, {} if classes is None else {"num_classes": classes})
+        options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+        if spec in ("torchvision:googlenet", "torchvision:inception_v3"):
+            options["init_weights"] = False  # takes minutes, for truncated normal numbers
+        try:
+            model = library_model(library, name, options)
+        except ValueError as error:
+            raise AuditError(str(error)) from error
     elif spec.endswith(".pt2"):
         from vshift.auditing.exported import load_program
 
@@ -75,35 +81,7 @@ def load_model(spec: str, weights: Path | None = None, classes: int | None = Non
 def is_library(spec: str) -> bool:
     """Whether a library builds this model, and not the user's file or a run."""
     library, _, name = spec.partition(":")
-    return library in ("torchvision", "timm") and bool(name)
-
-
-def _from_library(library: str, name: str, options: dict[str, Any]) -> nn.Module:
-    """A model without weights; nothing is downloaded."""
-    if library == "timm":
-        try:
-            import timm
-        except ImportError as error:
-            raise AuditError(
-                f"timm models need timm ({error}); install it with `pip install 'vshift[timm]'`"
-            ) from error
-        names, make = timm.list_models(), partial(timm.create_model, pretrained=False)
-    else:
-        from torchvision import models
-
-        names, make = models.list_models(), partial(models.get_model, weights=None)
-    if name not in names:
-        raise _unknown_name(f"{library} has no model {name!r}", name, names)
-    if library == "torchvision":
-        if name in ("googlenet", "inception_v3"):
-            options["init_weights"] = False  # takes minutes, for truncated normal numbers
-        if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
-            options["weights_backbone"] = None
-    try:
-        model: nn.Module = make(name, **options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise AuditError(f"{library}:{name} cannot be built: {error}") from error
-    return model
+    return library in LIBRARIES and bool(name)
 
 
 def _unknown_name(message: str, name: str, names: Iterable[str]) -> AuditError:

@@ -307,12 +307,9 @@ class OwnNetwork(OwnPart, _WithNoise):
         return ()
 
 
+Family = PreResNet | ResNet | WRN | ResNeXt | DenseNet | VGG | MLP | Autoencoder
 Network = Annotated[
-    Annotated[
-        PreResNet | ResNet | WRN | ResNeXt | DenseNet | VGG | MLP | Autoencoder,
-        Field(discriminator="name"),
-        Tag("named"),
-    ]
+    Annotated[Family, Field(discriminator="name"), Tag("named")]
     | Annotated[OwnNetwork, Tag("own")],
     own_or_named("name"),
 ]

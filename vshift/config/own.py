@@ -17,7 +17,9 @@ import inspect
 import os
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -26,7 +28,7 @@ from pydantic import AfterValidator, Field
 
 from vshift.config.identity import TAG_KEYS, is_file_reference
 from vshift.config.section import Section
-from vshift.errors import ConfigError
+from vshift.errors import ConfigError, VShiftError
 from vshift.text import did_you_mean, one_line, pluralize, show_value
 
 FORMS = ("file.py:object", "package.module:object")
@@ -150,6 +152,44 @@ def with_sources(config: AnySection, where: Callable[[str], str]) -> AnySection:
     return config
 
 
+def copies(config: Section) -> tuple[dict[str, str], dict[str, bytes]]:
+    """What a run keeps of the files of a config's parts, so that its config.yaml trains anywhere.
+
+    Files of installed packages are left out: their versions are known.
+
+    Returns:
+        Reference to a file → reference to its copy; and path of a copy → content.
+
+    Raises:
+        ConfigError: a file has changed since the config was read.
+    """
+    renamed: dict[str, str] = {}
+    files: dict[str, bytes] = {}
+    folders: dict[Path, str] = {}
+    for part in own_parts(config).values():
+        if part.is_of_library:
+            continue
+        path, found = _located(part.reference), sources(part.reference)
+        if part.source not in (None, _hash(found)):
+            raise ConfigError(f"{path}: changed since the config was read; repeat the command")
+        if _is_installed(path):
+            continue
+        root = import_root(path)
+        # A folder for each root, as two may have files of one name.
+        folder = folders.setdefault(root, f"{len(folders) + 1}/" if folders else "")
+        files |= {folder + file: content for file, content in found.items()}
+        if is_file_reference(part.reference):
+            copy = folder + path.relative_to(root).as_posix()
+            renamed[part.reference] = f"{copy}:{part.reference.rpartition(':')[2]}"
+    return renamed, files
+
+
+def changed_files(one: OwnPart, other: OwnPart) -> list[str]:
+    """The files, by their path from where Python imports them, in which two sources differ."""
+    a, b = sources(one.reference), sources(other.reference)
+    return sorted(file for file in a.keys() | b.keys() if a.get(file) != b.get(file))
+
+
 # ---- files, read and not run
 
 
@@ -164,8 +204,12 @@ def source_hash(reference: str) -> str:
     Raises:
         ValueError: with the reason, if there is no such file or object.
     """
+    return _hash(sources(reference))
+
+
+def _hash(files: Mapping[str, bytes]) -> str:
     digest = hashlib.sha256()
-    for name, content in sources(reference).items():
+    for name, content in files.items():
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()[:16]
 
@@ -182,8 +226,8 @@ def sources(reference: str) -> dict[str, bytes]:
     Raises:
         ValueError: there is no such file or object, or the file is no Python.
     """
-    module, _, name = reference.rpartition(":")
-    path = Path(module) if module.endswith(".py") else _locate(module)
+    name = reference.rpartition(":")[2]
+    path = _located(reference)
     root = import_root(path)
     names = _read(path)[1].names
     if names is not None and name not in names:
@@ -210,8 +254,11 @@ def import_root(path: Path) -> Path:
     return folder
 
 
-def _locate(module: str) -> Path:
-    """The file of a module, in the working folder or installed; nothing is imported."""
+def _located(reference: str) -> Path:
+    """The file that a reference names; a module's is in the working folder or installed."""
+    module = reference.rpartition(":")[0]
+    if is_file_reference(reference):
+        return Path(module)
     first, *rest = module.split(".")
     finder = importlib.machinery.PathFinder
     spec = finder.find_spec(first, [os.getcwd()]) or importlib.util.find_spec(first)
@@ -316,6 +363,7 @@ def _beside(root: Path, file: Path, imports: list[tuple[int, str, str]]) -> Iter
 # ---- running it
 
 _MODULES: dict[tuple[str, str], ModuleType] = {}  # by file and hash: a file runs once
+_FILES: set[str] = set()  # that were run
 
 
 def import_object(part: OwnPart) -> Any:
@@ -326,15 +374,15 @@ def import_object(part: OwnPart) -> Any:
     """
     module_name, _, name = part.reference.rpartition(":")
     try:
-        files = sources(part.reference)
-        path = Path(module_name) if is_file_reference(part.reference) else _locate(module_name)
-        key = str(path), source_hash(part.reference)
+        path, files = _located(part.reference), sources(part.reference)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    key = str(path), _hash(files)
     if key not in _MODULES:
-        _MODULES[key] = (
-            importlib.import_module(module_name) if _is_installed(path) else _run(path, files)
-        )
+        with running(part.reference):
+            _MODULES[key] = (
+                importlib.import_module(module_name) if _is_installed(path) else _run(path, files)
+            )
     module = _MODULES[key]
     if not hasattr(module, name):
         hint = did_you_mean(name, [word for word in vars(module) if not word.startswith("_")])
@@ -353,6 +401,7 @@ def _run(path: Path, files: Iterable[str]) -> ModuleType:
         sys.path.remove(str(root))
     sys.path.insert(0, str(root))  # it stays: functions import when they are called
     importlib.invalidate_caches()
+    _FILES.update(str(root / file) for file in files)
     own = _module_name(path.relative_to(root))
     if "." in own:
         importlib.import_module(own.rpartition(".")[0])
@@ -378,6 +427,37 @@ def _file_of(module: ModuleType) -> Path:
     return Path(getattr(module, "__file__", None) or sys.executable)
 
 
+@contextmanager
+def running(what: str) -> Iterator[None]:
+    """Turn an exception or exit of a user's code into a ConfigError, with that code's frames.
+
+    Args:
+        what: begins the message.
+    """
+    try:
+        yield
+    except VShiftError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{what}: {describe_error(error)}") from error
+
+
+def describe_error(error: BaseException) -> str:
+    """An exception with the frames of files that were run by reference, a line each."""
+    reason = " ".join(str(error).split())
+    lines = [f"{type(error).__name__}: {one_line(reason)}" if reason else type(error).__name__]
+    return "\n".join([*lines, *own_frames(error)])
+
+
+def own_frames(error: BaseException) -> list[str]:
+    """The frames of an exception that are in files that were run by reference."""
+    return [
+        f"  {frame.filename}:{frame.lineno}, in {frame.name}: {one_line(frame.line or '', 200)}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename in _FILES
+    ]
+
+
 def call(part: OwnPart, **offered: Any) -> Any:
     """Call a part's object with its `args`, and with those offered keywords that it asks for.
 
@@ -389,7 +469,9 @@ def call(part: OwnPart, **offered: Any) -> Any:
         raise ConfigError(
             f"{part.reference} is {show_value(type(target).__name__)}, which cannot be called"
         )
-    return target(**arguments(target, part, offered))
+    given = arguments(target, part, offered)
+    with running(part.reference):
+        return target(**given)
 
 
 def arguments(target: Callable[..., Any], part: OwnPart, offered: dict[str, Any]) -> dict[str, Any]:

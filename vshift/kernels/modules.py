@@ -15,13 +15,17 @@ from vshift.networks import noise
 from vshift.networks.norm import BatchNorm
 
 
-def fuse(model: nn.Module) -> None:
+def fuse(model: nn.Module, *, with_relu: bool = True) -> None:
     """Let a network's noise and batch norm use the kernels, in place.
 
     A BN layer with nothing but a ReLU after it does that ReLU as well, whose module becomes the
     identity. Parameters, buffers and names stay as they are, and so does what a hook sees of a BN
     layer's input; its output is the ReLU's. Where a kernel does not fit (a GPU, float64, ghost BN,
     noise for whole channels) the layers use PyTorch's operations as before.
+
+    Args:
+        with_relu: False leaves the ReLUs alone, for a network whose code may use the layers of an
+            nn.Sequential one by one.
 
     Raises:
         KernelsMissing: they are not available on this machine.
@@ -32,7 +36,7 @@ def fuse(model: nn.Module) -> None:
             # The same object: its hooks, and references to it and its buffers, remain valid.
             module.__class__ = _FUSED[type(module)]
     for module in list(model.modules()):
-        if isinstance(module, nn.Sequential):
+        if isinstance(module, nn.Sequential) and with_relu:
             for place, (layer, following) in enumerate(itertools.pairwise(list(module))):
                 # A hook sees, or as noise changes, what lies between them or after them.
                 hooks = (

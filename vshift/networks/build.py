@@ -56,23 +56,43 @@ def build(
 
     Returns:
         A module from [N, channels, size, size] to logits [N, classes] on the CPU, in float32; of an
-        autoencoder to pixels [N, channels·size·size].
+        autoencoder to pixels [N, channels·size·size]. In the memory format that it works in,
+        channels_last if possible.
 
     Raises:
         DataError: the images are too small for the network.
         ConfigError: group sizes that do not divide a layer's channels; noise at a module that does
-            not exist or is never called.
+            not exist or is never called; a network of one's own that is none, or none for these
+            images.
     """
+    network, images = config_.network, ImageShape(channels, size)
+    with _seeded(seed):
+        if isinstance(network, config.OwnNetwork):
+            from vshift.networks.own import own_network
+
+            model = own_network(config_, network, images, classes)
+        else:
+            model = _of_family(config_, network, images, classes)
+        place_noise(model, network.noises, make_noise, channels=channels, size=size)
+    return model
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """With random numbers from this seed; None leaves the global random state in charge."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+def _of_family(
+    config_: Config, network: config.Family, images: ImageShape, classes: int
+) -> nn.Module:
+    """A network of ours, in channels_last."""
     from vshift.networks import others, residual  # noqa: F401 - they register their families
 
-    network, norm, images = config_.network, config_.norm, ImageShape(channels, size)
-    if isinstance(network, config.OwnNetwork):
-        from vshift.networks.own import own_network
-
-        with _seeded(seed):
-            model = own_network(network, classes, images)
-        place_noise(model, network.noises, make_noise, channels=channels, size=size)
-        return model
+    norm, size = config_.norm, images.size
     halvings = network.halvings
     # At least two pixels must reach the last halving, or the last stage sees no image.
     smallest = 2 ** (halvings - 1) + 1 if halvings else 1
@@ -92,17 +112,6 @@ def build(
         noise=lambda index: make_noise(network.noises[index]),
         bias=network.bias,
     )
-    with _seeded(seed):
-        model = _BUILDERS[type(network)](network, layers, images)
-        initialise(model)
-    place_noise(model, network.noises, make_noise, channels=channels, size=size)
-    return model
-
-
-@contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """With this seed and the global random state as it was afterwards; None: nothing of both."""
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
+    model = _BUILDERS[type(network)](network, layers, images)
+    initialise(model)
+    return model.to(memory_format=torch.channels_last)

@@ -71,8 +71,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         self.register_buffer("batch_var", torch.ones(channels), persistent=False)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.ndim not in (2, 4):
-            raise ValueError(f"expected [N, C] or [N, C, H, W], got {list(input.shape)}")
+        if not 2 <= input.ndim <= 5:
+            raise ValueError(f"expected [N, C] to [N, C, D, H, W], got {list(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +34,7 @@ TENSORBOARD = "tensorboard"  # a folder; `vshift watch --tensorboard` writes it
 RESULTS = (SUMMARY, MODES, RECALIBRATED, RECALIBRATION, CHANNELS)
 # In the order in which `clear` removes them: a kill in between never leaves a checkpoint that a
 # later run in the same folder would resume from.
+SOURCE = "source"  # a folder; copies of the user's files that the config names
 FILES = (*checkpoint_file.NAMES, *RESULTS, LAYERS, METRICS, RUN, CONFIG)
 
 
@@ -87,6 +89,10 @@ class RunFolder:
     def clear(self) -> None:
         """Remove the run's files; other files and the targets of links are left alone."""
         self._remove(FILES)
+        folder = self.path / SOURCE  # after config.yaml, which names its files
+        with files.explained(folder, "remove"):
+            if folder.is_dir() and not folder.is_symlink():
+                shutil.rmtree(folder)
 
     def drop_results(self) -> None:
         """Remove what an earlier attempt at the last epoch left."""
@@ -140,6 +146,14 @@ class RunFolder:
             return bool(files.read_json(self.path / SUMMARY))
         except RunError:
             return False
+
+    def write_source(self, contents: Mapping[str, bytes]) -> None:
+        """Write copies of the user's files; paths are relative to their folder."""
+        for name, content in contents.items():
+            path = self.path / SOURCE / name
+            files.make_folder(path.parent)
+            files.refuse_links(self.path, path)
+            files.write_bytes(path, content)
 
     def write_config(self, text: str) -> None:
         files.write_text(self.path / CONFIG, text)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from vshift._version import __version__
 from vshift.errors import RunError, VShiftError
 from vshift.runs import files
-from vshift.runs.folder import CONFIG, RUN, RunFolder, now
+from vshift.runs.folder import CONFIG, RUN, SOURCE, RunFolder, now
 from vshift.runs.read import number
-from vshift.text import first_lines, to_json
+from vshift.text import first_lines, list_names, to_json
 
 if TYPE_CHECKING:
     from vshift.config.schema import Config
@@ -49,7 +49,9 @@ def prepare(
             it is behind a link, or no run.
     """
     from vshift.config import config_hash, dump
+    from vshift.config.own import copies
 
+    renamed, contents = copies(config)  # maybe from this folder, which is cleared first
     path = run_path(runs_dir, config.name, seed)
     files.refuse_links(Path(runs_dir), path)
     folder = RunFolder.create(path)
@@ -65,7 +67,13 @@ def prepare(
             if hardware.threads is None:
                 hardware = hardware.model_copy(update={"threads": threads})
             own = {"seeds": [seed], "grid": None, "zip": None, "arms": None, "hardware": hardware}
-            folder.write_config(dump(config.model_copy(update=own)))
+            folder.write_source(contents)
+            folder.write_config(
+                dump(
+                    config.model_copy(update=own),
+                    lambda name: f"{SOURCE}/{renamed[name]}" if name in renamed else name,
+                )
+            )
             folder.write_run(
                 {
                     "status": "running",
@@ -150,12 +158,25 @@ def _refuse_another_config(folder: RunFolder, config: Config, run: dict[str, Any
     if not changed:
         return
     lines = [
-        f"  {key}: {to_json(before)} there, {to_json(after)} now"
+        _changed_source(path, key, old, config)
+        or f"  {key}: {to_json(before)} there, {to_json(after)} now"
         for key, (before, after) in changed.items()
     ]
     keys = "this key differs" if len(changed) == 1 else "these keys differ"
     heading = f"{path} holds another config's run; {keys}:"
     raise RunError("\n".join([heading, *first_lines(lines, _SHOWN, "  and {:,} more"), _REMEDIES]))
+
+
+def _changed_source(path: Path, key: str, old: Config, new: Config) -> str:
+    """The line for a part of one's own whose files changed; empty for other keys."""
+    from vshift.config.own import changed_files, own_parts
+
+    section, _, last = key.rpartition(".")
+    before, after = own_parts(old).get(section), own_parts(new).get(section)
+    if last != "source" or before is None or after is None:
+        return ""
+    files = changed_files(before, after)
+    return f"  {key}: {list_names(files)} changed since; {path / SOURCE} has what it was"
 
 
 def versions() -> dict[str, str | None]:

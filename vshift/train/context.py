@@ -83,7 +83,7 @@ class TrainingContext:
             signal can interrupt an evaluation that takes minutes; what it raises ends the run.
 
     Attributes:
-        model: with the seed's initial weights, on the images' device, in channels_last.
+        model: with the seed's initial weights, on the images' device.
         stream: the augmented training batches.
         metrics: of the training batches of the present epoch.
         layer_log: the BN layers' input statistics of the same batches; None if not wanted.
@@ -99,7 +99,7 @@ class TrainingContext:
         self.config, self.seed, self.images, self.check_stop = config, seed, images, check_stop
         self.device = images.train.images.device
         model = build_model(config, images, seed)
-        self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        self.model = model.to(self.device)
         self.stream = train_stream(images, config.data.batch_size, config.data.augment)
         self.optimizer: Optimizer = make_optimizer(self.model, config.optimizer)
         self.objective = make_objective(config, images)

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vshift.config.networks import OwnNetwork
 from vshift.data import Stream
 from vshift.errors import ConfigError
 from vshift.kernels import KernelsMissing, fuse
+from vshift.networks.own import needs_contiguous
 from vshift.shift.modes import restoring_state
 from vshift.train.context import TrainingContext
 from vshift.train.loop import TrainStep
@@ -25,13 +27,20 @@ class CannotCompile(Exception):
     """Why a faster step does not work here, in a line."""
 
 
+class CannotFuse(Exception):
+    """Why the kernels do not fit a network, in a line."""
+
+
 class FusedStep(TrainStep):
     """The eager step with noise and batch norm by the kernels of `vshift.kernels`."""
 
     name = "fused"
 
     def prepare(self) -> None:
-        fuse(self.context.model)
+        model, network = self.context.model, self.context.config.network
+        if isinstance(network, OwnNetwork) and needs_contiguous(model):
+            raise CannotFuse("the network's code does not work in channels_last")
+        fuse(model, with_relu=not isinstance(network, OwnNetwork))
 
 
 class CompiledStep(TrainStep):
@@ -298,7 +307,7 @@ def make_train_step(kind: str, context: TrainingContext, say: Callable[[str], No
             # A library's advice, raised as an error under `python -W error`, must not decide.
             with warnings.catch_warnings(action="ignore"):
                 return _prepared(name, context, say)
-        except (KernelsMissing, CannotCompile) as reason:
+        except (KernelsMissing, CannotFuse, CannotCompile) as reason:
             say(f"no {name} step: {reason}; using a slower one")
     return TrainStep(context)
 

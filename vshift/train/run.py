@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from vshift.config.own import describe_error, own_frames
 from vshift.config.schema import Config
 from vshift.data import ImageSet, load
 from vshift.errors import Damaged, Interrupted, RunError, RunLost, Stopped, TrainingFailed
@@ -107,6 +108,10 @@ def train_one(
         raise
     except RunError as error:
         raise RunLost(str(error)) from error
+    except Exception as error:
+        if not own_frames(error):
+            raise
+        raise TrainingFailed(f"{folder.path}: {describe_error(error)}") from error
     finally:
         reporter.stop()
         # Where the disk itself failed, its own error is already on the way up.

@@ -1,0 +1,205 @@
+"""Networks of one's own by reference: told the sizes, converted in place, refused in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from tests.configs import make_config
+from vshift.errors import ConfigError
+from vshift.networks.build import build
+from vshift.networks.norm import BatchNorm
+from vshift.networks.own import needs_contiguous
+
+FILE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes, channels, image_size, width=4):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 3, padding=1)
+        self.bn = nn.BatchNorm2d(width, eps=1e-3, momentum=0.3)
+        self.fc = nn.Linear(width * image_size**2, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.bn(self.conv(x)).relu().flatten(1))
+
+class View(Net):
+    def forward(self, x):
+        x = self.bn(self.conv(x)).relu()
+        return self.fc(x.view(len(x), -1))
+
+class Seven(Net):
+    def forward(self, x):
+        return super().forward(x)[:, :7]
+
+class Merged(Net):
+    def forward(self, x):
+        return super().forward(x).flatten().unsqueeze(1)
+
+class Pair(Net):
+    def forward(self, x):
+        return super().forward(x), 1
+
+class Wrong(Net):
+    def forward(self, x):
+        return self.fc(x)
+
+class Refuses(nn.Module):
+    def __init__(self):
+        raise RuntimeError("not here")
+
+class Frozen(Net):
+    def __init__(self, num_classes, channels, image_size):
+        super().__init__(num_classes, channels, image_size)
+        self.requires_grad_(False)
+
+class OtherNorms(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.lines = nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4))
+        self.solid = nn.Sequential(nn.Conv3d(1, 2, 3), nn.BatchNorm3d(2))
+        self.lazy = nn.LazyLinear(classes)
+
+    def forward(self, x):
+        lines = self.lines(x.flatten(2)).mean(2)
+        solid = self.solid(x.unsqueeze(1)).mean((2, 3, 4))
+        return self.lazy(torch.cat([lines, solid], 1))
+
+def nothing():
+    pass
+
+def stops():
+    raise SystemExit(3)
+
+class Norm(nn.Module):
+    def __init__(self, num_features, scale=1.0):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((num_features, 1, 1), scale))
+
+    def forward(self, x):
+        return x * self.scale
+"""
+
+
+@pytest.fixture
+def make(tmp_path: Path):
+    (tmp_path / "parts.py").write_text(FILE)
+
+    def make(name: str, norm: dict[str, Any] | None = None, **network: Any) -> nn.Module:
+        name = name if ":" in name else f"{tmp_path}/parts.py:{name}"
+        sections: dict[str, Any] = {"network": {"name": name, **network}}
+        sections |= {"norm": norm} if norm else {}
+        return build(make_config(**sections), classes=10, channels=3, size=32, seed=1)
+
+    return make
+
+
+def test_it_is_told_the_sizes_that_it_asks_for(make) -> None:
+    model = make("Net", args={"width": 6})
+    assert model.conv.weight.shape == (6, 3, 3, 3)
+    assert model.fc.weight.shape == (10, 6 * 32**2)
+
+
+def test_the_seed_decides_the_initial_weights_and_nothing_else_changes(make) -> None:
+    state = torch.get_rng_state()
+    one, two = make("Net").state_dict(), make("Net").state_dict()
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_plain_batch_norm_becomes_ours_in_place(make) -> None:
+    """Names, values and the output in both modes are those of plain PyTorch."""
+    plain, ours = make("Net", convert=False), make("Net")
+    assert type(plain.bn) is nn.BatchNorm2d
+    assert type(ours.bn) is BatchNorm
+    assert (ours.bn.eps, ours.bn.momentum) == (1e-3, 0.3)
+    assert list(plain.state_dict()) == list(ours.state_dict())
+    images = torch.randn(8, 3, 32, 32)
+    for train in (True, True, False):
+        got, expected = ours.train(train)(images), plain.train(train)(images)
+        torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(ours.bn.running_var, plain.bn.running_var)
+    inputs = ours.conv(images)
+    torch.testing.assert_close(ours.bn.batch_var, inputs.var((0, 2, 3)))
+
+
+def test_other_shapes_and_lazy_layers_work(make) -> None:
+    model = make("OtherNorms")
+    assert type(model.lines[1]) is type(model.solid[1]) is BatchNorm
+    model.train()(torch.randn(4, 3, 32, 32)).sum().backward()
+    assert model.lines[1].batch_var.min() > 0
+
+
+def test_the_norm_section_replaces_or_configures_the_layers(make) -> None:
+    assert type(make("Net", {"kind": "group", "groups": 2}).bn) is nn.GroupNorm
+    assert type(make("Net", {"kind": "none"}).bn) is nn.Identity
+    assert make("Net", {"kind": "batch", "ghost": 4, "update_running_stats": False}).bn.ghost == 4
+    with pytest.raises(ConfigError, match=r"norm.momentum: the layers of .*Net have their own mom"):
+        make("Net", {"kind": "batch", "momentum": 0.2})
+    for network in ({"name": "Net", "convert": False}, {"name": "torchvision:squeezenet1_1"}):
+        with pytest.raises(ConfigError, match="keeps its own norm layers, as"):
+            make(norm={"kind": "none"}, **network)
+
+
+def test_code_for_contiguous_tensors_gets_them(make) -> None:
+    model, other = make("View"), make("Net")
+    assert needs_contiguous(model)
+    assert not needs_contiguous(other)
+    assert other.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    images = torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(images), other(images))  # the same seed's weights
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("Seven", r"gives outputs \[2, 7\] for images \[2, 3, 32, 32\]; this data needs \[2, 10\]"),
+        ("Merged", r"changes the batch dimension: of images \[2, 3, 32, 32\] its forward makes "
+         r"\[20, 1\], not \[2, 10\]"),
+        ("Pair", "gives a value of type tuple in its forward, not a tensor"),
+        ("nothing", "nothing returned None, not a torch.nn.Module"),
+        ("stops", "SystemExit: 3"),
+        ("Frozen", "Frozen has no parameters to train"),
+        ("Refuses", r"Refuses: RuntimeError: not here\n  .*parts.py:38, in __init__: raise "
+         r"RuntimeError\(\"not here\"\)$"),
+        ("Wrong", r"cannot take images \[2, 3, 32, 32\]: RuntimeError: mat1 .*\n  .*parts.py:34, "
+         r"in forward: return self.fc\(x\)$"),
+        ("torchvision:resnet19", "torchvision has no model 'resnet19'; did you mean `resnet18`"),
+        ("torchvision:fcn_resnet50", "gives a value of type OrderedDict"),
+    ],
+)  # fmt: skip
+def test_what_is_no_network_for_the_images_is_refused(name: str, problem: str, make) -> None:
+    """With both shapes, and of a traceback the user's own frames only."""
+    with pytest.raises(ConfigError, match=problem):
+        make(name)
+
+
+def test_arguments_that_the_callable_does_not_take(make) -> None:
+    with pytest.raises(ConfigError, match=r"args.widht: .*Net takes no 'widht'; did you mean `wid"):
+        make("Net", args={"widht": 3})
+    with pytest.raises(ConfigError, match=r"torchvision:resnet18 cannot be built: .*'widht'"):
+        make("torchvision:resnet18", args={"widht": 3})
+
+
+def test_a_torchvision_model_is_torchvisions(make) -> None:
+    model = make("torchvision:resnet18", args={"width_per_group": 64})
+    torch.manual_seed(1)
+    plain = models.resnet18(num_classes=10)
+    assert list(plain.state_dict()) == list(model.state_dict())
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True)
+    )
+    assert sum(type(module) is BatchNorm for module in model.modules()) == 20
+
+
+def test_a_timm_model_is_told_its_channels(make, tmp_path: Path) -> None:
+    config = make_config(network={"name": "timm:resnet10t"})
+    model = build(config, classes=7, channels=1, size=32, seed=1)
+    assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)

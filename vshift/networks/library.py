@@ -1,0 +1,44 @@
+"""Models of torchvision and timm by name."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from vshift.text import did_you_mean
+
+LIBRARIES = ("torchvision", "timm")
+
+
+def library_model(library: str, name: str, options: dict[str, Any]) -> nn.Module:
+    """A library's model without weights; nothing is downloaded.
+
+    Raises:
+        ValueError: no such library or model, or options that it does not take.
+    """
+    if library == "timm":
+        try:
+            import timm
+        except ImportError as error:
+            raise ValueError(
+                f"timm models need timm ({error}); install it with `pip install 'vshift[timm]'`"
+            ) from error
+        names, make = timm.list_models(), timm.create_model
+        weights: dict[str, Any] = {"pretrained": False}
+    else:
+        from torchvision import models
+
+        names, make, weights = models.list_models(), models.get_model, {"weights": None}
+        builder = models.get_model_builder(name) if name in names else None
+        if builder and "weights_backbone" in inspect.signature(builder).parameters:
+            weights["weights_backbone"] = None
+    if name not in names:
+        hint = did_you_mean(name, names)
+        raise ValueError(f"{library} has no model {name!r}{hint and '; '}{hint}")
+    try:
+        model: nn.Module = make(name, **weights, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{library}:{name} cannot be built: {error}") from error
+    return model
