@@ -70,8 +70,8 @@ def test_eval_mode_changes_no_buffer():
 def test_a_single_value_and_a_wrong_shape_are_refused():
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
         BatchNorm(8)(torch.randn(1, 8))
-    with pytest.raises(ValueError, match=r"expected \[N, C\] or \[N, C, H, W\], got \[1, 8, 3\]"):
-        BatchNorm(8)(torch.randn(1, 8, 3))
+    with pytest.raises(ValueError, match=r"expected \[N, C\] to \[N, C, D, H, W\], got \[8\]"):
+        BatchNorm(8)(torch.randn(8))
 
 
 SHAPES = [(8,), (8, 6, 6)]

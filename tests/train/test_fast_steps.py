@@ -191,7 +191,7 @@ def bn_state_of(weights):
 
 
 def test_no_compiler_is_one_line_and_a_slower_step(monkeypatch):
-    def missing(model):
+    def missing(model, with_relu):
         raise KernelsMissing("no C++ compiler (c++, g++ or clang++)")
 
     monkeypatch.setattr(fast_steps, "fuse", missing)
