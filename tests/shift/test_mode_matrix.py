@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tests.shift.test_modes import everything, net
 from vshift.networks.noise import Dropout
-from vshift.shift.mode_matrix import mode_costs, mode_matrix, monte_carlo
+from vshift.networks.norm import BatchNorm
+from vshift.shift.mode_matrix import mode_costs, mode_matrix, monte_carlo, monte_carlo_bn
 from vshift.shift.modes import bn_state, modes
 from vshift.shift.recalibration import estimate_statistics
 
@@ -136,7 +138,10 @@ def test_monte_carlo_spread_is_binomial():
     assert found.accuracy == 100
     assert found.pass_accuracy == pytest.approx(75, abs=1)
     assert found.accuracy_sd == pytest.approx(100 * math.sqrt(0.75 * 0.25 / 50), rel=0.15)
-    assert found.loss == pytest.approx(-math.log(0.875), abs=0.02)
+    assert found.calibration.nll == pytest.approx(-math.log(0.875), abs=0.02)
+    # All right, with confidence 7/8: Brier 2·(1/8)² and an ECE of 1/8.
+    assert found.calibration.brier == pytest.approx(2 / 64, rel=0.1)
+    assert found.calibration.ece == pytest.approx(12.5, abs=1)
     assert (found.passes, found.count) == (passes, 50)
 
 
@@ -162,3 +167,101 @@ def test_monte_carlo_leaves_bn_on_running_statistics_and_the_model_as_it_was():
         wanted = torch.cat([model(x).double().softmax(1) for x, _ in labelled()])
     assert still.spread.max() < 1e-12
     torch.testing.assert_close(still.mean_probabilities, wanted)
+
+
+# ---- Monte Carlo batch normalisation
+
+
+def two_layers():
+    """fc, BN, dropout, tanh, fc, BN, fc in float64 with running statistics that fit nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Tanh(),
+        nn.Linear(6, 5), BatchNorm(5), nn.Linear(5, 3),
+    ).double()  # fmt: skip
+    for layer in (model[1], model[5]):
+        nn.init.normal_(layer.weight)
+        nn.init.normal_(layer.bias)
+        layer.running_mean.fill_(7)
+    return model
+
+
+def by_hand(model, x, batch):
+    """Probabilities [N, 3] of x with BN on the batch's statistics, in numpy."""
+    first, bn1, _, _, second, bn2, last = model
+    x, batch = x.numpy(), batch.numpy()
+    for linear, norm in ((first, bn1), (second, bn2)):
+        weight, bias = linear.weight.detach().numpy(), linear.bias.detach().numpy()
+        x, batch = x @ weight.T + bias, batch @ weight.T + bias
+        mean, variance = batch.mean(0), batch.var(0)  # numpy's is the biased one
+        scale, shift = norm.weight.detach().numpy(), norm.bias.detach().numpy()
+        x, batch = (
+            (values - mean) / np.sqrt(variance + norm.eps) * scale + shift for values in (x, batch)
+        )
+        if norm is bn1:
+            x, batch = np.tanh(x), np.tanh(batch)
+    powers = np.exp(x @ last.weight.detach().numpy().T + last.bias.detach().numpy())
+    return powers / powers.sum(1, keepdims=True)
+
+
+def test_monte_carlo_bn_predicts_with_each_batch_s_statistics_and_noise_off():
+    model = two_layers()
+    x, y = torch.randn(11, 4).double(), torch.randint(3, (11,))
+    training = [torch.randn(8, 4).double() for _ in range(3)]
+    before, state = everything(model), torch.random.get_rng_state()
+    found = monte_carlo_bn(model, lambda: [(x[:6], y[:6]), (x[6:], y[6:])], lambda: training)
+    wanted = np.stack([by_hand(model, x, batch) for batch in training])
+    np.testing.assert_allclose(found.mean_probabilities, wanted.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(found.spread, wanted.std(0, ddof=1), rtol=1e-5, atol=1e-9)
+    accuracies = 100 * (wanted.argmax(2) == y.numpy()).mean(1)
+    assert found.pass_accuracy == pytest.approx(accuracies.mean())
+    assert found.accuracy_sd == pytest.approx(accuracies.std(ddof=1))
+    assert found.calibration.nll == pytest.approx(
+        -np.log(wanted.mean(0)[range(11), y.numpy()]).mean(), rel=1e-6
+    )
+    assert (found.passes, found.count) == (3, 11)
+    assert everything(model) == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_the_batch_itself_is_predicted_as_in_training_without_noise():
+    model, batch = two_layers(), torch.randn(8, 4).double()
+    labels = torch.zeros(8, dtype=torch.long)
+    found = monte_carlo_bn(model, lambda: [(batch, labels)], lambda: [batch, batch])
+    with modes(model, noise=False, norm="batch"), torch.no_grad():
+        wanted = model(batch).softmax(1)
+    torch.testing.assert_close(found.mean_probabilities, wanted, rtol=1e-6, atol=1e-9)
+    assert found.spread.max() < 1e-12
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_monte_carlo_bn_samples_a_normal_mean_of_variance_one_in_m(size):
+    """Of standard normal inputs, x = 0 becomes −mean/sd, so its logit has variance 1/M·(1 + …)."""
+    passes, g = 3000, torch.Generator().manual_seed(size)
+    model = nn.Sequential(nn.BatchNorm1d(1, affine=False, eps=1e-12), Logits()).double()
+    training = [torch.randn(size, 1, generator=g).double() for _ in range(passes)]
+    x, y = torch.zeros(1, 1).double(), torch.zeros(1, dtype=torch.long)
+    found = monte_carlo_bn(model, lambda: [(x, y)], lambda: training)
+    # −mean/sd is t/√(M − 1) with M − 1 degrees of freedom: variance 1/(M − 3). A small logit z
+    # becomes the probability ½ + z/4.
+    wanted = math.sqrt(1 / (size - 3)) / 4
+    # Four standard errors of a standard deviation, and the sigmoid's curvature.
+    assert float(found.spread[0, 1]) == pytest.approx(wanted, rel=4 / math.sqrt(2 * passes) + 0.02)
+
+
+class Logits(nn.Module):
+    """[N, 1] → [N, 2] logits whose difference is x."""
+
+    def forward(self, x):
+        return torch.cat([torch.zeros_like(x), x], dim=1)
+
+
+def test_what_monte_carlo_bn_cannot_sample_is_refused():
+    model = flat_net()
+    images = [images for images, _ in labelled()]
+    with pytest.raises(ValueError, match="at least 2 passes, not 1"):
+        monte_carlo_bn(model, labelled, lambda: images[:1])
+    with pytest.raises(ValueError, match="no batches to predict"):
+        monte_carlo_bn(model, list, lambda: images)
+    with pytest.raises(ValueError, match="no BN layer that keeps running statistics"):
+        monte_carlo_bn(nn.Sequential(nn.Flatten()), labelled, lambda: images)

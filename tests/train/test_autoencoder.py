@@ -57,7 +57,8 @@ def test_its_loss_is_the_error_against_the_images_as_it_gets_them(tmp_path):
     assert found["test_loss"] == pytest.approx(errors.double().mean().item(), rel=1e-5)
     assert found["code_mean_activity"] == pytest.approx(code.mean().item(), rel=1e-5)
     assert found["code_share_above_half"] == pytest.approx((code > 0.5).double().mean().item())
-    for key in ("test_accuracy", "test_error", "test_error_recalibrated"):
+    for key in ("test_accuracy", "test_error", "test_error_recalibrated", "test_nll", "test_brier",
+                "test_ece", "test_nll_precise"):  # fmt: skip
         assert found[key] is None
     assert found["test_loss_recalibrated"] > 0
     assert found["shift_ratio_mean"] >= 1
@@ -91,7 +92,9 @@ def test_recalibrating_it_shows_its_loss(tmp_path):
     assert f"{rows[0]['test_loss']:.4f}" in text
 
 
-@pytest.mark.parametrize("measure", [{"modes": True}, {"monte_carlo": 5}], ids=str)
+@pytest.mark.parametrize(
+    "measure", [{"modes": True}, {"monte_carlo": 5}, {"monte_carlo_bn": 5}], ids=str
+)
 def test_what_counts_right_answers_is_refused(measure):
     with pytest.raises(ValidationError, match="counts right answers, and an autoencoder gives"):
         make_config(network=NETWORK, measure=measure)

@@ -33,8 +33,11 @@ def run(one_thread, tmp_path_factory):
         network={"name": "preresnet", "depth": 8, "noise": NOISE},
         data={"name": "shapes", "train": 640, "test": 200, "batch_size": 32},
         recalibration={"methods": METHODS, "batches": 10},
-        measure={"eval_batches": 5, "explain_batches": 3, "modes": True, "monte_carlo": 4},
-    )
+        measure={
+            "eval_batches": 5, "explain_batches": 3, "modes": True, "monte_carlo": 4,
+            "monte_carlo_bn": 3,
+        },
+    )  # fmt: skip
     folder, _ = prepare(tmp_path_factory.mktemp("runs"), config, 0)
     status = train_in(folder, config, 0, load(config.data, "cpu"), Reporter(quiet=True))
     folder.mark_finished(status)
@@ -76,6 +79,76 @@ def test_mode_matrix_covers_both_data_parts_and_every_state(run):
     assert summary["monte_carlo_spread"] > 0
 
 
+CALIBRATION = ("nll", "brier", "ece")
+
+
+def test_calibration_stands_beside_every_accuracy(run):
+    summary, last = read(run, "summary.json"), run.metrics()[-1]
+    rows = {row["method"]: row for row in read(run, "recalibration.json")["methods"]}
+    for key in CALIBRATION:
+        assert summary[f"test_{key}"] == last[f"test_{key}"] == rows["none"][f"test_{key}"] > 0
+        for method in METHODS:
+            assert summary[f"test_{key}_{method}"] == rows[method][f"test_{key}"] > 0
+        for method in ("monte_carlo", "monte_carlo_bn"):
+            assert summary[f"{method}_{key}"] > 0
+    assert summary["test_nll"] == pytest.approx(summary["test_loss"], rel=1e-6)
+    # Less than chance on the wrong side: 10 classes of equal size have Brier 0.9, the worst is 2.
+    assert summary["test_brier"] < 2
+    assert summary["test_ece"] <= 100
+    modes = read(run, "modes.json")["modes"]
+    assert all(row[key] > 0 for row in modes for key in CALIBRATION)
+    assert len({row["nll"] for row in modes}) == len(modes)
+    plain = next(
+        row for row in modes
+        if (row["data"], row["noise"], row["statistics"]) == ("test", "off", "running")
+    )  # fmt: skip
+    for key in CALIBRATION:  # the batches differ, and with them how convolutions round
+        assert plain[key] == pytest.approx(summary[f"test_{key}"], rel=1e-2)
+
+
+def test_monte_carlo_bn_is_drawn_from_the_seed_and_reproduced(run):
+    summary = read(run, "summary.json")
+    rows = recalibrate_run(run.path, ['recalibration.methods=["precise"]', "measure.modes=false"])
+    row = next(row for row in rows if row["method"] == "monte_carlo_bn")
+    mine = {key: value for key, value in row.items() if key.startswith("monte_carlo_bn_")}
+    # Training scores with its fused kernels, which round differently.
+    assert mine == pytest.approx({key: summary[key] for key in mine}, rel=1e-3)
+    again = recalibrate_run(run.path, ["recalibration.methods=[]", "measure.modes=false"])
+    assert again[-1] == row
+    assert row["test_accuracy"] == summary["monte_carlo_bn_accuracy"]
+    assert row["monte_carlo_bn_passes"] == 3
+    assert row["monte_carlo_bn_spread"] > 0
+    # No noise and nearly the statistics that precise averages, so not far from it.
+    precise = next(row for row in rows if row["method"] == "precise")
+    assert row["test_nll"] == pytest.approx(precise["test_nll"], rel=0.3)
+
+
+def test_monte_carlo_bn_takes_full_batches_as_training_draws_them():
+    from vshift.train.evaluate import _single_batches
+
+    config = make_config(data={"name": "shapes", "train": 70, "test": 10, "batch_size": 32})
+    context = TrainingContext(config, 3, load(config.data, "cpu"))
+    batches = list(_single_batches(context, 5))  # an epoch has two full ones and a rest of six
+    assert [len(images) for images in batches] == [32] * 5
+    assert len({images.sum().item() for images in batches}) == 5
+    again = list(_single_batches(context, 5))
+    assert all(torch.equal(one, two) for one, two in zip(batches, again, strict=True))
+    ghost = config.model_copy(update={"norm": config.norm.model_copy(update={"ghost": 8})})
+    groups = list(_single_batches(TrainingContext(ghost, 3, load(config.data, "cpu")), 2))
+    assert all(torch.equal(g, b[:8]) for g, b in zip(groups, batches, strict=False))
+    few = make_config(data={"name": "shapes", "train": 20, "test": 10, "batch_size": 32})
+    small = TrainingContext(few, 3, load(few.data, "cpu"))
+    assert [len(images) for images in _single_batches(small, 2)] == [20, 20]
+
+
+def test_monte_carlo_bn_without_bn_is_refused_before_training():
+    from vshift.train.context import build_model
+
+    config = make_config(norm={"kind": "none"}, measure={"monte_carlo_bn": 4})
+    with pytest.raises(ConfigError, match=r"measure\.monte_carlo_bn: .* has no BN layer"):
+        build_model(config, load(config.data, "cpu"), 0)
+
+
 def test_layer_rows_explain_the_shift(run):
     last = [row for row in run.layers() if row["epoch"] == 2]
     for row in last:
@@ -96,7 +169,8 @@ def test_recalibrate_writes_beside_the_run_and_never_touches_it(run):
     kept = ("checkpoint.pt", "summary.json", "metrics.jsonl", "layers.jsonl", "config.yaml")
     before = {name: hashlib.sha256((run.path / name).read_bytes()).digest() for name in kept}
     rows = recalibrate_run(run.path, ['recalibration.methods=["precise"]', "measure.modes=false"])
-    assert [row["method"] for row in rows] == ["none", "precise", "monte_carlo"]
+    methods = ["none", "precise", "monte_carlo", "monte_carlo_bn"]
+    assert [row["method"] for row in rows] == methods
     after = {name: hashlib.sha256((run.path / name).read_bytes()).digest() for name in kept}
     assert before == after
     assert rows[0]["test_accuracy"] == read(run, "summary.json")["test_accuracy"]
@@ -179,7 +253,7 @@ def test_statistics_that_are_not_finite_become_rows_that_say_so(tmp_path):
     by_method = {row["method"]: row for row in rows}
     assert list(by_method) == METHODS
     for method in ("swap", "precise", "layerwise", "dropout_on"):
-        assert by_method[method]["test_accuracy"] is None
+        assert by_method[method]["test_accuracy"] is by_method[method]["test_ece"] is None
         assert "has no finite statistics over" in by_method[method]["problem"]
         assert method not in states
     mode_summary(mode_rows(context, states))

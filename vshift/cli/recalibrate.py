@@ -51,6 +51,13 @@ def recalibrate(
     monte_carlo: Annotated[
         int, typer.Option("--monte-carlo", help="Also test with this many passes with noise on.")
     ] = 0,
+    monte_carlo_bn: Annotated[
+        int,
+        typer.Option(
+            "--monte-carlo-bn",
+            help="Also test with this many passes with BN on single training batches' statistics.",
+        ),
+    ] = 0,
     sets: Annotated[
         list[str] | None,
         typer.Option(
@@ -74,7 +81,8 @@ def recalibrate(
                 f"allowed: {', '.join(METHODS)}"
             )
     changes = [f"recalibration.methods={json.dumps(methods or ADJUST)}"]
-    changes += [f"measure.monte_carlo={monte_carlo}", f"measure.modes={json.dumps(modes)}"]
+    changes += [f"measure.monte_carlo={monte_carlo}", f"measure.monte_carlo_bn={monte_carlo_bn}"]
+    changes += [f"measure.modes={json.dumps(modes)}"]
     changes += [] if batches is None else [f"recalibration.batches={batches}"]
     folders = [record.path for record in find_runs(runs)]
     from vshift.train.recalibrate import recalibrate_run
@@ -93,14 +101,23 @@ def recalibrate(
 
 
 def scores_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One row per method: accuracies in percent; RMSEs of numbers; else losses."""
+    """One row per method: accuracy and ECE in percent; RMSEs of numbers; else losses."""
     from vshift.tables import Column, Table
 
     scores = {"test_accuracy": ["test %", "gain"], "test_rmse": ["RMSE", "change"]}
     key = next((key for key in scores if rows[0].get(key) is not None), "test_loss")
     heads, digits = scores.get(key, ["loss", "change"]), 2 if key == "test_accuracy" else 4
+    calibration = [
+        (key, head, places)
+        for key, head, places in (
+            ("test_nll", "NLL", 4), ("test_brier", "Brier", 4), ("test_ece", "ECE %", 2)
+        )
+        if any(row.get(key) is not None for row in rows)
+    ]  # fmt: skip
     columns = [Column("method", is_text=True)]
-    columns += [Column(head) for head in (*heads, "shift mean", "max")]
+    columns += [Column(head) for head in heads]
+    columns += [Column(head) for _, head, _ in calibration]
+    columns += [Column("shift mean"), Column("max")]
     problems = [row.get("problem") or "" for row in rows]
     columns += [Column("problem", is_text=True)] if any(problems) else []
     values: list[Any] = [row.get(key) for row in rows]
@@ -110,6 +127,7 @@ def scores_table(rows: Sequence[dict[str, Any]]) -> Table:
             row["method"],
             format_number(value, digits),
             format_number(None if None in (value, before) else value - before, digits, "+"),
+            *(format_number(row.get(score), places) for score, _, places in calibration),
             format_number(row.get("shift_ratio_mean"), 3),
             format_number(row.get("shift_ratio_max"), 3),
             problem,
@@ -129,7 +147,7 @@ def modes_table(rows: Sequence[dict[str, Any]]) -> Table:
         if isinstance(value, bool):
             return "on" if value else "off"
         if isinstance(value, float):
-            return format_number(value, 2 if key == "accuracy" else 4)
+            return format_number(value, 2 if key in ("accuracy", "ece") else 4)
         return NONE if value is None else str(value)
 
     cells = [[cell(key, row.get(key)) for key in keys] for row in rows]

@@ -16,7 +16,7 @@ from vshift.text import escape_control, format_value, join_words, list_names, su
 _OF_TRAINING = {
     f"{part}_{what}"
     for part in ("test", "validation", "train")
-    for what in ("error", "accuracy", "loss")
+    for what in ("error", "accuracy", "loss", "nll", "brier", "ece")
 }
 
 
@@ -135,8 +135,8 @@ def data_name(run: RunRecord) -> str | None:
 
 
 def unit_of(key: str) -> str:
-    """The unit of a metric's difference: errors and accuracies are percent."""
-    return "points" if "_error" in key or "_accuracy" in key else ""
+    """The unit of a metric's difference: errors, accuracies and ECE are percent."""
+    return "points" if any(word in key for word in ("_error", "_accuracy", "_ece")) else ""
 
 
 def note_differing_keys(

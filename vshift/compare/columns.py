@@ -152,7 +152,8 @@ def digits_of(key: str) -> int:
     """Decimals of a metric: as declared, else 2 for percent, 3 for ratios, 4 for others."""
     if key in schema.SUMMARY_COLUMNS:
         return schema.SUMMARY_COLUMNS[key].digits
-    if "_error" in key or "_accuracy" in key or key.endswith("_cost") or "_recovered_" in key:
+    percent = ("_error", "_accuracy", "_ece", "_recovered_")
+    if key.endswith("_cost") or any(word in key for word in percent):
         return 2
     return 3 if "_ratio" in key else 4
 

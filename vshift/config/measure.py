@@ -33,8 +33,13 @@ class Measure(Section):
     monte_carlo: CountOrZero = Field(
         0, description="Passes of Monte Carlo dropout over the test images; 0: none."
     )
+    monte_carlo_bn: CountOrZero = Field(
+        0,
+        description="Passes of Monte Carlo batch normalisation over the test images: noise off, BN "
+        "on the statistics of one training batch per pass; 0: none.",
+    )
 
-    @field_validator("monte_carlo")
+    @field_validator("monte_carlo", "monte_carlo_bn")
     @classmethod
     def _a_spread_takes_two(cls, passes: int) -> int:
         if passes == 1:

@@ -177,10 +177,11 @@ class Config(Section):
         late = [e for e in measure.eval_epochs if isinstance(e, int) and epochs and e > epochs]
         if late:
             raise ValueError(f"eval_epochs names epoch {late[0]}, and there are {epochs}")
-        counts = [key for key in ("modes", "monte_carlo") if getattr(measure, key)]
+        passes = [key for key in ("monte_carlo", "monte_carlo_bn") if getattr(measure, key)]
         data = info.data.get("data")
-        if measure.monte_carlo and isinstance(data, Shapes) and data.target == "angle":
-            raise ValueError("monte_carlo counts right answers, and an angle is a number")
+        if passes and isinstance(data, Shapes) and data.target == "angle":
+            raise ValueError(f"{passes[0]} counts right answers, and an angle is a number")
+        counts = ["modes", *passes] if measure.modes else passes
         if counts and isinstance(info.data.get("network"), Autoencoder):
             raise ValueError(f"{counts[0]} counts right answers, and an autoencoder gives none")
         return measure

@@ -8,7 +8,7 @@ the table, the report, TensorBoard and the documents read `LAYER_COLUMNS`, `EPOC
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
@@ -172,6 +172,17 @@ class EpochRow(_Row):
     test_r2: float | None = _column(
         "R² on the test images, in eval mode", default=None, tag="r2/test", only_with="test_rmse"
     )
+    test_nll: float | None = _column(
+        "negative log-likelihood of the same images", default=None, unit="nats", tag="nll/test"
+    )
+    test_brier: float | None = _column(
+        "Brier score of the same images, summed over classes: 0 to 2",
+        default=None, tag="brier/test",
+    )  # fmt: skip
+    test_ece: float | None = _column(
+        "expected calibration error of the same images, over 15 bins of the top probability",
+        default=None, unit="%", digits=2, tag="ece/test",
+    )  # fmt: skip
     validation_loss: float | None = _column(
         "loss on the training images held out by `data.validation`, in eval mode",
         default=None, unit="nats", tag="loss/validation", only_with="validation_loss",
@@ -186,6 +197,18 @@ class EpochRow(_Row):
     validation_r2: float | None = _column(
         "R² on the same images", default=None, tag="r2/validation", only_with="validation_rmse"
     )
+    validation_nll: float | None = _column(
+        "negative log-likelihood of the same images",
+        default=None, unit="nats", tag="nll/validation", only_with="validation_loss",
+    )  # fmt: skip
+    validation_brier: float | None = _column(
+        "Brier score of the same images",
+        default=None, tag="brier/validation", only_with="validation_loss",
+    )  # fmt: skip
+    validation_ece: float | None = _column(
+        "expected calibration error of the same images",
+        default=None, unit="%", digits=2, tag="ece/validation", only_with="validation_loss",
+    )  # fmt: skip
     seconds: float = _column("duration of the epoch, measurements included", unit="s", digits=1)
     images_per_second: float = _column(
         "training images per second, measurements excluded", digits=0, tag="images_per_second"
@@ -195,8 +218,27 @@ class EpochRow(_Row):
 LAYER_COLUMNS = columns_of(LayerRow)
 EPOCH_COLUMNS = columns_of(EpochRow)
 
+
+def _calibration(part: str, of_what: str, mode: str = "") -> Iterator[Column]:
+    yield Column(f"{part}_nll{mode}", f"negative log-likelihood {of_what}", "", "nats", 4)
+    yield Column(f"{part}_brier{mode}", f"Brier score {of_what}: 0 to 2", "", "", 4)
+    yield Column(f"{part}_ece{mode}", f"expected calibration error {of_what}", "", "%", 2)
+
+
+def _monte_carlo(method: str, how: str) -> Iterator[Column]:
+    mean = "of the mean prediction of these passes"
+    yield Column(f"{method}_passes", f"passes over the test images with {how}", "", "", 0)
+    yield Column(f"{method}_accuracy", f"accuracy {mean}", "", "%", 2)
+    yield Column(f"{method}_loss", f"cross-entropy {mean}", "", "nats", 4)
+    yield from _calibration(method, mean)
+    yield Column(f"{method}_pass_accuracy", "mean accuracy of a single pass", "", "%", 2)
+    yield Column(f"{method}_accuracy_sd", "its standard deviation over passes", "", "%", 2)
+    yield Column(f"{method}_spread", "standard deviation of a probability over passes, mean over "
+                 "images and classes", "", "", 4)  # fmt: skip
+
+
 # summary.json is one flat object. Further keys name a recalibration method or a mode:
-# test_accuracy_<method>, test_recovered_<method>, and what `measure` asks for.
+# test_accuracy_<method>, test_nll_<method>, test_recovered_<method>, and what `measure.modes` asks.
 SUMMARY_COLUMNS = {
     column.key: column
     for column in (
@@ -207,6 +249,7 @@ SUMMARY_COLUMNS = {
                "test RMSE", "", 4, 98),
         Column("test_r2", "test R² of the last epoch", "test R²", "", 4, 98),
         Column("test_loss", "test loss of the last epoch", "test loss", "nats", 4, 98),
+        *_calibration("test", "of the test images, after the last epoch"),
         Column("test_error_recalibrated",
                "test error after the first method of `recalibration.methods`",
                "after\nrecalibration", "%", 2, 7),
@@ -221,6 +264,7 @@ SUMMARY_COLUMNS = {
         Column("validation_rmse", "validation RMSE of the last epoch",
                "validation\nRMSE", "", 4, 6),
         Column("validation_r2", "validation R² of the last epoch"),
+        *_calibration("validation", "of the validation images, after the last epoch"),
         Column("train_loss", "training loss of the last epoch", "", "nats", 4),
         Column("train_accuracy", "training accuracy of the last epoch, in train mode", "", "%", 2),
         Column("train_rmse", "training RMSE of the last epoch, in train mode"),
@@ -239,12 +283,16 @@ SUMMARY_COLUMNS = {
         Column("train_rmse_train_mode", "RMSE on the same images, in train mode"),
         Column("train_loss_eval_mode", "loss on the same images, in eval mode", "", "nats", 4),
         Column("train_loss_train_mode", "loss on the same images, in train mode", "", "nats", 4),
+        *_calibration("train", "of the same images, in eval mode", "_eval_mode"),
+        *_calibration("train", "of the same images, in train mode", "_train_mode"),
         Column("shift_ratio_mean", "mean over BN layers of `shift_ratio`", "shift mean", "", 3, 11),
         Column("shift_ratio_max", "largest `shift_ratio` over BN layers", "shift max", "", 3, 6),
         Column("shift_ratio_max_layer", "layer of the largest `shift_ratio`", "largest shift at",
                priority=5, is_text=True),
         Column("parameters", "parameters of the network", "parameters", "", 0, 1),
         Column("bn_layers", "BN layers of the network", "", "", 0),
+        *_monte_carlo("monte_carlo", "noise on and BN on running statistics"),
+        *_monte_carlo("monte_carlo_bn", "noise off and BN on single training batches’ statistics"),
     )
 }  # fmt: skip
 

@@ -7,15 +7,16 @@ the two changes costs the accuracy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vshift.shift.modes import BNState, load_bn_state, modes, restoring_state, seeded
+from vshift.shift.calibration import Calibration, CalibrationSums
+from vshift.shift.modes import BNState, bn_state, load_bn_state, modes, restoring_state, seeded
+from vshift.shift.stats import Batches, pooled_moments
 
 Row = dict[str, Any]
 # Called once per pass; gives the same (inputs, labels [N]) in the same order every time.
@@ -91,13 +92,13 @@ def mode_costs(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class MonteCarlo:
-    """Many noisy predictions for the same inputs; tensors are float64 [N, K] on the CPU.
+    """Many predictions for the same inputs; tensors are float64 [N, K] on the CPU.
 
     Attributes:
         mean_probabilities: the prediction, averaged over the passes.
         spread: standard deviation over the passes (n − 1), for each image and class.
         accuracy: of the mean prediction, percent.
-        loss: cross-entropy of the mean prediction, nats.
+        calibration: of the mean prediction.
         pass_accuracy: mean over the passes of a single pass's accuracy, percent.
         accuracy_sd: standard deviation of that over the passes (n − 1), points.
         passes, count: number of passes and of images.
@@ -106,7 +107,7 @@ class MonteCarlo:
     mean_probabilities: Tensor
     spread: Tensor
     accuracy: float
-    loss: float
+    calibration: Calibration
     pass_accuracy: float
     accuracy_sd: float
     passes: int
@@ -123,29 +124,79 @@ def monte_carlo(model: nn.Module, batches: Labelled, passes: int = 20, seed: int
     Raises:
         ValueError: for fewer than two passes, which have no spread, or without batches.
     """
-    if passes < 2:
-        raise ValueError(f"a spread takes at least 2 passes, not {passes}")
-    means, spreads, hits, answers = [], [], [], []
     with restoring_state(model), seeded(model, seed), modes(model, noise=True, norm="running"):
-        for images, labels in batches():
-            # Passes × classes of one batch are small, so they are kept: two-pass and exact.
-            every = torch.stack([model(images).double().softmax(1) for _ in range(passes)])
-            means.append(every.mean(0).cpu())
-            spreads.append(every.std(0, correction=1).cpu())
-            hits.append((every.argmax(2) == labels).sum(1).double().cpu())
-            answers.append(labels.cpu())
+        return _predict(model, batches, [{}] * passes)
+
+
+@torch.no_grad()
+def monte_carlo_bn(model: nn.Module, batches: Labelled, training: Batches) -> MonteCarlo:
+    """Predict with noise off and BN on the statistics of one training batch per pass.
+
+    Monte Carlo batch normalisation (Teye, Azizpour & Smith 2018, arXiv 1802.06455, algorithm 1):
+    a pass runs a training batch with BN on that batch's own statistics, and predicts with every
+    layer's mean and biased variance of it. Model and random states are restored.
+
+    Args:
+        training: batches of inputs, one per pass, drawn and sized as in training: the spread of
+            their statistics is what is sampled. With ghost BN a batch is one of its groups.
+
+    Raises:
+        ValueError: for fewer than two training batches, without a BN layer or without batches; from
+            PyTorch, if a training batch holds a single value per channel.
+    """
+    with restoring_state(model):
+        states = [_state_of_batch(model, images) for images in training()]
+        with modes(model, noise=False, norm="running"):
+            return _predict(model, batches, states)
+
+
+def _state_of_batch(model: nn.Module, images: Tensor) -> BNState:
+    """The mean and biased variance that every BN layer normalises this batch with."""
+    with modes(model, noise=False, norm="batch"):
+        moments = pooled_moments(model, lambda: [images])
+    if not moments:
+        raise ValueError("the model has no BN layer that keeps running statistics")
+    state = bn_state(model)
+    for name, layer in moments.items():
+        state[f"{name}.running_mean".removeprefix(".")].copy_(layer.mean)
+        state[f"{name}.running_var".removeprefix(".")].copy_(layer.biased_variance)
+    return state
+
+
+def _predict(model: nn.Module, batches: Labelled, states: Sequence[BNState]) -> MonteCarlo:
+    """Predict once with each set of BN statistics; with {} those that the model has stay."""
+    if len(states) < 2:
+        raise ValueError(f"a spread takes at least 2 passes, not {len(states)}")
+
+    def probabilities(images: Tensor, state: BNState) -> Tensor:
+        if state:
+            load_bn_state(model, state)
+        output: Tensor = model(images)
+        return output.double().softmax(1)
+
+    means, spreads, hits, answers = [], [], [], []
+    for images, labels in batches():
+        # Passes × classes of one batch are small, so they are kept: two-pass and exact.
+        every = torch.stack([probabilities(images, state) for state in states])
+        means.append(every.mean(0).cpu())
+        spreads.append(every.std(0, correction=1).cpu())
+        hits.append((every.argmax(2) == labels).sum(1).double().cpu())
+        answers.append(labels.cpu())
     if not means:
         raise ValueError("no batches to predict")
     mean, truth = torch.cat(means), torch.cat(answers)
-    count = len(truth)
-    accuracies = 100 * torch.stack(hits).sum(0) / count
+    sums = CalibrationSums("cpu")
+    sums.add(mean.log(), truth)
+    calibration = sums.compute()
+    assert calibration is not None
+    accuracies = 100 * torch.stack(hits).sum(0) / len(truth)
     return MonteCarlo(
         mean_probabilities=mean,
         spread=torch.cat(spreads),
         accuracy=100 * float((mean.argmax(1) == truth).double().mean()),
-        loss=float(F.nll_loss(mean.log(), truth)),
+        calibration=calibration,
         pass_accuracy=float(accuracies.mean()),
         accuracy_sd=float(accuracies.std(correction=1)),
-        passes=passes,
-        count=count,
+        passes=len(states),
+        count=len(truth),
     )

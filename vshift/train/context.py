@@ -52,6 +52,11 @@ def build_model(config: Config, images: ImageSet, seed: int) -> nn.Module:
         size=images.size,
         seed=derive_seed(seed, 0, "weights"),
     )
+    if config.measure.monte_carlo_bn and not batch_norms(model):
+        raise ConfigError(
+            "measure.monte_carlo_bn: it samples BN statistics, and this network has no BN layer; "
+            "0 turns it off"
+        )
     batch_size = config.data.batch_size
     steps = config.epochs * -(-len(images.train) // batch_size)
     if steps > MAX_STEPS:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
 from functools import partial
+from itertools import count, islice
 from typing import Any
 
 import torch
@@ -20,8 +22,15 @@ from vshift.runs.schema import (
     summarize_ratios,
     with_errors,
 )
+from vshift.shift.calibration import Calibration, CalibrationSums
 from vshift.shift.decompose import Decomposition, decompose
-from vshift.shift.mode_matrix import mode_costs, mode_matrix, monte_carlo
+from vshift.shift.mode_matrix import (
+    MonteCarlo,
+    mode_costs,
+    mode_matrix,
+    monte_carlo,
+    monte_carlo_bn,
+)
 from vshift.shift.modes import BNState, batch_statistics, load_bn_state, restoring_state
 from vshift.shift.recalibration import NotFiniteError, estimate_statistics
 from vshift.shift.stats import (
@@ -37,6 +46,22 @@ from vshift.train.context import Batches, TrainingContext, derive_seed
 from vshift.train.objective import MetricAccumulator, Metrics
 
 Row = dict[str, Any]
+CALIBRATION = tuple(field.name for field in fields(Calibration))
+_NO_SCORES = dict.fromkeys(f"test_{name}" for name in ("loss", "accuracy", *CALIBRATION))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Metrics, and how well calibrated the answers are (None where nothing is classified)."""
+
+    metrics: Metrics
+    calibration: Calibration | None
+
+    def columns(self, pattern: str = "{}") -> Row:
+        """The scores by column: `test_loss`, …, `test_ece` for the pattern `test_{}`."""
+        values = dict.fromkeys(CALIBRATION) | (asdict(self.calibration) if self.calibration else {})
+        calibration = {pattern.format(name): value for name, value in values.items()}
+        return self.metrics.columns(pattern) | calibration
 
 
 def _images(batches: Batches) -> Callable[[], Iterator[Tensor]]:
@@ -44,14 +69,19 @@ def _images(batches: Batches) -> Callable[[], Iterator[Tensor]]:
 
 
 @torch.no_grad()
-def evaluate(context: TrainingContext, batches: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
+def evaluate(context: TrainingContext, batches: Iterable[tuple[Tensor, Tensor]]) -> Scores:
     """Mean loss and scores over batches, in the model's present mode."""
     metrics = MetricAccumulator(context.device, context.images.target_std)
+    calibration = CalibrationSums(context.device)
+    classes = len(context.images.classes)
     for images, labels in batches:
         with context.autocast():
-            output = context.model(images)
-        metrics.add(*context.objective(output.float(), images, labels), len(labels))
-    return metrics.compute_and_reset()
+            output = context.model(images).float()
+        metrics.add(*context.objective(output, images, labels), len(labels))
+        if labels.dtype == torch.int64 and output.shape == (len(labels), classes):
+            calibration.add(output.double().log_softmax(1), labels)
+    found = metrics.compute_and_reset()
+    return Scores(found, None if found.accuracy is None else calibration.compute())
 
 
 def test_scores(context: TrainingContext) -> Row:
@@ -238,7 +268,7 @@ def recalibrations(
                     load_bn_state(context.model, states[method])
                     tested = test_scores(context) | _mean_ratios(context, epoch)
                 except NotFiniteError as error:
-                    tested = {"test_loss": None, "test_accuracy": None, "problem": str(error)}
+                    tested = {**_NO_SCORES, "problem": str(error)}
         # `own` is the column's name in run folders, from before the key was called batch_weight.
         options = how.model_dump(exclude={"methods", "batch_weight"}) | {"own": how.batch_weight}
         rows.append({"method": method, **options, **tested})
@@ -258,7 +288,7 @@ def _mean_ratios(context: TrainingContext, epoch: int) -> Row:
 
 def _scored(context: TrainingContext, batches: Batches) -> Row:
     scores = evaluate(context, batches())
-    return {**scores.columns(), "count": scores.count}
+    return {**scores.columns(), "count": scores.metrics.count}
 
 
 def mode_rows(context: TrainingContext, states: dict[str, BNState]) -> list[Row]:
@@ -283,23 +313,61 @@ def mode_summary(rows: list[Row]) -> Row:
     return {f"test_{key.replace('.', '_')}": value for key, value in costs.items()}
 
 
-def monte_carlo_scores(context: TrainingContext, passes: int) -> Row:
-    """Monte Carlo dropout on the test images: noise on, BN on running statistics, k passes."""
-    seed = derive_seed(context.seed, context.config.epochs, "monte carlo")
+def monte_carlo_rows(context: TrainingContext) -> list[Row]:
+    """The mean of many predictions of the test images, by each method that `measure` asks for.
+
+    Returns:
+        Rows of `method` (`monte_carlo`, `monte_carlo_bn`), the scores as `test_…`, and what is
+        known of the passes as `<method>_…`.
+    """
+    measure, test = context.config.measure, context.plain(context.images.test)
+    found: dict[str, MonteCarlo] = {}
     # A batch is predicted many times: a signal must not wait for all of them.
     hook = context.model.register_forward_pre_hook(lambda *_: context.check_stop())
     try:
         with context.autocast():
-            found = monte_carlo(context.model, context.plain(context.images.test), passes, seed)
+            if passes := measure.monte_carlo:
+                seed = derive_seed(context.seed, context.config.epochs, "monte carlo")
+                found["monte_carlo"] = monte_carlo(context.model, test, passes, seed)
+            if passes := measure.monte_carlo_bn:
+                training = partial(_single_batches, context, passes)
+                found["monte_carlo_bn"] = monte_carlo_bn(context.model, test, training)
     finally:
         hook.remove()
+    return [_monte_carlo_row(method, scores) for method, scores in found.items()]
+
+
+def _single_batches(context: TrainingContext, number: int) -> Iterator[Tensor]:
+    """Training batches as BN met them: drawn as in an epoch, all of the full size.
+
+    With ghost BN the first group of each. Where an epoch has too few, another one goes on.
+    """
+    size = min(context.stream.batch_size, len(context.images.train))
+    group = getattr(context.config.norm, "ghost", None)
+    seeds = (
+        derive_seed(context.seed, context.config.epochs, f"monte carlo bn {epoch}")
+        for epoch in count()
+    )
+    batches = (images for seed in seeds for images, _ in context.stream.epoch(seed))
+    return islice((images[:group] for images in batches if len(images) == size), number)
+
+
+def _monte_carlo_row(method: str, found: MonteCarlo) -> Row:
+    scores = {
+        "accuracy": found.accuracy,
+        "loss": found.calibration.nll,
+        **asdict(found.calibration),
+    }
+    passes = {
+        "passes": found.passes,
+        "pass_accuracy": found.pass_accuracy,
+        "accuracy_sd": found.accuracy_sd,
+        "spread": float(found.spread.mean()),
+    }
     return {
-        "monte_carlo_passes": found.passes,
-        "monte_carlo_accuracy": found.accuracy,
-        "monte_carlo_loss": found.loss,
-        "monte_carlo_pass_accuracy": found.pass_accuracy,
-        "monte_carlo_accuracy_sd": found.accuracy_sd,
-        "monte_carlo_spread": float(found.spread.mean()),
+        "method": method,
+        **{f"test_{key}": value for key, value in scores.items()},
+        **{f"{method}_{key}": value for key, value in (scores | passes).items()},
     }
 
 
@@ -325,7 +393,7 @@ def evaluate_final_model(
     summary |= {
         f"{key}_{row['method']}": row[key]
         for row in rows
-        for key in ("test_accuracy", "test_r2")
+        for key in ("test_accuracy", "test_r2", *(f"test_{name}" for name in CALIBRATION))
         if key in row
     }
     if rows:
@@ -340,6 +408,6 @@ def evaluate_final_model(
         modes = mode_rows(context, states)
         folder.write_modes(modes)
         summary |= mode_summary(modes)
-    if config.measure.monte_carlo:
-        summary |= monte_carlo_scores(context, config.measure.monte_carlo)
+    for found in monte_carlo_rows(context):
+        summary |= {k: v for k, v in found.items() if k.startswith(f"{found['method']}_")}
     folder.write_summary(summary)

@@ -12,7 +12,7 @@ from vshift.errors import RunError
 from vshift.runs import PROBE, RunFolder
 from vshift.train.context import TrainingContext
 from vshift.train.device import choose_device, configure
-from vshift.train.evaluate import mode_rows, monte_carlo_scores, recalibrations, test_scores
+from vshift.train.evaluate import mode_rows, monte_carlo_rows, recalibrations, test_scores
 
 Row = dict[str, Any]
 
@@ -59,20 +59,17 @@ def recalibrate_run(path: Path, sets: Sequence[str]) -> list[Row]:
     checkpoint and what training wrote stay as they are.
 
     Returns:
-        A row for the run as it was trained (method `none`), one per method, and with
-        measure.monte_carlo one more (method `monte_carlo`).
+        A row for the run as it was trained (method `none`), one per method, and one each with
+        measure.monte_carlo and measure.monte_carlo_bn (methods of these names).
     """
     context = open_run(path, sets)
-    measure, folder = context.config.measure, RunFolder(path)
+    folder = RunFolder(path)
     if not context.bn_layers:
         raise RunError(f"{path}: the network has no BN layer to recalibrate")
     before = {"method": "none", **test_scores(context)}
     rows, states = recalibrations(context, context.config.recalibration)
-    if measure.modes:
+    if context.config.measure.modes:
         folder.write_modes(mode_rows(context, states))
-    if measure.monte_carlo:
-        scores = monte_carlo_scores(context, measure.monte_carlo)
-        tested = {f"test_{key}": scores[f"monte_carlo_{key}"] for key in ("accuracy", "loss")}
-        rows.append({"method": "monte_carlo", **tested, **scores})
+    rows += monte_carlo_rows(context)
     folder.write_recalibration([before, *rows], states)
     return [before, *rows]
