@@ -182,7 +182,9 @@ def test_files_and_columns_of_a_run(tmp_path):
     layers = folder.layers()
     assert list(layers[0]) == [
         "epoch", "index", "layer", "channels", "noise_before", "train_variance",
-        "running_variance", "eval_variance", "shift_ratio", "shift_ratio_se",
+        "running_variance", "eval_variance", "shift_ratio", "shift_ratio_se", "kind", "lag_ratio",
+        "lag_ratio_se", "lag_free_ratio", "lag_free_ratio_se", "cause", "mean_shift",
+        "mean_shift_se", "mean_tid", "variance_tid",
         "total_ratio", "total_ratio_se", "local_ratio", "local_ratio_se",
         "inherited_ratio", "inherited_ratio_se", "predicted_ratio", "predicted_ratio_se",
         "predicted_exact", "closed_form_ratio", "cos2", "dcos2",

@@ -28,10 +28,10 @@ def reporter(terminal, quiet=False):
     return made
 
 
-def shown(made):
+def shown(made, **layers):
     made.start("run [red]x[/red] seed 0", 0, 12, 5)
     made.step(1)
-    made.epoch(ROW, 1.2345)
+    made.epoch(ROW, {"shift_ratio_mean": 1.2345, **layers})
     made.stop()
     return made.console.file.getvalue()
 
@@ -42,6 +42,15 @@ def test_a_log_file_gets_one_plain_line_an_epoch():
         "run [red]x[/red] seed 0  epoch  3/12  train loss 1.250  train 50.00 %  test – %"
         "  1234 images/s  mean shift ratio 1.234\n"
     )
+
+
+def test_lag_that_looks_like_shift_is_called_lag():
+    lagging = {"shift_ratio_cause": "lag", "lag_free_ratio_mean": 1.0154}
+    assert shown(reporter(terminal=False), **lagging).endswith(
+        "mean shift ratio 1.234, most of it lag of BN's average: 1.015 without\n"
+    )
+    lagging["shift_ratio_cause"] = "shift"
+    assert "lag" not in shown(reporter(terminal=False), **lagging)
 
 
 def test_a_terminal_gets_a_bar_and_the_same_lines():

@@ -14,6 +14,15 @@ class Measure(Section):
     every: CountOrZero = Field(
         1, description="Log every layer's variances each n-th epoch and the last; 0: never."
     )
+    sites: OneOrList[
+        Literal["bn", "norms", "activations", "logits", "all"],
+        Annotated[list[str], Field(min_length=1, max_length=100), no_repeats("site")],
+    ] = Field(
+        "bn",
+        description="What is measured besides the inputs of BN layers: norms, the inputs of layer, "
+        "RMS and group norms; activations, their outputs; logits; all of these; or a list of these "
+        "words and of globs over module names.",
+    )
     eval_batches: Count = Field(
         30, description="Augmented training batches that eval_variance is averaged over."
     )

@@ -20,8 +20,9 @@ def fuse(model: nn.Module, *, with_relu: bool = True) -> None:
 
     A BN layer with nothing but a ReLU after it does that ReLU as well, whose module becomes the
     identity. Parameters, buffers and names stay as they are, and so does what a hook sees of a BN
-    layer's input; its output is the ReLU's. Where a kernel does not fit (a GPU, float64, ghost BN,
-    noise for whole channels) the layers use PyTorch's operations as before.
+    layer's input and of a ReLU's output; a BN layer's output is the ReLU's. Where a kernel does not
+    fit (a GPU, float64, ghost BN, noise for whole channels) the layers use PyTorch's operations as
+    before.
 
     Args:
         with_relu: False leaves the ReLUs alone, for a network whose code may use the layers of an
@@ -38,17 +39,16 @@ def fuse(model: nn.Module, *, with_relu: bool = True) -> None:
     for module in list(model.modules()):
         if isinstance(module, nn.Sequential) and with_relu:
             for place, (layer, following) in enumerate(itertools.pairwise(list(module))):
-                # A hook sees, or as noise changes, what lies between them or after them.
-                hooks = (
-                    layer._forward_hooks,
-                    following._forward_pre_hooks,
-                    following._forward_hooks,
-                )
-                if any(hooks) or not isinstance(following, nn.ReLU):
+                # A hook sees, or as noise changes, what lies between them; noise after a ReLU is
+                # its child.
+                between = layer._forward_hooks or following._forward_pre_hooks
+                if between or following._modules or not isinstance(following, nn.ReLU):
                     continue
                 if isinstance(layer, FusedBatchNorm):
                     layer.relu = True
-                    module[place + 1] = nn.Identity()
+                    module[place + 1] = identity = nn.Identity()
+                    # Shared, so that hooks on the ReLU, also later ones, see the identity's output.
+                    identity._forward_hooks = following._forward_hooks
 
 
 class FusedBatchNorm(BatchNorm):

@@ -84,8 +84,13 @@ class Runs:
 
     @cached_property
     def layers(self) -> pd.DataFrame:
-        """One row per run, measured epoch and BN layer, with the columns of `layers.jsonl`."""
-        return self._frame([record.layers for record in self.records], list(LAYER_COLUMNS))
+        """One row per run, measured epoch and site, with the columns of `layers.jsonl`.
+
+        Columns that a run's version did not write yet are missing (NaN); its rows are of BN layers.
+        """
+        frame = self._frame([record.layers for record in self.records], list(LAYER_COLUMNS))
+        frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *LAYER_COLUMNS])))
+        return frame.assign(kind=frame["kind"].astype(object).fillna("bn"))
 
     @cached_property
     def problems(self) -> pd.DataFrame:

@@ -60,35 +60,74 @@ def columns_of(row: type[_Row]) -> dict[str, Column]:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRow(_Row):
-    """A line of `layers.jsonl`: one BN layer at one measured epoch.
+    """A line of `layers.jsonl`: one BN layer, or another site, at one measured epoch.
 
     Variances are means over channels of unbiased batch variances; ratios are of those means. Every
     `…_se` is a standard error. None where a value was not measured or cannot be known.
     """
 
     epoch: int = _column("completed epochs")
-    index: int = _column("position among the BN layers in forward order, from 0")
+    index: int = _column("position among the measured sites in forward order, from 0")
     layer: str = _column("the module's name in the network", heading="layer", is_text=True)
     channels: int = _column("channels of the layer")
     noise_before: bool | None = _column("whether noise reaches the layer through no other BN")
     train_variance: float | None = _column(
-        "variance of the layer's input in training batches, averaged over the epoch",
+        "variance of these values in training batches, averaged over the epoch",
         heading="train variance", digits=4, tag="train_variance",
     )  # fmt: skip
-    running_variance: float = _column(
+    running_variance: float | None = _column(
         "moving (or simple) average that BN keeps",
         heading="running variance", digits=4, tag="running_variance",
     )  # fmt: skip
     eval_variance: float | None = _column(
-        "variance of the same input with the whole network in eval mode, over "
+        "variance of the same values with the whole network in eval mode, over "
         "`measure.eval_batches` batches of augmented training data",
         default=None, heading="eval variance", digits=4, tag="eval_variance",
     )  # fmt: skip
     shift_ratio: float | None = _column(
-        "max(eval/running, running/eval), a ratio of channel means (Li et al. 2019, section 4)",
+        "max(eval/running, running/eval), a ratio of channel means (Li et al. 2019, section 4); "
+        "without running statistics max(train/eval, eval/train) with the measured weights",
         default=None, heading="shift ratio", digits=3, tag="shift_ratio",
     )  # fmt: skip
     shift_ratio_se: float | None = _column("standard error of `shift_ratio`", default=None)
+    kind: str = _column(
+        "what is measured there: the input of a `bn`, `layer_norm`, `rms_norm`, `group_norm` or "
+        "`instance_norm` layer; of an `activation`, the `logits`, or another module the `output`",
+        default="bn", is_text=True,
+    )  # fmt: skip
+    lag_ratio: float | None = _column(
+        "train/running: how far the layer's moving average lags behind training batches of the "
+        "measured weights",
+        default=None, heading="lag", digits=3, tag="lag_ratio",
+    )  # fmt: skip
+    lag_ratio_se: float | None = _column("standard error of `lag_ratio`", default=None)
+    lag_free_ratio: float | None = _column(
+        "the shift ratio without any layer's lag: with the statistics of those training batches "
+        "as every layer's running statistics",
+        default=None, heading="without lag", digits=3, tag="lag_free_ratio",
+    )  # fmt: skip
+    lag_free_ratio_se: float | None = _column(
+        "jackknife standard error of `lag_free_ratio`", default=None
+    )
+    cause: str | None = _column(
+        "what makes up the larger part of the shift ratio: `lag`, `shift`, or `both` where their "
+        "difference is within 3 standard errors; null where neither is 3 standard errors from 1",
+        default=None, is_text=True,
+    )  # fmt: skip
+    mean_shift: float | None = _column(
+        "|train mean − eval mean| in units of the train standard deviation, mean over channels",
+        default=None, heading="mean shift", digits=3, tag="mean_shift",
+    )  # fmt: skip
+    mean_shift_se: float | None = _column("jackknife standard error of `mean_shift`", default=None)
+    mean_tid: float | None = _column(
+        "mean train-inference discrepancy: E‖batch mean − running mean‖/‖running standard "
+        "deviation‖ over training batches (Wang et al. 2022, arXiv 2210.05153)",
+        default=None, heading="mean TID", digits=3, tag="mean_tid",
+    )  # fmt: skip
+    variance_tid: float | None = _column(
+        "the same of the standard deviations", default=None,
+        heading="variance TID", digits=3, tag="variance_tid",
+    )  # fmt: skip
     total_ratio: float | None = _column(
         "training/eval variance: `local_ratio` × `inherited_ratio`",
         default=None, heading="total", digits=3,
@@ -289,6 +328,14 @@ SUMMARY_COLUMNS = {
         Column("shift_ratio_max", "largest `shift_ratio` over BN layers", "shift max", "", 3, 6),
         Column("shift_ratio_max_layer", "layer of the largest `shift_ratio`", "largest shift at",
                priority=5, is_text=True),
+        Column("shift_ratio_cause",
+               "`lag` of BN's moving average or `shift`: the cause of the larger part of the "
+               "layers' shift ratios; `both` where neither has more than half",
+               "due to", priority=10, is_text=True),
+        Column("lag_free_ratio_mean", "mean over BN layers of `lag_free_ratio`", "", "", 3),
+        Column("mean_shift", "mean over BN layers of `mean_shift`", "", "", 3),
+        Column("mean_tid", "mean over BN layers of `mean_tid`", "", "", 3),
+        Column("variance_tid", "mean over BN layers of `variance_tid`", "", "", 3),
         Column("parameters", "parameters of the network", "parameters", "", 0, 1),
         Column("bn_layers", "BN layers of the network", "", "", 0),
         *_monte_carlo("monte_carlo", "noise on and BN on running statistics"),
@@ -324,10 +371,44 @@ def summarize_ratios(ratios: Mapping[str, float | None]) -> dict[str, Any]:
 
 
 def summarize_layers(rows: Iterable[LayerRow]) -> dict[str, Any]:
-    """The keys of summary.json that the last epoch's layers give."""
-    rows = list(rows)
-    ratios = summarize_ratios({row.layer: row.shift_ratio for row in rows})
-    return {**ratios, "bn_layers": len(rows)}
+    """The keys of summary.json that the last epoch's layers give.
+
+    Of BN layers; the shift ratio and mean shift of other sites are means by kind.
+    """
+    every = list(rows)
+    rows = [row for row in every if row.kind == "bn"]
+    summary = summarize_ratios({row.layer: row.shift_ratio for row in rows})
+    summary |= {
+        "shift_ratio_cause": main_cause(rows),
+        "lag_free_ratio_mean": _mean(row.lag_free_ratio for row in rows),
+        "mean_shift": _mean(row.mean_shift for row in rows),
+        "mean_tid": _mean(row.mean_tid for row in rows),
+        "variance_tid": _mean(row.variance_tid for row in rows),
+    }
+    for kind in dict.fromkeys(row.kind for row in every if row.kind != "bn"):
+        of_kind = [row for row in every if row.kind == kind]
+        summary[f"shift_ratio_mean_{kind}"] = _mean(row.shift_ratio for row in of_kind)
+        summary[f"mean_shift_{kind}"] = _mean(row.mean_shift for row in of_kind)
+    return {**summary, "bn_layers": len(rows)}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else None
+
+
+def main_cause(rows: Iterable[LayerRow]) -> str | None:
+    """What causes more than half of the logarithms of the shift ratios, `lag` or `shift`; `both`
+    if neither does, None if no layer has a cause."""
+    shares: dict[str | None, float] = {}
+    for row in rows:
+        if row.shift_ratio is not None and math.isfinite(row.shift_ratio):
+            shares[row.cause] = shares.get(row.cause, 0.0) + math.log(row.shift_ratio)
+    if not shares.keys() - {None}:
+        return None
+    largest = max(shares, key=lambda cause: shares[cause])
+    is_main = largest in ("lag", "shift") and shares[largest] > sum(shares.values()) / 2
+    return largest if is_main else "both"
 
 
 def describe_columns(columns: Mapping[str, Column]) -> str:

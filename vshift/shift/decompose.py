@@ -26,6 +26,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +36,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vshift.networks.noise import Multiplicative
-from vshift.shift.modes import modes, restoring_state, seeded
+from vshift.shift.comparison import Passes, run_passes
 from vshift.shift.noise_graph import NoiseGraph, NoisePath
+from vshift.shift.sites import bn_sites
 from vshift.shift.stats import (
     Batches,
     Estimate,
@@ -84,60 +87,68 @@ def decompose(model: nn.Module, batches: Batches, seed: int = 0) -> dict[str, De
     """Decompose the shift of every BN layer that ran; the model does not change.
 
     Args:
-        batches: called twice; gives the same inputs both times. Two batches at least for
+        batches: called once per pass; gives the same inputs every time. Two batches at least for
             standard errors; their size should be that of training.
         seed: of the noise.
 
     Raises:
         ValueError: the model cannot be traced, or there are no batches.
     """
-    graph = NoiseGraph(model)
-    layers = {name: _TrainingInput(graph, name) for name in graph.batch_norms}
-    noised: _Noised = defaultdict(list)  # in the present batch
-    evaluated: dict[str, InputStats] = {}
+    decomposer = Decomposer(model)
+    sites = bn_sites(model)
+    passes = run_passes(model, batches, sites, seed, decomposer.observing())
+    return decomposer.compare(passes)
 
-    def capture_noise(name: str, x: Tensor, output: Tensor) -> None:
-        # A copy, as what comes later may work in place.
-        noised[name].append((x.clone(), output.float() - x.float()))
 
-    def capture_training(name: str, x: Tensor) -> None:
-        if name in layers:
-            layers[name].add(x, noised)
+class Decomposer:
+    """Takes the noise out of every BN layer's input while the train pass runs.
 
-    def capture_eval(name: str, x: Tensor) -> None:
-        evaluated.setdefault(name, InputStats()).add(x)
+    Raises:
+        ValueError: the model cannot be traced.
+    """
 
-    handles = [
-        module.register_forward_hook(
-            lambda _, args, output, name=name: capture_noise(name, args[0], output)
-        )
-        for name, module in graph.noises.items()
-    ]
-    try:
-        with (
-            seeded(model, seed),
-            modes(model, noise=True, norm="training"),
-            capturing_inputs(batch_norms(model), capture_training),
-        ):
-            for images in batches():
-                model(images)
-                noised.clear()
-    finally:
-        for handle in handles:
-            handle.remove()
-    with restoring_state(model), capturing_inputs(batch_norms(model), capture_eval):
-        model.eval()
-        for images in batches():
-            model(images)
-    if not evaluated:
-        raise ValueError("no batches, or no BN layer that ran")
-    noises, linears = graph.noise_in_front(), graph.linear_in_front()
-    decompositions = {}
-    for name, stats in evaluated.items():
-        if name in layers:
-            angle = cosine(graph.modules[linears[name]]) if name in linears else _NO_ANGLE
-            decompositions[name] = layers[name].compare(stats, noises[name], angle)
-    return decompositions
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.graph = model, NoiseGraph(model)
+        self.layers = {name: _TrainingInput(self.graph, name) for name in self.graph.batch_norms}
+
+    @contextmanager
+    def observing(self) -> Iterator[None]:
+        """Observe the forwards inside, of the train pass."""
+        noised: _Noised = defaultdict(list)  # in the present batch
+
+        def capture_noise(name: str, x: Tensor, output: Tensor) -> None:
+            # A copy, as what comes later may work in place.
+            noised[name].append((x.clone(), output.float() - x.float()))
+
+        def capture_input(name: str, x: Tensor) -> None:
+            if name in self.layers:
+                self.layers[name].add(x, noised)
+
+        handles = [
+            module.register_forward_hook(
+                lambda _, args, output, name=name: capture_noise(name, args[0], output)
+            )
+            for name, module in self.graph.noises.items()
+        ]
+        handles.append(self.model.register_forward_hook(lambda *_: noised.clear()))
+        try:
+            with capturing_inputs(batch_norms(self.model), capture_input):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def compare(self, passes: Passes) -> dict[str, Decomposition]:
+        """The decomposition of every BN layer that ran, given the passes."""
+        noises, linears = self.graph.noise_in_front(), self.graph.linear_in_front()
+        decompositions = {}
+        for name, stats in passes.eval.items():
+            if name in self.layers:
+                angle = cosine(self.graph.modules[linears[name]]) if name in linears else _NO_ANGLE
+                decompositions[name] = self.layers[name].compare(
+                    passes.train[name], stats, noises[name], angle
+                )
+        return decompositions
 
 
 # Noise module → for each call in a forward pass its input, and its change of it.
@@ -170,13 +181,12 @@ class _TrainingInput:
             and not any(repeats_values(self.modules[n]) for path in paths for n in path.linears)
         )
         self.exact = self.predictable and len(paths) <= 1
-        self.noisy, self.clean = InputStats(), InputStats()
+        self.clean = InputStats()
         self.extra: list[Tensor] = []
         self.shapes: list[InputShape] = []
 
     def add(self, x: Tensor, noised: _Noised) -> None:
         """Add a batch, given what each noise did in it."""
-        self.noisy.add(x)
         if not self.paths:
             return
         clean, extra = x.float().clone(), torch.zeros(x.shape[1], dtype=torch.float64)
@@ -196,9 +206,11 @@ class _TrainingInput:
         """The linear layer after a noise that has at most one."""
         return self.modules[path.linears[0]] if path.linears else None
 
-    def compare(self, evaluated: InputStats, noises: list[str], angle: Cosine) -> Decomposition:
-        """The decomposition, given the same layer's input in eval mode."""
-        noisy, tested = self.noisy.leave_one_out(), evaluated.leave_one_out()
+    def compare(
+        self, train: InputStats, evaluated: InputStats, noises: list[str], angle: Cosine
+    ) -> Decomposition:
+        """The decomposition, given the same layer's input in training and in eval mode."""
+        noisy, tested = train.leave_one_out(), evaluated.leave_one_out()
         clean = predicted = torch.full_like(noisy, math.nan)
         if self.paths == []:
             clean = predicted = noisy

@@ -13,7 +13,7 @@ which holds for batches of any size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vshift.networks.norm import BatchNorm
+from vshift.shift.sites import Site, bn_sites, capturing, watch
 
 # Called once per pass over the data; gives the same inputs in the same order every time.
 Batches = Callable[[], Iterable[Tensor]]
@@ -99,6 +100,15 @@ class InputStats:
         if not self.counts:
             raise ValueError("no batches to take statistics of")
         return torch.stack(self._means).cpu(), torch.stack(self._variances).cpu()
+
+    def means(self) -> Tensor:
+        """The mean of every batch, float64 [B, C] on the CPU."""
+        return self._stacked()[0]
+
+    def unbiased(self) -> Tensor:
+        """The UNBIASED variance of every batch, float64 [B, C] on the CPU; NaN for one value."""
+        counts = torch.tensor(self.counts, dtype=torch.float64)[:, None]
+        return self._stacked()[1] * counts / (counts - 1)
 
     def pooled(self) -> PooledMoments:
         """The moments over all batches so far; ValueError without any."""
@@ -225,44 +235,81 @@ def capturing_inputs(
 
 @torch.no_grad()
 def pooled_moments(
-    model: nn.Module, batches: Batches, limit: int | None = None
+    model: nn.Module,
+    batches: Batches,
+    limit: int | None = None,
+    sites: Sequence[Site] | None = None,
 ) -> dict[str, PooledMoments]:
-    """Statistics of every BN layer's input, in one pass, in the model's present mode.
+    """Statistics of every site, in one pass, in the model's present mode.
 
     Choose the mode with `vshift.shift.modes.modes`; a BN layer in training mode moves its buffers.
 
     Args:
         batches: called once; inputs as the model takes them.
         limit: use only this number of batches.
+        sites: by default the inputs of the BN layers that keep running statistics.
 
     Returns:
-        Layers by name, in the order in which they first ran; those that never ran are left out,
-        and one that ran several times in a forward has all its inputs pooled.
+        Sites by name, in the order in which they were first reached; those that never were are
+        left out, and a layer that ran several times in a forward has all its inputs pooled.
     """
-    stats: dict[str, InputStats] = {}
+    limited = islice(batches(), limit)
+    return {name: stats.pooled() for name, stats in site_stats(model, limited, sites).items()}
 
-    def capture(name: str, x: Tensor) -> None:
-        stats.setdefault(name, InputStats()).add(x)
 
-    with capturing_inputs(batch_norms(model), capture):
-        for images in islice(batches(), limit):
+def site_stats(
+    model: nn.Module, batches: Iterable[Tensor], sites: Sequence[Site] | None = None
+) -> dict[str, InputStats]:
+    """As `pooled_moments`, with what was accumulated."""
+    found: dict[str, InputStats] = {}
+
+    def add(site: Site, x: Tensor) -> None:
+        found.setdefault(site.name, InputStats()).add(x)
+
+    with capturing(model, bn_sites(model) if sites is None else sites, add):
+        for images in batches:
             model(images)
-    return {name: layer.pooled() for name, layer in stats.items()}
+    return found
 
 
 class TrainingLog:
-    """Sums the batch statistics of every `vshift.networks.BatchNorm`, without a synchronisation.
+    """Sums the batch statistics of every site of a network, without a synchronisation.
 
-    Call `add` after each training step and `compute_and_reset` once per epoch.
+    A `vshift.networks.BatchNorm` wrote its batch's statistics when it ran; at other sites a hook
+    takes them from the values, in training mode only. Call `add` after each training step and
+    `compute_and_reset` once per epoch.
+
+    Args:
+        sites: by default the BN layers that keep running statistics.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.layers = {n: m for n, m in batch_norms(model).items() if isinstance(m, BatchNorm)}
-        self._batch = [m.batch_mean for m in self.layers.values()]
-        self._batch += [m.batch_var for m in self.layers.values()]
+    def __init__(self, model: nn.Module, sites: Sequence[Site] | None = None) -> None:
+        self.sites = bn_sites(model) if sites is None else list(sites)
+        means, variances, others = [], [], {}
+        for site in self.sites:
+            if isinstance(site.module, BatchNorm):
+                mean, variance = site.module.batch_mean, site.module.batch_var
+            else:
+                device = next(model.parameters()).device
+                mean, variance = (torch.zeros(site.channels, device=device) for _ in range(2))
+                others[site] = mean, variance
+            means.append(mean)
+            variances.append(variance)
+        self._batch = [*means, *variances]
         if self._batch:  # the number of batches is summed on the device too
             self._batch.append(torch.ones_like(self._batch[0][0]))
         self._sums = [torch.zeros_like(tensor) for tensor in self._batch]
+
+        def write(site: Site, x: Tensor) -> None:
+            if model.training:
+                with torch.no_grad():
+                    mean, variance = others[site]
+                    count = x.numel() // x.shape[1]
+                    found, biased = batch_moments(x)
+                    mean.copy_(found)
+                    variance.copy_(biased * (count / max(count - 1, 1)))
+
+        watch(model, others, write)
 
     def add(self) -> None:
         """Add the last batch's statistics."""
@@ -276,8 +323,9 @@ class TrainingLog:
         *sums, steps = map(to_float64, self._sums)
         averages = [total / steps.clamp(min=1) for total in sums]
         torch._foreach_zero_(self._sums)
-        means, variances = averages[: len(self.layers)], averages[len(self.layers) :]
-        return dict(zip(self.layers, map(Moments, means, variances), strict=True))
+        means, variances = averages[: len(self.sites)], averages[len(self.sites) :]
+        names = [site.name for site in self.sites]
+        return dict(zip(names, map(Moments, means, variances), strict=True))
 
     def tensors(self) -> list[Tensor]:
         """The tensors on the device that `add` changes."""

@@ -20,6 +20,7 @@ from vshift.errors import ConfigError
 from vshift.networks.build import build
 from vshift.networks.norm import BatchNorm
 from vshift.shift.noise_graph import noise_in_front
+from vshift.shift.sites import Site, bn_sites, find_sites
 from vshift.shift.stats import TrainingLog, batch_norms
 from vshift.text import pluralize
 from vshift.train.objective import MetricAccumulator, make_objective
@@ -91,7 +92,7 @@ class TrainingContext:
         model: with the seed's initial weights, on the images' device.
         stream: the augmented training batches.
         metrics: of the training batches of the present epoch.
-        layer_log: the BN layers' input statistics of the same batches; None if not wanted.
+        layer_log: every site's statistics of the same batches; None if not wanted.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class TrainingContext:
         self.optimizer: Optimizer = make_optimizer(self.model, config.optimizer)
         self.objective = make_objective(config, images)
         self.metrics = MetricAccumulator(self.device, images.target_std)
-        self.layer_log = TrainingLog(self.model) if config.measure.every else None
+        self.layer_log = TrainingLog(self.model, self.sites) if config.measure.every else None
 
     def enter_epoch(self, epoch: int) -> bool:
         """Bring the network into the state of an epoch of training, counted from 1.
@@ -130,6 +131,15 @@ class TrainingContext:
         """bf16 in convolutions and matrix products, or nothing with float32."""
         enabled = self.config.hardware.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    @cached_property
+    def sites(self) -> list[Site]:
+        """The sites that are measured. Looked for before `fuse` exchanges modules."""
+        wanted = self.config.measure.sites
+        if wanted == "bn":
+            return bn_sites(self.model)
+        images, _ = next(self.stream.epoch(0))
+        return find_sites(self.model, [wanted] if isinstance(wanted, str) else wanted, images[:2])
 
     @cached_property
     def bn_layers(self) -> dict[str, _BatchNorm]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -23,7 +24,8 @@ from vshift.runs.schema import (
     with_errors,
 )
 from vshift.shift.calibration import Calibration, CalibrationSums
-from vshift.shift.decompose import Decomposition, decompose
+from vshift.shift.comparison import SiteComparison, compare_passes, run_passes
+from vshift.shift.decompose import Decomposer, Decomposition
 from vshift.shift.mode_matrix import (
     MonteCarlo,
     mode_costs,
@@ -33,6 +35,7 @@ from vshift.shift.mode_matrix import (
 )
 from vshift.shift.modes import BNState, batch_statistics, load_bn_state, restoring_state
 from vshift.shift.recalibration import NotFiniteError, estimate_statistics
+from vshift.shift.sites import Site
 from vshift.shift.stats import (
     Moments,
     PooledMoments,
@@ -139,10 +142,10 @@ def measure_layers(context: TrainingContext, epoch: int, folder: RunFolder) -> l
     if log is None or not (last or epoch % config.measure.every == 0):
         return []
     evaluated: dict[str, PooledMoments] = {}
-    decompositions: dict[str, Decomposition] = {}
+    found = Explained({}, {})
     if last or config.measure.eval_epochs == "all" or epoch in config.measure.eval_epochs:
         evaluated = eval_moments(context, epoch)
-        decompositions = decomposed(context, epoch)
+        found = explained(context, epoch)
     running = running_moments(model)
     if last:
         folder.write_channels(_channel_vectors(train, running, evaluated))
@@ -151,25 +154,49 @@ def measure_layers(context: TrainingContext, epoch: int, folder: RunFolder) -> l
         LayerRow(
             epoch=epoch,
             index=index,
-            layer=name,
-            channels=len(moments.variance),
-            noise_before=name in context.noisy_layers,
-            train_variance=float(moments.variance.mean()),
-            running_variance=float(running[name].variance.mean()),
-            **_shift_columns(running[name], evaluated.get(name), average),
-            **_decomposition_columns(decompositions.get(name)),
+            layer=site.name,
+            kind=site.kind,
+            channels=site.channels,
+            noise_before=site.name in context.noisy_layers if site.name in running else None,
+            train_variance=float(train[site.name].variance.mean()),
+            running_variance=_mean_variance(running.get(site.name)),
+            **_shift_columns(running.get(site.name), evaluated.get(site.name), average),
+            **_comparison_columns(site, found.comparisons.get(site.name)),
+            **_decomposition_columns(found.decompositions.get(site.name)),
         )
-        for index, (name, moments) in enumerate(train.items())
+        for index, site in enumerate(log.sites)
     ]
 
 
-def _shift_columns(running: Moments, evaluated: PooledMoments | None, average: float) -> Row:
+def _mean_variance(moments: Moments | None) -> float | None:
+    return None if moments is None else float(moments.variance.mean())
+
+
+def _shift_columns(running: Moments | None, evaluated: PooledMoments | None, average: float) -> Row:
     if evaluated is None:
         return {}
     variance = float(evaluated.average_variance.mean())
+    if running is None:
+        return {"eval_variance": variance}
     ratio = shift_ratio(running.variance, evaluated.average_variance)
     error = ratio_error(ratio, variance, evaluated.standard_error, evaluated.batches, average)
     return {"eval_variance": variance, "shift_ratio": ratio, "shift_ratio_se": error}
+
+
+def _comparison_columns(site: Site, found: SiteComparison | None) -> Row:
+    if found is None:
+        return {}
+    estimates = {"lag_free_ratio": found.lag_free, "mean_shift": found.mean_shift}
+    if math.isnan(found.lag.value):  # no running statistics
+        estimates["shift_ratio"] = found.ratio
+    else:
+        estimates["lag_ratio"] = found.lag
+    row: Row = {"cause": found.cause}
+    for name, estimate in estimates.items():
+        row |= {name: estimate.value, f"{name}_se": estimate.error}
+    if not math.isnan(found.lag.value):
+        row |= {"mean_tid": found.mean_tid, "variance_tid": found.variance_tid}
+    return row
 
 
 def _decomposition_columns(parts: Decomposition | None) -> Row:
@@ -210,22 +237,36 @@ def _channel_vectors(
 
 
 def eval_moments(context: TrainingContext, epoch: int) -> dict[str, PooledMoments]:
-    """Every BN layer's input in eval mode, on augmented training batches."""
+    """Every site's values in eval mode, on augmented training batches."""
     batches = context.augmented(epoch, context.config.measure.eval_batches)
     with restoring_state(context.model), context.autocast():
         context.model.eval()
-        return pooled_moments(context.model, _images(batches))
+        return pooled_moments(context.model, _images(batches), sites=context.sites)
 
 
-def decomposed(context: TrainingContext, epoch: int) -> dict[str, Decomposition]:
-    """Each layer's shift in local and inherited, with the prediction; {} if turned off."""
+@dataclass(frozen=True)
+class Explained:
+    """What the passes of `measure.explain_batches` find, by site."""
+
+    comparisons: dict[str, SiteComparison]
+    decompositions: dict[str, Decomposition]
+
+
+def explained(context: TrainingContext, epoch: int) -> Explained:
+    """Every site in train against eval mode, and each BN layer's shift in local and inherited,
+    with the prediction; nothing if turned off."""
     limit = context.config.measure.explain_batches
-    if not limit or not context.bn_layers:
-        return {}
-    batches = context.augmented(epoch, limit)
+    if not limit or not context.sites:
+        return Explained({}, {})
+    batches = _images(context.augmented(epoch, limit))
     seed = derive_seed(context.seed, epoch, "explain noise")
+    decomposer = Decomposer(context.model) if context.bn_layers else None
+    beside = decomposer.observing() if decomposer else None
     with context.autocast():
-        return decompose(context.model, _images(batches), seed)
+        passes = run_passes(context.model, batches, context.sites, seed, beside)
+    return Explained(
+        compare_passes(context.sites, passes), decomposer.compare(passes) if decomposer else {}
+    )
 
 
 def recalibrations(
@@ -281,6 +322,7 @@ def _mean_ratios(context: TrainingContext, epoch: int) -> Row:
     ratios = {
         name: shift_ratio(running[name].variance, moments.average_variance)
         for name, moments in evaluated.items()
+        if name in running
     }
     summary = summarize_ratios(ratios)
     return {key: summary[key] for key in ("shift_ratio_mean", "shift_ratio_max")}

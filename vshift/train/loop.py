@@ -135,14 +135,14 @@ def train(
             # Write. Rows of an epoch without a checkpoint are cut off when the run is resumed.
             folder.append_metrics(row.to_dict())
             folder.append_layers(layer.to_dict() for layer in layers)
-            shift_ratio = summarize_layers(layers)["shift_ratio_mean"]
+            shift = summarize_layers(layers)
             if diverged:
-                reporter.epoch(row, shift_ratio)
+                reporter.epoch(row, shift)
                 return "diverged"
             if epoch == config.epochs:
                 evaluate_final_model(context, row, layers, folder)
             checkpointer.after_epoch(epoch)
-            reporter.epoch(row, shift_ratio)
+            reporter.epoch(row, shift)
             if epoch < config.epochs:
                 context.check_stop()
     return "done"

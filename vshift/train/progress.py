@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -48,15 +50,18 @@ class Reporter:
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
-    def epoch(self, row: EpochRow, ratio: float | None) -> None:
-        """Print an epoch's line; the ratio is the mean shift ratio where it was measured."""
+    def epoch(self, row: EpochRow, layers: Mapping[str, Any]) -> None:
+        """Print an epoch's line, with the mean shift ratio of `summarize_layers` if measured."""
         scores = f"test loss {_loss(row.test_loss)}"
         if row.train_accuracy is not None:
             train, test = (format_number(a, 2) for a in (row.train_accuracy, row.test_accuracy))
             scores = f"train {train} %  test {test} %"
         elif row.test_rmse is not None:
             scores += f"  test RMSE {_loss(row.test_rmse)}  R² {format_number(row.test_r2, 3)}"
+        ratio, without_lag = layers.get("shift_ratio_mean"), layers.get("lag_free_ratio_mean")
         shift = "" if ratio is None else f"  mean shift ratio {ratio:.3f}"
+        if layers.get("shift_ratio_cause") == "lag":
+            shift += f", most of it lag of BN's average: {format_number(without_lag, 3)} without"
         self.say(
             f"{self._label}  epoch {row.epoch:{len(str(self._epochs))}d}/{self._epochs}"
             f"  train loss {_loss(row.train_loss)}  {scores}"
