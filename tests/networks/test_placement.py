@@ -13,8 +13,9 @@ from vshift.config.noise import Gaussian as GaussianSection
 from vshift.errors import ConfigError
 from vshift.kernels import fuse
 from vshift.networks.build import build
+from vshift.networks.hooks import hook_of
 from vshift.networks.noise import Dropout, Noise, make_noise
-from vshift.networks.placement import hook_of, place_noise
+from vshift.networks.placement import place_noise
 from vshift.networks.summary import summarise, trace
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from vshift.config.noise import Dropout as DropoutSection
 from vshift.networks.noise import make_noise
 from vshift.networks.placement import place_noise
-from vshift.networks.tracing import trace_graph
+from vshift.networks.tracing import Graph
 
 
 class Net(nn.Module):
@@ -26,7 +26,7 @@ def test_noise_of_hooks_is_in_the_graph_where_it_is_called():
         kind="dropout", rate=0.5, before=["body.1", "body"], after=["body", "relu"]
     )
     place_noise(model, [noise], make_noise, channels=3, size=4)
-    nodes = [str(n.target) for n in trace_graph(model).nodes if n.op == "call_module"]
+    nodes = [str(n.target) for n in Graph(model).nodes if n.op == "call_module"]
     assert nodes == [
         "body.0.noise1",  # before body
         "body.0",
@@ -46,4 +46,4 @@ def test_a_forward_that_depends_on_values_is_refused():
             return x if torch.sum(x) > 0 else -x
 
     with pytest.raises(ValueError, match=r"the model cannot be traced by torch\.fx: symbolically"):
-        trace_graph(Odd())
+        Graph(Odd())

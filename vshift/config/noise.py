@@ -60,6 +60,10 @@ class BaseNoise(Section):
         return self
 
     @property
+    def positions(self) -> tuple[str, ...]:
+        return tuple(as_list(self.position))
+
+    @property
     def patterns(self) -> tuple[tuple[Literal["before", "after"], str], ...]:
         """Pairs of `before` or `after` and a pattern of module names."""
         return (

@@ -73,7 +73,10 @@ def build(
             model = own_network(config_, network, images, classes)
         else:
             model = _of_family(config_, network, images, classes)
-        place_noise(model, network.noises, make_noise, channels=channels, size=size)
+        by_tracing = isinstance(network, config.OwnNetwork)  # families have a block order
+        place_noise(
+            model, network.noises, make_noise, channels=channels, size=size, positions=by_tracing
+        )
     return model
 
 

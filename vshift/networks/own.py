@@ -37,11 +37,6 @@ def own_network(
     Raises:
         ConfigError: what the callable returns is no network, or none for these images.
     """
-    if any(noise.position for noise in network.noises):
-        raise ConfigError(
-            "network.noise.position: a network of one's own has no block order; name the modules "
-            "with before or after"
-        )
     model = _made(network, images, outputs)
     if not isinstance(model, nn.Module):
         raise ConfigError(

@@ -1,98 +1,23 @@
-"""Noise at modules of any network, by forward hooks: its code and its state dict stay as they are.
-
-A noise module changes what its target reads (`before`) or returns (`after`). It becomes a child of
-a module that has none, the target or the first one inside it: so `model.modules()` and `.train()`
-reach it, and no container that iterates over its children calls it.
-"""
+"""Where the noise of a config sits in any network: modules by pattern, positions by tracing."""
 
 from __future__ import annotations
 
 import difflib
 import heapq
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from vshift.errors import ConfigError
 from vshift.networks.dry_run import dry_run
+from vshift.networks.hooks import NoiseHook, Where
+from vshift.networks.positions import find_position
 from vshift.text import list_names
 
 if TYPE_CHECKING:
     from vshift.config.noise import AnyNoise
-
-Where = Literal["before", "after"]
-
-
-class NoiseHook:
-    """A forward pre-hook (`before`) or forward hook (`after`) that calls a noise module.
-
-    An object and not a closure, so that a deep copy of a network copies its noise too.
-
-    Args:
-        target: the module's name.
-        key: of the config, for messages: `network.noise.before`.
-    """
-
-    def __init__(self, noise: nn.Module, where: Where, target: str, key: str) -> None:
-        self.noise, self.where, self.target, self.key = noise, where, target, key
-
-    @property
-    def place(self) -> str:
-        """`before layer1.0.bn2`."""
-        return f"{self.where} {self.target}"
-
-    def register(self, module: nn.Module) -> None:
-        """Hook the noise to its target, and make it a child of a module inside."""
-        if self.where == "before":
-            module.register_forward_pre_hook(self, with_kwargs=True)
-        else:
-            module.register_forward_hook(self)
-        holder = next(filter(is_layer, module.modules()), None)
-        if holder is None:
-            raise ConfigError(f"{self.key}: {self.target} is empty, and no noise can be put there")
-        names = (f"noise{number}" for number in itertools.count(1))
-        holder.add_module(next(name for name in names if not hasattr(holder, name)), self.noise)
-        vars(self.noise)["noise_hook"] = self
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], last: Any) -> Any:
-        """As PyTorch calls it: `last` is the keywords of a pre-hook, or the output."""
-        if self.where == "after":
-            return self._noisy(last)
-        if args:
-            return (self._noisy(args[0]), *args[1:]), last
-        first = next(iter(last), "")
-        return args, {**last, first: self._noisy(last.get(first))}
-
-    def _noisy(self, value: Any) -> Any:
-        if value is None or isinstance(value, list | tuple | dict):
-            does = "reads" if self.where == "before" else "returns"
-            raise ConfigError(
-                f"{self.key}: {self.target} {does} a {type(value).__name__}, and noise needs a "
-                "tensor; name a module inside it, or next to it"
-            )
-        return self.noise(value)
-
-
-def hooked(module: nn.Module, where: Where) -> list[NoiseHook]:
-    """The noise right before or after a module, in the order of the calls."""
-    hooks = module._forward_pre_hooks if where == "before" else module._forward_hooks
-    return [hook for hook in hooks.values() if isinstance(hook, NoiseHook) and hook.where == where]
-
-
-def hook_of(noise: nn.Module) -> NoiseHook | None:
-    """The hook that calls a noise module; None where a network calls it itself."""
-    return vars(noise).get("noise_hook")
-
-
-def is_layer(module: nn.Module) -> bool:
-    """Whether a module has no children but noise that was placed there, and is no container."""
-    return all(map(hook_of, module.children())) and not isinstance(module, _CONTAINERS)
-
-
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # they iterate over their children
 
 
 def place_noise(
@@ -102,19 +27,22 @@ def place_noise(
     *,
     channels: int,
     size: int,
+    positions: bool = False,
 ) -> None:
-    """Put noise at the modules that the patterns of `network.noise` name, in place.
+    """Put noise at the modules that `network.noise` names, in place.
 
     In a pattern `*` stands for any text, dots too. Of modules inside one another the outermost
     counts: `layer*` is `layer1` to `layer4`, once each.
 
     Args:
-        noises: the entries of `network.noise`, each with `before` and `after`.
+        noises: the entries of `network.noise`.
         make: an entry → a new noise module.
         channels, size: of the images that show whether every noise is called.
+        positions: whether to find positions too, by tracing; False where the block order has them.
 
     Raises:
-        ConfigError: a pattern matches no module, or one that is never called or has no tensor.
+        ConfigError: a pattern matches no module, or one that is never called or has no tensor; a
+            position that the network does not have, or that is not at a module.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     hooks = []
@@ -123,10 +51,24 @@ def place_noise(
         for where, pattern in noise.patterns:
             key = f"{section}.{where}"
             for target in _matches(pattern, modules, key):
-                hook = NoiseHook(make(noise), where, target, key)
-                hook.register(modules[target])
-                hooks.append(hook)
+                hooks.append(NoiseHook(make(noise), where, target, key))
+        for position in noise.positions if positions else ():
+            key = f"{section}.position"
+            for where, target in _found(model, position, key):
+                hooks.append(NoiseHook(make(noise), where, target, key))
+    for hook in hooks:
+        hook.register(modules[hook.target])
     _check_calls(model, hooks, channels, size)
+
+
+def _found(model: nn.Module, position: str, key: str) -> list[tuple[Where, str]]:
+    try:
+        return find_position(model, position)
+    except ValueError as error:
+        raise ConfigError(
+            f"{key}: {position} is unknown in this network: {error}; name modules with before or "
+            "after, as `vshift inspect` shows them"
+        ) from error
 
 
 def _matches(pattern: str, modules: Mapping[str, nn.Module], key: str) -> list[str]:

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from vshift.networks.blocks import Dense, Residual
 from vshift.networks.dry_run import dry_run
+from vshift.networks.hooks import hook_of, is_layer
 from vshift.networks.noise import Noise
-from vshift.networks.placement import hook_of, is_layer
 
 
 @dataclass(frozen=True)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 import torch.fx
 from torch import nn
+from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vshift.networks.hooks import hook_of, hooked
 from vshift.networks.noise import Noise
-from vshift.networks.placement import hook_of, hooked
+
+Weighted = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 class _Tracer(torch.fx.Tracer):
     """Traces through containers, stops at BN layers and noise, and sees the noise of hooks."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        is_noise = isinstance(m, Noise) or hook_of(m) is not None
-        return (
-            isinstance(m, _BatchNorm)
-            or is_noise
-            or super().is_leaf_module(m, module_qualified_name)
-        )
+        is_known = isinstance(m, _BatchNorm | Noise) or hook_of(m) is not None
+        return is_known or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self,
@@ -41,13 +43,34 @@ class _Tracer(torch.fx.Tracer):
         return output
 
 
-def trace_graph(model: nn.Module) -> torch.fx.Graph:
-    """Trace a network without running it.
+class Graph:
+    """A network, traced without running it.
+
+    Attributes:
+        modules: all of them, by name.
+        nodes: the operations, in the order of the forward pass.
 
     Raises:
         ValueError: its forward depends on values.
     """
-    try:
-        return _Tracer().trace(model)
-    except Exception as error:  # torch.fx raises many kinds
-        raise ValueError(f"the model cannot be traced by torch.fx: {error}") from error
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules())
+        try:
+            self.nodes: list[Node] = list(_Tracer().trace(model).nodes)
+        except Exception as error:  # torch.fx raises many kinds
+            raise ValueError(f"the model cannot be traced by torch.fx: {error}") from error
+
+    def module(self, node: Node) -> nn.Module | None:
+        """The module that a node calls, if it calls one."""
+        return self.modules.get(str(node.target)) if node.op == "call_module" else None
+
+
+def calls(node: Node, functions: Iterable[Any]) -> bool:
+    """Whether a node calls one of these functions, or of these methods by name."""
+    return node.op in ("call_function", "call_method") and node.target in functions
+
+
+def operands(arguments: Any) -> list[Node]:
+    """The tensors among an operation's arguments, also one that occurs twice."""
+    return [argument for argument in arguments if isinstance(argument, Node)]

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vshift.networks.tracing import trace_graph
+from vshift.networks.tracing import SUMS, Graph, Weighted, calls, operands
 from vshift.shift.modes import noise_modules
 
-Linear = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 # Modules whose output has the channels of their input.
 _KEEPING_CHANNELS = {
@@ -42,7 +37,7 @@ class NoisePath:
     offset: int = 0
 
 
-class NoiseGraph:
+class NoiseGraph(Graph):
     """A traced model: the noise that arrives at every BN layer, and the layers it passed.
 
     Raises:
@@ -50,13 +45,12 @@ class NoiseGraph:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.modules = dict(model.named_modules())
+        super().__init__(model)
         self.noises = noise_modules(model)
-        self.graph = trace_graph(model)
         self._reaching: dict[Node, frozenset[str]] = {}
         self.batch_norms: dict[str, list[Node]] = {}  # every call
         self._calls: dict[Node, int] = {}  # of noise: which one
-        for node in self.graph.nodes:
+        for node in self.nodes:
             arriving = frozenset[str]().union(*(self._reaching[n] for n in node.all_input_nodes))
             module, name = self.module(node), str(node.target)
             if isinstance(module, _BatchNorm):
@@ -66,10 +60,6 @@ class NoiseGraph:
                 self._calls[node] = sum(str(earlier.target) == name for earlier in self._calls)
                 arriving |= {name}
             self._reaching[node] = arriving
-
-    def module(self, node: Node) -> nn.Module | None:
-        """The module that a node calls, if it calls one."""
-        return self.modules.get(str(node.target)) if node.op == "call_module" else None
 
     def noise_in_front(self) -> dict[str, list[str]]:
         """For every BN layer, the noise modules whose output reaches it through no other BN.
@@ -92,7 +82,7 @@ class NoiseGraph:
             source = _input(nodes[0])
             while source in self._calls:
                 source = _input(source)
-            if isinstance(self.module(source), Linear):
+            if isinstance(self.module(source), Weighted):
                 linears[name] = str(source.target)
         return linears
 
@@ -116,22 +106,22 @@ class NoiseGraph:
             if self._reaching[_input(node)]:
                 raise _NotFollowed  # noise upon noise
             return [NoisePath(str(node.target), self._calls[node])]
-        if isinstance(module, Linear):
+        if isinstance(module, Weighted):
             before = self._follow(_input(node))
             if any(path.offset for path in before):
                 raise _NotFollowed
             return [replace(p, linears=(*p.linears, str(node.target))) for p in before]
         if isinstance(module, nn.Identity):
             return self._follow(_input(node))
-        if _calls(node, _SUMS) and not node.kwargs:
-            return [path for source in _operands(node.args) for path in self._follow(source)]
-        if _calls(node, _CONCATENATIONS):
+        if calls(node, SUMS) and not node.kwargs:
+            return [path for source in operands(node.args) for path in self._follow(source)]
+        if calls(node, _CONCATENATIONS):
             tensors, *dim = node.args
             if node.kwargs.get("dim", dim[0] if dim else 0) != 1:
                 raise _NotFollowed
             paths: list[NoisePath] = []
             offset = 0
-            for source in _operands(tensors):
+            for source in operands(tensors):
                 paths += [replace(p, offset=p.offset + offset) for p in self._follow(source)]
                 offset += self._channels(source)
             return paths
@@ -146,9 +136,9 @@ class NoiseGraph:
             return module.out_features
         if isinstance(module, _BatchNorm):
             return module.num_features
-        if _calls(node, _CONCATENATIONS):
-            return sum(self._channels(source) for source in _operands(node.args[0]))
-        if node in self._calls or kind in _KEEPING_CHANNELS or _calls(node, _SUMS):
+        if calls(node, _CONCATENATIONS):
+            return sum(self._channels(source) for source in operands(node.args[0]))
+        if node in self._calls or kind in _KEEPING_CHANNELS or calls(node, SUMS):
             return self._channels(_input(node))
         raise _NotFollowed
 
@@ -159,16 +149,6 @@ class _NotFollowed(Exception):
 
 def _input(node: Node) -> Node:
     return node.all_input_nodes[0]
-
-
-def _calls(node: Node, functions: Sequence[Any]) -> bool:
-    """Whether a node calls one of these functions, or of these methods by name."""
-    return node.op in ("call_function", "call_method") and node.target in functions
-
-
-def _operands(arguments: Any) -> list[Node]:
-    """The tensors among an operation's arguments, also one that occurs twice."""
-    return [argument for argument in arguments if isinstance(argument, Node)]
 
 
 def noise_in_front(model: nn.Module) -> dict[str, list[str]]:
