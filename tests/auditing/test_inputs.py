@@ -201,7 +201,7 @@ def test_a_folder_of_runs_names_a_run(vshift, tmp_path):
         (["resnet18", "--data", "random"], "torchvision:resnet18?"),
         ([".", "--data", "test"], ". is no run; a run is a folder <runs-dir>/<name>/seed-<n>"),
         (["mine.py:nothing", "--data", "random"], "returned a NoneType, not a torch.nn.Module"),
-        (["mine.py:net", "--data", "mine.py:double"], "one type of numbers: convert"),
+        (["mine.py:net", "--data", "mine.py:double"], "convert the one or the other"),
         (["mine.py:net", "--data", "mine.py:mapped"], "a mapping gives its entries by name"),
         (["mine.py:net", "--data", "mine.py:not_a_model"], "gave a int, not a loader of batches"),
         (["exits.py:net", "--data", "random"], "ended itself with sys.exit(5)"),

@@ -75,6 +75,11 @@ def audit(
     Source: Li, Chen, Hu and Yang, CVPR 2019 (variance shift); Wu & Johnson 2021 (arXiv 2105.07576,
     re-estimated statistics).
     """
+    if train_loader is not None and iter(loader) is train_loader:
+        raise AuditError(
+            "loader and train_loader are one iterator, which gives its batches once; give two "
+            "loaders, or a list of the batches"
+        )
     model = unwrap(model)
     check_usable(model)
     loaders = [loader] if train_loader is None else [loader, train_loader]

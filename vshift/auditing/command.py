@@ -33,13 +33,11 @@ from vshift.text import pluralize
 _ADVICE = (
     ("unexpected keyword|missing .* required", "a batch that is a mapping gives its entries by "
      "name, without `label`, `labels`, `target` and `targets`"),
-    ("should be the same|same dtype|expected scalar type|dtype", "inputs and parameters need one "
-     "type of numbers: convert the one or the other in your file"),
     ("Guard failed|dynamic_shapes", "export the program with `dynamic_shapes`, or give batches of "
      "the size it was exported with"),
     ("identify image|truncated", "remove or replace that image"),
     ("shape|size|channels|multiplied|dimension", "--size and --classes change the images' size and "
-     "the classifier"),
+     "the classifier of torchvision:NAME and timm:NAME"),
 )  # fmt: skip
 
 
@@ -98,6 +96,7 @@ def run_audit(
         except Exception as error:  # whatever the model or the loader raises
             reason = (str(error).splitlines() or [""])[0]
             advice = [advice for words, advice in _ADVICE if re.search(words, reason)]
+            advice = [a for a in advice if is_library(spec) or not a.startswith("--size")]
             raise AuditError(
                 f"{spec} does not run on {data}: {type(error).__name__}: "
                 + "; ".join([reason, *advice[:1]])

@@ -90,6 +90,8 @@ class Evidence:
         self.explained_by: dict[str, str] = {}
         # The state that was handed over is evidence itself, where modes do not describe it.
         self.given_scores: dict[str, Scores] = {}
+        for each in {id(s): s for s in (samples, train_samples)}.values():
+            each.rows_are_samples = model.rows_are_samples(each)
         if model.changed_by_switch or model.is_mixed:
             self.given_scores[AS_GIVEN] = self._score_as_given(model.as_given())
         if model.changed_by_switch:
@@ -108,8 +110,8 @@ class Evidence:
         with model.mode("eval"):
             modules = model.module.named_modules()
             self.still_training = frozenset(name for name, m in modules if m.training)
-        self.eval_trace = model.trace("eval", samples.first())
-        self.train_trace = model.trace("train", train_samples.first())
+        self.eval_trace = model.trace("eval", samples)
+        self.train_trace = model.trace("train", train_samples)
         self.tests = run_eval_tests(model, samples)
         self.train_pass = model.run("train", train_samples.shuffled)
         self.noise_off_pass = model.run("noise_off", train_samples.shuffled)

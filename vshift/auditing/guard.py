@@ -284,6 +284,19 @@ def _kind_of(value: Any) -> _Kind | None:
     return None if f"{type(value).__module__}.".startswith(_LIBRARIES) else _OBJECT
 
 
+def safe_copy(model: nn.Module) -> nn.Module:
+    """`copy.deepcopy` that also copies tensors left over from a forward with gradients.
+
+    Spectral norm and weight norm keep such a tensor, and deepcopy refuses it after training.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and value.requires_grad and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)
+
+
 def copy_of(model: nn.Module) -> tuple[nn.Module, str]:
     """A deep copy of a model, and an empty text; or the model itself and why it is not copied."""
     tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}.values()
@@ -292,7 +305,7 @@ def copy_of(model: nn.Module) -> tuple[nn.Module, str]:
     if 4 * size > room:  # the copy and what is saved of it, twice over
         return model, "memory is too short"
     try:
-        return copy.deepcopy(model), ""
+        return safe_copy(model), ""
     except Exception as error:  # whatever a model's parts raise that cannot be copied
         return model, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 

@@ -29,10 +29,13 @@ from vshift.auditing.samples import AuditError, Batch, Samples, call, main_outpu
 from vshift.auditing.severity import Loss, Scorer, Scores, output_change
 from vshift.auditing.trace import ModuleTracker, Trace, trace
 from vshift.shift.stats import Moments, batch_moments
+from vshift.text import join_words
 
 # What a model raises that cannot be run in training mode on inputs alone.
 CANNOT_RUN = (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, AuditError)
 TRACED_SAMPLES = 8  # enough to see where noise goes
+SAME_ROWS = 0.01  # relative change by another order of the rows; low precision rounds by less
+SINGLE_SAMPLES = 4  # tried one by one
 
 Mode = Literal["train", "noise_off", "eval"]
 T = TypeVar("T")
@@ -152,11 +155,62 @@ class AuditedModel:
         with self.mode(mode):
             return run()
 
-    def trace(self, mode: Mode, batch: Batch) -> Trace:
+    def rows_are_samples(self, samples: Samples) -> bool:
+        """Whether batches may be cut and mixed: in another order, rows give the same outputs.
+
+        Not so where the rows are time steps, the nodes of a graph, or blocks that belong together.
+
+        Raises:
+            AuditError: the types of inputs and parameters do not go together.
+        """
+        batch = samples.batches[0]
+        with self.mode("eval"):
+            seed_everything(self.seed)
+            output = self._first_output(batch)
+        if not samples.rows_are_samples or len(output) != batch.count:
+            return False
+        first = tensors_of(batch.inputs)[0]
+        if first.ndim == 3 and any(m.batch_first is False for m in self._sequential_modules()):
+            return False
+        # Not reversed, which leaves blocks of rows together.
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(batch.count, generator=generator)
+        turned = batch.select(lambda tensor: tensor.index_select(0, order.to(tensor.device)))
+        try:
+            outputs = []
+            for each in (batch, turned):
+                with self.mode("eval"):
+                    seed_everything(self.seed)
+                    outputs.append(main_output(call(self.module, each.inputs)).detach().float())
+        except CANNOT_RUN:
+            return False
+        again, other = outputs
+        if not torch.equal(again, output):
+            return True  # noise or a counter in eval mode: the order cannot be tried
+        return output_change(again.index_select(0, order.to(again.device)), other) < SAME_ROWS
+
+    def _sequential_modules(self) -> Iterator[Any]:
+        return (m for m in self.module.modules() if hasattr(m, "batch_first"))
+
+    def _first_output(self, batch: Batch) -> Tensor:
+        try:
+            return main_output(call(self.module, batch.inputs)).detach().float()
+        except RuntimeError as error:
+            types = {str(t.dtype) for t in tensors_of(batch.inputs) if t.is_floating_point()}
+            own = {str(p.dtype) for p in self.module.parameters() if p.is_floating_point()}
+            if "type" not in str(error) or not types or types == own:
+                raise
+            raise AuditError(
+                f"the inputs are {join_words(sorted(types))} and the parameters "
+                f"{join_words(sorted(own))}: convert the one or the other "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+
+    def trace(self, mode: Mode, samples: Samples) -> Trace:
         """Trace the noise of a few samples."""
         # A program exported for one batch size takes whole batches only.
-        if not isinstance(self.module, GraphModule):
-            batch = batch.select(lambda tensor: tensor[:TRACED_SAMPLES])
+        whole = isinstance(self.module, GraphModule)
+        batch = samples.first() if whole else samples.few(TRACED_SAMPLES)
 
         def run() -> Trace:
             seed_everything(self.seed)
@@ -357,12 +411,14 @@ class EvalTests:
         repeat_at: the first module whose output differs between two passes over one batch.
         repeat_change: of the model's output, relative; see `output_change`.
         mates_at, mates_change: the same with other samples in the rest of the batch.
+        alone_change: of the same samples, one by one.
     """
 
     repeat_at: str | None = None
     repeat_change: float = 0.0
     mates_at: str | None = None
     mates_change: float = 0.0
+    alone_change: float = 0.0
 
 
 def run_eval_tests(model: AuditedModel, samples: Samples) -> EvalTests:
@@ -371,7 +427,7 @@ def run_eval_tests(model: AuditedModel, samples: Samples) -> EvalTests:
     # Seeded once and in one go: noise shows, and so does state kept between calls.
     with model.mode("eval"):
         seed_everything(model.seed)
-        repeated = [_digest(model, batch, batch.count) for _ in range(2)]
+        repeated = [_digest(model, batch) for _ in range(2)]
     tests = EvalTests(*_compare(*repeated))
     mates = samples.with_other_mates()
     if mates is not None:
@@ -381,20 +437,43 @@ def run_eval_tests(model: AuditedModel, samples: Samples) -> EvalTests:
             with model.mode("eval"):
                 seed_everything(model.seed)
                 digests.append(_digest(model, batch, rows))
-        tests.mates_at, tests.mates_change = _compare(*digests)
+        where, change = _compare(*digests)
+        if change > 0:  # a module's own output may differ where the samples' do not
+            tests.mates_at, tests.mates_change = where, change
+    if tests.repeat_at is None and (single := samples.alone(SINGLE_SAMPLES)) is not None:
+        tests.alone_change = _change_alone(model, *single)
     return tests
+
+
+def _change_alone(model: AuditedModel, together: Batch, single: list[Batch]) -> float:
+    """How much outputs change if each sample is a batch of its own; 0 where that cannot run."""
+    outputs = []
+    for batch in (together, *single):
+        try:
+            with model.mode("eval"), torch.no_grad():
+                seed_everything(model.seed)
+                outputs.append(main_output(call(model.module, batch.inputs)).detach().float())
+        except CANNOT_RUN:
+            return 0.0
+    whole, *parts = outputs
+    alone = torch.cat(parts)
+    finite = bool(whole.isfinite().all() and alone.isfinite().all())
+    comparable = finite and len(whole) == together.count
+    return output_change(whole[: len(alone)], alone) if comparable else 0.0
 
 
 # A forward's hash per module in the order in which they end, and the output.
 _Digest = tuple[list[tuple[str, int]], Tensor]
 
 
-def _digest(model: AuditedModel, batch: Batch, rows: int) -> _Digest:
-    """The digest of a batch's first rows."""
+def _digest(model: AuditedModel, batch: Batch, rows: int | None = None) -> _Digest:
+    """The digest of a batch, or of its first rows."""
     hashes: list[tuple[str, int]] = []
 
     def part(tensor: Tensor) -> Tensor | None:
         """The first samples' part; images folded into patches stay together."""
+        if rows is None:
+            return tensor.detach().cpu()
         if tensor.ndim == 0 or len(tensor) % batch.count:
             return None
         return tensor[: len(tensor) // batch.count * rows].detach().cpu()

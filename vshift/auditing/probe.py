@@ -133,7 +133,8 @@ class VarianceProbe:
             with preserving_random_state([loader]), run_eagerly(self.model):
                 samples = collect(loader, device, batches, unpack)
                 model = AuditedModel(self.model)
-                arriving = model.trace("train", samples.batches[0]).arriving
+                samples.rows_are_samples = model.rows_are_samples(samples)
+                arriving = model.trace("train", samples).arriving
                 eval_pass = model.run("eval", lambda: iter(samples.batches))
             noisy = {name for name, sources in arriving.items() if sources}
         rows = [

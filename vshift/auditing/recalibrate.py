@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from vshift.auditing.guard import preserving_random_state, run_eagerly, unwrap
+from vshift.auditing.guard import preserving_random_state, run_eagerly, safe_copy, unwrap
 from vshift.auditing.samples import AuditError, Unpack, call, collect, main_output, unpack
 from vshift.shift.recalibration import Estimator, NotFiniteError
 from vshift.shift.recalibration import recalibrate as recalibrate_by_inputs
@@ -82,16 +81,3 @@ class _Called(nn.Module):
 
     def forward(self, inputs: Any) -> Tensor:
         return main_output(call(self.model, inputs))
-
-
-def safe_copy(model: nn.Module) -> nn.Module:
-    """`copy.deepcopy` that also copies tensors left over from a forward with gradients.
-
-    Spectral norm and weight norm keep such a tensor, and deepcopy refuses it after training.
-    """
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and value.requires_grad and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)

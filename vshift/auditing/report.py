@@ -291,7 +291,13 @@ def _mean_variance(moments: Moments | None) -> float | None:
 def notes_on_unknowns(evidence: Evidence, findings: Sequence[Finding]) -> list[str]:
     """Notes on questions that model and loader cannot answer, and what would."""
     notes, samples, scores = [], evidence.train_samples, evidence.eval_scores
-    if samples.batch_size < 2:
+    if not evidence.samples.rows_are_samples:
+        notes.append(
+            "the rows of a batch are not known to be independent samples (in another order they "
+            "give other outputs, or the tensors have other lengths): batches were used as they "
+            "come, and the tests of batch mates and of the loader's order were left out"
+        )
+    elif samples.batch_size < 2:
         notes.append(
             f"the loader gives single samples; {samples.shuffled_size} of them were put together, "
             "and whether training's batches are large enough was not judged"

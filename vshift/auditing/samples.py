@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset, IterableDataset
 
 from vshift.errors import VShiftError
 from vshift.text import pluralize
@@ -27,15 +28,16 @@ class AuditError(VShiftError):
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs as the model takes them, and labels [N] or None."""
+    """Inputs as the model takes them, and labels [N, …] or None."""
 
     inputs: Any
     labels: Tensor | None
 
     @property
     def count(self) -> int:
-        """Samples: the length of the first tensor."""
-        return len(tensors_of(self.inputs)[0])
+        """Samples: the length of the labels, or else of the first tensor, or else 1."""
+        known = [self.labels] if self.labels is not None else tensors_of(self.inputs)
+        return next((len(t) for t in known if t.ndim), 1)
 
     def select(self, pick: Callable[[Tensor], Tensor]) -> Batch:
         """The samples that `pick` takes from each tensor."""
@@ -115,12 +117,15 @@ def main_output(output: Any) -> Tensor:
 
 
 class Samples:
-    """Batches of one loader, in its own order and, if their shapes allow, in a random order.
+    """Batches of one loader, in its own order and, if their rows are samples, in a random order.
 
     Attributes:
         batches: as the loader gave them.
         batch_size: samples in the loader's first batch.
         count: samples in all.
+        rows_are_samples: whether the first dimension of every tensor counts samples, so that
+            batches may be cut and mixed; until `AuditedModel.rows_are_samples` has tried it, as far
+            as shapes tell.
     """
 
     def __init__(self, batches: list[Batch], seed: int) -> None:
@@ -130,20 +135,21 @@ class Samples:
         generator = torch.Generator().manual_seed(seed)
         self._order = torch.randperm(self.count, generator=generator)
         self._joined = _join(batches)
-
-    @property
-    def can_shuffle(self) -> bool:
-        """False if shapes differ between batches: then every order is the loader's."""
-        return self._joined is not None
+        self.rows_are_samples = self._joined is not None
 
     @property
     def shuffled_size(self) -> int:
         """Samples per shuffled batch: as in the loader, but at least 8 if that was 1."""
+        if not self.rows_are_samples:
+            return self.batch_size
         return min(self.batch_size if self.batch_size > 1 else 8, self.count // 2 or 1)
 
     def shuffled(self) -> Iterator[Batch]:
-        """Batches of one size, the same at every call; a smaller rest is dropped."""
-        if not self.can_shuffle:
+        """Batches of one size, the same at every call; a smaller rest is dropped.
+
+        Where rows are not samples, the batches as they come.
+        """
+        if not self.rows_are_samples:
             yield from self.batches
             return
         size = self.shuffled_size
@@ -154,15 +160,29 @@ class Samples:
         """The first shuffled batch."""
         return next(iter(self.shuffled()))
 
+    def few(self, count: int) -> Batch:
+        """The first samples of the first shuffled batch; all of it where rows are not samples."""
+        first = self.first()
+        return first.select(lambda tensor: tensor[:count]) if self.rows_are_samples else first
+
     def with_other_mates(self) -> tuple[Batch, Batch, int] | None:
         """Two batches that share their first rows, and the number of those; None if impossible."""
         size = self.shuffled_size
         rows = max(1, size // 2)
-        if not self.can_shuffle or size < 2 or self.count < 2 * size - rows:
+        if not self.rows_are_samples or size < 2 or self.count < 2 * size - rows:
             return None
         order = self._order
         other = torch.cat([order[:rows], order[size : 2 * size - rows]])
         return self._take(order[:size]), self._take(other), rows
+
+    def alone(self, count: int) -> tuple[Batch, list[Batch]] | None:
+        """The first samples in one batch, and each in one of its own; None if impossible."""
+        if not self.rows_are_samples or self.shuffled_size < 2:
+            return None
+        rows = self._order[: min(count, self.shuffled_size)]
+        return self._take(self._order[: self.shuffled_size]), [
+            self._take(row) for row in rows[:, None]
+        ]
 
     def _take(self, rows: Tensor) -> Batch:
         assert self._joined is not None
@@ -173,6 +193,7 @@ def _join(batches: list[Batch]) -> Batch | None:
     """All batches concatenated; None if their shapes, types or structures differ."""
     shapes = {tuple((t.shape[1:], t.dtype) for t in tensors_of(b.inputs)) for b in batches}
     aligned = all(t.ndim and len(t) == b.count for b in batches for t in tensors_of(b.inputs))
+    aligned &= all(tensors_of(b.inputs) for b in batches)
     structures = {str(pytree.tree_structure(batch.inputs)) for batch in batches}
     if len(shapes) > 1 or len(structures) > 1 or not aligned:
         return None
@@ -197,20 +218,35 @@ def collect(
     """The first `limit` batches of a loader, on the model's device.
 
     Raises:
-        AuditError: fewer than two batches, or batches without a tensor.
+        AuditError: fewer than two batches, batches without a tensor, or no batches but single
+            samples.
     """
+    if limit is not None and limit < 2:
+        raise AuditError(f"batches is {limit}; an audit compares batches and needs at least 2")
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        raise AuditError(
+            f"the {name} is a data set, which gives single samples; wrap it: "
+            "torch.utils.data.DataLoader(data_set, batch_size=…, shuffle=True)"
+        )
     batches = []
     for item in islice(loader, limit):
         inputs, labels = unpack(item)
+        if _is_detection(inputs, labels):
+            raise AuditError(
+                f"the {name} gives lists of images and of targets, as for detection, and a list is "
+                "given to the model as positional arguments; say how it is called with `unpack=`, "
+                "for instance `unpack=lambda batch: ((list(batch[0]),), None)`"
+            )
         inputs, labels = pytree.tree_map_only(np.ndarray, torch.as_tensor, (inputs, labels))
         inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().to(device), inputs)
-        tensors = tensors_of(inputs)
-        if not tensors or not tensors[0].ndim:
-            raise AuditError(
-                f"a batch has no input tensor [N, …], but a {type(inputs).__name__}; give "
-                "`unpack`, a function from your batch to (inputs, labels)"
-            )
-        fits = isinstance(labels, Tensor) and labels.ndim and len(labels) == len(tensors[0])
+        if not tensors_of(inputs):
+            if not hasattr(inputs, "to"):  # a graph library's batch is an object that has it
+                raise AuditError(
+                    f"a batch has no input tensor [N, …], but a {type(inputs).__name__}; give "
+                    "`unpack`, a function from your batch to (inputs, labels)"
+                )
+            inputs = inputs.to(device)
+        fits = isinstance(labels, Tensor) and labels.ndim
         batches.append(Batch(inputs, labels.detach().to(device) if fits else None))
     if len(batches) < 2:
         raise AuditError(
@@ -218,9 +254,19 @@ def collect(
             "batches and needs at least 2: use a smaller batch size or more samples"
         )
     samples = Samples(batches, seed)
-    if samples.count < 4:
+    if samples.rows_are_samples and samples.count < 4:
         raise AuditError(f"the {name} gave {samples.count} samples; an audit needs at least 4")
     return samples
+
+
+def _is_detection(inputs: Any, labels: Any) -> bool:
+    """Whether a batch is a list of images and a list of mappings."""
+    return (
+        isinstance(inputs, tuple | list)
+        and isinstance(labels, tuple | list)
+        and all(isinstance(image, Tensor) for image in inputs)
+        and any(isinstance(target, Mapping) for target in labels)
+    )
 
 
 # ---- are the loader's batches random samples?
@@ -235,7 +281,7 @@ def order_effect(samples: Samples, seed: int) -> tuple[float, bool]:
     A permutation test over the samples' channel means, standard deviations and labels. Clear is
     above all of 200 random regroupings, and twice their average.
     """
-    features = _features(samples) if samples.can_shuffle else None
+    features = _features(samples) if samples.rows_are_samples else None
     if features is None or len(samples.batches) < 2:
         return 1.0, False
     groups = torch.repeat_interleave(

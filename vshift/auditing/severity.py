@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vshift.auditing.samples import AuditError
+
 # Mean or per-sample loss from (output, labels).
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor | float]
 
 SEVERITIES = ("info", "low", "medium", "high")
 LEAST_CHANGE = 1e-3  # of the output; less may be the rounding of another order of sums
@@ -73,7 +75,9 @@ class Scorer:
             if problem is None:
                 losses, hits = _classification_scores(output, labels)
             if self._loss is not None:
-                losses = self._loss(output, labels).double().flatten()
+                if labels.is_floating_point() and not labels.isfinite().all():
+                    raise AuditError("the labels hold NaN or inf: leave such samples out")
+                losses = torch.as_tensor(self._loss(output, labels), dtype=torch.float64).flatten()
             else:
                 self._unused = self._unused or problem
         flat = output.detach().float().flatten(1) if output.ndim > 1 else output.detach()[:, None]

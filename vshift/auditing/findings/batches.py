@@ -202,6 +202,8 @@ class InputDiffers(Check):
         if not evidence.has_train_loader:
             return
         both = (evidence.samples, evidence.train_samples)
+        if not all(samples.rows_are_samples for samples in both):
+            return
         inputs = [[tensors_of(batch.inputs)[0] for batch in samples.batches] for samples in both]
         if not all(x.is_floating_point() and x.ndim >= 2 for x in chain(*inputs)):
             return

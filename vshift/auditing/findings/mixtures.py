@@ -162,7 +162,7 @@ class Polluted(BufferCheck):
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         layers = [n for n in evidence.unexplained() if not evidence.has_reference_statistics(n)]
         inputs = tensors_of(evidence.train_samples.first().inputs)
-        if not layers or not all(t.is_floating_point() for t in inputs):
+        if not layers or not inputs or not all(t.is_floating_point() for t in inputs):
             return
         mixture = _find_mixture(evidence)
         if mixture is None:

@@ -17,6 +17,8 @@ from vshift.auditing.severity import (
 )
 from vshift.text import join_words, pluralize
 
+ALONE = 0.01  # relative change of a sample's output; kernels of another batch size round by less
+
 
 class ModeSwitchChangesState(Check):
     """Calling train() and eval() once, and going back, gives other results."""
@@ -166,6 +168,7 @@ class BatchDependent(Check):
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         where, norms = evidence.tests.mates_at, evidence.model.norms
         if where is None:
+            yield from self._alone(evidence)
             return
         ran = [name for name in evidence.eval_trace.calls if name in norms]
         layers = [name for name in ran if norms[name].running_var is None]
@@ -194,6 +197,19 @@ class BatchDependent(Check):
             repair if layers else None,
             severity=severity_of_change(change),
         )
+
+    def _alone(self, evidence: Evidence) -> Iterator[CandidateFinding]:
+        """Samples that give another output in a batch of their own."""
+        change = evidence.tests.alone_change
+        if change > ALONE:
+            yield CandidateFinding(
+                self,
+                None,
+                f"A sample alone and the same sample in a batch give outputs that differ by "
+                f"{format_change(change)}: forward() does something else for a single one.",
+                numbers={"alone_change": change},
+                severity=severity_of_change(change),
+            )
 
 
 class UnexplainedGap(Check):
