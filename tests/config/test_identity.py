@@ -99,6 +99,13 @@ BASES: list[dict[str, Any]] = [
     },
     {
         "name": "a",
+        "data": {"name": "torchvision:MNIST"},
+        "network": {"name": "resnet", "depth": 20},
+        "epochs": 9,
+        "loss": {"name": "torch.nn:CrossEntropyLoss"},
+    },
+    {
+        "name": "a",
         "data": {"name": "shapes"},
         "network": {"name": "torchvision:resnet18"},
         "epochs": 9,

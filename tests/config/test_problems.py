@@ -8,6 +8,10 @@ from vshift.config import load
 from vshift.errors import ConfigError, VShiftError
 
 POSITIONS = "before_last_bn, before_last_conv, before_bn, after_bn, before_pool, before_classifier"
+DATA = (
+    "cifar10, cifar100, imagefolder, shapes, torchvision:MNIST, torchvision:FashionMNIST, "
+    "torchvision:KMNIST, torchvision:SVHN, file.py:object, package.module:object"
+)
 NETWORKS = (
     "preresnet, resnet, wrn, resnext, densenet, vgg, mlp, autoencoder, torchvision:NAME, "
     "timm:NAME, file.py:object, package.module:object"
@@ -78,7 +82,7 @@ depth: 20
         ("network.name=[1]", f"network.name: a list is not a network; allowed: {NETWORKS}"),
         ("network.name=null", f"network.name: null is not a network; allowed: {NETWORKS}"),
         ("data={'name:shapes': null}", "data.name: missing; a space goes after the colon, name: "
-         "shapes; allowed: cifar10, cifar100, imagefolder, shapes"),
+         f"shapes; allowed: {DATA}"),
         ("network={name: preresnet, 'depth:20': null}", "network.depth:20: unknown key of "
          "preresnet; a space goes after the colon, depth: 20; allowed here: bias, block, "
          "bottleneck, depth, name, noise"),
@@ -171,8 +175,7 @@ def test_each_message_and_where_set_is_named(text: str, line: str | None, write,
 def test_missing_sections_stand_at_the_top(write, refused) -> None:
     lines = refused(load, write("a.yaml", "seeds: [1]\n"))
     assert lines == [
-        "a.yaml: data: missing; a section whose name is one of cifar10, cifar100, imagefolder, "
-        "shapes",
+        f"a.yaml: data: missing; a section whose name is one of {DATA}",
         f"a.yaml: network: missing; a section whose name is one of {NETWORKS}",
         "a.yaml: epochs: missing; passes over the training images",
     ]

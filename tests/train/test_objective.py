@@ -101,3 +101,70 @@ def test_cross_entropy_of_numbers_is_refused():
     classes = make_config(loss=loss)
     with pytest.raises(ConfigError, match=r"loss\.name: cross_entropy is for classes.*\{name: mse"):
         make_objective(classes, load(make_config(data=ANGLE).data))
+
+
+LOSSES = """
+import torch
+from torch import nn
+
+def huber(output, targets, delta=1.0):
+    return nn.functional.huber_loss(output, targets, delta=delta)
+
+def per_image(output, targets):
+    return nn.functional.cross_entropy(output, targets, reduction="none")
+
+class Weighted(nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.register_buffer("weight", torch.tensor(weight))
+    def forward(self, output, targets):
+        return nn.functional.cross_entropy(output, targets, self.weight)
+
+def a_number(output, targets):
+    return 1.0
+def cut(output, targets):
+    return output.detach().mean()
+def shaped(output, targets):
+    return output
+def broken(output, targets):
+    return output @ targets
+"""
+
+
+@pytest.fixture
+def losses(tmp_path):
+    (tmp_path / "losses.py").write_text(LOSSES)
+    return lambda name, **args: {"name": f"{tmp_path}/losses.py:{name}", "args": args}
+
+
+def test_a_loss_of_ones_own(losses):
+    output, labels = logits()
+    F = torch.nn.functional
+    found, correct = objective_of(loss=losses("per_image"))(output, output, labels)
+    torch.testing.assert_close(found, F.cross_entropy(output, labels))
+    assert int(correct) == int((output.argmax(1) == labels).sum())
+    weight = [float(k) for k in range(10)]
+    found, _ = objective_of(loss=losses("Weighted", weight=weight))(output, output, labels)
+    torch.testing.assert_close(found, F.cross_entropy(output, labels, torch.tensor(weight)))
+    numbers = torch.randn(40, 1), torch.randn(40, 1)
+    found, _ = objective_of(data=ANGLE, loss=losses("huber", delta=0.5))(numbers[0], *numbers)
+    torch.testing.assert_close(found, F.huber_loss(*numbers, delta=0.5))
+    smooth = {"name": "torch.nn:SmoothL1Loss", "args": {"beta": 0.1}}
+    found, _ = objective_of(data=ANGLE, loss=smooth)(numbers[0], *numbers)
+    torch.testing.assert_close(found, F.smooth_l1_loss(*numbers, beta=0.1))
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "words"),
+    [
+        ("a_number", {}, "gives a value of type float; it must give the mean loss as a tensor"),
+        ("cut", {}, "does not depend on the output"),
+        ("shaped", {}, r"gives a tensor \[2, 10\] of torch.float32"),
+        ("broken", {}, r"of outputs \[2, 10\] and targets \[2\]: RuntimeError"),
+        ("huber", {"dleta": 1.0}, "takes no 'dleta'; did you mean `delta`"),
+        ("Weighted", {}, "needs 1 argument more: weight"),
+    ],
+)
+def test_what_is_no_loss_is_refused(losses, name, args, words):
+    with pytest.raises(ConfigError, match=words):
+        objective_of(loss=losses(name, **args))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, Tag, ValidationInfo, field_validator
 
-from vshift.config.section import Count, Section
+from vshift.config.own import FORMS, OwnPart, Reference
+from vshift.config.section import Count, Section, own_or_named
+from vshift.text import show_value, suggest
 
 
 class Augment(Section):
@@ -102,4 +104,62 @@ class Shapes(_Data):
     )
 
 
-Data = Annotated[Cifar | ImageFolder | Shapes, Field(discriminator="name")]
+class OwnAugment(Augment):
+    """Nothing that the images may not bear, unless it is asked for."""
+
+    crop: int = Field(0, ge=0, le=32, description=Augment.model_fields["crop"].description)
+    flip: bool = Field(False, description=Augment.model_fields["flip"].description)
+
+
+LIBRARY = tuple(f"torchvision:{name}" for name in ("MNIST", "FashionMNIST", "KMNIST", "SVHN"))
+
+
+class OwnData(OwnPart, _Data):
+    """A function that returns (train, test), or a data set of torchvision.
+
+    Each of the two is a pair (images, targets) of tensors or arrays, or a
+    `torch.utils.data.Dataset`. Images are uint8 or floats, [N, C, H, W] or [N, H, W]; targets are
+    classes, integers [N], or numbers, floats [N] or [N, D].
+    """
+
+    libraries = ("torchvision",)
+    forms = (*LIBRARY, *FORMS)
+    name: Reference = Field(description="The function, called with args.")
+    root: Folder | None = Field(
+        None, description="Download folder of a set of torchvision; default: the user's cache."
+    )
+    classes: Count | None = Field(
+        None, description="Number of classes; default: the largest training label + 1."
+    )
+    standardize: bool = Field(
+        True,
+        description="Numbers to predict are brought to mean 0 and standard deviation 1 in "
+        "training; RMSE and R² stay those of their own units.",
+    )
+    augment: OwnAugment = Field(
+        OwnAugment(), description="How training images are changed at random; default: not at all."
+    )
+
+    @field_validator("root")
+    @classmethod
+    def _of_a_library(cls, root: str | None, info: ValidationInfo) -> str | None:
+        if root and not str(info.data.get("name")).startswith("torchvision:"):
+            raise ValueError("root is for sets of torchvision; tell your own function in args")
+        return root
+
+    @field_validator("name")
+    @classmethod
+    def _there_is_one(cls, name: str) -> str:
+        if name.startswith("torchvision:") and name not in LIBRARY:
+            raise ValueError(
+                f"{show_value(name)} is not known; {suggest(name, LIBRARY)}there are "
+                f"{', '.join(LIBRARY)}; for another, write a function that returns it"
+            )
+        return name
+
+
+Data = Annotated[
+    Annotated[Cifar | ImageFolder | Shapes, Field(discriminator="name"), Tag("named")]
+    | Annotated[OwnData, Tag("own")],
+    own_or_named("name"),
+]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, Tag
 
-from vshift.config.section import Section
+from vshift.config.own import OwnPart, Reference
+from vshift.config.section import Section, own_or_named
 
 
 class CrossEntropy(Section):
@@ -26,4 +27,18 @@ class MSE(Section):
     )
 
 
-Loss = Annotated[CrossEntropy | MSE, Field(discriminator="name")]
+class OwnLoss(OwnPart):
+    """A function (output, targets) → mean loss, or losses per image; or a class that makes one.
+
+    Targets are classes [N], or numbers [N, D] as `data.standardize` says; mixup and CutMix make
+    classes distributions [N, K].
+    """
+
+    name: Reference = Field(description="The function, also called with args; or the class.")
+
+
+Loss = Annotated[
+    Annotated[CrossEntropy | MSE, Field(discriminator="name"), Tag("named")]
+    | Annotated[OwnLoss, Tag("own")],
+    own_or_named("name"),
+]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vshift.data.cifar import fetch
+from vshift.data.library import fetch
 from vshift.data.load import Description, Entry, available, describe, load
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ class Part:
 
     Attributes:
         images: [N, H, W, C], uint8 from 0 to 255 or float32 in units of their own.
-        labels: classes int64 [N], or numbers to predict float32 [N, D], in standard deviations of
-            the training images' from their mean.
+        labels: classes int64 [N], or numbers to predict float32 [N, D], unless configured otherwise
+            in standard deviations of the training images' from their mean.
         mirrored: the numbers that belong to the mirror images, where those are others.
     """
 
@@ -44,8 +44,8 @@ class ImageSet:
     Attributes:
         classes: their names; () where numbers are predicted.
         mean, std: float32 [C] of the training images: in 0..1 of uint8, else in their own units.
-        target_std: the standard deviations of the numbers to predict in their own units, float64
-            [D]; None for classes.
+        target_std: the unit of the numbers to predict in their own units, float64 [D]; None for
+            classes.
     """
 
     name: str
@@ -108,28 +108,30 @@ def image_set(
     return ImageSet(name, classes, train, validation, test, mean, std)
 
 
-def standardized(images: ImageSet, *, mirror_negates: bool = False) -> ImageSet:
-    """A set whose labels are numbers in their own units, with mean 0 and std 1 in training.
+def with_numbers(images: ImageSet, *, standardize: bool, mirror_negates: bool) -> ImageSet:
+    """The set of which labels, numbers in their own units, are to be predicted.
 
     Args:
+        standardize: bring them to mean 0 and standard deviation 1 of the training images' ones.
         mirror_negates: the mirror image of a number's image shows its negative.
     """
     numbers = images.train.labels.double()
     mean, std = numbers.mean(0), numbers.std(0, correction=0)
     std = torch.where(std > 0, std, 1.0)
+    if not standardize:
+        mean, std = torch.zeros_like(mean), torch.ones_like(std)
 
-    def scale(part: Part) -> Part:
-        def scaled(labels: Tensor) -> Tensor:
-            return ((labels.double() - mean) / std).float()
+    def scaled(labels: Tensor) -> Tensor:
+        return ((labels.double() - mean) / std).float()
 
-        mirrored = scaled(-part.labels) if mirror_negates else None
-        return Part(part.images, scaled(part.labels), mirrored)
+    def part(of: Part) -> Part:
+        return Part(of.images, scaled(of.labels), scaled(-of.labels) if mirror_negates else None)
 
     return replace(
         images,
-        train=scale(images.train),
-        validation=images.validation and scale(images.validation),
-        test=scale(images.test),
+        train=part(images.train),
+        validation=images.validation and part(images.validation),
+        test=part(images.test),
         target_std=std,
     )
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vshift.config.data import Cifar, Data, ImageFolder
-from vshift.data import cifar, shapes
+from vshift.config.data import Cifar, Data, ImageFolder, OwnData, Shapes
+from vshift.data import library, shapes
 from vshift.data.folder import describe_folder, open_folder
 from vshift.data.source import Labels, Pixels, Source, select
 
@@ -51,13 +51,19 @@ class Entry:
 def describe(config: Data) -> Description:
     """Outputs, channels and size of a data section; opens at most one image.
 
-    Nothing is downloaded. Raises DataError for an image folder that is missing or malformed.
+    Nothing is downloaded; a data function of one's own is called. Raises DataError for an image
+    folder that is missing or malformed.
     """
     if isinstance(config, ImageFolder):
         classes, size = describe_folder(config)
         return Description(len(classes), config.channels, size)
-    if isinstance(config, Cifar):
-        return Description(cifar.CLASSES[config.name], 3, 32)
+    if config.name in library.SETS:
+        found = library.SETS[config.name]
+        return Description(found.classes, found.channels, found.size)
+    if isinstance(config, OwnData):
+        images = load(config)
+        return Description(images.outputs, images.channels, images.size)
+    assert isinstance(config, Shapes)
     return Description(1 if config.target == "angle" else len(shapes.CLASSES), 3, shapes.SIZE)
 
 
@@ -67,21 +73,27 @@ def available() -> list[Entry]:
         Entry("shapes", len(shapes.CLASSES), 32, 10_000, 2_000, "embedded",
               "drawn by code; any number"),
     ]  # fmt: skip
-    for name, classes in cifar.CLASSES.items():
-        here = cifar.is_here(name)
+    for name, found in library.SETS.items():
+        here = library.is_here(name)
         note = "downloaded" if here else f"not downloaded: vshift data fetch {name}"
-        where = str(cifar.root_of(name, None))
-        entries.append(Entry(name, classes, 32, 50_000, 10_000, where, note))
-    note = "your own: <root>/train/<class>/*.jpg"
-    return [*entries, Entry("imagefolder", None, None, None, None, "data.root", note)]
+        where = str(library.root_of(name, None))
+        counts = found.classes, found.size, found.train, found.test
+        entries.append(Entry(name, *counts, where, note))
+    unknown = (None,) * 4
+    return [
+        *entries,
+        Entry("imagefolder", *unknown, "data.root", "your own: <root>/train/<class>/*.jpg"),
+        Entry("FILE.py:FUNCTION", *unknown, "your code", "your own: returns (train, test)"),
+    ]
 
 
 def load(config: Data, device: torch.device | str = "cpu") -> ImageSet:
     """Read the images that the limits keep and put them on the device.
 
-    CIFAR is downloaded if it is missing. Raises DataError with what, where and what to do.
+    A set of torchvision is downloaded if it is missing. Raises DataError with what, where and what
+    to do, and ConfigError for a data function of one's own that fails.
     """
-    from vshift.data.images import image_set, standardized
+    from vshift.data.images import image_set, with_numbers
 
     source = open_source(config)
     chosen = select(
@@ -104,17 +116,24 @@ def load(config: Data, device: torch.device | str = "cpu") -> ImageSet:
     test = _part(test_pixels, source.test_labels[chosen.test])
     images = image_set(source.name, source.classes, train, validation, test)
     if not source.classes:
-        images = standardized(images, mirror_negates=source.mirror_negates)
+        images = with_numbers(
+            images, standardize=source.standardize, mirror_negates=source.mirror_negates
+        )
     return images.to(device)
 
 
 def open_source(config: Data) -> Source:
     """The data set's labels, with its images still to be read."""
-    if isinstance(config, Cifar):
-        return cifar.open_cifar(config)
+    if config.name in library.SETS:
+        assert isinstance(config, Cifar | OwnData)
+        return library.open_library(config.name, config.root)
+    if isinstance(config, OwnData):
+        from vshift.data.own import open_own
+
+        return open_own(config)
     if isinstance(config, ImageFolder):
         return open_folder(config)
-
+    assert isinstance(config, Shapes)
     return shapes.open_shapes(config)
 
 

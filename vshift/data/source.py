@@ -27,6 +27,7 @@ class Source:
         read: takes increasing positions in the two label lists and returns the two stacks of
             images, uint8 or float32 [n, H, W, C]; it may raise DataError.
         mirror_negates: the mirror image of a number's image shows its negative.
+        standardize: numbers are brought to mean 0 and standard deviation 1.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Source:
     test_labels: Labels
     read: Callable[[Indices, Indices], tuple[Pixels, Pixels]]
     mirror_negates: bool = False
+    standardize: bool = True
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vshift.config import Point, expand
-from vshift.config.data import Cifar
+from vshift.config.data import Cifar, OwnData
 from vshift.config.schema import Config
 from vshift.data import describe, fetch
 from vshift.errors import ConfigError, DataError, VShiftError
@@ -118,7 +118,7 @@ def shard(jobs: Sequence[T], part: str) -> list[T]:
 
 
 def check_data(jobs: Iterable[Job]) -> None:
-    """Check that the images are there; CIFAR is downloaded, once instead of once per run.
+    """Check that the images are there; what torchvision has is downloaded, once for all runs.
 
     Raises:
         DataError: missing images, which would stop every run with the same message.
@@ -127,8 +127,10 @@ def check_data(jobs: Iterable[Job]) -> None:
     problems: dict[str, None] = {}
     for data in sections.values():
         try:
+            if isinstance(data, OwnData) and not data.is_of_library:
+                continue  # each run calls the user's function once; here it would be once more
             describe(data)
-            if isinstance(data, Cifar):
+            if isinstance(data, Cifar | OwnData):
                 fetch(data.name, data.root)
         except DataError as error:
             problems[str(error)] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from vshift.config.loss import CrossEntropy
+from vshift.config import own
+from vshift.config.loss import CrossEntropy, OwnLoss
 from vshift.config.networks import Autoencoder
 from vshift.config.schema import Config
-from vshift.data import ImageSet
+from vshift.data import ImageSet, Part, plain_stream
 from vshift.data.mixing import one_hot
 from vshift.errors import ConfigError
 
@@ -49,12 +51,62 @@ def make_loss(config: Config, images: ImageSet) -> Loss:
             f"loss.name: cross_entropy is for classes, and the targets of {images.name} are "
             "numbers; leave the section out, or write {name: mse}"
         )
+    if isinstance(section, OwnLoss):
+        return own_loss(section, config, images)
     if isinstance(config.network, Autoencoder) or not images.classes:
         return F.mse_loss
     if section is None or isinstance(section, CrossEntropy):
         smoothing = section.label_smoothing if section else 0.0
         return partial(F.cross_entropy, label_smoothing=smoothing)
     return squared_error_of_logits
+
+
+def own_loss(section: OwnLoss, config: Config, images: ImageSet) -> Loss:
+    """A loss of one's own, tried on two images.
+
+    Raises:
+        ConfigError: it cannot be called so, raises, or gives no loss.
+    """
+    function = own.import_object(section)
+    if isinstance(function, type):
+        function = own.call(section)
+    elif section.args:
+        names = list(inspect.signature(function).parameters)[:2]  # the output and the targets
+        own.arguments(function, section, dict.fromkeys(names))
+        function = partial(function, **section.args)
+    if isinstance(function, nn.Module):
+        function.to(images.train.images.device)
+
+    def loss(output: Tensor, targets: Tensor) -> Tensor:
+        value: Tensor = function(output, targets)
+        return value.mean() if isinstance(value, Tensor) and value.ndim == 1 else value
+
+    batch = plain_stream(images, Part(images.train.images[:2], images.train.labels[:2])).plain()
+    inputs, labels = next(iter(batch))
+    if config.data.augment.mixes and images.classes:
+        labels = one_hot(labels, len(images.classes))
+    targets = inputs.flatten(1) if isinstance(config.network, Autoencoder) else labels
+    outputs = targets.shape[1] if isinstance(config.network, Autoencoder) else images.outputs
+    output = torch.zeros(2, outputs, device=inputs.device, requires_grad=True)
+    with own.running(f"loss.name: {section.name} of outputs {list(output.shape)} and targets "
+                     f"{list(targets.shape)}"):  # fmt: skip
+        value = loss(output, targets)
+    if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
+        given = (
+            f"a tensor {list(value.shape)} of {value.dtype}"
+            if isinstance(value, Tensor)
+            else (f"a value of type {type(value).__name__}")
+        )
+        raise ConfigError(
+            f"loss.name: {section.name} gives {given}; it must give the mean loss as a tensor, or "
+            "a loss for each image"
+        )
+    if not value.requires_grad:
+        raise ConfigError(
+            f"loss.name: {section.name} gives a loss that does not depend on the output: nothing "
+            "to train; detach() or item() cuts it off"
+        )
+    return loss
 
 
 def squared_error_of_logits(output: Tensor, labels: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from vshift.train.context import TrainingContext, build_model
 from vshift.train.device import choose_device, configure, device_name
 from vshift.train.fast_steps import make_train_step, works_on
 from vshift.train.loop import train
+from vshift.train.objective import make_objective
 from vshift.train.optimizer import make_optimizer
 from vshift.train.progress import Reporter
 from vshift.train.signals import NO_STOP, StopSignal, catch_stop_signals
@@ -49,6 +50,7 @@ def train_seeds(config: Config, runs_dir: Path, fresh: bool, reporter: Reporter)
         device = choose_device(config.hardware.device)
         configure(config.hardware, device)
         images = load(config.data, device)
+        make_objective(config, images)
         make_optimizer(build_model(config, images, waiting[0]), config.optimizer)
     with catch_stop_signals("" if reporter.quiet else _STOPPING) as stop:
         for seed in waiting:

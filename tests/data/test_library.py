@@ -13,11 +13,12 @@ import pytest
 from torchvision import datasets
 
 from tests.data.conftest import together
-from vshift.config.data import Cifar
+from vshift.config.data import Cifar, OwnData
 from vshift.data import describe, fetch, load
-from vshift.data.cifar import ARCHIVE, UNPACKED, is_here
+from vshift.data.library import SETS, is_here
 from vshift.errors import DataError
 
+UNPACKED, ARCHIVE = SETS["cifar10"].unpacked[0], SETS["cifar10"].archive
 NAMES = [f"class{i}" for i in range(10)]
 
 
@@ -28,7 +29,7 @@ def md5(path) -> str:
 @pytest.fixture
 def archive(tmp_path, monkeypatch):
     """A CIFAR-10 archive of 10 images a batch whose checksums torchvision is told to expect."""
-    base = tmp_path / "made" / UNPACKED["cifar10"]
+    base = tmp_path / "made" / UNPACKED
     base.mkdir(parents=True)
     random = np.random.default_rng(0)
     batches = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
@@ -36,9 +37,9 @@ def archive(tmp_path, monkeypatch):
         data = random.integers(0, 256, (10, 3072), np.uint8)
         (base / name).write_bytes(pickle.dumps({"data": data, "labels": list(range(10))}))
     (base / "batches.meta").write_bytes(pickle.dumps({"label_names": NAMES}))
-    made = tmp_path / ARCHIVE["cifar10"]
+    made = tmp_path / ARCHIVE
     with tarfile.open(made, "w:gz") as tar:
-        tar.add(base, UNPACKED["cifar10"])
+        tar.add(base, UNPACKED)
     lists = [[name, md5(base / name)] for name in batches]
     monkeypatch.setattr(datasets.CIFAR10, "train_list", lists[:5])
     monkeypatch.setattr(datasets.CIFAR10, "test_list", lists[5:])
@@ -66,10 +67,10 @@ def test_an_archive_put_into_the_root_is_unpacked_and_read(archive, root):
     assert data.classes == tuple(NAMES)
     assert data.train.images.shape == (10, 32, 32, 3)
     assert data.test.labels.tolist() == list(range(10))
-    raw = pickle.loads((root / UNPACKED["cifar10"] / "data_batch_1").read_bytes())["data"]
+    raw = pickle.loads((root / UNPACKED / "data_batch_1").read_bytes())["data"]
     expected = raw.reshape(10, 3, 32, 32).transpose(0, 2, 3, 1)
     assert np.array_equal(data.train.images.numpy(), expected)
-    assert sorted(p.name for p in root.iterdir()) == sorted([archive.name, UNPACKED["cifar10"]])
+    assert sorted(p.name for p in root.iterdir()) == sorted([archive.name, UNPACKED])
 
 
 def test_a_set_that_is_there_is_not_fetched_again(archive, root):
@@ -90,7 +91,7 @@ def test_a_damaged_archive(archive, root):
 def test_a_damaged_file_inside(archive, root):
     archive.rename(root / archive.name)
     fetch("cifar10", str(root))
-    (root / UNPACKED["cifar10"] / "data_batch_3").write_bytes(b"torn")
+    (root / UNPACKED / "data_batch_3").write_bytes(b"torn")
     with pytest.raises(DataError, match=r"cifar-10-batches-py is damaged .*delete it and run"):
         load(config(root))
 
@@ -105,7 +106,7 @@ def test_no_network_says_where_to_put_the_file_and_leaves_nothing(root, monkeypa
         load(config(root))
     for part in ("cannot be downloaded", "no route to host", "cs.toronto.edu", "imagefolder"):
         assert part in str(caught.value)
-    assert f"put it at {root / ARCHIVE['cifar10']}" in str(caught.value)
+    assert f"put it at {root / ARCHIVE}" in str(caught.value)
     assert list(root.iterdir()) == []
 
 
@@ -134,19 +135,19 @@ def test_describe_downloads_nothing(root):
 FETCH = """
 import os, sys, time
 from pathlib import Path
-from vshift.data import cifar
+from vshift.data import library
 root = Path(sys.argv[1])
-def download(name, archive, into):
+def download(name, root, into):
     with open(root.parent / "downloads", "a") as file:
         file.write(f"{os.getpid()}\\n")
-    (into / cifar.UNPACKED[name]).mkdir()
+    (into / library.SETS[name].unpacked[0]).mkdir()
     time.sleep(1)
     for part in ("a", "b"):
-        (into / cifar.UNPACKED[name] / part).write_text(part)
-cifar._unpack_or_download = download
+        (into / library.SETS[name].unpacked[0] / part).write_text(part)
+library._unpack_or_download = download
 if sys.argv[2:]:  # as on two machines whose disk has no locks
-    cifar.locked = __import__("contextlib").nullcontext
-found = cifar.fetch("cifar10", str(root)) / cifar.UNPACKED["cifar10"]
+    library.locked = __import__("contextlib").nullcontext
+found = library.fetch("cifar10", str(root)) / library.SETS["cifar10"].unpacked[0]
 print(sorted(path.name for path in found.iterdir()))
 """
 
@@ -158,17 +159,17 @@ def test_parallel_first_downloads(tmp_path: Path, locks: bool) -> None:
     answers = together(FETCH, 3, str(root), *([] if locks else ["none"]))
     assert answers == ["['a', 'b']\n"] * 3
     assert len((root.parent / "downloads").read_text().split()) == (1 if locks else 3)
-    assert [path.name for path in root.iterdir()] == [UNPACKED["cifar10"]]
+    assert [path.name for path in root.iterdir()] == [UNPACKED]
 
 
 def test_a_failed_fetch_leaves_no_empty_folders(
     tmp_path: Path, own_cache: Path, monkeypatch
 ) -> None:
-    def fail(name: str, archive: Path, into: Path) -> None:
+    def fail(name: str, root: Path, into: Path) -> None:
         (into / "half").write_bytes(b"half")
         raise DataError("no network")
 
-    monkeypatch.setattr("vshift.data.cifar._unpack_or_download", fail)
+    monkeypatch.setattr("vshift.data.library._unpack_or_download", fail)
     with pytest.raises(DataError, match="no network"):
         fetch("cifar10")
     assert not own_cache.exists()
@@ -185,24 +186,81 @@ def test_a_failed_fetch_leaves_no_empty_folders(
 def test_a_folder_that_cannot_take_the_set_is_an_error(tmp_path: Path, monkeypatch) -> None:
     """Not taken for another process that was quicker."""
 
-    def download(name: str, archive: Path, into: Path) -> None:
-        (into / UNPACKED[name]).mkdir()
+    def download(name: str, root: Path, into: Path) -> None:
+        (into / UNPACKED).mkdir()
 
-    monkeypatch.setattr("vshift.data.cifar._unpack_or_download", download)
-    (tmp_path / UNPACKED["cifar10"]).write_text("a file")
+    monkeypatch.setattr("vshift.data.library._unpack_or_download", download)
+    (tmp_path / UNPACKED).write_text("a file")
     with pytest.raises(DataError, match=r"cannot write to"):
         fetch("cifar10", str(tmp_path))
 
 
 def test_what_killed_processes_left_is_removed_when_it_is_old(tmp_path: Path, monkeypatch) -> None:
-    def download(name: str, archive: Path, into: Path) -> None:
-        (into / UNPACKED[name]).mkdir()
+    def download(name: str, root: Path, into: Path) -> None:
+        (into / UNPACKED).mkdir()
 
-    monkeypatch.setattr("vshift.data.cifar._unpack_or_download", download)
+    monkeypatch.setattr("vshift.data.library._unpack_or_download", download)
     old, new = tmp_path / ".fetch-old", tmp_path / ".fetch-new"
     for path in (old, new):
         path.mkdir()
         (path / "half").write_text("")
     os.utime(old, (1, time.time() - 2 * 86400))
     fetch("cifar10", str(tmp_path))
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".fetch-new", UNPACKED["cifar10"]]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".fetch-new", UNPACKED]
+
+
+def idx(array: np.ndarray) -> bytes:
+    """The format of MNIST's files: two zeros, the type, the number of axes, their lengths."""
+    return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + (
+        array.tobytes()
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST"])
+def test_grey_images_are_read_as_they_lie_in_the_files(tmp_path: Path, name: str) -> None:
+    random = np.random.default_rng(0)
+    raw = tmp_path / name / "raw"
+    raw.mkdir(parents=True)
+    images = random.integers(0, 256, (30, 28, 28), np.uint8)
+    for part, count in (("train", 30), ("t10k", 20)):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(images[:count]))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.arange(count, dtype=np.uint8) % 10))
+    section = OwnData(name=f"torchvision:{name}", root=str(tmp_path))
+    data = load(section)
+    assert np.array_equal(data.train.images[..., 0].numpy(), images)
+    assert data.test.labels.tolist() == [i % 10 for i in range(20)]
+    found = describe(section)
+    assert (found.outputs, found.channels, found.size) == (10, data.channels, data.size)
+
+
+def test_colour_images_of_matlab_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scipy.io import savemat
+
+    random, lists = np.random.default_rng(0), {}
+    pixels = random.integers(0, 256, (32, 32, 3, 20), np.uint8)
+    for part in ("train", "test"):
+        path = tmp_path / f"{part}_32x32.mat"
+        savemat(path, {"X": pixels, "y": np.arange(1, 21)[:, None] % 10 + 1})
+        lists[part] = ["", path.name, md5(path)]
+    monkeypatch.setattr(datasets.SVHN, "split_list", {**lists, "extra": lists["test"]})
+    data = load(OwnData(name="torchvision:SVHN", root=str(tmp_path)))
+    assert np.array_equal(data.train.images.numpy(), pixels.transpose(3, 0, 1, 2))
+    assert data.train.labels[:3].tolist() == [2, 3, 4]
+    assert sorted(set(data.test.labels.tolist())) == list(range(10))
+    (tmp_path / "test_32x32.mat").write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"is damaged .*corrupted.*delete it"):
+        load(OwnData(name="torchvision:SVHN", root=str(tmp_path)))
+
+
+def test_without_a_network_torchvision_is_named_and_what_to_copy(tmp_path, monkeypatch) -> None:
+    def torn(self):
+        raise RuntimeError("Error downloading train:\nTried a mirror, got:\nno route")
+
+    monkeypatch.setattr(datasets.MNIST, "download", torn)
+    with pytest.raises(DataError) as caught:
+        load(OwnData(name="torchvision:MNIST", root=str(tmp_path)))
+    for part in ("torchvision:MNIST is not in", "no route", "torchvision.datasets.MNIST",
+                 f"copy MNIST to {tmp_path}", "shapes"):  # fmt: skip
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
