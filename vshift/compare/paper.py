@@ -23,6 +23,7 @@ from vshift.compare.fields import Fields, Row, metric
 from vshift.compare.groups import Group, describe_duplicates, differing, group_by_config
 from vshift.compare.statistics import Sample, describe
 from vshift.config import block
+from vshift.config.data import ImageFolder
 from vshift.config.identity import Scope, identity, value_differences
 from vshift.config.recalibration import ADJUST
 from vshift.config.schema import Config
@@ -274,7 +275,7 @@ def _label(found: Sequence[_Family]) -> None:
                 name += f" ({' '.join(order)})"
         # For images in a folder the folder's name, whatever they were made from.
         images = [
-            f"imagefolder {Path(data.root).name}" if data.name == "imagefolder" else data.name
+            f"imagefolder {Path(data.root).name}" if isinstance(data, ImageFolder) else data.name
         ]
         images += [f"{data.train_limit:,} train"] if data.train_limit else []
         images += [f"{data.test_limit:,} test"] if data.test_limit else []
