@@ -108,6 +108,7 @@ BASES: list[dict[str, Any]] = [
         "name": "a",
         "data": {"name": "shapes"},
         "network": {"name": "torchvision:resnet18"},
+        "norm": {"kind": "torch.nn:Identity"},
         "epochs": 9,
         "norm": {"kind": "renorm", "plain_steps": 1},
     },

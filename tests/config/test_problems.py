@@ -49,7 +49,7 @@ depth: 20
         "7:47: network.noise.position: 'before_last_bm' is not allowed; did you mean "
         f"`before_last_bn`? allowed: {POSITIONS}, a list",
         "8:14: norm.kind: 'batc' is not allowed; did you mean `batch`? allowed: batch, renorm, "
-        "layer, rms, group, none",
+        "layer, rms, group, none, file.py:object, package.module:object",
         "9:12: optimizer: 3 is not a section of keys; write for instance {name: sgd}",
         "10:1: schedule.name: missing; allowed: constant, multistep, cosine, onecycle",
         "11:24: measure.eval_epochs: 'alle' is not allowed; did you mean `all`? allowed: all, a "
@@ -99,7 +99,8 @@ depth: 20
          "default"),
         ("network.noise=[]", "network.noise: empty; give at least one"),
         ("network.noise={}", "network.noise.kind: missing; allowed: dropout, gaussian, uniform, "
-         "uout, stochastic_depth, classic_dropout, scaled_dropout, alpha_dropout, dropblock"),
+         "uout, stochastic_depth, classic_dropout, scaled_dropout, alpha_dropout, dropblock, "
+         "file.py:object, package.module:object"),
         ("network.noise.unit=pixel", "network.noise.unit: 'pixel' is not allowed; allowed: "
          "element, channel, sample"),
         ("network.noise={kind: dropblock, rate: 0.1, size: 0, position: before_bn}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from vshift.errors import ConfigError
 from vshift.networks.build import build
 from vshift.networks.norm import BatchNorm
 from vshift.networks.own import needs_contiguous
+from vshift.shift.decompose import decompose
+from vshift.shift.modes import modes, noise_modules
 
 FILE = """
 import torch
@@ -77,6 +80,21 @@ def nothing():
 
 def stops():
     raise SystemExit(3)
+
+class Noisy(nn.Module):
+    def __init__(self, sigma=0.5, known=True):
+        super().__init__()
+        self.sigma = sigma
+        if known:
+            self.variance = sigma**2
+        self.inner = Inner()
+
+    def forward(self, x):
+        return self.inner(x, self.sigma)
+
+class Inner(nn.Module):
+    def forward(self, x, sigma):
+        return x * (1 + sigma * torch.randn_like(x)) if self.training else x
 
 class Norm(nn.Module):
     def __init__(self, num_features, scale=1.0):
@@ -203,3 +221,51 @@ def test_a_timm_model_is_told_its_channels(make, tmp_path: Path) -> None:
     config = make_config(network={"name": "timm:resnet10t"})
     model = build(config, classes=7, channels=1, size=32, seed=1)
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
+
+
+# ---- norms and noise
+
+
+def test_a_norm_of_ones_own_stands_for_every_bn(make, tmp_path: Path) -> None:
+    norm = {"kind": f"{tmp_path}/parts.py:Norm", "args": {"scale": 2.0}}
+    replaced = make("Net", norm)
+    assert torch.equal(replaced.bn.scale, torch.full((4, 1, 1), 2.0))
+    config = make_config(norm=norm)
+    ours = build(config, classes=10, channels=3, size=32)
+    assert sum(type(module).__name__ == "Norm" for module in ours.modules()) == 7
+    with pytest.raises(ConfigError, match=r"parts.py:nothing returned None, not a torch.nn.Module"):
+        make("Net", {"kind": f"{tmp_path}/parts.py:nothing"})
+    grouped = make_config(norm=norm, network={"name": "mlp", "widths": [8], "block": "fc gn relu"})
+    with pytest.raises(ConfigError, match=r"gn is a group norm, and .*parts.py:Norm says nothing"):
+        build(grouped, classes=10, channels=3, size=32)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_noise_of_ones_own_is_noise(known: bool, make, tmp_path: Path) -> None:
+    """It is switched as ours is, and its shift predicted if it says its s².
+
+    The prediction must agree with what is measured, within 4 standard errors.
+    """
+    args = {"sigma": 0.6, "known": known}
+    noise = {"kind": f"{tmp_path}/parts.py:Noisy", "args": args, "before": "bn"}
+    model = make("Net", noise=noise)
+    (module,) = noise_modules(model).values()
+    images = torch.randn(64, 3, 32, 32)
+    with modes(model, noise=True, norm="running"):
+        assert module.inner.training
+        assert not torch.equal(model(images), model(images))
+    with modes(model, noise=False, norm="running"):
+        assert torch.equal(model(images), model(images))
+    parts = decompose(model, lambda: images.split(16), seed=0)["bn"]
+    assert parts.total.value > 1.1
+    if known:
+        difference = abs(parts.predicted.value - parts.local.value)
+        assert difference < 4 * (parts.predicted.error**2 + parts.local.error**2) ** 0.5
+    else:
+        assert math.isnan(parts.predicted.value)
+
+
+def test_pytorchs_own_modules_are_noise_too(make) -> None:
+    noise = {"kind": "torch.nn:Dropout2d", "args": {"p": 0.3}, "after": "conv"}
+    (module,) = noise_modules(make("Net", noise=noise)).values()
+    assert (type(module), module.p) == (nn.Dropout2d, 0.3)

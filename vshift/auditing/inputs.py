@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from vshift.auditing.evidence import fit_to_names
 from vshift.auditing.samples import AuditError
 from vshift.data import folder
-from vshift.networks.library import LIBRARIES, library_model
+from vshift.networks.by_reference import LIBRARIES, library_model
 from vshift.text import did_you_mean, list_names
 
 if TYPE_CHECKING:

@@ -6,13 +6,15 @@ to `AnyNoise`, and as a module in `networks/noise.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, Tag, ValidationError, field_validator, model_validator
 
 from vshift.config import block
-from vshift.config.section import OneOrList, Section, as_list, no_repeats
+from vshift.config.own import OwnPart, Reference
+from vshift.config.section import OneOrList, Section, as_list, no_repeats, own_or_named
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Strength = Annotated[float, Field(ge=0)]
@@ -54,7 +56,7 @@ class BaseNoise(Section):
     @model_validator(mode="after")
     def _one_strength(self) -> Self:
         given = [key for key in self.strength_keys if getattr(self, key) is not None]
-        if len(given) != 1:
+        if self.strength_keys and len(given) != 1:
             keys = " and ".join(self.strength_keys)
             raise ValueError(f"give exactly one of {keys}; {len(given)} are given")
         return self
@@ -233,7 +235,25 @@ class DropBlock(BaseNoise):
     size: int = Field(7, ge=1, le=256, description="Side of a square in pixels; 1 is dropout.")
 
 
-AnyNoise = (
+class OwnNoise(OwnPart, BaseNoise):
+    """A callable that returns an `nn.Module`.
+
+    With an attribute `variance`, its s², it promises to multiply by independent numbers of mean 1
+    in training (one for each value, or as an attribute `unit` says) and to be the identity in eval
+    mode; then the shift is predicted.
+    """
+
+    label = "noise of one’s own"
+    strength_keys: ClassVar[dict[str, str]] = {}
+    kind: Reference = Field(description="The callable; its module may offer `variance`, its s².")
+
+    @property
+    def variance(self) -> float:
+        """NaN: only its code knows."""
+        return math.nan
+
+
+NamedNoise = (
     Dropout
     | Gaussian
     | Uniform
@@ -243,10 +263,15 @@ AnyNoise = (
     | AlphaDropout
     | DropBlock
 )
-Noise = Annotated[AnyNoise, Field(discriminator="kind")]
+AnyNoise = NamedNoise | OwnNoise
+Noise = Annotated[
+    Annotated[NamedNoise, Field(discriminator="kind"), Tag("named")]
+    | Annotated[OwnNoise, Tag("own")],
+    own_or_named("kind"),
+]
 _BY_KIND: dict[Any, type[BaseNoise]] = {
     kind: section
-    for section in get_args(AnyNoise)
+    for section in get_args(NamedNoise)
     for kind in get_args(section.model_fields["kind"].annotation)
 }
 
@@ -276,7 +301,8 @@ def read_noise(entry: Mapping[str, Any]) -> BaseNoise:
     """An entry of `network.noise` as a run folder says it; what this version cannot read is left
     out."""
     kind = entry.get("kind")
-    section = _BY_KIND.get(kind, _OtherNoise) if isinstance(kind, str) else _OtherNoise
+    other = OwnNoise if ":" in str(kind) else _OtherNoise
+    section = _BY_KIND.get(kind, other) if isinstance(kind, str) else other
     known = {key: value for key, value in entry.items() if key in section.model_fields}
     try:
         return section.model_validate(known)

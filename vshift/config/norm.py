@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, Tag, ValidationInfo, field_validator
 
-from vshift.config.section import Count, CountOrZero, Section
+from vshift.config.own import OwnPart, Reference
+from vshift.config.section import Count, CountOrZero, Section, own_or_named
 
 Groups = Annotated[int, Field(ge=1)]
 _GN_GROUPS: int = Field(
@@ -130,5 +131,19 @@ class NoNorm(Section):
     )
 
 
-AnyNorm = BatchNorm | BatchRenorm | LayerNorm | RMSNorm | GroupNorm | NoNorm
-Norm = Annotated[AnyNorm, Field(discriminator="kind")]
+class OwnNorm(OwnPart):
+    """A callable that returns an `nn.Module` for a number of channels."""
+
+    kind: Reference = Field(
+        description="The callable, told the channels where its signature asks for `channels`, "
+        "`num_channels`, `num_features`, `features` or `dim`."
+    )
+
+
+NamedNorm = BatchNorm | BatchRenorm | LayerNorm | RMSNorm | GroupNorm | NoNorm
+AnyNorm = NamedNorm | OwnNorm
+Norm = Annotated[
+    Annotated[NamedNorm, Field(discriminator="kind"), Tag("named")]
+    | Annotated[OwnNorm, Tag("own")],
+    own_or_named("kind"),
+]

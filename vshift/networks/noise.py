@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 if TYPE_CHECKING:
     from vshift.config import noise as config
@@ -269,8 +270,12 @@ class DropBlock(_Dropping):
         return f"rate={self.rate:.4g}, size={self.size}"
 
 
-def make_noise(noise: config.AnyNoise) -> Noise:
-    """The module that a config's entry of `network.noise` describes."""
+def make_noise(noise: config.AnyNoise) -> nn.Module:
+    """The module that a config's entry of `network.noise` describes.
+
+    Raises:
+        ConfigError: code of one's own that returns no module.
+    """
     from vshift.config import noise as config
 
     match noise:
@@ -288,3 +293,12 @@ def make_noise(noise: config.AnyNoise) -> Noise:
             return AlphaDropout(noise.rate)
         case config.DropBlock():
             return DropBlock(noise.rate, noise.size)
+        case config.OwnNoise():
+            from vshift.networks.by_reference import own_module
+
+            module = own_module("network.noise.kind", noise)
+            if not isinstance(module, Noise | _DropoutNd):
+                own = type(module)
+                # The same object, which now says that it is noise.
+                module.__class__ = type(own.__name__, (own, Noise), {})
+            return module

@@ -281,6 +281,11 @@ def make_norm(norm: config.AnyNorm, channels: int) -> nn.Module:
             layer = LayerNorm(channels, norm.eps, norm.affine)
         case config.RMSNorm():
             layer = RMSNorm(channels, norm.eps, norm.affine)
+        case config.OwnNorm():
+            from vshift.networks.by_reference import own_module
+
+            names = ("channels", "num_channels", "num_features", "features", "dim")
+            return own_module("norm.kind", norm, **dict.fromkeys(names, channels))
         case config.GroupNorm() | config.NoNorm():
             return make_group_norm(norm, channels)
     _initialise(layer, norm)
@@ -294,8 +299,15 @@ def make_group_norm(norm: config.AnyNorm, channels: int) -> nn.Module:
     adding up (Huang et al. 2022, 2203.10778). With the kind `none` it is nothing.
 
     Raises:
-        ConfigError: the groups do not divide the channels.
+        ConfigError: the groups do not divide the channels, or a norm of one's own says no groups.
     """
+    from vshift.config import norm as config
+
+    if isinstance(norm, config.OwnNorm):
+        raise ConfigError(
+            f"network.block: gn is a group norm, and {norm.kind} says nothing of its groups; "
+            "write bn, which that norm takes the place of"
+        )
     if norm.kind == "none":
         return nn.Identity()
     key, groups = ("groups", norm.groups) if norm.kind == "group" else ("gn_groups", norm.gn_groups)

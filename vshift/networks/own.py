@@ -13,7 +13,7 @@ from vshift.config.norm import BatchNorm as BatchNormConfig
 from vshift.config.schema import Config
 from vshift.errors import ConfigError
 from vshift.networks.build import ImageShape
-from vshift.networks.library import library_model
+from vshift.networks.by_reference import describe_type, library_model, own_module
 from vshift.networks.norm import BatchNorm, make_norm
 from vshift.text import list_names
 
@@ -37,12 +37,7 @@ def own_network(
     Raises:
         ConfigError: what the callable returns is no network, or none for these images.
     """
-    model = _made(network, images, outputs)
-    if not isinstance(model, nn.Module):
-        raise ConfigError(
-            f"network.name: {network.name} returned {_kind(model)}, not a torch.nn.Module"
-        )
-    model.to("cpu")
+    model = _made(network, images, outputs).to("cpu")
     _check_outputs(model, network, images, outputs)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(f"network.name: {network.name} has no parameters to train")
@@ -51,9 +46,10 @@ def own_network(
     return model
 
 
-def _made(network: config.OwnNetwork, images: ImageShape, outputs: int) -> Any:
+def _made(network: config.OwnNetwork, images: ImageShape, outputs: int) -> nn.Module:
     if not network.is_of_library:
-        return own.call(
+        return own_module(
+            "network.name",
             network,
             **dict.fromkeys(("classes", "num_classes"), outputs),
             **dict.fromkeys(("channels", "in_channels", "in_chans"), images.channels),
@@ -66,10 +62,6 @@ def _made(network: config.OwnNetwork, images: ImageShape, outputs: int) -> Any:
         return library_model(library, name, {**sizes, **network.args})
     except ValueError as error:
         raise ConfigError(f"network.name: {error}") from error
-
-
-def _kind(value: Any) -> str:
-    return "None" if value is None else f"a value of type {type(value).__name__}"
 
 
 # ---- the forward
@@ -85,7 +77,9 @@ def _check_outputs(
     with own.running(f"{what} cannot take images {list(batch.shape)}"):
         result = _evaluated(model, batch)
     if not isinstance(result, Tensor):
-        raise ConfigError(f"{what} gives {_kind(result)} in its forward, not a tensor of outputs")
+        raise ConfigError(
+            f"{what} gives {describe_type(result)} in its forward, not a tensor of outputs"
+        )
     given, wanted = list(result.shape), [count, outputs]
     if given[:1] != [count]:
         raise ConfigError(

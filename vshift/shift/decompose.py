@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vshift.networks.noise import Multiplicative
+from vshift.networks.noise import Multiplicative, Noise
 from vshift.shift.comparison import Passes, run_passes
 from vshift.shift.noise_graph import NoiseGraph, NoisePath
 from vshift.shift.sites import bn_sites
@@ -266,6 +266,9 @@ def noise_variance(module: nn.Module) -> tuple[float, str]:
     if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d) and module.p < 1:
         unit = "element" if isinstance(module, nn.Dropout) else "channel"
         return module.p / (1 - module.p), unit
+    variance = getattr(module, "variance", None)  # one's own
+    if isinstance(module, Noise) and isinstance(variance, int | float):
+        return float(variance), getattr(module, "unit", "element")
     raise ValueError(f"{type(module).__name__} is not independent multiplicative noise of mean 1")
 
 

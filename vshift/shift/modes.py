@@ -57,7 +57,8 @@ def modes(
     buffers = [(b, b.clone()) for layer in moving for b in layer.buffers(recurse=False)]
     try:
         _set_training(model.modules(), False)
-        _set_training(noise_modules(model).values(), noise)
+        inside = (part for module in noise_modules(model).values() for part in module.modules())
+        _set_training(inside, noise)
         _set_training(norms, norm != "running")
         for layer, _ in configured:
             layer.evaluate = "running"

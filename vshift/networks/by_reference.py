@@ -1,4 +1,4 @@
-"""Models of torchvision and timm by name."""
+"""Modules by reference: models of torchvision and timm by name, and what a user's code returns."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from vshift.config import own
+from vshift.errors import ConfigError
 from vshift.text import did_you_mean
 
 LIBRARIES = ("torchvision", "timm")
@@ -42,3 +44,25 @@ def library_model(library: str, name: str, options: dict[str, Any]) -> nn.Module
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{library}:{name} cannot be built: {error}") from error
     return model
+
+
+def own_module(key: str, part: own.OwnPart, **offered: Any) -> nn.Module:
+    """The module that a part's object returns, called with its `args` and what it asks for.
+
+    Args:
+        key: that names the part in the config, for messages.
+
+    Raises:
+        ConfigError: it returns no module, or raises an exception.
+    """
+    module = own.call(part, **offered)
+    if not isinstance(module, nn.Module):
+        raise ConfigError(
+            f"{key}: {part.reference} returned {describe_type(module)}, not a torch.nn.Module"
+        )
+    return module
+
+
+def describe_type(value: Any) -> str:
+    """What a value is, in a message: `None`, `a value of type tuple`."""
+    return "None" if value is None else f"a value of type {type(value).__name__}"
