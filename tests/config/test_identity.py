@@ -107,8 +107,17 @@ BASES: list[dict[str, Any]] = [
     {
         "name": "a",
         "data": {"name": "shapes"},
-        "network": {"name": "torchvision:resnet18"},
+        "network": {
+            "name": "torchvision:resnet18",
+            "noise": {"kind": "torch.nn:Dropout2d", "before": "fc"},
+        },
         "norm": {"kind": "torch.nn:Identity"},
+        "epochs": 9,
+    },
+    {
+        "name": "a",
+        "data": {"name": "shapes"},
+        "network": {"name": "vgg"},
         "epochs": 9,
         "norm": {"kind": "renorm", "plain_steps": 1},
     },
