@@ -45,8 +45,10 @@ def test_the_gpu_trains_the_run_that_the_cpu_trains(tmp_path):
         assert gpu["train_loss"] == pytest.approx(cpu["train_loss"], rel=2e-3)
 
 
-@pytest.mark.parametrize("step", ["eager", "captured"])
-def test_resuming_inside_an_epoch_gives_the_same_bits(step, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("step", "optimizer"), [("eager", "sgd"), ("captured", "sgd"), ("captured", "adamw")]
+)
+def test_resuming_inside_an_epoch_gives_the_same_bits(step, optimizer, tmp_path, monkeypatch):
     """In PyTorch's deterministic mode: the generator of the device is put back too."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
@@ -55,6 +57,8 @@ def test_resuming_inside_an_epoch_gives_the_same_bits(step, tmp_path, monkeypatc
         config = make_config(
             hardware={"device": "cuda", "precision": "float32", "step": step},
             network={"name": "preresnet", "depth": 8, "noise": NOISE},
+            optimizer={"name": optimizer, "learning_rate": 0.01},
+            average={"kind": "ema", "decay": 0.9, "buffers": ["averaged", "precise"]},
         )
         whole, status, _ = attempt(tmp_path / "whole", config, device="cuda")
         assert status == "done"
@@ -78,11 +82,15 @@ def test_a_noisy_run_is_measured_to_the_end(tmp_path):
     assert summary["monte_carlo_spread"] > 0
 
 
-def step_of(kind, noise=None, precision="float32", train=620):
-    """A step of this kind on the GPU, 9 full batches of 64 and a last one of 44."""
+def step_of(kind, noise=None, precision="float32", train=620, optimizer="sgd"):
+    """A step of this kind on the GPU, 9 full batches of 64 and a last one of 44, with an average
+    of the weights."""
     network = {"name": "preresnet", "depth": 8, "noise": noise and {**NOISE, "kind": noise}}
     hardware = {"device": "cuda", "precision": precision}
-    config = make_config(network=network, data={**DATA, "train": train}, hardware=hardware)
+    config = make_config(
+        network=network, data={**DATA, "train": train}, hardware=hardware,
+        optimizer={"name": optimizer}, average={"kind": "ema", "decay": 0.9}, epochs=12,
+    )  # fmt: skip
     context = TrainingContext(config, 0, load(config.data, torch.device("cuda")))
     context.model.train()
     said = []
@@ -113,9 +121,13 @@ def test_every_step_trains_what_the_eager_one_trains(kind):
                 scores,
                 step.context.layer_log.compute_and_reset(),
                 running_moments(step.context.model),
+                step.context.average.state_dict(),
             )
         )
-    (eager, eager_log, eager_running), (scores, log, running) = found
+    (eager, eager_log, eager_running, eager_average), (scores, log, running, average) = found
+    assert int(average["step"]) == int(eager_average["step"]) == 20
+    for name, tensor in eager_average["model"].items():
+        torch.testing.assert_close(average["model"][name], tensor, rtol=2e-2, atol=5e-3)
     assert [score.count for score in scores] == [620, 620]
     for ours, theirs in zip(scores, eager, strict=True):
         assert ours.loss == pytest.approx(theirs.loss, rel=2e-3)
@@ -151,8 +163,9 @@ def test_every_step_has_the_noise_that_it_should(kind, noise):
 @pytest.mark.parametrize(
     ("kind", "noise"), [*(("eager", noise) for noise in NOISES), *WITH_NOISE[:2]]
 )
-def test_no_synchronisation_inside_an_epoch(kind, noise):
-    step = step_of(kind, noise, "bf16")
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_no_synchronisation_inside_an_epoch(kind, noise, optimizer):
+    step = step_of(kind, noise, "bf16", optimizer=optimizer)
     epoch(step, 0, 0.01)  # warm-up: cuDNN's search may wait
     step.context.metrics.compute_and_reset()
     with no_synchronization():

@@ -89,6 +89,7 @@ BASES: list[dict[str, Any]] = [
         "epochs": 9,
         "loss": {"name": "cross_entropy"},
         "optimizer": {"name": "adamw"},
+        "average": {"kind": "ema"},
     },
     {
         "name": "a",
@@ -96,6 +97,7 @@ BASES: list[dict[str, Any]] = [
         "network": {"name": "vgg"},
         "epochs": 9,
         "optimizer": {"name": "adam"},
+        "average": {"kind": "swa"},
     },
     {
         "name": "a",
@@ -120,6 +122,8 @@ BASES: list[dict[str, Any]] = [
         "network": {"name": "vgg"},
         "epochs": 9,
         "norm": {"kind": "renorm", "plain_steps": 1},
+        "optimizer": {"name": "torch.optim:Adam", "learning_rate": 0.1},
+        "schedule": {"name": "statistics:mean"},
     },
 ]
 # Values to try where a key's own value does not suggest another one.
@@ -128,7 +132,7 @@ OTHERS: list[Any] = [
     "float32", "cpu", "cuda", "eager", "fused", "channel", "batch", "running", "average",
     "variance", "basic", [1], [2, 4], ["swap"], ["before_last_conv"], "before_last_conv",
     "conv3x3 bn relu conv3x3 bn relu", "fc bn relu", {"network.depth": [8, 20]},
-    {"b": {"epochs": 2}}, [16, 16], 3.0, 64, "norm", [0.5, 0.5], {"eps": 0.1},
+    {"b": {"epochs": 2}}, [16, 16], 3.0, 64, "norm", [0.5, 0.5], {"eps": 0.1}, "copied",
     "0123456789abcdef", "angle",
 ]  # fmt: skip
 

@@ -33,6 +33,7 @@ network:
 epochs: 3
 schedule: {name: onecycle, peak: 0.1}
 measure: {eval_batches: 2, eval_epochs: all, explain_batches: 2}
+average: {kind: swa, start: 0.3}
 checkpoint: {minutes: 0.001}
 hardware: {device: cpu, threads: 1}
 """
@@ -43,6 +44,8 @@ network: {name: mlp, widths: [64, 64], noise: {kind: gaussian, rate: 0.3, positi
 norm: {kind: batch, momentum: null}
 epochs: 12
 measure: {eval_batches: 2, every: 2, modes: true, monte_carlo: 2}
+optimizer: {name: adamw}
+average: {kind: ema, decay: 0.9, buffers: [own, copied, averaged, precise]}
 recalibration: {methods: [swap, precise, layerwise, dropout_on, batch, mix], batches: 4}
 checkpoint: {every: 3, minutes: 0.0005, keep: 3}
 hardware: {device: cpu, precision: float32, threads: 1}

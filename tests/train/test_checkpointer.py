@@ -27,6 +27,7 @@ CONFIG = make_config(
     network={"name": "mlp", "widths": [16, 16], "noise": NOISE},
     measure={"eval_batches": 2, "eval_epochs": "all", "modes": True, "monte_carlo": 2},
     recalibration={"methods": ["swap", "precise", "layerwise", "dropout_on"], "batches": 2},
+    average={"kind": "ema", "decay": 0.9, "buffers": ["own", "copied", "averaged", "precise"]},
     epochs=3,
 )
 STEPS = 5
@@ -171,9 +172,9 @@ def test_other_checkpoint_settings_are_the_same_run(tmp_path, whole):
     assert differences(whole.path, folder.path) == []
 
 
-def interrupted_late(tmp_path):
+def interrupted_late(tmp_path, config=CONFIG):
     """A run in its third epoch, with checkpoints after epoch 2 and within epoch 3."""
-    folder, _, _ = attempt(tmp_path, steps=2 * STEPS + 2)
+    folder, _, _ = attempt(tmp_path, config, steps=2 * STEPS + 2)
     assert [p.name for p in folder.checkpoints()] == ["checkpoint.pt", "checkpoint-previous.pt"]
     return folder
 
@@ -244,16 +245,18 @@ def test_lost_rows_are_noticed(tmp_path):
         attempt(tmp_path)
 
 
-def test_a_checkpoint_of_the_first_version_is_resumed(tmp_path, whole):
-    """It holds whole epochs, and no checksum."""
-    folder = interrupted_late(tmp_path)
+def test_a_checkpoint_of_the_first_version_is_resumed(tmp_path):
+    """It holds whole epochs, no checksum and no average."""
+    config = CONFIG.model_copy(update={"average": None})
+    whole, _, _ = attempt(tmp_path / "whole", config)
+    folder = interrupted_late(tmp_path, config)
     from vshift.runs import checkpoint_file
 
     state = checkpoint_file.load(folder.path / "checkpoint-previous.pt")
     (folder.path / "checkpoint-previous.pt").unlink()
     old = {key: state[key] for key in ("epoch", "model", "optimizer")}
     torch.save({"version": 1, **old}, folder.path / "checkpoint.pt")
-    folder, status, _ = attempt(tmp_path)
+    folder, status, _ = attempt(tmp_path, config)
     assert status == "done"
     assert differences(whole.path, folder.path) == []
 
@@ -296,7 +299,8 @@ def test_the_configs_hash_does_not_know_checkpoints():
     ids=str,
 )
 def test_every_optimizer_resumes_inside_an_epoch(tmp_path, optimizer):
-    config = make_config(**{**CONFIG.model_dump(), "optimizer": optimizer})
+    average = {"kind": "swa", "start": 0.5, "every": 2}
+    config = make_config(**{**CONFIG.model_dump(), "optimizer": optimizer, "average": average})
     one, _, _ = attempt(tmp_path / "one", config)
     _, status, _ = attempt(tmp_path / "two", config, steps=STEPS + 2)
     assert status == "interrupted"

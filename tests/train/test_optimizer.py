@@ -9,7 +9,10 @@ import torch
 from torch import nn
 
 from tests.configs import make_config
+from tests.soak.harness import differences
+from tests.train.test_checkpointer import attempt
 from tests.train.test_fast_steps import context_of, equal, trained
+from vshift.config.own import with_sources
 from vshift.config.training import AdamW as AdamWConfig
 from vshift.config.training import TorchName, TorchOptimizer
 from vshift.errors import ConfigError
@@ -171,6 +174,79 @@ def test_options_that_pytorch_refuses_leave_nothing_written(tmp_path, args, reas
         train_seeds(config, tmp_path, False, Reporter(quiet=True))
     assert str(caught.value).startswith(reason)
     assert list(tmp_path.iterdir()) == []
+
+
+MINE = """
+import torch
+
+class Sign(torch.optim.Optimizer):
+    def __init__(self, params, lr, beta=0.9):
+        super().__init__(params, {"lr": lr, "beta": beta})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                mean = self.state[weight].setdefault("mean", torch.zeros_like(weight))
+                mean.lerp_(weight.grad, 1 - group["beta"])
+                weight.sub_(mean.sign(), alpha=group["lr"])
+
+def nothing(params):
+    return 3
+
+class Groupless(Sign):
+    def __init__(self, params):
+        super().__init__(params, 1.0)
+        del self.param_groups[0]["lr"]
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+
+    def section(name, **args):
+        return {"name": f"{tmp_path}/mine.py:{name}", "learning_rate": 0.01, "args": args}
+
+    return section
+
+
+def test_an_optimizer_of_ones_own_trains(mine):
+    context = context_of(network={"name": "mlp", "widths": [8]}, optimizer=mine("Sign", beta=0.5))
+    before = copy.deepcopy(context.model.state_dict())
+    step = TrainStep(context)
+    next(step.epoch(0, [0.25] * context.stream.steps))
+    # The first step is as large as the scheduled learning rate, whatever the gradient is.
+    moved = context.model.head.fc1.weight - before["head.fc1.weight"]
+    torch.testing.assert_close(moved.abs(), torch.full_like(moved, 0.25))
+    assert context.optimizer.param_groups[0]["beta"] == 0.5
+
+
+def test_an_optimizer_of_ones_own_resumes(tmp_path, mine):
+    config = make_config(network={"name": "mlp", "widths": [8]}, optimizer=mine("Sign"))
+    config = with_sources(config, str)  # as a loaded one has them
+    one, status, _ = attempt(tmp_path / "one", config)
+    assert status == "done"
+    _, status, _ = attempt(tmp_path / "two", config, steps=7)
+    assert status == "interrupted"
+    two, _, said = attempt(tmp_path / "two", config)
+    assert "step 2 of 5" in said[0]
+    assert differences(one.path, two.path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "reason"),
+    [
+        ("nothing", {}, "mine.py:nothing gave int, which has no param_groups; an optimizer has"),
+        ("Groupless", {}, "mine.py:Groupless: the param_groups of its optimizer have no `lr`"),
+        ("Sign", {"betta": 1}, "did you mean `beta`"),
+    ],
+)
+def test_what_is_no_optimizer_leaves_nothing_written(tmp_path, mine, name, args, reason):
+    config = make_config(optimizer=mine(name, **args))
+    with pytest.raises(ConfigError, match=reason):
+        train_seeds(config, tmp_path / "runs", False, Reporter(quiet=True))
+    assert not (tmp_path / "runs").exists()
 
 
 # ---- what is trained

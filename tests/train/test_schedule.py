@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from vshift.config.training import Constant, Cosine, MultiStep, OneCycle
+from vshift.config.training import Constant, Cosine, MultiStep, OneCycle, OwnSchedule
+from vshift.errors import ConfigError
 from vshift.train.schedule import learning_rates
 
 EPOCHS, STEPS, BASE = 6, 7, 0.1
@@ -105,6 +106,63 @@ def test_one_cycle_that_rises_in_one_step_starts_at_its_peak():
     rates = learning_rates(OneCycle(name="onecycle", pct_start=0.1), BASE, 1, 10)
     assert rates[0] == BASE
     assert sorted(rates, reverse=True) == rates
+
+
+MINE = """
+def halves(step, steps, every=2):
+    return 0.5 ** (step * every // steps)
+
+def by_epoch(epoch, epochs):
+    return 1 - epoch / epochs
+
+def odd(step):
+    return "high" if step else 1
+
+def fails(step):
+    return 1 / (3 - step)
+
+class Named:
+    pass
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    return lambda name, **args: OwnSchedule(name=f"{tmp_path}/mine.py:{name}", args=args)
+
+
+def test_a_schedule_of_ones_own_gives_factors(mine):
+    """The same numbers as PyTorch's LambdaLR."""
+    total = EPOCHS * STEPS
+    ours = learning_rates(mine("halves"), BASE, EPOCHS, STEPS)
+    assert ours == torch_rates(
+        lambda o: lr_scheduler.LambdaLR(o, lambda s: 0.5 ** (2 * s // total))
+    )
+    thirds = learning_rates(mine("halves", every=3), BASE, EPOCHS, STEPS)
+    assert thirds[-1] == BASE / 4
+    by_epoch = learning_rates(mine("by_epoch"), BASE, EPOCHS, STEPS)
+    assert by_epoch[::STEPS] == pytest.approx([BASE * (1 - e / EPOCHS) for e in range(EPOCHS)])
+    assert by_epoch[STEPS - 1] == BASE
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "reason"),
+    [
+        (
+            "odd",
+            {},
+            r"mine.py:odd gave 'high' at step 1; a factor of the learning",
+        ),
+        ("halves", {"evry": 3}, r"args\.evry: .*takes no 'evry'; did you mean `every`"),
+        ("Named", {"a": 1}, r"args\.a: .*Named takes no 'a'"),
+        ("fails", {}, r"mine.py:fails: ZeroDivisionError: .*\n  .*mine\.py:12, in fails"),
+        ("halfes", {}, r"mine\.py has no 'halfes'; did you mean `halves`"),
+    ],
+)
+def test_what_gives_no_factor_is_refused(mine, name, args, reason):
+    with pytest.raises(ConfigError, match=reason):
+        learning_rates(mine(name, **args), BASE, EPOCHS, STEPS)
 
 
 def test_warm_up_rises_linearly_to_the_rate_and_hands_over():

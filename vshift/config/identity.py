@@ -46,6 +46,7 @@ SCOPES = {
     "hardware.threads": Scope.ROUNDING,
     "hardware.device": Scope.EXECUTION,
     "hardware.step": Scope.EXECUTION,  # draws other noise: `Fields.training` tells them apart
+    "average": Scope.MEASUREMENT,
     "measure": Scope.MEASUREMENT,
     "recalibration": Scope.MEASUREMENT,
 }

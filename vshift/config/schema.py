@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from vshift.config.average import Average
 from vshift.config.data import Data, Shapes
 from vshift.config.loss import CrossEntropy, Loss
 from vshift.config.measure import Measure, Recalibration
@@ -87,6 +88,11 @@ class Config(Section):
     epochs: int = Field(ge=1, le=100_000, description="Passes over the training images.")
     schedule: Schedule = Field(
         Constant(name="constant"), description="The learning rate over the run, by name."
+    )
+    average: Average | None = Field(
+        None,
+        description="A running average of the weights, tested after the last epoch; the training "
+        "stays as it is.",
     )
     measure: Measure = Field(Measure(), description="What is logged of the BN layers, and when.")
     recalibration: Recalibration = Field(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, Tag, ValidationInfo, field_validator
 
-from vshift.config.section import Epochs, Fraction, Positive, Section
+from vshift.config.own import OwnPart, Reference
+from vshift.config.section import Epochs, Fraction, Positive, Section, own_or_named
 
 
 class _Optimizer(Section):
@@ -92,8 +93,20 @@ class TorchOptimizer(_Optimizer):
         return args
 
 
-AnyOptimizer = SGD | AdamW | TorchOptimizer
-Optimizer = Annotated[AnyOptimizer, Field(discriminator="name")]
+class OwnOptimizer(OwnPart, _Optimizer):
+    """Built as `torch.optim.Optimizer` is: called with `params` and, if asked for, `lr`."""
+
+    name: Reference = Field(description="A class or function of one's own that gives an optimizer.")
+    learning_rate: float = Field(gt=0, description="Where schedules start.")
+
+
+NamedOptimizer = SGD | AdamW | TorchOptimizer
+AnyOptimizer = NamedOptimizer | OwnOptimizer
+Optimizer = Annotated[
+    Annotated[NamedOptimizer, Field(discriminator="name"), Tag("named")]
+    | Annotated[OwnOptimizer, Tag("own")],
+    own_or_named("name"),
+]
 
 
 class Warmup(Section):
@@ -141,4 +154,19 @@ class OneCycle(Section):
     final_div_factor: float = Field(1e4, ge=1, description="The first learning rate / the last.")
 
 
-Schedule = Annotated[Constant | MultiStep | Cosine | OneCycle, Field(discriminator="name")]
+class OwnSchedule(OwnPart):
+    """Called for each step with those of `step` (from 0), `steps`, `epoch` (from 0) and `epochs`
+    that it asks for."""
+
+    name: Reference = Field(
+        description="A function of one's own that gives the factor of the learning rate."
+    )
+
+
+NamedSchedule = Constant | MultiStep | Cosine | OneCycle
+AnySchedule = NamedSchedule | OwnSchedule
+Schedule = Annotated[
+    Annotated[NamedSchedule, Field(discriminator="name"), Tag("named")]
+    | Annotated[OwnSchedule, Tag("own")],
+    own_or_named("name"),
+]

@@ -277,7 +277,8 @@ def _monte_carlo(method: str, how: str) -> Iterator[Column]:
 
 
 # summary.json is one flat object. Further keys name a recalibration method or a mode:
-# test_accuracy_<method>, test_nll_<method>, test_recovered_<method>, and what `measure.modes` asks.
+# test_accuracy_<method>, test_nll_<method>, test_recovered_<method>, …_average_<buffers>, and what
+# `measure.modes` asks.
 SUMMARY_COLUMNS = {
     column.key: column
     for column in (
@@ -296,6 +297,16 @@ SUMMARY_COLUMNS = {
         Column("test_rmse_recalibrated", "test RMSE after the same",
                "RMSE after\nrecalibration", "", 4, 7),
         Column("recalibration", "the first of `recalibration.methods`", "", is_text=True),
+        Column("test_error_average",
+               "test error of the averaged network with the first of `average.buffers`",
+               "average", "%", 2, 7),
+        Column("test_accuracy_average", "test accuracy of the same", "", "%", 2),
+        Column("test_loss_average", "test loss of the same", "", "nats", 4),
+        Column("test_error_recalibrated_average",
+               "test error of the same after the first of `recalibration.methods`", "", "%", 2),
+        Column("shift_ratio_mean_average", "mean over BN layers of its `shift_ratio`", "", "", 3),
+        Column("shift_ratio_max_average", "largest of the same", "", "", 3),
+        Column("average_buffers", "the first of `average.buffers`", "", is_text=True),
         Column("validation_error", "validation error of the last epoch",
                "validation\nerror %", "%", 2, 6),
         Column("validation_accuracy", "validation accuracy of the last epoch", "", "%", 2),

@@ -2,8 +2,8 @@
 
 The order of the images, crops, flips and the weights' first values derive from (seed, epoch,
 purpose), so that resuming means to skip the batches that were trained on. What does not derive is
-in the checkpoint: weights, buffers, the optimizer's state, and within an epoch the sums of the
-epoch so far and the generators that noise is drawn from.
+in the checkpoint: weights, buffers, the optimizer's state, the weights' average, and within an
+epoch the sums of the epoch so far and the generators that noise is drawn from.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class Checkpointer:
         """Write a checkpoint of the present progress."""
         self.folder.pulse(at_once=True)
         inside = self._inside if self.step in (0, self.steps) else self._epoch_state()
+        average = self.context.average
         self.folder.save_checkpoint(
             {
                 "version": checkpoint_file.VERSION,
@@ -93,6 +94,7 @@ class Checkpointer:
                 "step": self.step,
                 "model": self.context.model.state_dict(),
                 "optimizer": self.context.optimizer.state_dict(),
+                "average": None if average is None else average.state_dict(),
                 "inside": inside,
             },
             self.settings.keep,
@@ -191,6 +193,8 @@ class Checkpointer:
                 raise ValueError("the sums of its epoch are missing")
             context.model.load_state_dict(state["model"])
             context.optimizer.load_state_dict(state["optimizer"])
+            if context.average is not None:
+                context.average.load_state_dict(state["average"])
             if inside is not None:
                 context.metrics.load_state_dict(inside["tally"])
                 if context.layer_log is not None:

@@ -23,8 +23,10 @@ from vshift.shift.noise_graph import noise_in_front
 from vshift.shift.sites import Site, bn_sites, find_sites
 from vshift.shift.stats import TrainingLog, batch_norms
 from vshift.text import pluralize
+from vshift.train.average import WeightAverage, shares
 from vshift.train.objective import MetricAccumulator, make_objective
 from vshift.train.optimizer import Optimizer, make_optimizer
+from vshift.train.schedule import learning_rates
 
 MAX_STEPS = 10**8  # per run; each has its learning rate in a list
 
@@ -91,6 +93,8 @@ class TrainingContext:
     Attributes:
         model: with the seed's initial weights, on the images' device.
         stream: the augmented training batches.
+        rates: the learning rate of every step of the run.
+        average: of the weights over the steps; None if not wanted.
         metrics: of the training batches of the present epoch.
         layer_log: every site's statistics of the same batches; None if not wanted.
     """
@@ -108,6 +112,13 @@ class TrainingContext:
         self.model = model.to(self.device)
         self.stream = train_stream(images, config.data.batch_size, config.data.augment)
         self.optimizer: Optimizer = make_optimizer(self.model, config.optimizer)
+        base, steps = config.optimizer.learning_rate, self.stream.steps
+        self.rates = learning_rates(config.schedule, base, config.epochs, steps)
+        self.average = (
+            WeightAverage(self.model, shares(config.average, len(self.rates), steps))
+            if config.average
+            else None
+        )
         self.objective = make_objective(config, images)
         self.metrics = MetricAccumulator(self.device, images.target_std)
         self.layer_log = TrainingLog(self.model, self.sites) if config.measure.every else None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vshift.config.measure import Recalibration
+from vshift.config.recalibration import Estimating
 from vshift.config.schema import Config
 from vshift.runs import RunFolder
 from vshift.runs.schema import (
@@ -281,10 +282,7 @@ def recalibrations(
     """
     if not context.bn_layers:
         return [], {}
-    epoch, part = context.config.epochs, context.images.train
-    batches = (
-        context.augmented(epoch, how.batches) if how.augment else context.plain(part, how.batches)
-    )
+    epoch = context.config.epochs
     rows: list[Row] = []
     states: dict[str, BNState] = {}
     for method in how.methods:
@@ -295,17 +293,8 @@ def recalibrations(
                     scores = evaluate(context, context.plain(context.images.test)())
                 tested: Row = {**scores.columns("test_{}"), "own": weight}
             else:
-                torch.manual_seed(derive_seed(context.seed, epoch, "recalibration noise"))
                 try:
-                    with context.autocast():
-                        states[method] = estimate_statistics(
-                            context.model,
-                            _images(batches),
-                            method,
-                            moments=how.moments,
-                            estimator=how.estimator,
-                            at_once=method == "layerwise",
-                        )
+                    states[method] = _estimated(context, how, method)
                     load_bn_state(context.model, states[method])
                     tested = test_scores(context) | _mean_ratios(context, epoch)
                 except NotFiniteError as error:
@@ -314,6 +303,24 @@ def recalibrations(
         options = how.model_dump(exclude={"methods", "batch_weight"}) | {"own": how.batch_weight}
         rows.append({"method": method, **options, **tested})
     return rows, states
+
+
+def _estimated(context: TrainingContext, how: Recalibration, method: Estimating) -> BNState:
+    """New BN statistics by a method; NotFiniteError where it finds none."""
+    epoch, part = context.config.epochs, context.images.train
+    batches = (
+        context.augmented(epoch, how.batches) if how.augment else context.plain(part, how.batches)
+    )
+    torch.manual_seed(derive_seed(context.seed, epoch, "recalibration noise"))
+    with context.autocast():
+        return estimate_statistics(
+            context.model,
+            _images(batches),
+            method,
+            moments=how.moments,
+            estimator=how.estimator,
+            at_once=method == "layerwise",
+        )
 
 
 def _mean_ratios(context: TrainingContext, epoch: int) -> Row:
@@ -331,6 +338,39 @@ def _mean_ratios(context: TrainingContext, epoch: int) -> Row:
 def _scored(context: TrainingContext, batches: Batches) -> Row:
     scores = evaluate(context, batches())
     return {**scores.columns(), "count": scores.metrics.count}
+
+
+# How the words of `average.buffers` that nothing holds yet are estimated.
+_ESTIMATED: dict[str, Estimating] = {"own": "dropout_on", "precise": "precise"}
+
+
+def average_summary(context: TrainingContext) -> Row:
+    """Scores and shift ratios of the averaged network, with each of its `buffers`.
+
+    Keys end in `_average_<word>`, those of the first word also in `_average`. `…_recalibrated…` is
+    after the first of `recalibration.methods`.
+    """
+    average, how = context.config.average, context.config.recalibration
+    if average is None or context.average is None:
+        return {}
+    first = how.model_copy(update={"methods": how.methods[:1]})
+    summary: Row = {"average_buffers": average.words[0]}
+    for word in average.words:
+        model = context.model
+        with restoring_state(model), context.average.applied(buffers=word == "averaged"):
+            try:
+                if word in _ESTIMATED and context.bn_layers:
+                    load_bn_state(model, _estimated(context, how, _ESTIMATED[word]))
+                scores = with_errors(test_scores(context))
+                scores |= _mean_ratios(context, context.config.epochs)
+            except NotFiniteError:
+                scores = with_errors(_NO_SCORES)
+            for row in recalibrations(context, first)[0]:
+                scores["test_error_recalibrated"] = error_of(row["test_accuracy"])
+        summary |= {f"{key}_average_{word}": value for key, value in scores.items()}
+        if word == average.words[0]:
+            summary |= {f"{key}_average": value for key, value in scores.items()}
+    return summary
 
 
 def mode_rows(context: TrainingContext, states: dict[str, BNState]) -> list[Row]:
@@ -444,6 +484,7 @@ def evaluate_final_model(
         summary["test_loss_recalibrated"] = rows[0]["test_loss"]
         if "test_rmse" in final:
             summary["test_rmse_recalibrated"] = rows[0].get("test_rmse")
+    summary |= average_summary(context)
     if config.network.name == "autoencoder":
         summary |= code_scores(context)
     if config.measure.modes:

@@ -261,6 +261,7 @@ class CapturedStep(CompiledStep):
         tensors = [*context.model.parameters(), *context.model.buffers()]
         tensors += [*self._optimizer.tensors(), *context.metrics.tensors()]
         tensors += [] if context.layer_log is None else context.layer_log.tensors()
+        tensors += [] if context.average is None else context.average.tensors()
         tensors += [self._first, self._now, self._rate]
         self._random = torch.cuda.get_rng_state() if self._rate.is_cuda else None
         return [(tensor, tensor.detach().clone()) for tensor in tensors]

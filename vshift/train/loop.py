@@ -15,7 +15,6 @@ from vshift.train.checkpointer import Checkpointer
 from vshift.train.context import TrainingContext, derive_seed
 from vshift.train.evaluate import evaluate_final_model, measure_layers, test_scores
 from vshift.train.progress import Reporter
-from vshift.train.schedule import learning_rates
 
 
 class TrainStep:
@@ -72,6 +71,8 @@ class TrainStep:
         loss, score = context.objective(output.float(), images, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         context.optimizer.step()
+        if context.average is not None:
+            context.average.update()
         # Sums on the device; nothing waits for it here.
         context.metrics.add(loss, score, images.shape[:-3].numel())
         if context.layer_log is not None:
@@ -93,9 +94,7 @@ def train(
     Returns:
         `done` or `diverged`.
     """
-    config, steps = context.config, context.stream.steps
-    base_rate = config.optimizer.learning_rate
-    rates = learning_rates(config.schedule, base_rate, config.epochs, steps)
+    config, steps, rates = context.config, context.stream.steps, context.rates
     label = f"{config.name} seed {context.seed}"
     reporter.start(label, checkpointer.epoch, config.epochs, steps)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
+from vshift.config import own
 from vshift.config import training as config
 from vshift.errors import ConfigError
 from vshift.networks.norm import NORMS
@@ -150,7 +151,8 @@ def make_optimizer(model: nn.Module, config_: config.AnyOptimizer) -> Optimizer:
     """The optimizer of a model's weights; with `train: norm` the others are frozen.
 
     Raises:
-        ConfigError: nothing to train, or options that PyTorch's class does not take.
+        ConfigError: nothing to train, options that PyTorch's class does not take, or an optimizer
+            of one's own that fails or is none.
     """
     if config_.train == "norm":
         _freeze_all_but_norms(model)
@@ -184,6 +186,8 @@ def make_optimizer(model: nn.Module, config_: config.AnyOptimizer) -> Optimizer:
             )
         case config.TorchOptimizer():
             return _torch_optimizer(weights, config_)
+        case config.OwnOptimizer():
+            return _own_optimizer(weights, config_)
 
 
 def _freeze_all_but_norms(model: nn.Module) -> None:
@@ -219,4 +223,21 @@ def _torch_optimizer(
         optimizer: torch.optim.Optimizer = kind(weights, lr=config_.learning_rate, **config_.args)
     except (TypeError, ValueError, LookupError, RuntimeError) as error:
         raise ConfigError(f"optimizer.args: torch.optim.{kind.__name__} says: {error}") from None
+    return optimizer
+
+
+def _own_optimizer(weights: list[nn.Parameter], part: config.OwnOptimizer) -> Optimizer:
+    rate = part.learning_rate
+    optimizer: Optimizer = own.call(part, params=weights, lr=rate, learning_rate=rate)
+    needed = ("param_groups", "zero_grad", "step", "state_dict", "load_state_dict")
+    lacking = [name for name in needed if not hasattr(optimizer, name)]
+    if lacking:
+        raise ConfigError(
+            f"{part.reference} gave {type(optimizer).__name__}, which has no "
+            f"{lacking[0]}; an optimizer has what torch.optim.Optimizer has: {', '.join(needed)}"
+        )
+    if not all("lr" in group for group in optimizer.param_groups):
+        raise ConfigError(
+            f"{part.reference}: the param_groups of its optimizer have no `lr`, which schedules set"
+        )
     return optimizer

@@ -15,12 +15,10 @@ from vshift.errors import Damaged, Interrupted, RunError, RunLost, Stopped, Trai
 from vshift.runs import RunFolder, next_action, number, prepare, run_path
 from vshift.text import pluralize
 from vshift.train.checkpointer import Checkpointer
-from vshift.train.context import TrainingContext, build_model
+from vshift.train.context import TrainingContext
 from vshift.train.device import choose_device, configure, device_name
 from vshift.train.fast_steps import make_train_step, works_on
 from vshift.train.loop import train
-from vshift.train.objective import make_objective
-from vshift.train.optimizer import make_optimizer
 from vshift.train.progress import Reporter
 from vshift.train.signals import NO_STOP, StopSignal, catch_stop_signals
 
@@ -50,8 +48,7 @@ def train_seeds(config: Config, runs_dir: Path, fresh: bool, reporter: Reporter)
         device = choose_device(config.hardware.device)
         configure(config.hardware, device)
         images = load(config.data, device)
-        make_objective(config, images)
-        make_optimizer(build_model(config, images, waiting[0]), config.optimizer)
+        TrainingContext(config, waiting[0], images)  # says what is wrong before anything is written
     with catch_stop_signals("" if reporter.quiet else _STOPPING) as stop:
         for seed in waiting:
             if stop.requested:

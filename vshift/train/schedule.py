@@ -1,15 +1,17 @@
-"""Learning rates as closed forms of the step: nothing to save, nothing to resume."""
+"""Learning rates as functions of the step: nothing to save, nothing to resume."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
-from vshift.config.training import Constant, Cosine, MultiStep, OneCycle
+from vshift.config import own
+from vshift.config.training import AnySchedule, Cosine, MultiStep, OneCycle, OwnSchedule
+from vshift.errors import ConfigError
+from vshift.text import show_value
 
 
-def learning_rates(
-    schedule: Constant | MultiStep | Cosine | OneCycle, base: float, epochs: int, steps: int
-) -> list[float]:
+def learning_rates(schedule: AnySchedule, base: float, epochs: int, steps: int) -> list[float]:
     """The learning rate of every step of a run.
 
     Args:
@@ -18,8 +20,13 @@ def learning_rates(
 
     Returns:
         `epochs * steps` numbers.
+
+    Raises:
+        ConfigError: a function of one's own that fails, or gives no factor.
     """
     total = epochs * steps
+    if isinstance(schedule, OwnSchedule):
+        return [base * factor for factor in _own_factors(schedule, epochs, steps)]
     if isinstance(schedule, OneCycle):
         return [_one_cycle(schedule, base, step, total) for step in range(total)]
     # A whole number of steps, so that the last of them has the learning rate itself and none more.
@@ -50,3 +57,20 @@ def _one_cycle(schedule: OneCycle, base: float, step: int, total: int) -> float:
 
 def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+
+
+def _own_factors(schedule: OwnSchedule, epochs: int, steps: int) -> Iterator[float]:
+    function = own.import_object(schedule)
+    offered = {"step": 0, "steps": epochs * steps, "epoch": 0, "epochs": epochs}
+    given = own.arguments(function, schedule, offered)
+    for step in range(epochs * steps):
+        moving = {"step": step, "epoch": step // steps}
+        now = {key: moving.get(key, value) for key, value in given.items()}
+        with own.running(schedule.reference):
+            factor = function(**{**now, **schedule.args})
+        if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
+            raise ConfigError(
+                f"{schedule.reference} gave {show_value(factor)} at step {step}; a factor of the "
+                "learning rate is a number, 0 or more"
+            )
+        yield factor
