@@ -314,6 +314,9 @@ def test_layouts_strengths_and_variances() -> None:
     assert of(pattern) == Noise("before layer*.bn2", "0.5", 1.0)
     several = {**dropout(0.5), "before": None, "after": ["conv1", "relu"]}
     assert of(several).layout == "before_last_bn and after conv1 and after relu"
+    early = {**dropout(0.5), "until": 0.3, "over_depth": "linear"}
+    layout = "before_last_bn, growing linearly over the blocks, until 0.3 of the run"
+    assert of(early) == Noise(layout, "0.5", 1.0)
     block = {"network": {"block": "bn noise", "noise": {"kind": "dropout", "rate": 0.5}}}
     assert noise_of(block).layout == "in `bn noise`"
     for odd in ({}, {"network": 3}, {"network": {"noise": ["x", 4]}}):

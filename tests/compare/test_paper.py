@@ -225,11 +225,12 @@ def test_noise_that_is_not_a_views_is_named(tmp_path: Path) -> None:
     add(tmp_path, "a", paper_config(noise=noise()))
     add(tmp_path, "two", paper_config(noise=[noise(), noise(0.1, "after_bn")]))
     add(tmp_path, "channel", paper_config(noise={**noise(), "unit": "channel"}))
+    add(tmp_path, "early", paper_config(noise={**noise(), "until": 0.3}))
     add(tmp_path, "everywhere", paper_config(noise=noise(0.5, "before_bn")))
     add(tmp_path, "gaussian", paper_config(noise={**noise(), "kind": "gaussian"}))
     sheet = view(tmp_path, "figure4")
     (note,) = sheet.notes
-    assert note.endswith("having other noise or places: channel, everywhere, gaussian, two")
+    assert note.endswith("having other noise or places: channel, early, everywhere, gaussian, two")
     assert {name for record in records(sheet) for name in record["names"]} == {"a"}
 
 

@@ -133,7 +133,7 @@ OTHERS: list[Any] = [
     "variance", "basic", [1], [2, 4], ["swap"], ["before_last_conv"], "before_last_conv",
     "conv3x3 bn relu conv3x3 bn relu", "fc bn relu", {"network.depth": [8, 20]},
     {"b": {"epochs": 2}}, [16, 16], 3.0, 64, "norm", [0.5, 0.5], {"eps": 0.1}, "copied",
-    "0123456789abcdef", "angle",
+    "0123456789abcdef", "angle", "linear",
 ]  # fmt: skip
 
 

@@ -110,7 +110,8 @@ depth: 20
          "paper's 1 − p)"),
         ("network.noise={kind: stochastic_depth, rate: 0.1, unit: channel, position: before_bn}",
          "network.noise.unit: unknown key of stochastic_depth; it is a key of dropout, gaussian, "
-         "uniform, uout; allowed here: after, before, kind, position, rate"),
+         "uniform, uout; allowed here: after, before, from, kind, over_depth, position, rate, "
+         "until"),
         ("norm.ghost=0", "norm.ghost: 0 is not allowed; must be at least 1 (images of a group)"),
         ("norm.eval_statistics=test", "norm.eval_statistics: 'test' is not allowed; "
          "allowed: running, batch"),
@@ -264,3 +265,13 @@ def test_what_happens_within_a_run_needs_an_epoch(write, refused) -> None:
         "good.yaml:6:9: epochs: norm.freeze_after 3 leaves no epoch to train with frozen "
         "statistics, of 3 epochs"
     ]
+    (line,) = refused(load, "good.yaml", ["network.noise.until=0.1"])
+    assert line.endswith("network.noise: until 0.1 of the run is no whole epoch, of 3 epochs")
+    (line,) = refused(load, "good.yaml", ["network.noise.from=0.5", "network.noise.until=0.5"])
+    assert line.endswith("network.noise: from 0.5 is not before until 0.5")
+    one = "{name: mlp, widths: [8], noise: {kind: dropout, rate: 0.5, position: before_bn, "
+    (line,) = refused(load, "good.yaml", [f"network={one}over_depth: linear}}}}"])
+    assert line.endswith(
+        "network: noise.over_depth: linear begins with no noise in the first block, and there is "
+        "only one; leave it out"
+    )

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.configs import make_config
+from vshift.errors import ConfigError
 from vshift.networks.build import build
 from vshift.networks.noise import (
     AlphaDropout,
@@ -447,3 +448,74 @@ def test_impossible_arguments_are_refused(rate):
         DropBlock(0.5, 0)
     with pytest.raises(ValueError, match="one of sample, channel, element, not 'pixel'"):
         Dropout(1.0, "pixel")
+
+
+STRENGTHS = [("dropout", "rate"), ("gaussian", "sigma"), ("uniform", "beta"),
+             ("stochastic_depth", "rate"), ("dropblock", "rate"), ("classic_dropout", "rate"),
+             ("gaussian", "rate")]  # fmt: skip
+FAMILIES = [
+    ({"name": "preresnet", "depth": 20}, 9),
+    ({"name": "preresnet", "depth": 29, "bottleneck": True}, 9),
+    ({"name": "resnet", "depth": 14}, 6),
+    ({"name": "resnet", "depth": 18}, 8),
+    ({"name": "resnet", "depth": 34}, 16),
+    ({"name": "wrn", "depth": 16, "width": 1}, 6),
+    ({"name": "resnext", "depth": 20, "cardinality": 2, "base_width": 4}, 6),
+    ({"name": "densenet", "depth": 22, "growth_rate": 4}, 9),
+    ({"name": "densenet", "depth": 13, "growth_rate": 4, "bottleneck": False}, 9),
+    ({"name": "vgg", "depth": 13, "width": 0.125}, 10),
+    ({"name": "mlp", "widths": [8, 8, 8]}, 3),
+]
+
+
+def built(noise, network, epochs=10):
+    config = make_config(network={**network, "noise": noise}, epochs=epochs)
+    model = build(config, classes=10, channels=3, size=32, seed=0)
+    return [module for module in model.modules() if isinstance(module, Noise)]
+
+
+@pytest.mark.parametrize(("network", "blocks"), FAMILIES, ids=str)
+def test_a_rate_that_grows_over_the_blocks_is_timms_rule(network, blocks):
+    """`torch.linspace(0, drop_path_rate, depth)`, and twice the same in a block with two places."""
+    noise = {"kind": "dropout", "rate": 0.4, "position": ["before_bn", "before_classifier"],
+             "over_depth": "linear"}  # fmt: skip
+    rates = [module.rate for module in built(noise, network)]
+    wanted = torch.linspace(0, 0.4, blocks).tolist()
+    each = (len(rates) - 1) // blocks
+    assert rates == pytest.approx([rate for rate in wanted for _ in range(each)] + [0.4], abs=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "key"), STRENGTHS)
+def test_every_kind_grows_in_its_own_strength(kind, key):
+    noise = {"kind": kind, key: 0.4, "position": "before_last_bn"}
+    linear = built({**noise, "over_depth": "linear"}, FAMILIES[0][0])
+    values = [0.4 * i / 8 for i in range(9)]
+    constant = [built({**noise, key: value}, FAMILIES[0][0])[0] for value in values]
+    assert [repr(module) for module in linear] == [repr(module) for module in constant]
+
+
+def test_noise_at_patterns_grows_from_the_first_module_to_the_last():
+    noise = {"kind": "dropout", "rate": 0.4, "before": ["stage?.block1.branch.bn2", "head.fc1"],
+             "over_depth": "linear"}  # fmt: skip
+    rates = [module.rate for module in built(noise, {"name": "preresnet", "depth": 8})]
+    assert rates == pytest.approx([0, 0.4 / 3, 0.8 / 3, 0.4])
+    with pytest.raises(ConfigError, match=r"over_depth: linear begins with no noise at the first "
+                       r"module, and head\.fc1 is the only one"):  # fmt: skip
+        built({**noise, "before": "head.fc1"}, {"name": "preresnet", "depth": 8})
+
+
+@pytest.mark.parametrize("kind", ["dropout", "classic_dropout", "alpha_dropout", "dropblock"])
+@pytest.mark.parametrize(("span", "epochs"), [({}, range(1, 11)), ({"until": 0.3}, range(1, 4)),
+    ({"from": 0.5}, range(6, 11)), ({"from": 0.24, "until": 0.26}, range(3, 4))])  # fmt: skip
+def test_noise_of_a_part_of_the_run_is_the_identity_elsewhere(kind, span, epochs):
+    noise = {"kind": kind, "rate": 0.5, "position": "before_last_bn", **span}
+    module = built(noise, {"name": "preresnet", "depth": 8})[0]
+    assert repr(module).endswith("epochs 1 to 3)") == (span == {"until": 0.3})
+    x = torch.randn(4, 16, 8, 8)
+    for epoch in range(1, 11):
+        before = module.active
+        assert module.enter_epoch(epoch) == (before != (epoch in epochs))
+        for training in (True, False):
+            module.train(training)
+            changes = not torch.equal(module(x), x)
+            assert changes == (epoch in epochs and (training or kind == "classic_dropout"))

@@ -269,3 +269,20 @@ def test_pytorchs_own_modules_are_noise_too(make) -> None:
     noise = {"kind": "torch.nn:Dropout2d", "args": {"p": 0.3}, "after": "conv"}
     (module,) = noise_modules(make("Net", noise=noise)).values()
     assert (type(module), module.p) == (nn.Dropout2d, 0.3)
+
+
+@pytest.mark.parametrize("kind", ["{}/parts.py:Noisy", "torch.nn:Dropout"])
+def test_noise_of_ones_own_acts_in_a_part_of_the_run(kind: str, make, tmp_path: Path) -> None:
+    args = {"p": 0.5} if "torch" in kind else {"sigma": 0.6, "known": True}
+    noise = {"kind": kind.format(tmp_path), "args": args, "before": "bn", "from": 0.5}
+    model = make("Net", noise=noise)  # of 2 epochs
+    (module,) = noise_modules(model).values()
+    images = torch.randn(64, 3, 32, 32)
+    for epoch, acts in ((1, False), (2, True)):
+        module.enter_epoch(epoch)
+        assert torch.equal(module.train()(images), images) == (not acts)
+        parts = decompose(model, lambda: images.split(16), seed=0)["bn"]
+        assert (parts.predicted.value > 1.1) == acts
+        assert (parts.local.value > 1.1) == acts
+    with pytest.raises(ValueError, match="over_depth: only its own code knows how strong it is"):
+        make("Net", noise={**noise, "over_depth": "linear"})

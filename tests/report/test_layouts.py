@@ -50,6 +50,11 @@ def of(noise: Any, name: str = "preresnet", **network: Any) -> str:
         ({"kind": "dropout", "rate": 0.3, "before": ["a.bn", "b.bn"], "after": "conv\x1b1"},
          "dropout at rate 0.3 right before each module a.bn, right before each module b.bn and "
          "right after each module conv\\x1b1"),
+        ({**dropout(0.3), "until": 0.3},
+         f"dropout at rate 0.3 {DROPOUT_A}, until 0.3 of the run"),
+        ({**dropout(0.3), "over_depth": "linear", "from": 0.2, "until": 0.6},
+         f"dropout at rate 0.3 {DROPOUT_A}, growing linearly over the blocks, from 0.2 until 0.6 "
+         "of the run"),
         ({"kind": "dropout", "rate": 0.3, "position": "between_blocks"},
          "dropout at rate 0.3 at between_blocks"),
     ],

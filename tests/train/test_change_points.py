@@ -1,4 +1,5 @@
-"""What changes within a run (frozen BN, batch renorm's limits): every step, resumed or not."""
+"""What changes within a run (frozen BN, batch renorm's limits, noise of a part of the run): every
+step, resumed or not."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from tests.train.test_checkpointer import attempt
 from tests.train.test_fast_steps import context_of, equal
 from vshift.data import load
 from vshift.errors import ConfigError
+from vshift.networks.noise import Noise
 from vshift.networks.norm import BatchNorm
 from vshift.shift.modes import modes
 from vshift.train.context import TrainingContext, build_model, derive_seed
@@ -22,10 +24,13 @@ from vshift.train.recalibrate import open_run, recalibrate_run
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_bn"}
+MLP = {"name": "mlp", "widths": [16, 16]}
 RENORM = {"kind": "renorm", "plain_steps": 3, "rmax_steps": 12, "dmax_steps": 8, "momentum": 0.2}
 ARMS = {
     "frozen": {"norm": {"kind": "batch", "freeze_after": 2}},
     "renorm": {"norm": RENORM},
+    "early noise": {"network": {**MLP, "noise": {**NOISE, "until": 0.67, "over_depth": "linear"}}},
+    "late noise": {"network": {**MLP, "noise": {**NOISE, "from": 0.67}}},
 }
 STEPS = 5
 
@@ -34,7 +39,7 @@ def config_of(arm, step="auto"):
     return make_config(
         **{
             "data": {"name": "shapes", "train": 100, "test": 20, "batch_size": 20},
-            "network": {"name": "mlp", "widths": [16, 16], "noise": NOISE},
+            "network": {**MLP, "noise": NOISE},
             "measure": {"eval_batches": 2, "eval_epochs": "all", "modes": True, "monte_carlo": 2},
             "recalibration": {"methods": ["precise", "dropout_on"], "batches": 2},
             "hardware": {"device": "cpu", "precision": "float32", "threads": 1, "step": step},
@@ -79,13 +84,17 @@ def test_a_captured_step_is_the_eager_one_over_the_change(monkeypatch, arm):
     step = CapturedStep(context, compile=False)
     made = []
 
+    def present():
+        modules = list(context.model.modules())
+        frozen = [m.frozen for m in modules if isinstance(m, BatchNorm)]
+        return frozen + [m.active for m in modules if isinstance(m, Noise)]
+
     def captured(sizes):
-        state = [bool(m.frozen) for m in context.model.modules() if isinstance(m, BatchNorm)]
+        state = present()
         made.append(state)
 
         def replay():
-            now = [bool(m.frozen) for m in context.model.modules() if isinstance(m, BatchNorm)]
-            assert now == state, "a graph captured before the change"
+            assert present() == state, "a graph captured before the change"
             for size in sizes:
                 CapturedStep.advance(step, size)
 
@@ -99,7 +108,7 @@ def test_a_captured_step_is_the_eager_one_over_the_change(monkeypatch, arm):
     scores, weights = trained(step)
     assert scores == reference[0]
     equal(reference[1], weights)
-    assert len({str(state) for state in made}) == (2 if arm == "frozen" else 1)
+    assert len({str(state) for state in made}) == (1 if arm == "renorm" else 2)
 
 
 def test_frozen_epochs_move_no_running_statistics_and_log_the_batches(tmp_path):
@@ -124,9 +133,27 @@ def test_a_finished_run_is_opened_in_the_state_of_its_last_epoch(tmp_path, arm):
     assert folder.modes() == before
     model = open_run(folder.path).model
     assert model.layer1.bn1.frozen == (arm == "frozen")
+    assert model.layer1.noise1.active == (arm != "early noise")
 
 
-@pytest.mark.parametrize("arm", ARMS)
+def test_ratios_and_predictions_are_of_the_noise_of_their_epoch(tmp_path):
+    folder, _, _ = attempt(tmp_path, config_of("late noise"))
+    for row in folder.layers():
+        ratios = [row["local_ratio"], row["predicted_ratio"]]
+        assert row["noise_before"]
+        assert (min(ratios) > 1.2) if row["epoch"] == 3 else (ratios == [1, 1])
+    modes = {(row["data"], row["noise"], row["statistics"]): row for row in folder.modes()}
+    early, _, _ = attempt(tmp_path / "early", config_of("early noise"))
+    for (data, noise, statistics), row in modes.items():
+        other = modes[data, "off" if noise == "on" else "on", statistics]
+        assert row["loss"] != other["loss"]
+    for row in early.modes():  # its noise ended before the last epoch
+        (other,) = [one for one in early.modes() if {**one, "noise": ""} == {**row, "noise": ""}
+                    and one["noise"] != row["noise"]]  # fmt: skip
+        assert other["loss"] == row["loss"]
+
+
+@pytest.mark.parametrize("arm", ["frozen", "renorm"])
 def test_batch_mode_is_the_batch_and_training_mode_what_training_does(arm):
     context = context_of(**config_of(arm).model_dump(exclude={"name"}))
     trained(TrainStep(context))

@@ -92,7 +92,7 @@ class Group:
             place = [named or (f"in `{block}`" if block else "somewhere")]
             place += [str(entry.get("kind"))] if entry.get("kind") != "dropout" else []
             place += [f"per {entry['unit']}"] if entry.get("unit", "element") != "element" else []
-            places.append(escape_control(", ".join(place)))
+            places.append(escape_control(", ".join([*place, *read_noise(entry).extent])))
         known = [read_noise(entry) for entry in entries]
         variances = {None if noise.strength is None else noise.variance for noise in known}
         strengths = (noise.strength_text for noise in known if noise.strength_text)

@@ -151,9 +151,9 @@ def _without_noise(order: Sequence[str]) -> list[str]:
 def _place_in(view: View, network: Any) -> tuple[str | None, float] | None:
     """Where a network's noise sits and its drop rate or β; (None, 0) without noise.
 
-    None if it is no noise of the view: several entries, another kind or place, or not drawn
-    elementwise. The place is taken from the block order, so `block: … noise bn …` is
-    `before_last_bn` too.
+    None if it is no noise of the view: several entries, another kind or place, not drawn
+    elementwise, or not in all blocks and epochs. The place is taken from the block order, so
+    `block: … noise bn …` is `before_last_bn` too.
     """
     if not network.order:  # one's own
         return None
@@ -162,6 +162,8 @@ def _place_in(view: View, network: Any) -> tuple[str | None, float] | None:
         return None if view.adjusted else (None, 0.0)
     noise = noises[0]
     if len(network.noises) > 1 or noise.kind != view.kind or noise.unit != "element":
+        return None
+    if noise.extent:
         return None
     bare, position = block.parse(" ".join(_without_noise(network.order))), None
     if noise.places == ("before_classifier",):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, Tag, ValidationInfo, field_validator
+from pydantic import Field, Tag, ValidationInfo, field_validator, model_validator
 
 from vshift.config import block as language
 from vshift.config.noise import AnyNoise, Noise
@@ -70,6 +70,20 @@ class _Network(_WithNoise):
         if cls.linear == "fc" and any("before_pool" in each for each in places):
             raise ValueError(f"position before_pool: a {name} has no pool; use before_classifier")
         return None if block is None else " ".join(order)
+
+    @model_validator(mode="after")
+    def _depth_to_grow_over(self) -> Self:
+        if sum(self.stages) == 1 and any(noise.over_depth for noise in self.noises):
+            raise ValueError(
+                "noise.over_depth: linear begins with no noise in the first block, and there is "
+                "only one; leave it out"
+            )
+        return self
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The number of blocks of each stage."""
+        raise NotImplementedError
 
     @property
     def halvings(self) -> int:
@@ -139,6 +153,10 @@ class _ThreeStages(_Network):
         return _fits(depth, 9 if deep else 6, 2, f"three stages of {kind} blocks")
 
     @property
+    def stages(self) -> tuple[int, ...]:
+        return ((self.depth - 2) // (9 if self.is_bottleneck else 6),) * 3
+
+    @property
     def is_bottleneck(self) -> bool:
         return _is_bottleneck(self.depth, self.bottleneck)
 
@@ -164,8 +182,12 @@ class ResNet(_ThreeStages):
     name: Literal["resnet"] = Field(description="Residual net, BN and ReLU after convolutions.")
 
     @property
+    def stages(self) -> tuple[int, ...]:
+        return {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}.get(self.depth, super().stages)
+
+    @property
     def halvings(self) -> int:
-        return 3 if self.depth in self.other_depths else 2
+        return len(self.stages) - 1
 
     @field_validator("depth")
     @classmethod
@@ -189,6 +211,10 @@ class WRN(_Network):
     def _depth(cls, depth: int) -> int:
         return _fits(depth, 6, 4, "three stages of basic blocks")
 
+    @property
+    def stages(self) -> tuple[int, ...]:
+        return ((self.depth - 4) // 6,) * 3
+
 
 class ResNeXt(_Network):
     """Xie et al. 2017 (1611.05431): bottlenecks whose 3×3 convolution works in groups."""
@@ -204,6 +230,10 @@ class ResNeXt(_Network):
     @classmethod
     def _depth(cls, depth: int) -> int:
         return _fits(depth, 9, 2, "three stages of bottleneck blocks")
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        return ((self.depth - 2) // 9,) * 3
 
 
 class DenseNet(_Network):
@@ -227,6 +257,10 @@ class DenseNet(_Network):
         return _fits(depth, 6 if info.data["bottleneck"] else 3, 4, "three dense blocks")
 
     @property
+    def stages(self) -> tuple[int, ...]:
+        return ((self.depth - 4) // (6 if self.bottleneck else 3),) * 3
+
+    @property
     def default_block(self) -> str:
         return self.own_block if self.bottleneck else "bn relu conv3x3"
 
@@ -244,6 +278,11 @@ class VGG(_Network):
     )
 
     @property
+    def stages(self) -> tuple[int, ...]:
+        counts = {11: (1, 1, 2, 2, 2), 13: (2,) * 5, 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+        return counts[self.depth]
+
+    @property
     def halvings(self) -> int:
         return 5
 
@@ -256,6 +295,10 @@ class FullyConnected(_Network):
     widths: list[Width] = Field(
         [512, 512], min_length=1, max_length=1000, description="Channels of each hidden layer."
     )
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        return (len(self.widths),)
 
     @property
     def halvings(self) -> int:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import Field, Tag, ValidationError, create_model, field_validator, model_validator
 
 from vshift.config import block
 from vshift.config.own import OwnPart, Reference
@@ -18,6 +18,7 @@ from vshift.config.section import OneOrList, Section, as_list, no_repeats, own_o
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Strength = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Positions = OneOrList[
     block.Position,
     Annotated[list[block.Position], Field(min_length=1, max_length=6), no_repeats("position")],
@@ -28,8 +29,16 @@ Patterns = OneOrList[
 ]
 _DROP_RATE = "The DROP rate in [0, 1), the paper's 1 − p."
 
+if TYPE_CHECKING:
 
-class BaseNoise(Section):
+    class _FromStart(Section): ...
+
+else:  # `from` is a word of Python's, so no class body can declare a field of that name
+    _start = Field(None, description="The share of the run before the noise begins; default: 0.")
+    _FromStart = create_model("_FromStart", __base__=Section, **{"from": (Share | None, _start)})
+
+
+class BaseNoise(_FromStart):
     """The keys and properties that every kind shares."""
 
     label: ClassVar[str] = ""  # in the middle of a sentence
@@ -52,6 +61,29 @@ class BaseNoise(Section):
     after: Patterns | None = Field(
         None, description="Noise on what these modules return: a name or several, as in `before`."
     )
+    until: Share | None = Field(
+        None,
+        description="The share of the run after which the noise ends, as `from` rounded to whole "
+        "epochs; default: 1. until 0.3 is early dropout, from 0.5 late dropout.",
+    )
+    over_depth: Literal["linear"] | None = Field(
+        None,
+        description="linear: no noise in the first block, growing to the full strength in the last "
+        "one, as timm's drop_path_rate; default: the same in all.",
+    )
+
+    @model_validator(mode="after")
+    def _begins_before_it_ends(self) -> Self:
+        start, end = self.span
+        if start >= end:
+            raise ValueError(f"from {start:g} is not before until {end:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_strength_to_grow(self) -> Self:
+        if self.over_depth and not self.strength_keys:
+            raise ValueError("over_depth: only its own code knows how strong it is; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _one_strength(self) -> Self:
@@ -77,6 +109,31 @@ class BaseNoise(Section):
     def places(self) -> tuple[str, ...]:
         """Where the noise sits: `before_last_bn`, `before layer*.bn2`; () if `block` says it."""
         return tuple(places_of(self.model_dump(include={"position", "before", "after"})))
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The shares of the run at which the noise begins and ends."""
+        start: float | None = getattr(self, "from")
+        return start or 0.0, 1.0 if self.until is None else self.until
+
+    def epochs(self, total: int) -> range:
+        """The epochs, counted from 1, of a run of `total` in which the noise acts."""
+        first, last = (int(share * total + 0.5) for share in self.span)
+        return range(first + 1, last + 1)
+
+    def at_depth(self, share: float) -> Self:
+        """The noise of a block that comes after this share of the other blocks."""
+        if self.over_depth is None or self.strength_key is None:
+            return self
+        return self.model_copy(update={self.strength_key: (self.strength or 0.0) * share})
+
+    @property
+    def extent(self) -> tuple[str, ...]:
+        """In which blocks and when it acts, in words; () in all and always."""
+        start, end = self.span
+        times = [f"from {start:g}"] * (start > 0) + [f"until {end:g}"] * (end < 1)
+        words = ["growing linearly over the blocks"] if self.over_depth else []
+        return (*words, *([f"{' '.join(times)} of the run"] if times else []))
 
     @property
     def strength_key(self) -> str | None:

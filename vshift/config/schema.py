@@ -160,6 +160,12 @@ class Config(Section):
                 f"norm.freeze_after {frozen} leaves no epoch to train with frozen statistics, of "
                 f"{pluralize(epochs, 'epoch')}"
             )
+        for noise in getattr(info.data.get("network"), "noises", ()):
+            if not noise.epochs(epochs):
+                raise ValueError(
+                    f"network.noise: {noise.extent[-1]} is no whole epoch, of "
+                    f"{pluralize(epochs, 'epoch')}"
+                )
         return epochs
 
     @field_validator("schedule")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +35,9 @@ class LayerFactory:
         outputs: of the classifier.
         norm: number of channels → a normalisation layer, `bn` in the order.
         group_norm: the same for `gn`.
-        noise: index in `network.noise`, from 0 → a noise module.
+        noise: index in `network.noise`, from 0, and the block's place from 0, the first, to 1, the
+            last → a noise module.
+        places: the places of the blocks, in the order in which their branches are built.
         bias: whether the blocks' convolutions have one.
     """
 
@@ -45,7 +47,8 @@ class LayerFactory:
     outputs: int
     norm: Callable[[int], nn.Module]
     group_norm: Callable[[int], nn.Module]
-    noise: Callable[[int], nn.Module]
+    noise: Callable[[int, float], nn.Module]
+    places: Iterator[float]
     bias: bool = False
 
     def classifier(self, channels: int) -> list[tuple[str, nn.Module]]:
@@ -60,7 +63,7 @@ class LayerFactory:
         return sequence([*first, *pool, *self.classifier(channels)])
 
     def _noises(self, entries: Iterable[int]) -> list[tuple[str, nn.Module]]:
-        return [("noise", self.noise(index)) for index in entries]
+        return [("noise", self.noise(index, 1.0)) for index in entries]
 
 
 def conv(
@@ -106,6 +109,7 @@ def branch(
     a kernel above 1×1 (else the first) takes the stride; those above 1×1 work in `groups`.
     Pooling words act where `pool` is true and are left out elsewhere.
     """
+    place = next(layers.places)
     weights = [i for i, word in enumerate(layers.order) if block.is_conv(word)]
     kernels = {i: 1 if layers.order[i] == "fc" else block.kernel(layers.order[i]) for i in weights}
     strided = next((i for i in weights if kernels[i] > 1), weights[0])
@@ -128,7 +132,7 @@ def branch(
         elif word == "gn":
             modules.append(("gn", layers.group_norm(inputs)))
         elif block.is_noise(word):
-            modules.append(("noise", layers.noise(block.noise_index(word))))
+            modules.append(("noise", layers.noise(block.noise_index(word), place)))
         elif word not in block.POOLS:
             modules.append((word, _ACTIVATIONS[word]()))
         elif pool:

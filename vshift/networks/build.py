@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from vshift.config import networks as config
+from vshift.config.noise import AnyNoise, OwnNoise
 from vshift.config.schema import Config
 from vshift.errors import DataError
 from vshift.networks.blocks import LayerFactory, initialise
-from vshift.networks.noise import make_noise
+from vshift.networks.noise import as_noise, make_noise, places_over_depth
 from vshift.networks.norm import make_group_norm, make_norm
 from vshift.networks.placement import place_noise
 
@@ -74,9 +76,8 @@ def build(
         else:
             model = _of_family(config_, network, images, classes)
         by_tracing = isinstance(network, config.OwnNetwork)  # families have a block order
-        place_noise(
-            model, network.noises, make_noise, channels=channels, size=size, positions=by_tracing
-        )
+        make = partial(_noise, epochs=config_.epochs)
+        place_noise(model, network.noises, make, channels=channels, size=size, positions=by_tracing)
     return model
 
 
@@ -87,6 +88,20 @@ def _seeded(seed: int | None) -> Iterator[None]:
         if seed is not None:
             torch.manual_seed(seed)
         yield
+
+
+def _noise(entry: AnyNoise, epochs: int) -> nn.Module:
+    """The module of an entry of `network.noise`, which knows when it acts in a run of `epochs`."""
+    noise, acting = make_noise(entry), entry.epochs(epochs)
+    if len(acting) < epochs:
+        as_noise(noise).epochs = acting
+        if isinstance(entry, OwnNoise):  # its code knows nothing of that
+            noise.register_forward_hook(_identity_unless_active)
+    return noise
+
+
+def _identity_unless_active(noise: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    return output if noise.active else inputs[0]
 
 
 def _of_family(
@@ -112,7 +127,8 @@ def _of_family(
         outputs=images.values if isinstance(network, config.Autoencoder) else classes,
         norm=lambda width: make_norm(norm, width),
         group_norm=lambda width: make_group_norm(norm, width),
-        noise=lambda index: make_noise(network.noises[index]),
+        noise=lambda index, place: _noise(network.noises[index].at_depth(place), config_.epochs),
+        places=iter(places_over_depth(sum(network.stages))),
         bias=network.bias,
     )
     model = _BUILDERS[type(network)](network, layers, images)

@@ -25,7 +25,27 @@ UNITS = {"sample": 1, "channel": 2, "element": 4}
 
 
 class Noise(nn.Module):
-    """A layer that is random in training mode only: what measurements look for and switch off."""
+    """A layer that is random in training mode only: what measurements look for and switch off.
+
+    Attributes:
+        epochs: those of a run in which it acts, counted from 1; None in all.
+        active: whether it acts now. Where it does not, it is the identity in both modes.
+    """
+
+    epochs: range | None = None
+    active = True
+
+    def enter_epoch(self, epoch: int) -> bool:
+        """Act or not, as `epochs` says; returns whether that changes it."""
+        before = self.active
+        self.active = self.epochs is None or epoch in self.epochs
+        return self.active != before
+
+    @property
+    def _when(self) -> str:
+        """For `extra_repr`: the epochs in which it acts, where they are not all."""
+        epochs = self.epochs
+        return "" if epochs is None else f", epochs {epochs.start} to {epochs.stop - 1}"
 
 
 class Multiplicative(Noise):
@@ -64,10 +84,10 @@ class Multiplicative(Noise):
         return (x * self.draw(multiplier)).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.multiplied(x) if self.training and self.variance != 0 else x
+        return self.multiplied(x) if self.training and self.active and self.variance != 0 else x
 
     def extra_repr(self) -> str:
-        return f"variance={self.variance:.4g}, unit={self.unit}"
+        return f"variance={self.variance:.4g}, unit={self.unit}{self._when}"
 
 
 class Dropout(Multiplicative):
@@ -138,7 +158,7 @@ class _Dropping(Noise):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.rate == 0:
+        if self.rate == 0 or not self.active:
             return x
         return self.noisy(x).to(x.dtype) if self.training else self.eval_output(x)
 
@@ -151,7 +171,7 @@ class _Dropping(Noise):
         return x
 
     def extra_repr(self) -> str:
-        return f"rate={self.rate:.4g}"
+        return f"rate={self.rate:.4g}{self._when}"
 
 
 class ClassicDropout(_Dropping):
@@ -267,7 +287,15 @@ class DropBlock(_Dropping):
         return kept
 
     def extra_repr(self) -> str:
-        return f"rate={self.rate:.4g}, size={self.size}"
+        return f"rate={self.rate:.4g}, size={self.size}{self._when}"
+
+
+def places_over_depth(count: int) -> list[float]:
+    """The places of a number of blocks: from 0, the first, to 1, the last.
+
+    The rule of timm's `drop_path_rate`: block l of L has the rate times (l − 1)/(L − 1).
+    """
+    return [i / max(1, count - 1) for i in range(count)]
 
 
 def make_noise(noise: config.AnyNoise) -> nn.Module:
@@ -297,8 +325,13 @@ def make_noise(noise: config.AnyNoise) -> nn.Module:
             from vshift.networks.by_reference import own_module
 
             module = own_module("network.noise.kind", noise)
-            if not isinstance(module, Noise | _DropoutNd):
-                own = type(module)
-                # The same object, which now says that it is noise.
-                module.__class__ = type(own.__name__, (own, Noise), {})
-            return module
+            return module if isinstance(module, _DropoutNd) else as_noise(module)
+
+
+def as_noise(module: nn.Module) -> Noise:
+    """Let a module be noise too: the same object, of a class of the same name."""
+    if not isinstance(module, Noise):
+        own = type(module)
+        module.__class__ = type(own.__name__, (own, Noise), {})
+    assert isinstance(module, Noise)
+    return module

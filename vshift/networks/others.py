@@ -16,12 +16,6 @@ from vshift.networks.blocks import (
 from vshift.networks.build import ImageShape, family
 
 VGG_WIDTHS = [64, 128, 256, 512, 512]
-VGG_COUNTS = {
-    11: [1, 1, 2, 2, 2],
-    13: [2, 2, 2, 2, 2],
-    16: [2, 2, 3, 3, 3],
-    19: [2, 2, 4, 4, 4],
-}
 
 
 @family(config.DenseNet)
@@ -35,8 +29,7 @@ def densenet(network: config.DenseNet, layers: LayerFactory, images: ImageShape)
     width = 2 * growth
     model = nn.Sequential()
     model.add_module("stem", sequence([("conv", conv(images.channels, width, 3))]))
-    count = (network.depth - 4) // (6 if network.bottleneck else 3)
-    for i in range(1, 4):
+    for i, count in enumerate(network.stages, 1):
         dense = []
         for _ in range(count):
             dense.append(Dense(branch(layers, width, 4 * growth, growth)))
@@ -57,7 +50,7 @@ def vgg(network: config.VGG, layers: LayerFactory, images: ImageShape) -> nn.Seq
     """Five stages of 64 to 512 channels, times `width`; a stage's last block pools."""
     model, channels = nn.Sequential(), images.channels
     widths = [max(1, round(width * network.width)) for width in VGG_WIDTHS]
-    for i, (width, count) in enumerate(zip(widths, VGG_COUNTS[network.depth], strict=True), 1):
+    for i, (width, count) in enumerate(zip(widths, network.stages, strict=True), 1):
         blocks = []
         for j in range(count):
             blocks.append(branch(layers, channels, width, width, pool=j == count - 1))

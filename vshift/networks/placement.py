@@ -13,6 +13,7 @@ from torch import nn
 from vshift.errors import ConfigError
 from vshift.networks.dry_run import dry_run
 from vshift.networks.hooks import NoiseHook, Where
+from vshift.networks.noise import places_over_depth
 from vshift.networks.positions import find_position
 from vshift.text import list_names
 
@@ -48,14 +49,25 @@ def place_noise(
     hooks = []
     for index, noise in enumerate(noises):
         section = "network.noise" if len(noises) == 1 else f"network.noise.{index}"
-        for where, pattern in noise.patterns:
-            key = f"{section}.{where}"
-            for target in _matches(pattern, modules, key):
-                hooks.append(NoiseHook(make(noise), where, target, key))
-        for position in noise.positions if positions else ():
-            key = f"{section}.position"
-            for where, target in _found(model, position, key):
-                hooks.append(NoiseHook(make(noise), where, target, key))
+        targets = [
+            (where, target, f"{section}.{where}")
+            for where, pattern in noise.patterns
+            for target in _matches(pattern, modules, f"{section}.{where}")
+        ]
+        targets += [
+            (where, target, f"{section}.position")
+            for position in (noise.positions if positions else ())
+            for where, target in _found(model, position, f"{section}.position")
+        ]
+        if noise.over_depth and len(targets) == 1:
+            raise ConfigError(
+                f"{section}.over_depth: linear begins with no noise at the first module, and "
+                f"{targets[0][1]} is the only one; leave it out"
+            )
+        for (where, target, key), place in zip(
+            targets, places_over_depth(len(targets)), strict=True
+        ):
+            hooks.append(NoiseHook(make(noise.at_depth(place)), where, target, key))
     for hook in hooks:
         hook.register(modules[hook.target])
     _check_calls(model, hooks, channels, size)

@@ -23,7 +23,7 @@ MakeBlock = Callable[[int, int, int], tuple[nn.Module, int]]
 
 
 def _staged(
-    stem: nn.Module, inputs: int, widths: list[int], counts: list[int], make: MakeBlock
+    stem: nn.Module, inputs: int, widths: list[int], counts: tuple[int, ...], make: MakeBlock
 ) -> tuple[nn.Sequential, int]:
     """A stem and stages named stage1, stage2, …, and the number of their output channels.
 
@@ -55,9 +55,8 @@ def preresnet(network: config.PreResNet, layers: LayerFactory, images: ImageShap
         shortcut = conv(inputs, outputs, 1, stride) if projects else None
         return Residual(branch(layers, inputs, width, outputs, stride=stride), shortcut), outputs
 
-    count = (network.depth - 2) // (9 if network.is_bottleneck else 6)
     stem = sequence([("conv", conv(images.channels, 16, 3))])
-    model, outputs = _staged(stem, 16, [16, 32, 64], [count] * 3, block)
+    model, outputs = _staged(stem, 16, [16, 32, 64], network.stages, block)
     model.add_module("head", layers.head(outputs, activate=True))
     return model
 
@@ -75,7 +74,7 @@ def wrn(network: config.WRN, layers: LayerFactory, images: ImageShape) -> nn.Seq
 
     widths = [16 * network.width, 32 * network.width, 64 * network.width]
     stem = sequence([("conv", conv(images.channels, 16, 3))])
-    model, outputs = _staged(stem, 16, widths, [(network.depth - 4) // 6] * 3, block)
+    model, outputs = _staged(stem, 16, widths, network.stages, block)
     model.add_module("head", layers.head(outputs, activate=True))
     return model
 
@@ -90,12 +89,9 @@ def resnet(network: config.ResNet, layers: LayerFactory, images: ImageShape) -> 
         body = branch(layers, inputs, width, outputs, stride=stride)
         return _postactivated(layers, body, inputs, outputs, stride), outputs
 
-    widths, counts = [16, 32, 64], [(network.depth - 2) // (9 if network.is_bottleneck else 6)] * 3
-    if network.depth in network.other_depths:
-        widths = [64, 128, 256, 512]
-        counts = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3]}[network.depth]
+    widths = [64, 128, 256, 512] if network.depth in network.other_depths else [16, 32, 64]
     stem = _normalized_stem(layers, images, widths[0])
-    model, outputs = _staged(stem, widths[0], widths, counts, block)
+    model, outputs = _staged(stem, widths[0], widths, network.stages, block)
     model.add_module("head", layers.head(outputs))
     return model
 
@@ -111,7 +107,7 @@ def resnext(network: config.ResNeXt, layers: LayerFactory, images: ImageShape) -
         return _postactivated(layers, body, inputs, outputs, stride), outputs
 
     stem = _normalized_stem(layers, images, 64)
-    model, outputs = _staged(stem, 64, [64, 128, 256], [(network.depth - 2) // 9] * 3, block)
+    model, outputs = _staged(stem, 64, [64, 128, 256], network.stages, block)
     model.add_module("head", layers.head(outputs))
     return model
 

@@ -194,6 +194,7 @@ def noise_in_words(config: Row) -> Phrase:
             after = f"where the block order says noise: {escape_control(str(block))}"
         if entry.get("unit") in ("channel", "sample"):
             after = f"{_UNITS[entry['unit']]}, {after}"
+        after = ", ".join([after, *noise.extent])
         strength = "" if noise.strength is None else f"{noise.strength:g}"
         phrases.append(Phrase(escape_control(noise.phrase), strength, after))
     if len(phrases) == 1:

@@ -18,6 +18,7 @@ from vshift.config.schema import Config
 from vshift.data import ImageSet, Part, plain_stream, train_stream
 from vshift.errors import ConfigError
 from vshift.networks.build import build
+from vshift.networks.noise import Noise
 from vshift.networks.norm import BatchNorm
 from vshift.shift.noise_graph import noise_in_front
 from vshift.shift.sites import Site, bn_sites, find_sites
@@ -134,7 +135,7 @@ class TrainingContext:
         changed = [
             module.enter_epoch(epoch)
             for module in self.model.modules()
-            if isinstance(module, BatchNorm)
+            if isinstance(module, BatchNorm | Noise)
         ]
         return any(changed)
 
