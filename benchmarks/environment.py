@@ -68,7 +68,7 @@ def describe_device(device: torch.device, peaks: Peaks, load: float | None) -> D
     cuda = device.type == "cuda"
     max_mhz = None
     with suppress(OSError, ValueError):  # a virtual machine, or not Linux
-        max_mhz = int(_MAX_KHZ.read_text()) / 1000
+        max_mhz = int(_MAX_KHZ.read_text("ascii")) / 1000
     return DeviceInfo(
         kind="cuda" if cuda else "cpu",
         name=torch.cuda.get_device_name(device) if cuda else cpu_name(),
@@ -115,7 +115,7 @@ def all_versions() -> dict[str, str | None]:
 
 def _cpuinfo() -> str:
     try:
-        return _CPU.read_text()
+        return _CPU.read_text("utf-8", "replace")
     except OSError:  # not Linux
         return ""
 
@@ -133,7 +133,9 @@ def _text(field: str) -> str | None:
     command = ["nvidia-smi", f"--id=GPU-{uuid.removeprefix('GPU-')}", f"--query-gpu={field}"]
     command += ["--format=csv,noheader,nounits"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        answer = subprocess.run(
+            command, capture_output=True, encoding="utf-8", timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip() or None

@@ -86,7 +86,9 @@ def what_is_missing() -> str | None:
 def tests(out: Path) -> Part:
     """The tests marked `gpu`, which fail without one. Files without such tests stay unread: they
     may need packages that are not here."""
-    files = sorted(p for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text())
+    files = sorted(
+        p for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text("utf-8")
+    )
     # No addopts and no complaint about unknown options: plugins may be missing.
     words = ["pytest", "-q", "-m", "gpu", "-o", "addopts=", "-W", "ignore::pytest.PytestWarning"]
     words += [f"--junitxml={out / 'tests.xml'}", *map(str, files)]
@@ -128,7 +130,7 @@ def run(part: Part, out: Path) -> bool:
 def compare(runs: Path, table: Path) -> int:
     """The study's table."""
     command = [sys.executable, "-m", "vshift", "compare", str(runs), "--format", "md"]
-    with table.open("w") as file:
+    with table.open("w", encoding="utf-8") as file:
         return subprocess.run(command, stdout=file, env=environment(), check=False).returncode
 
 
@@ -140,14 +142,15 @@ def shown(command: Sequence[str], file: Path, seconds: float) -> int:
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         start_new_session=True,  # its workers are stopped with it
     )
     timer = Timer(max(1, seconds), lambda: os.killpg(process.pid, signal.SIGKILL))
     timer.start()
     try:
         assert process.stdout is not None
-        with file.open("w") as kept, process.stdout as lines:
+        with file.open("w", encoding="utf-8") as kept, process.stdout as lines:
             for line in lines:
                 kept.write(line)
                 sys.stderr.write(line)

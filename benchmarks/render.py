@@ -184,7 +184,7 @@ def rendered(readme: str, results: Path) -> str:
     _, after = rest.split(END)
     together = sorted((results / "together").glob("*.json"))
     benches = sorted(set(results.rglob("*.json")) - set(together))
-    seeds = [json.loads(path.read_text()) for path in together]
+    seeds = [json.loads(path.read_text("utf-8")) for path in together]
     text = "\n".join(map(render_together, seeds))
     if not any(bench["device"]["kind"] == "cuda" for bench in seeds):
         text += "\nOn a GPU: not measured.\n"
@@ -196,11 +196,11 @@ def rendered(readme: str, results: Path) -> str:
 
 def main() -> int:
     readme = HERE / "README.md"
-    old = readme.read_text()
+    old = readme.read_text("utf-8")
     new = rendered(old, HERE / "results")
     if "--check" in sys.argv[1:]:
         return int(old != new)
-    readme.write_text(new)
+    readme.write_text(new, "utf-8")
     return 0
 
 

@@ -97,3 +97,26 @@ def test_the_statistics_work_on_any_module_without_configs() -> None:
         if name.startswith("vshift.config")
     }
     assert found <= {"vshift.config.recalibration"}
+
+
+def without_encoding(tree: ast.AST) -> Iterator[int]:
+    """The lines that read or write text, or what a program prints, in the locale's encoding."""
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        words = {word.arg: ast.unparse(word.value) for word in call.keywords}
+        modes = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
+        is_text = not any(isinstance(mode, str) and "b" in mode for mode in modes)
+        opens = name == "open" and (isinstance(call.func, ast.Name) or {*modes} & {"r", "w", "a"})
+        least = {"read_text": 1, "write_text": 2}.get(name, 4 if opens and is_text else 0)
+        if "encoding" not in words and (len(call.args) < least or words.get("text") == "True"):
+            yield call.lineno
+
+
+@pytest.mark.parametrize("package", ["vshift", "benchmarks"])
+def test_text_is_read_and_written_as_utf8_and_not_as_the_locale_says(package: str) -> None:
+    found = {
+        f"{file}:{line}"
+        for file in (PACKAGE.parent / package).rglob("*.py")
+        for line in without_encoding(ast.parse(file.read_text("utf-8")))
+    }
+    assert found == set()

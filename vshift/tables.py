@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from vshift.errors import VShiftError
-from vshift.text import escape_control, suggest, to_json, to_jsonable
+from vshift.text import PLAINER, escape_control, suggest, to_json, to_jsonable
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -117,12 +117,9 @@ def write(table: Table, kind: str, stream: TextIO, *, terminal: bool | None = No
         text.encode(encoding)
     except UnicodeEncodeError:  # an ASCII terminal or log; a backslash would be a command in LaTeX
         otherwise = "replace" if kind == "latex" else "backslashreplace"
-        text = text.translate(_ASCII).encode(encoding, otherwise).decode(encoding)
+        text = text.translate(PLAINER).encode(encoding, otherwise).decode(encoding)
     stream.write(text)
     stream.flush()
-
-
-_ASCII = str.maketrans({"±": "+/-", "−": "-", "–": "-", "─": "-", "×": "x", "β": "beta"})
 
 
 def _plain(table: Table) -> str:

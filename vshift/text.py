@@ -5,6 +5,7 @@ Names in files may have been written by anybody, so whatever is printed passes `
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import json
 import math
@@ -120,6 +121,20 @@ def escape_control(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
+
+
+PLAINER = str.maketrans({"±": "+/-", "−": "-", "–": "-", "─": "-", "×": "x", "β": "beta"})
+PLAIN = "vshift-plain"  # a handler of encoding errors: PLAINER, and what is not in it as an escape
+
+
+def _make_plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(PLAINER)
+    return text.encode("ascii", "backslashreplace").decode(), error.end
+
+
+codecs.register_error(PLAIN, _make_plain)
 
 
 def escape_lines(text: str) -> str:

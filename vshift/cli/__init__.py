@@ -5,9 +5,8 @@ It starts quickly: commands import what they need when they run.
 
 from __future__ import annotations
 
-import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,10 +19,11 @@ from vshift.cli.inspect import inspect
 from vshift.cli.recalibrate import RecalibrateCommand, recalibrate
 from vshift.cli.report import report
 from vshift.cli.schema import schema
+from vshift.cli.streams import forgiving_streams, silence
 from vshift.cli.sweep import sweep
 from vshift.cli.train import train
 from vshift.cli.watch import watch
-from vshift.errors import Stopped, VShiftError
+from vshift.errors import Interrupted, Stopped, VShiftError
 from vshift.sweep.process_group import die_with_parent
 from vshift.text import escape_lines
 from vshift.train.signals import stopping_at_once
@@ -72,34 +72,32 @@ app.add_typer(data.app, name="data")
 
 def main() -> None:
     """Run the command line; a VShiftError becomes one message and an exit code."""
-    try:
-        with stopping_at_once():
-            die_with_parent()
-            app()
-    except VShiftError as error:
-        _complain(f"error: {error}")
-        sys.exit(error.exit_code)
-    except Stopped as stopped:
-        _complain("interrupted")
-        sys.exit(stopped.exit_code)
-    except BrokenPipeError:  # the reader has left, as `| head` does
-        _silence(sys.stdout)
-        sys.exit(1)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _complain(f"error: {where}{error.strerror or error}")
-        _silence(sys.stdout)
-        sys.exit(1)
+    with forgiving_streams():
+        try:
+            with stopping_at_once():
+                die_with_parent()
+                try:
+                    app()
+                finally:
+                    sys.stdout.flush()
+        except Interrupted as error:  # as requested: no error
+            _say(str(error))
+            sys.exit(error.exit_code)
+        except VShiftError as error:
+            _say(f"error: {error}")
+            sys.exit(error.exit_code)
+        except Stopped as stopped:
+            _say("interrupted")
+            sys.exit(stopped.exit_code)
+        except BrokenPipeError:  # the reader has left, as `| head` does
+            silence(sys.stdout)
+            sys.exit(1)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _say(f"error: {where}{error.strerror or error}")
+            silence(sys.stdout)
+            sys.exit(1)
 
 
-def _complain(text: str) -> None:
-    """Write to stderr, with control characters escaped; give up silently if that fails."""
-    try:
-        typer.echo(escape_lines(text), err=True)
-    except OSError:
-        _silence(sys.stderr)
-
-
-def _silence(stream: Any) -> None:
-    """Keep Python from complaining when it flushes what cannot be written."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def _say(text: str) -> None:
+    typer.echo(escape_lines(text), err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from vshift.cli.compare import print_comparison
 from vshift.cli.options import DeviceOption, Fresh, Quiet, RunsDir, Seeds, Sets, changes_of
+from vshift.cli.streams import silence
 
 
 def sweep(
@@ -101,5 +103,8 @@ def sweep(
         entries = local.sweep(planned, runs_dir, here, reporter)
     done = [entry.path for entry in entries if entry.state == "done"]
     if done and (not on_slurm or all(entry.is_over for entry in entries)):
-        print_comparison(done)
+        try:
+            print_comparison(done)
+        except BrokenPipeError:  # the runs are done, whoever reads this
+            silence(sys.stdout)
     progress.raise_if_failed(entries)

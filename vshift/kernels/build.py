@@ -38,7 +38,7 @@ def library() -> ctypes.CDLL:
     compiler = find_compiler()
     version = _run([compiler, "--version"])
     flags = [*_FLAGS, *_native_flag(), *_openmp_flag(version)]
-    words = [SOURCE.read_text(), *flags, version, _processor(), torch.__version__]
+    words = [SOURCE.read_text("utf-8"), *flags, version, _processor(), torch.__version__]
     key = hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
     path = cache_folder() / "native" / f"kernels-{key}.so"
     try:
@@ -113,7 +113,14 @@ _SIGNATURES: dict[str, list[type]] = {
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=300,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise KernelsMissing(f"{command[0]} does not run: {error}") from error
     if done.returncode:
@@ -136,7 +143,7 @@ def _openmp_flag(version: str) -> list[str]:
 def _processor() -> str:
     """The processor's flags, which decide what `-march=native` means."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")

@@ -239,7 +239,7 @@ def _remove_if_gone(folder: Path, key: Path, now: float) -> None:
 def _machine() -> str:
     """Where process ids mean the same: one boot of one kernel, and a container's own processes."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:  # not Linux
         return socket.gethostname()
@@ -249,7 +249,7 @@ def _began(pid: int) -> int | None:
     """When a process began, in the kernel's ticks; 0 for one that ended, None if unknown."""
     try:
         # The second field, the program's name in parentheses, may hold spaces.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
     except FileNotFoundError:
         return 0 if Path("/proc/self/stat").exists() else None
     except OSError:

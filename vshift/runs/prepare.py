@@ -203,8 +203,9 @@ def git_commit() -> str | None:
     """The commit checked out in the current folder's repository; None without one."""
     try:
         answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
-        )
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+            ["git", "rev-parse", "HEAD"], capture_output=True, encoding="ascii", errors="replace",
+            timeout=5, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip() or None

@@ -89,7 +89,7 @@ def available_cores() -> int:
 def _cpu_quota() -> float | None:
     """Cores by the tightest CPU quota of this process's control groups, of version 2 or 1."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = Path("/proc/self/cgroup").read_text("utf-8", "replace").splitlines()
     except OSError:
         return None
     quotas: list[float] = []
@@ -103,10 +103,10 @@ def _cpu_quota() -> float | None:
         for group in {root, folder, *(p for p in folder.parents if p.is_relative_to(root))}:
             with suppress(OSError, ValueError, ZeroDivisionError):  # "max" is no limit
                 if (group / "cpu.max").is_file():
-                    limit, period = (group / "cpu.max").read_text().split()
+                    limit, period = (group / "cpu.max").read_text("ascii").split()
                 else:
-                    limit = (group / "cpu.cfs_quota_us").read_text().strip()
-                    period = (group / "cpu.cfs_period_us").read_text()
+                    limit = (group / "cpu.cfs_quota_us").read_text("ascii").strip()
+                    period = (group / "cpu.cfs_period_us").read_text("ascii")
                 if int(limit) > 0:
                     quotas.append(int(limit) / int(period))
     return min(quotas, default=None)
@@ -126,8 +126,9 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
         return names if len(set(names)) == len(names) else []
     try:
         answer = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=TIMEOUT, check=True
-        )
+            ["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", errors="replace",
+            timeout=TIMEOUT, check=True,
+        )  # fmt: skip
     except FileNotFoundError:
         return [str(n) for n in range(len(list(DEVICES.glob("nvidia[0-9]*"))))]
     except (OSError, subprocess.SubprocessError):

@@ -265,7 +265,10 @@ def known_jobs(slurm_jobs: Iterable[str]) -> set[str] | None:
 def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
     """A command's answer; None if there is no such command or no answer in time."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=TIMEOUT,
+            check=False,
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None
 

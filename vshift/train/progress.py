@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -25,9 +24,7 @@ class Reporter:
     def say(self, text: str) -> None:
         """Print a message on a line of its own, as it is."""
         if not self.quiet:
-            # A terminal that is gone, or a full disk under a log, does not end a run.
-            with suppress(OSError):
-                self.console.print(escape(escape_lines(text)))
+            self.console.print(escape(escape_lines(text)))
 
     def start(self, label: str, epoch: int, epochs: int, steps: int) -> None:
         """Begin a run of `epochs` times `steps` steps after the completed epoch `epoch`."""

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -21,7 +21,6 @@ from vshift.errors import Stopped
 
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 _NUMBERS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
-Handler = Callable[[int, FrameType | None], None]
 
 
 def exit_code(number: int) -> int:
@@ -64,7 +63,7 @@ def stopping_at_once() -> Iterator[None]:
         if first or number == signal.SIGINT:
             raise Stopped(exit_code(number))
 
-    with _handled_by(handle):
+    with _handled_by(dict.fromkeys(_NUMBERS, handle)):
         yield
 
 
@@ -73,6 +72,8 @@ def catch_stop_signals(
     message: str = "", then: Callable[[], None] | None = None
 ) -> Iterator[StopSignal]:
     """Record signals for the program to check; a second SIGINT raises `Stopped` at once.
+
+    SIGHUP, a terminal that is closed, is ignored: it ends no run.
 
     Args:
         message: printed to stderr at the first signal.
@@ -94,17 +95,20 @@ def catch_stop_signals(
         if first and then:
             then()
 
-    with _handled_by(handle):
+    handlers: dict[int, Any] = dict.fromkeys(_NUMBERS, handle)
+    if hasattr(signal, "SIGHUP"):
+        handlers[signal.SIGHUP] = signal.SIG_IGN
+    with _handled_by(handlers):
         yield stop
 
 
 @contextmanager
-def _handled_by(handle: Handler) -> Iterator[None]:
-    """Install a handler for all three signals, restored on exit; main thread only."""
+def _handled_by(handlers: Mapping[int, Any]) -> Iterator[None]:
+    """Install handlers of signals, restored on exit; main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before: dict[int, Any] = {number: signal.signal(number, handle) for number in _NUMBERS}
+    before = {number: signal.signal(number, handle) for number, handle in handlers.items()}
     try:
         yield
     finally:
