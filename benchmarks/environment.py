@@ -68,7 +68,7 @@ def describe_device(device: torch.device, peaks: Peaks, load: float | None) -> D
     cuda = device.type == "cuda"
     max_mhz = None
     with suppress(OSError, ValueError):  # a virtual machine, or not Linux
-        max_mhz = int(_MAX_KHZ.read_text("ascii")) / 1000
+        max_mhz = int(_MAX_KHZ.read_text("utf-8")) / 1000
     return DeviceInfo(
         kind="cuda" if cuda else "cpu",
         name=torch.cuda.get_device_name(device) if cuda else cpu_name(),

@@ -52,6 +52,20 @@ def test_a_reader_that_leaves_ends_no_run(here, command):
     assert statuses() == [(0, "done"), (1, "done")]
 
 
+def test_own_code_that_prints_ends_no_run_where_nobody_reads_it(here):
+    Path("own.py").write_text(
+        "import torch\n"
+        "def images():\n"
+        "    print('loading', flush=True)\n"
+        "    part = torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.arange(40) % 4\n"
+        "    return part, part\n"
+    )
+    data = "--set 'data={name: own.py:images, batch_size: 20}'"
+    done = shell(f"{VSHIFT} train t.yaml --seed 0 {data} | true; exit ${{PIPESTATUS[0]}}")
+    assert done.returncode == 0, done.stderr
+    assert "loading\n" in done.stderr
+
+
 def test_a_terminal_that_is_closed_ends_no_run(here):
     """A real one: its end sends SIGHUP, and every later write to it fails."""
     Path("t.yaml").write_text(TINY.replace("STEP", "eager").replace("epochs: 3", "epochs: 150"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -49,4 +51,6 @@ def train(
     from vshift.train.progress import Reporter
     from vshift.train.run import train_seeds
 
-    train_seeds(chosen, runs_dir, fresh, Reporter(quiet))
+    # What code of the user's own prints is no data, and must not fail where nobody reads stdout.
+    with redirect_stdout(sys.stderr):
+        train_seeds(chosen, runs_dir, fresh, Reporter(quiet))

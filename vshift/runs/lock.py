@@ -239,7 +239,7 @@ def _remove_if_gone(folder: Path, key: Path, now: float) -> None:
 def _machine() -> str:
     """Where process ids mean the same: one boot of one kernel, and a container's own processes."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:  # not Linux
         return socket.gethostname()

@@ -203,7 +203,7 @@ def git_commit() -> str | None:
     """The commit checked out in the current folder's repository; None without one."""
     try:
         answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, encoding="ascii", errors="replace",
+            ["git", "rev-parse", "HEAD"], capture_output=True, encoding="utf-8", errors="replace",
             timeout=5, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):

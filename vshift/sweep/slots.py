@@ -103,10 +103,10 @@ def _cpu_quota() -> float | None:
         for group in {root, folder, *(p for p in folder.parents if p.is_relative_to(root))}:
             with suppress(OSError, ValueError, ZeroDivisionError):  # "max" is no limit
                 if (group / "cpu.max").is_file():
-                    limit, period = (group / "cpu.max").read_text("ascii").split()
+                    limit, period = (group / "cpu.max").read_text("utf-8").split()
                 else:
-                    limit = (group / "cpu.cfs_quota_us").read_text("ascii").strip()
-                    period = (group / "cpu.cfs_period_us").read_text("ascii")
+                    limit = (group / "cpu.cfs_quota_us").read_text("utf-8").strip()
+                    period = (group / "cpu.cfs_period_us").read_text("utf-8")
                 if int(limit) > 0:
                     quotas.append(int(limit) / int(period))
     return min(quotas, default=None)
