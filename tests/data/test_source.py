@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from vshift.data.source import first_of_each_class, select, shares
 from vshift.errors import DataError
@@ -35,6 +37,18 @@ def chosen(train, test=(0, 1, 2), train_limit=None, test_limit=None, validation=
 )
 def test_shares_are_equal_and_filled_up(total, available, expected):
     assert shares(total, available) == expected
+
+
+@given(st.integers(0, 200), st.lists(st.integers(0, 40), min_size=1, max_size=8))
+@example(56, [14, 10, 25, 11, 9])
+def test_shares_are_as_balanced_as_the_classes_allow(total, available):
+    taken = shares(total, available)
+    assert sum(taken) == min(total, sum(available))
+    assert all(0 <= own <= most for own, most in zip(taken, available, strict=True))
+    # A class that could give more has no less than any other, but for the rest to the first ones.
+    able = [own for own, most in zip(taken, available, strict=True) if own < most]
+    assert not able or max(taken) - min(able) <= 1
+    assert able == sorted(able, reverse=True)
 
 
 def test_a_limit_keeps_the_first_images_of_every_class_in_order():

@@ -106,15 +106,15 @@ def first_of_each_class(labels: Labels, limit: int | None, classes: int) -> Indi
 def shares(total: int, available: list[int]) -> list[int]:
     """Divide `total` images over classes: equal shares, the rest to the first classes.
 
-    A class that has too few gives all it has, and the others fill up.
+    A class that has too few gives all it has, and the others share what is left just as equally.
     """
     taken = [0] * len(available)
     left = min(total, sum(available))
     while left:
-        able = [i for i, count in enumerate(available) if taken[i] < count]
-        share, extra = divmod(left, len(able))
-        for rank, i in enumerate(able):
-            step = min(share + (rank < extra), available[i] - taken[i])
+        able = [i for i, count in enumerate(available) if taken[i] < count][:left]
+        # As many for each as the one with the fewest can still give.
+        step = min(left // len(able), *(available[i] - taken[i] for i in able))
+        for i in able:
             taken[i] += step
-            left -= step
+        left -= step * len(able)
     return taken
