@@ -13,7 +13,7 @@ from functools import partial
 from vshift.compare.fields import Row
 from vshift.compare.groups import short_heads
 from vshift.compare.statistics import LEVEL, ONE_SEED
-from vshift.compare.table import SCORES, SHOWN, Comparison, row_key
+from vshift.compare.table import SCORES, SHOWN, Comparison, columns_by_method, row_key
 from vshift.runs import schema
 from vshift.tables import Column, Table
 from vshift.text import (
@@ -89,12 +89,14 @@ def _specs(comparison: Comparison, *, with_differing: bool) -> list[_Spec]:
         specs = [_Spec("n", lambda r: str(r["n"]), 98, folds=True)]
         specs += [_Spec(escape_control(key), metric_cell(key), 90) for key in comparison.metrics]
         return specs + [difference, *tested] * (comparison.metric in comparison.metrics)
-    summary = {
-        key: _Spec(column.heading, partial(_summary_cell, column), column.priority, column.is_text)
-        for key, column in SHOWN.items()
-    }
-    specs = [summary.pop(key) for key in ("test_error", "test_rmse", "test_r2", "test_loss")]
-    specs += [difference, *summary.values(), *tested]
+    methods = [row["recalibrated_by"] for row in comparison.rows]
+    summary = [
+        _Spec(column.heading, partial(_summary_cell, column, method), column.priority,
+              column.is_text)
+        for column, method in columns_by_method(methods)
+    ]  # fmt: skip
+    scores = list(SHOWN).index("test_loss") + 1
+    specs = [*summary[:scores], difference, *summary[scores:], *tested]
     if with_differing:
         head = f"differs from\n{escape_control(comparison.reference or '')} in"
         specs.append(_Spec(head, lambda r: list_names(r["differs_in"], _KEYS) or NONE, 4, True))
@@ -108,7 +110,10 @@ def _specs(comparison: Comparison, *, with_differing: bool) -> list[_Spec]:
     ]
 
 
-def _summary_cell(column: schema.Column, row: Row) -> str:
+def _summary_cell(column: schema.Column, method: str | None, row: Row) -> str:
+    """A row's value; of a method's column only where the row was recalibrated by that one."""
+    if method not in (None, row["recalibrated_by"]):
+        return NONE
     if column.is_text:
         return format_text(row[row_key(column)])
     text = format_spread(row[row_key(column)], row.get(f"{column.key}_sd"), digits=column.digits)

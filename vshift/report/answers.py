@@ -443,8 +443,13 @@ def _recalibration(study: Study, effects: Sequence[Effect]) -> Card:
     if len(methods) > 1:
         of_each = [f"{r.method} {study.format_score(r.found.value, '+')}" for r in methods]
         text.append(say("There by method: {}.", join_html(of_each)))
+    several = len({r.method for r in found}) > 1
     others = grouped(
-        (verdict(r.found), f"{r.group.label} {study.format_score(r.found.value, '+')}")
+        (
+            verdict(r.found),
+            f"{r.group.label} {study.format_score(r.found.value, '+')}"
+            + (f" ({r.method})" if several else ""),
+        )
         for r in found
         if r is not chosen
     )

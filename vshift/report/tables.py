@@ -10,7 +10,7 @@ from vshift.compare.fields import metric
 from vshift.compare.groups import differing_keys, short_heads
 from vshift.compare.statistics import Difference
 from vshift.compare.table import SHOWN as SUMMARY_SHOWN
-from vshift.compare.table import device_of, row_key
+from vshift.compare.table import columns_by_method, device_of, method_of, row_key
 from vshift.report.effects import recovered
 from vshift.report.layouts import StudyGroup, grouped, in_words, shown
 from vshift.report.study import SHOWN as LAYER_SHOWN
@@ -74,7 +74,7 @@ def _table(name: str, columns: Sequence[Column], rows: Iterable[_Row], caption: 
 
 def configs_table(study: Study) -> Table:
     """One row per config: scores, differences, shift, and the config keys that differ."""
-    regained = {each.group.label: each.found for each in recovered(study)}
+    regained = {each.group.label: each for each in recovered(study)}
     about, keys = in_words(study.groups), differing_keys(study.groups)
     heads = dict(zip(keys, short_heads(list(keys)), strict=True))
     score = SUMMARY_COLUMNS[study.score]
@@ -85,10 +85,10 @@ def configs_table(study: Study) -> Table:
         Column("n", "seeds that are done", "n", digits=0),
         Column(score.key, "last epoch, mean ± sd over seeds", score.heading),
         *_tested("difference", "to the baseline", "of the difference, Welch", "Welch’s test"),
-        *_tested("recovered",
-                 "by recalibration, the first method of the config; mean over seeds",
+        *_tested("recovered", "by recalibration, mean over seeds",
                  "of what is recovered: paired t over seeds, each run before and after",
                  "paired t test"),
+        Column("method", "the first method of the config", "recovered by", is_text=True),
         *summary,
     ]  # fmt: skip
     for key, of in keys.items():
@@ -97,14 +97,16 @@ def configs_table(study: Study) -> Table:
     rows = []
     for place, group in enumerate(study.groups):
         mean, sd = (group.row[f"{study.score}_{what}"] for what in ("mean", "sd"))
+        each = regained.get(group.label)
         tested = [*_difference(study, group.difference),
-                  *_difference(study, regained.get(group.label))]  # fmt: skip
+                  *_difference(study, each.found if each else None)]  # fmt: skip
         tested[2] = Cell(_BASELINE) if group.is_baseline else tested[2]
         values = [
             group.label,
             len(group.runs),
             Cell(format_spread(mean, sd, digits=score.digits), mean),
             *tested,
+            each and each.method,
             *(group.row[row_key(column)] for column in summary),
             *(Cell(shown(of[place]), number(of[place])) for of in keys.values()),
         ]
@@ -157,11 +159,14 @@ def _caption(study: Study) -> str:
 
 def runs_table(study: Study) -> Table:
     """One row per run, also those that do not count."""
+    summary = columns_by_method(
+        method_of(run) for group in study.groups for run in (*group.runs, *group.others)
+    )
     columns = [
         Column("label", "the config's name", "config", is_text=True),
         Column("seed", "the run's seed", "seed", digits=0),
         Column("status", "in run.json", "status", is_text=True),
-        *SUMMARY_SHOWN.values(),
+        *(column for column, _ in summary),
         Column("seconds", "wall time of the run", "minutes", digits=1),
         Column("images_per_second", "in training", "images/s", digits=0),
         Column("device", "where it ran", "device", is_text=True),
@@ -177,7 +182,10 @@ def runs_table(study: Study) -> Table:
                 group.label,
                 run.seed,
                 status,
-                *(metric(run, key) for key in SUMMARY_SHOWN),
+                *(
+                    metric(run, column.key) if method in (None, method_of(run)) else None
+                    for column, method in summary
+                ),
                 None if seconds is None else seconds / 60,
                 run.run.get("images_per_second"),
                 device_of(run),
