@@ -290,6 +290,58 @@ def test_every_summary_column_with_a_heading_is_in_the_table(tmp_path: Path) -> 
         assert comparison.rows[0][row_key(column)] is not None
 
 
+def recalibrated(folder: Path, name: str, method: str | None, error: float, seed: int = 0) -> None:
+    said = {} if method is None else {"recalibration": method}
+    config = config_of(noise=dropout(0.5)) | {"recalibration": {"methods": [method or "precise"]}}
+    make_run(
+        folder, name, seed, config=config,
+        summary={**summary_of(80.0), **said, "test_error_recalibrated": error},
+    )  # fmt: skip
+
+
+def test_different_methods_of_recalibration_have_columns_of_their_own(tmp_path: Path) -> None:
+    """Test statistics are no recalibration: 12 % after `batch` is not 14 % after `precise`."""
+    recalibrated(tmp_path, "a", "precise", 14.0)
+    recalibrated(tmp_path, "b", "batch", 12.0)
+    recalibrated(tmp_path, "old", None, 13.0)  # by a version that did not say
+    comparison = compare(find_runs([tmp_path]))
+    table = to_table(comparison)
+    heads = [column.one_line for column in table.columns]
+    cells = {head: [row[place] for row in table.rows] for place, head in enumerate(heads)}
+    assert cells["after precise"] == ["14.00", "–", "–"]
+    assert cells["after batch"] == ["–", "12.00", "–"]
+    assert cells["after recalibration"] == ["–", "–", "13.00"]
+    found = [(row["recalibrated_by"], row["recalibrated_error_mean"]) for row in comparison.rows]
+    assert found == [("precise", 14.0), ("batch", 12.0), ("recalibration", 13.0)]
+    one = to_table(compare(find_runs([tmp_path / "a"])))
+    assert "after recalibration" in [column.one_line for column in one.columns]
+
+
+def test_no_mean_is_over_different_methods_of_recalibration(tmp_path: Path) -> None:
+    recalibrated(tmp_path, "a", "precise", 14.0)
+    recalibrated(tmp_path, "b", "batch", 12.0, seed=1)
+    comparison = compare(find_runs([tmp_path]), by=["network.noise.rate"])
+    (row,) = comparison.rows
+    assert row["recalibrated_by"] is row["recalibrated_error_mean"] is None
+    assert any(
+        "recalibrated by precise and batch, so its row has no" in n for n in comparison.notes
+    )
+    named = compare(find_runs([tmp_path]), metrics=["test_error_recalibrated"])
+    assert "test_error_recalibrated is not of one method: a by precise, b by batch" in named.notes
+    plain = compare(find_runs([tmp_path]), metrics=["test_error"])
+    assert not any("method" in note for note in plain.notes)
+
+
+def test_calibration_is_a_metric_like_any_other(tmp_path: Path) -> None:
+    for seed, ece in enumerate((4.125, 6.125)):
+        summary = summary_of(test_nll=0.5, test_ece=ece, test_ece_precise=2.0)
+        make_run(tmp_path, "a", seed, summary=summary)
+    metrics = ["test_nll", "test_ece", "test_ece_precise"]
+    (row,) = to_table(compare(find_runs([tmp_path]), metrics=metrics)).rows
+    assert row[-3:] == ["0.5000 ± 0.0000", "5.12 ± 1.41", "2.00 ± 0.00"]
+    assert not any("ECE" in c.head for c in to_table(compare(find_runs([tmp_path]))).columns)
+
+
 def test_one_seed_everywhere_is_said_once(tmp_path: Path) -> None:
     make_run(tmp_path, "base")
     make_run(tmp_path, "noisy", config=config_of(noise=dropout(0.5)))

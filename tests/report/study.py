@@ -59,6 +59,8 @@ def _make_arm(
         test_error_recalibrated=error / 2,
         bn_layers=len(ratios),
         epoch=EPOCHS,
+        monte_carlo_ece=error / 5,
+        monte_carlo_nll=0.9,
     )
     path = make_run(
         runs, name, seed, config=config, summary=summary, metrics=_metrics(100 - error),
@@ -66,10 +68,12 @@ def _make_arm(
         run={"name": called or name},
     )  # fmt: skip
     methods = [
-        {"method": "none", "test_accuracy": 100 - error, "test_loss": 1.0},
-        {"method": "precise", "test_accuracy": 100 - error / 2, "test_loss": 0.8},
+        {"method": "none", "test_accuracy": 100 - error, "test_loss": 1.0, "test_ece": error / 4,
+         "test_nll": 1.0, "test_brier": error / 50},
+        {"method": "precise", "test_accuracy": 100 - error / 2, "test_loss": 0.8,
+         "test_ece": error / 8, "test_nll": 0.8, "test_brier": error / 100},
         {"method": "swap", "test_accuracy": 100 - error - 1, "test_loss": 1.2},
-    ]
+    ]  # fmt: skip
     (path / "recalibration.json").write_text(json.dumps({"methods": methods}))
     modes = [
         {"data": data, "noise": on, "statistics": kind, "loss": 1.0, "accuracy": 100 - error + i}

@@ -114,7 +114,7 @@ def hover(page: Any, element: Any) -> str:
 
 
 def test_every_figure_has_marks(page: Any) -> None:
-    names = ("depth", "prediction", "scatter", "curves", "recalibration")
+    names = ("depth", "prediction", "scatter", "curves", "recalibration", "calibration")
     points = {name: marks(page, name) for name in names}
     assert points == {
         "depth": 5 * 4,  # configs × layers
@@ -122,6 +122,7 @@ def test_every_figure_has_marks(page: Any) -> None:
         "scatter": 4 * 3 + 1,
         "curves": 5 * 3,  # configs × epochs
         "recalibration": 5 * 3,  # configs × methods
+        "calibration": 5 * 3,  # and Monte Carlo in place of swap, which has no scores
     }
     cells = {name: marks(page, name, "rect") for name in ("strengths", "epochs", "modes")}
     assert cells["epochs"] == 4 * 3

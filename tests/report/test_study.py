@@ -12,6 +12,8 @@ from safetensors.numpy import save_file
 from tests.factory import config_of, dropout, make_run, summary_of
 from tests.report.study import EVIL, LAYERS, make_study
 from vshift.errors import RunError
+from vshift.report.charts import AS_TRAINED
+from vshift.report.figures import frames
 from vshift.report.layouts import short_labels
 from vshift.report.study import Study, collect, read_layers, short_layer, thinned
 from vshift.runs import find_runs
@@ -121,6 +123,31 @@ def test_modes_and_recalibration(study: Study) -> None:
     rows = study.recalibration
     precise = rows[(rows["group"] == "arm-bn-0.5") & (rows["method"] == "precise")]
     assert sorted(precise["value"]) == pytest.approx([19.75, 20.0, 20.3])
+
+
+def test_calibration_is_of_every_method_that_has_scores(study: Study) -> None:
+    rows = study.calibration
+    own = rows[(rows["group"] == "arm-bn-0.5") & (rows["seed"] == 0)]
+    found = {(row["method"], row["score"]): row["value"] for row in own.to_dict("records")}
+    assert found == {
+        ("none", "ECE, %"): 10.0, ("precise", "ECE, %"): 5.0, ("monte_carlo", "ECE, %"): 8.0,
+        ("none", "NLL, nats"): 1.0, ("precise", "NLL, nats"): 0.8,
+        ("monte_carlo", "NLL, nats"): 0.9,
+        ("none", "Brier score"): 0.8, ("precise", "Brier score"): 0.4,
+    }  # fmt: skip
+    shown = frames(study)["calibration"]
+    trained = shown[(shown["group"] == "arm-bn-0.5") & (shown["method"] == AS_TRAINED)]
+    assert trained["value"].iloc[0] == pytest.approx(np.mean([10.0, 10.15, 9.875]))
+
+
+def test_what_recalibrate_measured_later_counts(tmp_path: Path) -> None:
+    path = make_run(tmp_path, summary=summary_of(monte_carlo_ece=3.0, monte_carlo_brier=0.3))
+    later = [{"method": "monte_carlo", "test_accuracy": 90.0, "test_ece": 2.0}]
+    (path / "recalibration.json").write_text(json.dumps({"methods": later}))
+    rows = collect(find_runs([tmp_path])).calibration
+    assert dict(zip(rows["score"], rows["value"], strict=True)) == {
+        "ECE, %": 2.0, "Brier score": 0.3
+    }  # fmt: skip
 
 
 def test_epochs_are_thinned_evenly_with_first_and_last() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.factory import config_of, dropout, make_run
+from tests.factory import config_of, dropout, make_run, summary_of
 from tests.report.study import EVIL, LAYERS
 from vshift.report.study import Study, collect
 from vshift.report.tables import LAYER_ROWS, configs_table, layers_table, runs_table
@@ -34,6 +34,20 @@ def test_what_recalibration_recovers_has_a_verdict_in_the_table(study: Study) ->
     texts = {line.cells[0].text: [c.text for c in line.cells[at : at + 3]] for line in table.lines}
     assert texts["arm-bn-0.5"] == ["+20.02", "+19.33 to +20.70", "yes (p < 0.001)"]
     assert texts[EVIL] == ["+6.00", "–", "one seed"]
+    assert heads[at + 3] == "recovered by"
+    assert {line.cells[at + 3].text for line in table.lines} == {"precise", "–"}
+
+
+def test_runs_recalibrated_by_different_methods_share_no_column(tmp_path: Path) -> None:
+    for name, method, error in (("a", "precise", 14.0), ("b", "batch", 12.0)):
+        summary = summary_of(recalibration=method, test_error_recalibrated=error)
+        make_run(tmp_path, name, summary=summary)
+    table = runs_table(collect(find_runs([tmp_path])))
+    heads = [column.heading for column in table.columns]
+    cells = [[line.cells[heads.index(f"after\n{m}")].text for m in ("precise", "batch")]
+             for line in table.lines]  # fmt: skip
+    assert cells == [["14.00", "–"], ["–", "12.00"]]
+    assert "after\nrecalibration" not in heads
 
 
 def test_layers_have_every_column_that_is_declared_with_a_heading(tmp_path: Path) -> None:

@@ -412,31 +412,42 @@ def recalibration(study: Study) -> Any:
     """Scores with each method's BN statistics; a line from as trained to the best."""
     if study.recalibration.empty:
         return None
+    base = source("recalibration")
+    return _by_method(study, study.recalibration, base, score_title(study)).add_params(HIDDEN)
+
+
+def calibration(study: Study) -> Any:
+    """Calibration as trained and with each method's BN statistics, one score at a time."""
+    frame = study.calibration
+    if frame.empty:
+        return None
+    scores = list(dict.fromkeys(frame["score"]))
+    base = source("calibration").transform_filter("datum.score == calibration")
+    drawn = _by_method(study, frame, base, "lower is better")
+    return drawn.add_params(HIDDEN, select("calibration", "Score", scores, scores[0]))
+
+
+def _by_method(study: Study, frame: pd.DataFrame, rows: alt.Chart, title: str) -> Any:
+    """A line per config with a mark for each method of recalibration."""
     labels = [g.label for g in study.used]
-    tried = [method for method in study.recalibration["method"] if method != "none"]
+    tried = [method for method in frame["method"] if method != "none"]
     methods = list(dict.fromkeys([AS_TRAINED, *tried]))  # the order in which people read
     colours = alt.Scale(domain=methods, range=["#777777", *PALETTE, "#B8860B"][: len(methods)])
     shapes = alt.Scale(domain=methods, range=[SHAPES[i % len(SHAPES)] for i in range(len(methods))])
-    title = score_title(study)
-    base = (
-        source("recalibration")
-        .transform_filter(VISIBLE)
-        .encode(
-            x=alt.X("value:Q", title=title, scale=NOT_ZERO),
-            y=alt.Y("group:N", sort=labels, title=None, axis=alt.Axis(labelLimit=140)),
-        )
+    base = rows.transform_filter(VISIBLE).encode(
+        x=alt.X("value:Q", title=title, scale=NOT_ZERO),
+        y=alt.Y("group:N", sort=labels, title=None, axis=alt.Axis(labelLimit=140)),
     )
     points = dots(base, 90, 0.9).encode(
         color=alt.Color("method:N", scale=colours, title="statistics"),
         shape=alt.Shape("method:N", scale=shapes, title="statistics"),
         tooltip=[
-            GROUP, word("method", "statistics"), number("value", title, ".2f"),
-            number("sd", "sd over seeds", ".2f"), SEEDS,
+            GROUP, word("method", "statistics"), number("value", title, ".4~g"),
+            number("sd", "sd over seeds", ".2~g"), SEEDS,
         ],
     )  # fmt: skip
     span = base.mark_line(color=MIDDLE, strokeWidth=1.5, opacity=0.6).encode(detail="group:N")
-    height = max(120, 26 * len(labels))
-    return alt.layer(span, points).add_params(HIDDEN).properties(height=height)
+    return alt.layer(span, points).properties(height=max(120, 26 * len(labels)))
 
 
 def modes(study: Study) -> Any:

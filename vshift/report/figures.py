@@ -84,6 +84,12 @@ FIGURES = (
         "No run has recalibration.json: recalibration.methods: [precise, layerwise] or "
         "`vshift recalibrate` writes it.",
         "recalibration", charts.recalibration),
+    Figure("calibration", "Calibration",
+        "How well probabilities say how often the network is right, on the test images: expected "
+        "calibration error, negative log-likelihood or Brier score, as trained, after each "
+        "recalibration and for the mean of many passes. Further left is better.",
+        "No run has calibration scores: nothing is classified, or an earlier version trained.",
+        "calibration", charts.calibration),
     Figure("modes", "Noise × BN statistics",
         "Accuracy with noise on and off, BN on the batch’s, on running and on re-estimated "
         "statistics: batch over running with noise off is what stale statistics cost.",
@@ -97,6 +103,9 @@ def frames(study: Study) -> dict[str, pd.DataFrame]:
 
     def named(frame: pd.DataFrame) -> pd.DataFrame:
         return frame.assign(short=frame["layer"].map(study.layers)) if len(frame) else frame
+
+    def by_method(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+        return mean_of(frame, keys).replace({"method": {"none": charts.AS_TRAINED}})
 
     depth = named(study.depth)
     if len(depth):
@@ -114,9 +123,8 @@ def frames(study: Study) -> dict[str, pd.DataFrame]:
         "epochs": named(study.epochs),
         "channels": study.channels,
         "curves": study.curves,
-        "recalibration": mean_of(study.recalibration, ["group", "method"]).replace(
-            {"method": {"none": charts.AS_TRAINED}}
-        ),
+        "recalibration": by_method(study.recalibration, ["group", "method"]),
+        "calibration": by_method(study.calibration, ["group", "method", "score"]),
         "modes": study.modes,
     }
 

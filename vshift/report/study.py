@@ -27,6 +27,10 @@ from vshift.text import NONE, escape_control, format_number
 Row = dict[str, Any]
 T = TypeVar("T")
 
+# Calibration scores by their key in a row, and the methods that only summary.json may have.
+CALIBRATION = {"ece": "ECE, %", "nll": "NLL, nats", "brier": "Brier score"}
+MONTE_CARLO = ("monte_carlo", "monte_carlo_bn")
+
 # What a page can hold: beyond, epochs or layers are thinned out evenly.
 EPOCH_ROWS = 20_000
 CURVE_ROWS = 8_000
@@ -68,6 +72,8 @@ class Study:
         curves: group, epoch and the scores' means and standard deviations over seeds.
         modes: group, data, noise, statistics, accuracy (percent), n.
         recalibration: group, seed, method and the score with it; `none` is as trained.
+        calibration: group, seed, method, which of CALIBRATION, and its value; the methods are those
+            of recalibration and Monte Carlo's.
         layers: the BN layers' names in forward order, with their short names.
         problems: sentences about what could not be read.
     """
@@ -85,6 +91,7 @@ class Study:
     curves: pd.DataFrame
     modes: pd.DataFrame
     recalibration: pd.DataFrame
+    calibration: pd.DataFrame
     layers: dict[str, str]
     problems: list[str] = field(default_factory=list)
 
@@ -134,6 +141,7 @@ def collect(records: Sequence[RunRecord], baseline: str | None = None) -> Study:
     last = last[last["shift_ratio"].notna()]
     noisy = last[last["noise_before"]]
     layers = _in_order(rows)
+    recalibrated = list(_objects(used, RECALIBRATION, "methods", problems))
     return Study(
         groups=groups,
         comparison=comparison,
@@ -147,7 +155,8 @@ def collect(records: Sequence[RunRecord], baseline: str | None = None) -> Study:
         channels=_channels(used, list(layers), problems),
         curves=_curves(used),
         modes=_modes(used, problems),
-        recalibration=_recalibration(used, score, problems),
+        recalibration=_recalibration(recalibrated, score),
+        calibration=_calibration(used, recalibrated),
         layers=layers,
         problems=[escape_control(problem) for problem in problems],
     )
@@ -377,10 +386,24 @@ def _modes(groups: Sequence[StudyGroup], problems: list[str]) -> pd.DataFrame:
     return mean_of(frame[frame["value"].notna()], ["group", *keys])
 
 
-def _recalibration(groups: Sequence[StudyGroup], score: str, problems: list[str]) -> pd.DataFrame:
-    rows = _objects(groups, RECALIBRATION, "methods", problems)
+def _recalibration(rows: _Rows, score: str) -> pd.DataFrame:
     frame = _frame(rows, ["method"], ["test_accuracy", "test_loss"])
     error = frame["test_accuracy"].map(error_of)
     frame["value"] = error if score == "test_error" else frame["test_loss"]
     frame["method"] = frame["method"].map(escape_control)
     return frame.loc[frame["value"].notna(), ["group", "seed", "method", "value"]]
+
+
+def _calibration(groups: Sequence[StudyGroup], rows: _Rows) -> pd.DataFrame:
+    # Monte Carlo's scores are in summary.json, or where `vshift recalibrate` measured them.
+    summaries = [
+        (group.label, run.seed,
+         {"method": method, **{f"test_{k}": run.summary.get(f"{method}_{k}") for k in CALIBRATION}})
+        for method in MONTE_CARLO for group in groups for run in group.runs
+    ]  # fmt: skip
+    keys = {f"test_{key}": heading for key, heading in CALIBRATION.items()}
+    frame = _frame([*summaries, *rows], ["method"], list(keys)).rename(columns=keys)
+    frame["method"] = frame["method"].map(escape_control)
+    wide = frame.groupby(["group", "seed", "method"], sort=False).last().reset_index()
+    long = wide.melt(["group", "seed", "method"], list(keys.values()), "score", "value")
+    return long[long["value"].notna()]
