@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 
 import torch
 import torch.nn.functional as F
@@ -103,3 +104,26 @@ def test_the_page_is_escaped_and_loads_nothing(vshift, tmp_path):
     empty = Audit([], [], NoiseReport([], [], []), None, {}, ["<b>&"])
     assert "&lt;b&gt;&amp;" in empty.to_html("<script>alert(1)</script>")
     assert "<script>" not in empty.to_html("<script>alert(1)</script>")
+
+
+def test_the_verdict_comes_first_with_its_standard_error():
+    lines = examine(FAULTS["stale"](7, True)).to_text().splitlines()
+    assert re.match(
+        r"Eval mode loses \d+\.\d ± \d+\.\d points against train mode; the repairs below give back "
+        r"\d+\.\d\. ",
+        " ".join(lines[:2]),
+    )
+    assert "1 finding, the most harmful first:" in " ".join(lines[:2])
+    healthy = examine(FAULTS["stale"](7, False))
+    assert healthy.to_text().startswith("Eval mode is not measurably worse than train mode.")
+    assert "eval mode, repaired" not in healthy.scores
+
+
+def test_the_text_fits_and_has_a_sentence_per_line():
+    found = examine(FAULTS["variance_shift"](7, True))
+    lines = found.to_text(60).splitlines()
+    text = lines[: next(i for i, line in enumerate(lines) if line.startswith("mode "))]
+    assert max(map(len, text)) <= 60
+    starts = [line.strip().split(":")[0] for line in text]
+    assert {"Usual causes", "What to do", "Tried"} <= set(starts)
+    assert found.findings[0].message == " ".join(found.findings[0].sentences)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vshift.auditing.evidence import SCORE_NAMES, Evidence
+from vshift.auditing.evidence import REPAIRED, SCORE_NAMES, Evidence
 from vshift.auditing.findings import CHECKS, Finding
 from vshift.auditing.findings.base import list_layers
 from vshift.auditing.guard import (
@@ -150,7 +150,7 @@ def _conclude(evidence: Evidence) -> Audit:
     for name, score in evidence.scores.items():
         all_scores[name] = score.to_dict()
         if name == SCORE_NAMES["eval"] and helpful:
-            all_scores["eval mode, repaired"] = evidence.repaired_scores.to_dict()
+            all_scores[REPAIRED] = evidence.repaired_scores.to_dict()
     in_training, in_eval = evidence.train_trace, evidence.eval_trace
     return Audit(
         findings=findings,
@@ -159,6 +159,7 @@ def _conclude(evidence: Evidence) -> Audit:
         tests=evidence.tests,
         scores=all_scores,
         notes=[*model.notes, *notes_on_unknowns(evidence, findings)],
+        gap=Gain.between(evidence.eval_scores, evidence.best_scores, "train mode"),
         fixed=fixed,
         buffers={name: value for repair in helpful for name, value in repair.buffers.items()},
     )

@@ -104,7 +104,7 @@ def run_audit(
     if weights is None and is_library(spec):
         prefix = "No --weights were given: these are the values that the model is built with."
         findings = [
-            replace(f, message=f"{prefix} {f.message}") if f.code == "never_updated" else f
+            replace(f, found=f"{prefix} {f.found}") if f.code == "never_updated" else f
             for f in result.findings
         ]
         result = replace(result, findings=findings)

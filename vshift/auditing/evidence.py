@@ -46,6 +46,7 @@ SCORE_NAMES: dict[Mode, str] = {
     "noise_off": "batch statistics, noise off",
     "eval": "eval mode",
 }
+REPAIRED = "eval mode, repaired"
 # Scores of the loader's batches as they come.
 AS_GIVEN = "as given"
 SWITCHED = "as given, after train() and eval()"
@@ -164,6 +165,14 @@ class Evidence:
     def eval_scores(self) -> Scores:
         """Scores of plain eval mode on `samples`."""
         return self.scores[SCORE_NAMES["eval"]]
+
+    @cached_property
+    def best_scores(self) -> Scores:
+        """Of the modes with batch statistics, the lower loss; eval mode's own without labels."""
+        modes: tuple[Mode, ...] = ("train", "noise_off")
+        found = [self.scores.get(SCORE_NAMES[mode]) for mode in modes]
+        known = [scores for scores in found if scores is not None and scores.loss is not None]
+        return min(known, key=lambda scores: scores.loss or 0.0, default=self.eval_scores)
 
     # ---- layers and their statistics
 

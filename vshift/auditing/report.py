@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from vshift.auditing.evidence import Evidence, any_trains, is_usable
+from vshift.auditing.evidence import REPAIRED, Evidence, any_trains, is_usable
 from vshift.auditing.findings import Finding
 from vshift.auditing.findings.base import list_layers
 from vshift.auditing.passes import EvalTests
 from vshift.auditing.samples import tensors_of
-from vshift.auditing.severity import SEVERITIES
+from vshift.auditing.severity import SEVERITIES, Gain
 from vshift.auditing.trace import NoiseSource
 from vshift.shift.stats import Moments, shift_ratio
 from vshift.tables import Column, Table, html_table, render
@@ -62,6 +62,7 @@ class Audit:
         scores: loss and accuracy per mode on the loader's samples; those named "training data" on
             the training loader's.
         notes: what was done differently, and what cannot be known from model and loader.
+        gap: from eval mode to the better one of the modes with batch statistics.
         fixed: the running statistics that gained something, by layer.
         buffers: other buffers that did, by name.
     """
@@ -72,6 +73,7 @@ class Audit:
     tests: EvalTests
     scores: dict[str, Row]
     notes: list[str]
+    gap: Gain | None = None
     fixed: Mapping[str, Moments] = field(default_factory=dict)
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -114,16 +116,30 @@ class Audit:
     def __str__(self) -> str:
         return self.to_text()
 
-    def to_text(self) -> str:
-        """Findings in plain words, then scores and one line per BN layer."""
-        parts = [self._headline()]
+    def to_text(self, width: int = 100, *, terminal: bool = False) -> str:
+        """The verdict, findings in plain words, then scores and one line per BN layer.
+
+        Args:
+            width: in characters, of the text, and with `terminal` of the tables, which then have
+                colours.
+        """
+        parts = [textwrap.fill(self._headline(), width)]
         for number, finding in enumerate(self.findings, 1):
             where = f" at {finding.layer}" if finding.layer else ""
-            parts.append(f"{number}. [{finding.severity}] {finding.code}{where}: {finding.title}")
-            parts.append(textwrap.indent(textwrap.fill(finding.message, 97), "   "))
-        parts += ["", *self._tables("table")]
-        parts += [textwrap.fill(f"Note: {note}.", 100) for note in self.notes]
-        return escape_lines("\n".join(parts))
+            heading = f"{number}. [{finding.severity}] {finding.code}{where}: {finding.title}"
+            parts.append(textwrap.fill(heading, width, subsequent_indent="   "))
+            for sentence in finding.sentences:
+                wrapped = textwrap.fill(
+                    sentence, width, initial_indent="   ", subsequent_indent="     "
+                )
+                parts.append(wrapped)
+        notes = [textwrap.fill(f"Note: {note}.", width) for note in self.notes]
+        if not terminal:
+            return escape_lines("\n".join([*parts, "", *self._tables("table"), *notes]))
+        tables = self._tables("table", width)  # with colours, which escaping would spoil
+        return "\n".join(
+            [escape_lines("\n".join(parts)), "", *tables, escape_lines("\n".join(notes))]
+        )
 
     def to_markdown(self) -> str:
         """The audit as a Markdown document."""
@@ -144,28 +160,59 @@ class Audit:
             f'<article class="{finding.severity}"><h3>{_html(finding.title)}'
             + (f" at <code>{_html(finding.layer)}</code>" if finding.layer else "")
             + f"</h3><p><code>{finding.code}</code>, severity {finding.severity}</p>"
-            f"<p>{_html(finding.message)}</p></article>"
+            + "".join(f"<p>{_html(sentence)}</p>" for sentence in finding.sentences)
+            + "</article>"
             for finding in self.findings
         )
         notes = "".join(f"<li>{_html(note)}</li>" for note in self.notes)
+        layers = f'<div class="wide">{html_table(self._layer_table(_COLUMNS))}</div>'
         return (
-            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{heading}</title>'
+            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+            f'content="width=device-width, initial-scale=1"><title>{heading}</title>'
             f"<style>{_STYLE}</style></head><body><h1>{heading}</h1>"
-            f"{findings or '<p>No findings.</p>'}"
+            f"<p>{_html(self._headline())}</p>{findings}"
             f"<h2>Scores</h2>{html_table(self._score_table())}"
-            f"<h2>Layers</h2>{html_table(self._layer_table(_COLUMNS))}"
-            f"<h2>Notes</h2><ul>{notes}</ul></body></html>\n"
+            + (f"<h2>Layers</h2><p>{_LEGEND}</p>{layers}" if self.layers else "")
+            + (f"<h2>Notes</h2><ul>{notes}</ul>" if notes else "")
+            + "</body></html>\n"
         )
 
     def _headline(self) -> str:
-        if not self.findings:
-            return "No findings."
-        return f"{pluralize(len(self.findings), 'finding')}, the most harmful first"
+        """What eval mode loses, what repairs give back, and the number of findings."""
+        count = f"{pluralize(len(self.findings), 'finding')}, the most harmful first"
+        counted = f"{count}:" if self.findings else "No findings."
+        gap = self.gap
+        if gap is None or gap.fall is None:
+            return counted
+        if gap.severity == "info":
+            return f"Eval mode is not measurably worse than train mode. {counted}"
+        key, unit, digits, sign = "loss", "", 3, -1
+        before, after = gap.accuracy_before, gap.accuracy_after
+        if before is not None and after is not None and after - before >= 0.05:
+            key, unit, digits, sign = "accuracy", " points", 1, 1
+        error = gap.accuracy_error if key == "accuracy" else gap.loss_error
+        lost = sign * (getattr(gap, f"{key}_after") - getattr(gap, f"{key}_before"))
+        spread = f" ± {error:.{digits}f}" if error else ""
+        text = f"Eval mode loses {lost:.{digits}f}{spread}{unit} against train mode"
+        text += " in the loss" if key == "loss" else ""
+        repaired = self.scores.get(REPAIRED)
+        if repaired and repaired[key] is not None:
+            back = sign * (repaired[key] - getattr(gap, f"{key}_before"))
+            text += f"; the repairs below give back {back:.{digits}f}"
+        return f"{text}. {counted}"
 
-    def _tables(self, kind: str) -> list[str]:
+    def _tables(self, kind: str, width: int | None = None) -> list[str]:
         layers = self._layer_table([c for c in _COLUMNS if c[0] not in _ONLY_IN_HTML])
         layers = replace(layers, rows=layers.rows[:MOST_LAYERS])
-        parts = [render(table, kind) for table in (self._score_table(), layers) if table.rows]
+        parts = [
+            render(table, kind, terminal_width=width)
+            for table in (self._score_table(), layers)
+            if table.rows
+        ]
+        if layers.rows:
+            parts.append(
+                textwrap.fill(_LEGEND, width or 100) if kind == "table" else f"\n{_LEGEND}\n"
+            )
         more = len(self.layers) - MOST_LAYERS
         if more > 0:
             parts.append(f"… and {pluralize(more, 'more layer')} (--format json has all)")
@@ -201,6 +248,10 @@ _COLUMNS = (
     ("local_ratio", "local", ".3f"),
     ("inherited_ratio", "inherited", ".3f"),
 )
+_LEGEND = (
+    "shift: running/eval variance, the larger over the smaller; local: the part that noise in "
+    "front of the layer causes; inherited: what arrives from the layers before it."
+)
 _ONLY_IN_HTML = ("channels", "noise", "noise_off_variance")
 
 
@@ -221,6 +272,7 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0 }
 th, td { border-bottom: 1px solid #ccc; padding: .2rem .6rem; text-align: left }
 .number { text-align: right }
+.wide { overflow-x: auto }
 article { border-left: .4rem solid #999; margin: 1rem 0; padding: .1rem 1rem }
 article.high { border-color: #b00020 } article.medium { border-color: #c25e00 }
 article.low { border-color: #9a7d00 } code { background: #8882; padding: 0 .2rem }

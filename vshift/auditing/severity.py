@@ -204,15 +204,14 @@ class Gain:
         return asdict(self)
 
     def in_words(self) -> str:
-        """One sentence without its full stop."""
+        """One sentence without its full stop; ± is the standard error of the change."""
         if self.loss_before is None or self.loss_after is None:
             return f"{self.repair} changes the output by {format_change(self.output_change)}"
         text = f"{self.repair} takes the loss from {self.loss_before:.3f} to {self.loss_after:.3f}"
         if self.accuracy_before is None or self.accuracy_after is None:
-            return text
-        return (
-            f"{text}, the accuracy from {self.accuracy_before:.1f} to {self.accuracy_after:.1f} %"
-        )
+            return text + (f" (± {self.loss_error:.2g})" if self.loss_error else "")
+        text += f", the accuracy from {self.accuracy_before:.1f} to {self.accuracy_after:.1f} %"
+        return text + (f" (± {self.accuracy_error:.1f} points)" if self.accuracy_error else "")
 
 
 def format_change(change: float) -> str:

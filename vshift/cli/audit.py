@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -95,7 +99,14 @@ def audit(
         fail_on=fail_on,
         device=str(choose_device(device.value)),
     )
-    forms = {"table": result.to_text, "md": result.to_markdown, "json": result.to_json}
+    terminal = sys.stdout.isatty()
+    width = min(shutil.get_terminal_size().columns, 100) if terminal else 100
+    text = partial(result.to_text, width, terminal=terminal)
+    forms: dict[str, Callable[[], str]] = {
+        "table": text,
+        "md": result.to_markdown,
+        "json": result.to_json,
+    }
     typer.echo(forms[form.value]())
     if report is not None:
         write_named(report, "--report", result.to_html(model).encode())

@@ -25,7 +25,8 @@ class Finding:
         title: what it is called.
         layer: the layer that causes the problem, or None.
         severity: info, low, medium or high: what the repair measurably gained.
-        message: what was found, usual causes, what to do, what the repair gained.
+        found: what was found; tried: what the repair gained, empty without one.
+        causes, advice: usual causes, and what to do.
         evidence: numbers; `layers` lists every layer concerned, `inherits` those that only inherit,
             `repair` is the gain.
         gain: of the repair; None if none could be tried.
@@ -35,9 +36,23 @@ class Finding:
     title: str
     layer: str | None
     severity: str
-    message: str
+    found: str
+    causes: str
+    advice: str
+    tried: str = ""
     evidence: dict[str, Any] = field(default_factory=dict)
     gain: Gain | None = None
+
+    @property
+    def sentences(self) -> list[str]:
+        """What was found, usual causes, what to do, what the repair gained."""
+        causes, advice = f"Usual causes: {self.causes}.", f"What to do: {self.advice}."
+        return [self.found, causes, advice, *([self.tried] if self.tried else [])]
+
+    @property
+    def message(self) -> str:
+        """The sentences as one text."""
+        return " ".join(self.sentences)
 
     def to_dict(self) -> dict[str, Any]:
         keys = ("code", "layer", "severity", "message", "evidence")
@@ -77,23 +92,25 @@ class CandidateFinding:
 
     def to_finding(self, gain: Gain | None) -> Finding:
         """The finding, with what its repair gained."""
-        check, numbers, severity = self.check, dict(self.numbers), self.severity
-        text = f"{self.message} Usual causes: {check.causes}. What to do: {check.advice}."
+        check, numbers, severity, tried = self.check, dict(self.numbers), self.severity, ""
         if self.layers:
             numbers["layers"] = list(self.layers)
         if gain is not None:
             numbers["repair"] = gain.to_dict()
             severity = gain.severity
-            text += f" Tried: {gain.in_words()}"
+            tried = f"Tried: {gain.in_words()}"
             if severity == "info":
-                text += ": next to nothing" if gain.fall is None else ": no measurable gain"
-            text += "."
+                tried += ": next to nothing" if gain.fall is None else ": no measurable gain"
+            tried += "."
         if self.explained is not None:
             numbers["explained"] = self.explained.to_dict()
             severities = [self.explained.severity, *([severity] if gain else [])]
             severity = max(severities, key=SEVERITIES.index)
             gain = max([self.explained, *([gain] if gain else [])], key=lambda g: g.size)
-        return Finding(check.code, check.title, self.layer, severity, text, numbers, gain)
+        return Finding(
+            check.code, check.title, self.layer, severity, self.message, check.causes,
+            check.advice, tried, numbers, gain,
+        )  # fmt: skip
 
 
 class Check(ABC):

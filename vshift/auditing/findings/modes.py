@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vshift.auditing.evidence import AFTER_EVAL, AS_GIVEN, SCORE_NAMES, SWITCHED, Evidence
+from vshift.auditing.evidence import AFTER_EVAL, AS_GIVEN, SWITCHED, Evidence
 from vshift.auditing.findings.base import CandidateFinding, Check, list_layers
 from vshift.auditing.passes import first_departure
 from vshift.auditing.repairs import Repair, eval_hidden, hold_in_eval, set_mode
@@ -230,12 +230,7 @@ class UnexplainedGap(Check):
         """Called after all repairs have been tried."""
         if evidence.is_accounted:
             return
-        eval_, repaired = evidence.eval_scores, evidence.repaired_scores
-        best = min(
-            (s for mode in ("train", "noise_off") if (s := evidence.scores.get(SCORE_NAMES[mode]))),
-            key=lambda scores: float("inf") if scores.loss is None else scores.loss,
-            default=eval_,
-        )
+        eval_, repaired, best = evidence.eval_scores, evidence.repaired_scores, evidence.best_scores
         gap = Gain.between(eval_, best, "train mode")
         left = Gain.between(repaired, best, "train mode")
         if gap.fall is None or left.fall is None or left.fall <= 0.5 * gap.fall:
