@@ -148,7 +148,8 @@ def snapshot(run: RunRecord, now: float) -> RunSnapshot:
     # Before there is a summary, the shift is that of the last measured epoch.
     shift = number(run.summary.get("shift_ratio_mean"))
     if shift is None and run.status != "done":
-        ratios = [(row.get("epoch"), number(row.get("shift_ratio"))) for row in run.layers]
+        rows = [row for row in run.layers if row.get("kind", "bn") == "bn"]
+        ratios = [(row.get("epoch"), number(row.get("shift_ratio"))) for row in rows]
         measured = [(at, ratio) for at, ratio in ratios if ratio is not None]
         shift = fmean(r for at, r in measured if at == measured[-1][0]) if measured else None
     try:

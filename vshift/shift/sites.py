@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -110,17 +110,14 @@ def find_sites(model: nn.Module, wanted: Sequence[str], images: Tensor) -> list[
     counts, places = Counter(call.module for call in calls), Counter[nn.Module]()
     sites = []
     for site in filter(is_wanted, calls):
-        place = places[site.module]
+        place, count = places[site.module], counts[site.module]
         places[site.module] += 1
-        if site.kind == BN and place:
-            continue  # as everywhere, all its calls are one layer's input
-        suffix, total = (f"#{place + 1}" if place else ""), counts[site.module]
-        if site.kind == BN:
-            suffix, total = "", 1
-        sites.append(
-            Site(site.name + suffix, site.kind, site.module, site.channel_dim, site.channels,
-                place, total)
-        )  # fmt: skip
+        if site.kind != BN and place:
+            site = replace(site, name=f"{site.name}#{place + 1}")
+        if site.kind != BN:
+            sites.append(replace(site, call=place, calls=count))
+        elif not place:  # all calls of a BN layer are one site, as they share its statistics
+            sites.append(site)
     return sites
 
 
@@ -133,19 +130,23 @@ def _calls(model: nn.Module, images: Tensor) -> list[Site]:
     def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         kind = _kind(module) if module is not model else LOGITS
         x = args[0] if kind in _NORMS and args else output
-        if isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm):
-            at_the_end[0] = True
-        elif isinstance(module, nn.modules.conv._ConvNd | _BatchNorm | nn.GroupNorm):
-            at_the_end[0] = False
-        if isinstance(x, Tensor) and x.is_floating_point() and x.ndim >= 2:
-            dim = _channel_dim(module, x) if kind in _NORMS else x.ndim - 1 if at_the_end[0] else 1
-            calls.append(Site(names[module], kind, module, dim, x.shape[dim]))
+        if not (isinstance(x, Tensor) and x.is_floating_point() and x.ndim >= 2):
+            return
+        if kind in _NORMS:
+            dim = _channel_dim(module, x)
+            at_the_end[0] = dim == x.ndim - 1
+        else:
+            if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+                at_the_end[0] = isinstance(module, nn.Linear)
+            dim = x.ndim - 1 if at_the_end[0] else 1
+        calls.append(Site(names[module], kind, module, dim, x.shape[dim]))
 
     handles = [module.register_forward_hook(note) for module in names]
     training = [(module, module.training) for module in names]
     try:
         model.eval()
-        model(images)
+        with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+            model(images)
     finally:
         for module, mode in training:
             module.training = mode

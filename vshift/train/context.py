@@ -84,6 +84,20 @@ def build_model(config: Config, images: ImageSet, seed: int) -> nn.Module:
     return model
 
 
+def measured_sites(config: Config, model: nn.Module, images: ImageSet) -> list[Site]:
+    """The sites that `measure.sites` asks for, in the network as it was built.
+
+    Raises:
+        ConfigError: it names a module that there is not.
+    """
+    wanted = config.measure.sites
+    if wanted == "bn":
+        return bn_sites(model)
+    device = next(model.parameters()).device
+    example = torch.zeros(2, images.channels, images.size, images.size, device=device)
+    return find_sites(model, [wanted] if isinstance(wanted, str) else wanted, example)
+
+
 class TrainingContext:
     """One run's network with everything that trains and evaluates it, built once.
 
@@ -97,7 +111,8 @@ class TrainingContext:
         rates: the learning rate of every step of the run.
         average: of the weights over the steps; None if not wanted.
         metrics: of the training batches of the present epoch.
-        layer_log: every site's statistics of the same batches; None if not wanted.
+        sites: the places in the network that are measured.
+        layer_log: their statistics in the same batches; None if not wanted.
     """
 
     def __init__(
@@ -122,6 +137,7 @@ class TrainingContext:
         )
         self.objective = make_objective(config, images)
         self.metrics = MetricAccumulator(self.device, images.target_std)
+        self.sites = measured_sites(config, self.model, images)
         self.layer_log = TrainingLog(self.model, self.sites) if config.measure.every else None
 
     def enter_epoch(self, epoch: int) -> bool:
@@ -143,15 +159,6 @@ class TrainingContext:
         """bf16 in convolutions and matrix products, or nothing with float32."""
         enabled = self.config.hardware.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
-
-    @cached_property
-    def sites(self) -> list[Site]:
-        """The sites that are measured. Looked for before `fuse` exchanges modules."""
-        wanted = self.config.measure.sites
-        if wanted == "bn":
-            return bn_sites(self.model)
-        images, _ = next(self.stream.epoch(0))
-        return find_sites(self.model, [wanted] if isinstance(wanted, str) else wanted, images[:2])
 
     @cached_property
     def bn_layers(self) -> dict[str, _BatchNorm]:
