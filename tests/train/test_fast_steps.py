@@ -52,10 +52,13 @@ def equal(a, b):
     torch.testing.assert_close(dict(b), dict(a), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("skip", [0, 3])
-def test_what_a_graph_captures_is_the_eager_step_bit_for_bit(skip):
+PATTERN = {"kind": "dropout", "rate": 0.5, "before": "stage*.bn2", "after": "stem"}
+
+
+@pytest.mark.parametrize(("skip", "noise"), [(0, NOISE), (3, NOISE), (0, PATTERN)])
+def test_what_a_graph_captures_is_the_eager_step_bit_for_bit(skip, noise):
     """On the CPU the function is called instead of captured: indices, rates, sums and all."""
-    sections = {"network": {"name": "preresnet", "depth": 8, "noise": NOISE}, "data": LEFT_OVER}
+    sections = {"network": {"name": "preresnet", "depth": 8, "noise": noise}, "data": LEFT_OVER}
     results = []
     for make in (lambda context: CapturedStep(context, compile=False), TrainStep):
         context = context_of(**sections)

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vshift.config.identity import Scope, flat, identity, new_name
-from vshift.config.noise import read_noise
+from vshift.config.noise import places_of, read_noise
 from vshift.config.schema import Config
 from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord, number
@@ -119,6 +119,15 @@ class Fields:
             return run.run.get(key.removeprefix("run."))
         if key in self.metrics or key in _ACCURACY_OF:
             return metric(run, key)
+        section, _, leaf = key.rpartition(".")
+        entry = value_at(self.config(run), section)
+        if (
+            section.startswith("network.noise")
+            and leaf == "position"
+            and isinstance(entry, Mapping)
+        ):
+            places = places_of(entry)  # names of modules (`before`, `after`) are places too
+            return places[0] if len(places) == 1 else places or None
         return value_at(self.config(run), key)
 
     def require(self, key: str, option: str, *, section: bool = False) -> str:

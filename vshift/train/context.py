@@ -166,9 +166,13 @@ class TrainingContext:
         return batch_norms(self.model)
 
     @cached_property
-    def noisy_layers(self) -> frozenset[str]:
-        """The BN layers with noise in front of them; tracing the network finds them, once."""
-        return frozenset(name for name, noise in noise_in_front(self.model).items() if noise)
+    def noisy_layers(self) -> frozenset[str] | None:
+        """The BN layers with noise in front of them; None where the network cannot be traced."""
+        try:
+            found = noise_in_front(self.model)
+        except ValueError:
+            return None
+        return frozenset(name for name, noise in found.items() if noise)
 
     def augmented(self, epoch: int, limit: int | None) -> Batches:
         """Training batches with crop and flip, the same at every call; all with limit None."""

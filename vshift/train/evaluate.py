@@ -147,7 +147,7 @@ def measure_layers(context: TrainingContext, epoch: int, folder: RunFolder) -> l
     if last or config.measure.eval_epochs == "all" or epoch in config.measure.eval_epochs:
         evaluated = eval_moments(context, epoch)
         found = explained(context, epoch)
-    running = running_moments(model)
+    running, noisy = running_moments(model), context.noisy_layers
     if last:
         folder.write_channels(_channel_vectors(train, running, evaluated))
     average = _averaged_batches(config, epoch, context.stream.steps)
@@ -158,7 +158,7 @@ def measure_layers(context: TrainingContext, epoch: int, folder: RunFolder) -> l
             layer=site.name,
             kind=site.kind,
             channels=site.channels,
-            noise_before=site.name in context.noisy_layers if site.name in running else None,
+            noise_before=site.name in noisy if site.name in running and noisy is not None else None,
             train_variance=float(train[site.name].variance.mean()),
             running_variance=_mean_variance(running.get(site.name)),
             **_shift_columns(running.get(site.name), evaluated.get(site.name), average),
@@ -261,7 +261,8 @@ def explained(context: TrainingContext, epoch: int) -> Explained:
         return Explained({}, {})
     batches = _images(context.augmented(epoch, limit))
     seed = derive_seed(context.seed, epoch, "explain noise")
-    decomposer = Decomposer(context.model) if context.bn_layers else None
+    is_traced = context.bn_layers and context.noisy_layers is not None
+    decomposer = Decomposer(context.model) if is_traced else None
     beside = decomposer.observing() if decomposer else None
     with context.autocast():
         passes = run_passes(context.model, batches, context.sites, seed, beside)

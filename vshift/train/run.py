@@ -147,6 +147,11 @@ def train_in(
             raise stop.stopped()
 
     context = TrainingContext(config, seed, images, check_stop)
+    if context.layer_log is not None and context.noisy_layers is None:
+        reporter.say(
+            f"{folder.path}: torch.fx cannot trace this network; which noise reaches a layer, and "
+            "its predictions, are left out"
+        )
     checkpointer = Checkpointer(folder, context, reporter.say)
     resumed = checkpointer.restore()
     context.enter_epoch(checkpointer.epoch + 1)
