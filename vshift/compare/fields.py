@@ -120,13 +120,10 @@ class Fields:
         if key in self.metrics or key in _ACCURACY_OF:
             return metric(run, key)
         section, _, leaf = key.rpartition(".")
-        entry = value_at(self.config(run), section)
-        if (
-            section.startswith("network.noise")
-            and leaf == "position"
-            and isinstance(entry, Mapping)
-        ):
-            places = places_of(entry)  # names of modules (`before`, `after`) are places too
+        if section.startswith("network.noise") and leaf == "position":
+            # Names of modules (`before`, `after`) are places too.
+            entry = value_at(self.config(run), section)
+            places = places_of(entry) if isinstance(entry, Mapping) else []
             return places[0] if len(places) == 1 else places or None
         return value_at(self.config(run), key)
 
