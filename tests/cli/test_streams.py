@@ -53,6 +53,7 @@ def test_a_reader_that_leaves_ends_no_run(here, command):
 
 
 def test_own_code_that_prints_ends_no_run_where_nobody_reads_it(here):
+    """Its images are constant, so that no variance has a ratio."""
     Path("own.py").write_text(
         "import torch\n"
         "def images():\n"

@@ -162,7 +162,8 @@ def _compare(
         # The running average is of few batches itself, which vary as those of the train pass do.
         of_batches = jackknife(level)
         batches = len(level) - 1
-        run_error = of_batches.error / of_batches.value
+        # Constant inputs have no ratio.
+        run_error = of_batches.error / of_batches.value if of_batches.value else math.nan
         run_error *= math.sqrt(batches / _batches_averaged(site.module))
         lag = jackknife((train_log - running_log).exp())
         lag = Estimate(lag.value, math.hypot(lag.error, lag.value * run_error))
