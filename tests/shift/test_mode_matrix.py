@@ -265,3 +265,19 @@ def test_what_monte_carlo_bn_cannot_sample_is_refused():
         monte_carlo_bn(model, list, lambda: images)
     with pytest.raises(ValueError, match="no BN layer that keeps running statistics"):
         monte_carlo_bn(nn.Sequential(nn.Flatten()), labelled, lambda: images)
+
+
+def test_monte_carlo_of_numbers_by_hand():
+    """Inverted dropout of x gives 0 or x/(1 − rate): mean x and variance x²·rate/(1 − rate)."""
+    x, rate, passes = torch.tensor([[1.0], [3.0]]), 0.25, 4000
+    targets = torch.tensor([[1.5], [3.0]])
+    model = nn.Dropout(rate)
+    found = monte_carlo(model, lambda: [(x[:1], targets[:1]), (x[1:], targets[1:])], passes)
+    variance = x.double().square() * rate / (1 - rate)
+    torch.testing.assert_close(found.spread.square(), variance, rtol=0.1, atol=0)
+    assert ((found.mean - x).abs() < 4 * (variance / passes).sqrt()).all()
+    assert torch.equal(found.targets, targets.double())
+    # A pass's error is bias² + variance, averaged over the two inputs.
+    wanted = float(((x - targets).double().square() + variance).mean())
+    assert found.pass_errors.shape == (passes, 1)
+    assert float(found.pass_errors.mean()) == pytest.approx(wanted, rel=0.05)

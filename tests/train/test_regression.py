@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.configs import make_config
+from tests.factory import make_run
 from tests.train.test_fast_steps import context_of, equal, trained
 from tests.train.test_loop import NOISY, figures, run, same, weights
 from vshift.cli.recalibrate import scores_table
@@ -15,11 +16,15 @@ from vshift.compare.columns import to_table
 from vshift.data import load, plain_stream
 from vshift.data.shapes import angles
 from vshift.networks.build import build
+from vshift.report.page import render as render_page
+from vshift.report.study import collect
 from vshift.runs import find_runs
+from vshift.shift.modes import noise_modules
 from vshift.tables import render
+from vshift.train.evaluate import monte_carlo_rows
 from vshift.train.fast_steps import CapturedStep
 from vshift.train.loop import TrainStep
-from vshift.train.recalibrate import recalibrate_run
+from vshift.train.recalibrate import open_run, recalibrate_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,13 +32,14 @@ ANGLE = {
     "name": "shapes", "target": "angle", "train": 200, "test": 60, "validation": 40,
     "batch_size": 64,
 }  # fmt: skip
+MEASURE = {"eval_batches": 2, "modes": True, "monte_carlo": 3, "monte_carlo_bn": 2}
 MIXED = {**ANGLE, "augment": {"mixup": 0.4, "cutmix": 1.0, "cutout": 8}}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     torch.set_num_threads(1)
-    config = make_config(data=ANGLE, network=NOISY, measure={"eval_batches": 2, "modes": True})
+    config = make_config(data=ANGLE, network=NOISY, measure=MEASURE)
     folder, status = run(tmp_path_factory.mktemp("angle"), config)
     assert status == "done"
     return folder
@@ -77,6 +83,42 @@ def test_rows_have_the_scores_and_null_accuracies(folder):
     assert plain["rmse"] == pytest.approx(summary(folder)["test_rmse"], rel=1e-4)
     stale = by_mode["test", "off", "batch"]["r2"] - plain["r2"]
     assert summary(folder)["test_stale_cost"] == pytest.approx(100 * stale)
+
+
+def test_monte_carlo_averages_the_numbers(folder):
+    """Without noise every pass is the same: its RMSE is that of the test, and its spread 0."""
+    found = summary(folder)
+    for method in ("monte_carlo", "monte_carlo_bn"):
+        assert found[f"{method}_spread"] > 0
+        assert found[f"{method}_rmse_sd"] > 0
+        # The mean of several answers is at least as near as they are on average (Jensen).
+        assert found[f"{method}_rmse"] <= found[f"{method}_pass_rmse"] + found[f"{method}_rmse_sd"]
+    assert found["monte_carlo_passes"] == 3
+    context = open_run(folder.path, ["measure.monte_carlo=2"])
+    for module in noise_modules(context.model).values():
+        module.variance = 0.0
+    quiet, _ = monte_carlo_rows(context)
+    assert quiet["monte_carlo_spread"] == pytest.approx(0, abs=1e-6)
+    assert quiet["test_rmse"] == pytest.approx(found["test_rmse"], rel=1e-4)
+    assert quiet["monte_carlo_pass_rmse"] == pytest.approx(found["test_rmse"], rel=1e-4)
+
+
+def test_the_report_shows_the_rmse(folder):
+    page = render_page(collect(find_runs([folder.path.parent])), "runs", "")
+    assert "test RMSE" in page
+    assert r"R\u00b2 (%)" in page  # the title of the mode matrix, in JSON
+
+
+def test_differences_are_of_the_rmse_where_there_is_no_error(tmp_path):
+    for name, rates in (("plain", (8.0, 8.5)), ("noisy", (9.0, 9.7))):
+        for seed, rmse in enumerate(rates):
+            path = make_run(tmp_path, name, seed)
+            (path / "summary.json").write_text(json.dumps({"test_rmse": rmse, "test_loss": 1.0}))
+    comparison = compare(find_runs([tmp_path]), "plain")
+    assert comparison.metric == "test_rmse"
+    row = next(row for row in comparison.rows if row["name"] == "noisy")
+    assert row["difference"] == pytest.approx(9.35 - 8.25)
+    assert "Difference: test RMSE minus that of plain" in comparison.caption
 
 
 def test_tables_show_the_rmse(folder):

@@ -78,7 +78,7 @@ def table_of(runs: Iterable[RunRecord], options: CompareOptions) -> Table:
                 options.baseline,
                 by=options.by,
                 metrics=options.metrics,
-                difference=options.difference or "test_error",
+                difference=options.difference,
                 sort=options.sort,
             )
         )

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vshift.compare.baseline import choose, data_name, differences_to, note_differing_keys, unit_of
-from vshift.compare.fields import Fields, Row, sort_key
+from vshift.compare.fields import Fields, Row, metric, sort_key
 from vshift.compare.groups import Group, group_by_config, group_by_values
 from vshift.compare.statistics import Difference
 from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord, number
-from vshift.runs.schema import SUMMARY_COLUMNS, Column
+from vshift.runs.schema import SUMMARY_COLUMNS, Column, column_name
 from vshift.text import escape_control, join_words, list_names, pluralize, suggest
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def columns_by_method(methods: Iterable[str | None]) -> list[tuple[Column, str |
     return found
 
 
-# Accuracies and errors in percent, differences in points of test error.
+# Accuracies and errors in percent, differences of test error in points.
 COLUMNS = tuple(dict.fromkeys((
     "name", "n", "test_accuracy_mean", "test_accuracy_sd", "test_error_mean", "test_error_sd",
     "test_rmse_mean", "test_rmse_sd", "test_r2_mean", "test_r2_sd", "test_loss_mean",
@@ -141,7 +141,7 @@ def compare(
     *,
     by: Sequence[str] = (),
     metrics: Sequence[str] = (),
-    difference: str = "test_error",
+    difference: str | None = None,
     sort: str | None = None,
 ) -> Comparison:
     """Compare configs, or combinations of the values of `by`: one row each.
@@ -151,7 +151,8 @@ def compare(
             there is exactly one (one training, under however many names).
         by: fields (see `Fields`) whose values make a row: config keys, name, seed, status.
         metrics: further keys of summary.json.
-        difference: the metric whose difference to the baseline is tested.
+        difference: the metric whose difference to the baseline is tested; by default the first of
+            SCORES that a run has.
         sort: a column of the rows, a metric or a config key; with a minus in front from large to
             small.
 
@@ -161,8 +162,10 @@ def compare(
     fields = runs if isinstance(runs, Fields) else Fields(runs)
     for key in metrics:
         fields.require_metric(key, "--metrics")
-    if difference != "test_error":
+    if difference is not None:
         fields.require_metric(difference, "--difference")
+    scored = (key for key in SCORES if any(metric(run, key) is not None for run in fields.runs))
+    difference = difference or next(scored, SCORES[0])
     notes: list[str] = []
     groups = group_by_values(fields, by, notes) if by else group_by_config(fields, notes)
     rows = [_row(group, by, metrics) for group in groups]
@@ -320,12 +323,12 @@ def _order(
     return some + [place for place, value in enumerate(values) if value is None]
 
 
-def _caption(rows: list[Row], baseline: Group | None, reason: str, metric: str, tests: int) -> str:
+def _caption(rows: list[Row], baseline: Group | None, reason: str, of: str, tests: int) -> str:
     text = "Mean ± sample standard deviation over n seeds."
     if baseline is not None:
-        unit = f", in {unit_of(metric)}" if unit_of(metric) else ""
+        unit = f", in {unit_of(of)}" if unit_of(of) else ""
         text += (
-            f" Difference: {metric.replace('_', ' ')} minus that of {baseline.label}{reason}{unit} "
+            f" Difference: {column_name(of)} minus that of {baseline.label}{reason}{unit} "
             "± standard error."
         )
     if tests:

@@ -190,9 +190,6 @@ class Config(Section):
         if late:
             raise ValueError(f"eval_epochs names epoch {late[0]}, and there are {epochs}")
         passes = [key for key in ("monte_carlo", "monte_carlo_bn") if getattr(measure, key)]
-        data = info.data.get("data")
-        if passes and isinstance(data, Shapes) and data.target == "angle":
-            raise ValueError(f"{passes[0]} counts right answers, and an angle is a number")
         counts = ["modes", *passes] if measure.modes else passes
         if counts and isinstance(info.data.get("network"), Autoencoder):
             raise ValueError(f"{counts[0]} counts right answers, and an autoencoder gives none")

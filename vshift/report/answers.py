@@ -31,6 +31,7 @@ from vshift.report.effects import (
 from vshift.report.layouts import grouped
 from vshift.report.study import Study
 from vshift.runs.read import number
+from vshift.runs.schema import column_name
 from vshift.text import (
     escape_control,
     format_number,
@@ -136,7 +137,7 @@ def _loss(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> C
     worst = worst_of(effects)
     group, base = worst.group, worst.other
     if worst.value <= 0:
-        what = study.score.replace("_", " ")
+        what = column_name(study.score)
         text = say("No config has a higher {} than {}.", what, bold(base.label))
         return Card("loss", question, "None", [text, *duels])
     strength = group.noise.strength_in_words
@@ -430,7 +431,7 @@ def _recalibration(study: Study, effects: Sequence[Effect]) -> Card:
     group, value = chosen.group, chosen.found.value
     lost = next((e.value for e in effects if e.group is group and e.value > 0), None)
     method, label = bold(chosen.method), bold(group.label)
-    change, what = bold(study.format_score(abs(value))), study.score.replace("_", " ")
+    change, what = bold(study.format_score(abs(value))), column_name(study.score)
     if lost is not None and value > 0:
         begin = say("{} recovers {} {} of the {} that {} lost", method, change, study.unit,
             study.format_score(lost), label)  # fmt: skip

@@ -15,6 +15,7 @@ import pandas as pd
 from vshift.compare.groups import NO_NOISE
 from vshift.report.layouts import PALETTE, SHAPES, grouped
 from vshift.report.study import Study
+from vshift.runs.schema import column_name
 from vshift.text import escape_control, natural
 
 INK, GRID, MIDDLE = "#333333", "#dddddd", "#888888"
@@ -139,7 +140,8 @@ def heat(field: str, title: str) -> alt.Color:
 
 
 def score_title(study: Study) -> str:
-    return "test error (%)" if study.score == "test_error" else "test loss"
+    percent = " (%)" if study.score == "test_error" else ""
+    return column_name(study.score) + percent
 
 
 # ---- by depth
@@ -344,6 +346,12 @@ _SCORES = {
     "test_accuracy": "test accuracy (%)",
     "validation_accuracy": "validation accuracy (%)",
     "train_accuracy": "training accuracy (%)",
+    "test_rmse": "test RMSE",
+    "test_r2": "test R²",
+    "validation_rmse": "validation RMSE",
+    "validation_r2": "validation R²",
+    "train_rmse": "training RMSE",
+    "train_r2": "training R²",
     "test_loss": "test loss",
     "validation_loss": "validation loss",
     "train_loss": "training loss",
@@ -451,7 +459,7 @@ def _by_method(study: Study, frame: pd.DataFrame, rows: alt.Chart, title: str) -
 
 
 def modes(study: Study) -> Any:
-    """Accuracy with noise on and off × BN statistics, one config and part of the data at a time."""
+    """Accuracy (or 100·R²) with noise on and off × BN statistics, one config and part at a time."""
     frame = study.modes
     if frame.empty:
         return None
@@ -460,6 +468,7 @@ def modes(study: Study) -> Any:
     # The same colours for all configs, and on each a text that can be read.
     low, high = float(frame["value"].min()), float(frame["value"].max())
     scale = alt.Scale(scheme=SCHEME, domain=[low, high])
+    title = "accuracy (%)" if study.score == "test_error" else "R² (%)"
     bright = f"datum.value > {(low + high) / 2!r}"
     base = (
         source("modes")
@@ -470,10 +479,10 @@ def modes(study: Study) -> Any:
         )
     )
     cells = base.mark_rect().encode(
-        color=alt.Color("value:Q", scale=scale, title="accuracy %"),
+        color=alt.Color("value:Q", scale=scale, title=title),
         tooltip=[
             GROUP, word("noise", "noise"), word("statistics", "BN statistics"),
-            number("value", "accuracy (%)", ".2f"), number("sd", "sd over seeds", ".2f"), SEEDS,
+            number("value", title, ".2f"), number("sd", "sd over seeds", ".2f"), SEEDS,
         ],
     )  # fmt: skip
     text = base.mark_text(fontSize=13).encode(

@@ -21,7 +21,7 @@ from vshift.report.layouts import StudyGroup, make_groups
 from vshift.runs import files
 from vshift.runs.folder import LAYERS, MODES, RECALIBRATION, RunFolder
 from vshift.runs.read import RunRecord, number
-from vshift.runs.schema import LAYER_COLUMNS, SUMMARY_COLUMNS, error_of
+from vshift.runs.schema import LAYER_COLUMNS, SUMMARY_COLUMNS, column_name, error_of
 from vshift.text import NONE, escape_control, format_number
 
 Row = dict[str, Any]
@@ -52,7 +52,8 @@ _NUMBERS = [
 ]
 SHOWN = [LAYER_COLUMNS[key] for key in _NUMBERS if LAYER_COLUMNS[key].heading]
 _LAYER = ["group", "index", "layer"]
-_SCORES = [f"{p}_{what}" for what in ("accuracy", "loss") for p in ("test", "validation", "train")]
+_WHAT = ("accuracy", "rmse", "r2", "loss")
+_SCORES = [f"{p}_{what}" for what in _WHAT for p in ("test", "validation", "train")]
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Study:
 
     Attributes:
         groups: all configs, also those without a run that counts.
-        score: `test_error`, percent; or `test_loss` where nothing is classified.
+        score: `test_error`, percent; where nothing is classified `test_rmse` or `test_loss`.
         runs: group, layout, seed, score, shift_mean, shift_max; one row per run that counts.
         depth: one row per group and BN layer, of the last epoch, means over seeds.
         layer_table: the same of every column of layers.jsonl that a table shows.
@@ -108,7 +109,8 @@ class Study:
     @property
     def unit(self) -> str:
         """The unit of a difference of scores, in words."""
-        return "points of test error" if self.score == "test_error" else "of test loss"
+        of = "points of" if self.score == "test_error" else "of"
+        return f"{of} {column_name(self.score)}"
 
     def format_score(self, value: float | None, sign: str = "") -> str:
         """A score or a difference of scores, with the digits of its column."""
@@ -129,10 +131,7 @@ def collect(records: Sequence[RunRecord], baseline: str | None = None) -> Study:
     """
     fields = Fields(records)  # reads each config once
     comparison = compare(fields, baseline)
-    has_error = any(row["test_error_mean"] is not None for row in comparison.rows)
-    score = "test_error" if has_error else "test_loss"
-    if not has_error and any(row["test_loss_mean"] is not None for row in comparison.rows):
-        comparison = compare(fields, baseline, difference="test_loss")
+    score = comparison.metric
     groups = make_groups(comparison)
     used = [group for group in groups if group.runs]
     problems: list[str] = []
@@ -381,15 +380,15 @@ def _objects(groups: Sequence[StudyGroup], name: str, key: str, problems: list[s
 
 def _modes(groups: Sequence[StudyGroup], problems: list[str]) -> pd.DataFrame:
     keys = ["data", "noise", "statistics"]
-    frame = _frame(_objects(groups, MODES, "modes", problems), keys, ["accuracy"])
-    frame = frame.rename(columns={"accuracy": "value"})
+    frame = _frame(_objects(groups, MODES, "modes", problems), keys, ["accuracy", "r2"])
+    frame["value"] = frame["accuracy"].fillna(100 * frame["r2"])
     return mean_of(frame[frame["value"].notna()], ["group", *keys])
 
 
 def _recalibration(rows: _Rows, score: str) -> pd.DataFrame:
-    frame = _frame(rows, ["method"], ["test_accuracy", "test_loss"])
-    error = frame["test_accuracy"].map(error_of)
-    frame["value"] = error if score == "test_error" else frame["test_loss"]
+    frame = _frame(rows, ["method"], ["test_accuracy", "test_rmse", "test_loss"])
+    frame["test_error"] = frame["test_accuracy"].map(error_of)
+    frame["value"] = frame[score]
     frame["method"] = frame["method"].map(escape_control)
     return frame.loc[frame["value"].notna(), ["group", "seed", "method", "value"]]
 

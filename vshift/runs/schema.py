@@ -272,8 +272,12 @@ def _monte_carlo(method: str, how: str) -> Iterator[Column]:
     yield from _calibration(method, mean)
     yield Column(f"{method}_pass_accuracy", "mean accuracy of a single pass", "", "%", 2)
     yield Column(f"{method}_accuracy_sd", "its standard deviation over passes", "", "%", 2)
-    yield Column(f"{method}_spread", "standard deviation of a probability over passes, mean over "
-                 "images and classes", "", "", 4)  # fmt: skip
+    yield Column(f"{method}_rmse", f"RMSE {mean}, where numbers are predicted")
+    yield Column(f"{method}_r2", f"R² {mean}")
+    yield Column(f"{method}_pass_rmse", "mean RMSE of a single pass")
+    yield Column(f"{method}_rmse_sd", "its standard deviation over passes")
+    yield Column(f"{method}_spread", "standard deviation over passes of a probability, or of a "
+                 "number in its own unit, mean over images and classes", "", "", 4)  # fmt: skip
 
 
 # summary.json is one flat object. Further keys name a recalibration method or a mode:
@@ -353,6 +357,13 @@ SUMMARY_COLUMNS = {
         *_monte_carlo("monte_carlo_bn", "noise off and BN on single training batches’ statistics"),
     )
 }  # fmt: skip
+
+
+def column_name(key: str) -> str:
+    """A key of summary.json in words: `test error`, `test RMSE`."""
+    column = SUMMARY_COLUMNS.get(key)
+    heading = column.heading.replace("\n", " ").removesuffix(" %") if column else ""
+    return heading or key.replace("_", " ")
 
 
 def error_of(accuracy: float | None) -> float | None:

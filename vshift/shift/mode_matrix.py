@@ -114,12 +114,32 @@ class MonteCarlo:
     count: int
 
 
+@dataclass(frozen=True)
+class MonteCarloNumbers:
+    """Many predictions of numbers for the same inputs; tensors are float64 on the CPU.
+
+    Attributes:
+        mean: [N, D], the prediction, averaged over the passes.
+        spread: [N, D], standard deviation over the passes (n − 1).
+        targets: [N, D], as the batches gave them.
+        pass_errors: [P, D], the mean squared error of each pass.
+    """
+
+    mean: Tensor
+    spread: Tensor
+    targets: Tensor
+    pass_errors: Tensor
+
+
 @torch.no_grad()
-def monte_carlo(model: nn.Module, batches: Labelled, passes: int = 20, seed: int = 0) -> MonteCarlo:
+def monte_carlo(
+    model: nn.Module, batches: Labelled, passes: int = 20, seed: int = 0
+) -> MonteCarlo | MonteCarloNumbers:
     """Predict with noise on and BN on running statistics (Gal & Ghahramani 2016, arXiv 1506.02142).
 
-    Each batch is taken once and predicted `passes` times. Model and random states are restored; a
-    noise of rate 0 gives spread 0.
+    Each batch is taken once and predicted `passes` times: classes where labels are integers,
+    numbers where they are floats. Model and random states are restored; a noise of rate 0 gives
+    spread 0.
 
     Raises:
         ValueError: for fewer than two passes, which have no spread, or without batches.
@@ -129,7 +149,9 @@ def monte_carlo(model: nn.Module, batches: Labelled, passes: int = 20, seed: int
 
 
 @torch.no_grad()
-def monte_carlo_bn(model: nn.Module, batches: Labelled, training: Batches) -> MonteCarlo:
+def monte_carlo_bn(
+    model: nn.Module, batches: Labelled, training: Batches
+) -> MonteCarlo | MonteCarloNumbers:
     """Predict with noise off and BN on the statistics of one training batch per pass.
 
     Monte Carlo batch normalisation (Teye, Azizpour & Smith 2018, arXiv 1802.06455, algorithm 1):
@@ -163,36 +185,43 @@ def _state_of_batch(model: nn.Module, images: Tensor) -> BNState:
     return state
 
 
-def _predict(model: nn.Module, batches: Labelled, states: Sequence[BNState]) -> MonteCarlo:
+def _predict(
+    model: nn.Module, batches: Labelled, states: Sequence[BNState]
+) -> MonteCarlo | MonteCarloNumbers:
     """Predict once with each set of BN statistics; with {} those that the model has stay."""
     if len(states) < 2:
         raise ValueError(f"a spread takes at least 2 passes, not {len(states)}")
 
-    def probabilities(images: Tensor, state: BNState) -> Tensor:
+    def predicted(images: Tensor, state: BNState, *, numbers: bool) -> Tensor:
         if state:
             load_bn_state(model, state)
-        output: Tensor = model(images)
-        return output.double().softmax(1)
+        output: Tensor = model(images).double()
+        return output if numbers else output.softmax(1)
 
-    means, spreads, hits, answers = [], [], [], []
+    means, spreads, judged, answers = [], [], [], []
     for images, labels in batches():
-        # Passes × classes of one batch are small, so they are kept: two-pass and exact.
-        every = torch.stack([probabilities(images, state) for state in states])
+        numbers = labels.is_floating_point()
+        # Passes × outputs of one batch are small, so they are kept: two-pass and exact.
+        every = torch.stack([predicted(images, state, numbers=numbers) for state in states])
         means.append(every.mean(0).cpu())
         spreads.append(every.std(0, correction=1).cpu())
-        hits.append((every.argmax(2) == labels).sum(1).double().cpu())
+        judge = (every - labels.double()).square() if numbers else every.argmax(2) == labels
+        judged.append(judge.sum(1).double().cpu())
         answers.append(labels.cpu())
     if not means:
         raise ValueError("no batches to predict")
-    mean, truth = torch.cat(means), torch.cat(answers)
+    mean, spread, truth = torch.cat(means), torch.cat(spreads), torch.cat(answers)
+    of_pass = torch.stack(judged).sum(0)
+    if truth.is_floating_point():
+        return MonteCarloNumbers(mean, spread, truth.double(), of_pass / len(truth))
     sums = CalibrationSums("cpu")
     sums.add(mean.log(), truth)
     calibration = sums.compute()
     assert calibration is not None
-    accuracies = 100 * torch.stack(hits).sum(0) / len(truth)
+    accuracies = 100 * of_pass / len(truth)
     return MonteCarlo(
         mean_probabilities=mean,
-        spread=torch.cat(spreads),
+        spread=spread,
         accuracy=100 * float((mean.argmax(1) == truth).double().mean()),
         calibration=calibration,
         pass_accuracy=float(accuracies.mean()),

@@ -29,6 +29,7 @@ from vshift.shift.comparison import SiteComparison, compare_passes, run_passes
 from vshift.shift.decompose import Decomposer, Decomposition
 from vshift.shift.mode_matrix import (
     MonteCarlo,
+    MonteCarloNumbers,
     mode_costs,
     mode_matrix,
     monte_carlo,
@@ -404,7 +405,7 @@ def monte_carlo_rows(context: TrainingContext) -> list[Row]:
         known of the passes as `<method>_…`.
     """
     measure, test = context.config.measure, context.plain(context.images.test)
-    found: dict[str, MonteCarlo] = {}
+    found: dict[str, MonteCarlo | MonteCarloNumbers] = {}
     # A batch is predicted many times: a signal must not wait for all of them.
     hook = context.model.register_forward_pre_hook(lambda *_: context.check_stop())
     try:
@@ -417,7 +418,7 @@ def monte_carlo_rows(context: TrainingContext) -> list[Row]:
                 found["monte_carlo_bn"] = monte_carlo_bn(context.model, test, training)
     finally:
         hook.remove()
-    return [_monte_carlo_row(method, scores) for method, scores in found.items()]
+    return [_monte_carlo_row(context, method, scores) for method, scores in found.items()]
 
 
 def _single_batches(context: TrainingContext, number: int) -> Iterator[Tensor]:
@@ -435,7 +436,39 @@ def _single_batches(context: TrainingContext, number: int) -> Iterator[Tensor]:
     return islice((images[:group] for images in batches if len(images) == size), number)
 
 
-def _monte_carlo_row(method: str, found: MonteCarlo) -> Row:
+def _monte_carlo_row(
+    context: TrainingContext, method: str, found: MonteCarlo | MonteCarloNumbers
+) -> Row:
+    scores, passes = (
+        _number_scores(context, found)
+        if isinstance(found, MonteCarloNumbers)
+        else _class_scores(found)
+    )
+    return {
+        "method": method,
+        **{f"test_{key}": value for key, value in scores.items()},
+        **{f"{method}_{key}": value for key, value in (scores | passes).items()},
+    }
+
+
+def _number_scores(context: TrainingContext, found: MonteCarloNumbers) -> tuple[Row, Row]:
+    """Scores of the mean prediction, and what is known of the passes, in the targets' own units."""
+    std = context.images.target_std
+    assert std is not None
+    metrics = MetricAccumulator(context.device, std)
+    mean, targets = (tensor.float().to(context.device) for tensor in (found.mean, found.targets))
+    metrics.add(*context.objective(mean, mean, targets), len(targets))
+    rmse = (found.pass_errors * std.cpu().square()).mean(1).sqrt()
+    passes = {
+        "passes": len(rmse),
+        "pass_rmse": float(rmse.mean()),
+        "rmse_sd": float(rmse.std(correction=1)),
+        "spread": float((found.spread * std.cpu()).mean()),
+    }
+    return metrics.compute_and_reset().columns(), passes
+
+
+def _class_scores(found: MonteCarlo) -> tuple[Row, Row]:
     scores = {
         "accuracy": found.accuracy,
         "loss": found.calibration.nll,
@@ -447,11 +480,7 @@ def _monte_carlo_row(method: str, found: MonteCarlo) -> Row:
         "accuracy_sd": found.accuracy_sd,
         "spread": float(found.spread.mean()),
     }
-    return {
-        "method": method,
-        **{f"test_{key}": value for key, value in scores.items()},
-        **{f"{method}_{key}": value for key, value in (scores | passes).items()},
-    }
+    return scores, passes
 
 
 def evaluate_final_model(
