@@ -126,7 +126,7 @@ def test_stopping_after_each_step(tmp_path, whole, done):
 
 def test_batches_that_were_trained_on_are_not_made_again(monkeypatch):
     images = load(CONFIG.data, "cpu")
-    stream = Stream(images.train, images.mean, images.std, 20, crop=4, flip=True)
+    stream = Stream(images.train, images.mean, images.std, 20, CONFIG.data.augment)
     every = list(stream.epoch(7))
     made = []
     original = Stream.normalise
