@@ -107,6 +107,14 @@ def test_figure_4_has_the_published_line_below_ours(tmp_path: Path) -> None:
     )
     assert (cell["n"], cell["published"], cell["names"]) == (2, 8.43, ["a"])
     assert cell["published_in"].endswith("figure 4, read from the coordinates of its bars")
+    assert "CIFAR-100" not in sheet.caption
+
+
+def test_figure_4_says_that_it_has_no_bars_of_cifar100(tmp_path: Path) -> None:
+    add(tmp_path, "a", paper_config(noise=noise(), data__name="cifar100"), 70.0)
+    sheet = view(tmp_path, "figure4")
+    assert [row[-6] for row in sheet.rows] == ["ours (n=2)"]
+    assert "its bars for CIFAR-100 have not been read; table3 has them at" in sheet.caption
 
 
 @pytest.mark.parametrize(

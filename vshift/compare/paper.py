@@ -62,6 +62,7 @@ class View:
         name: as in `--view`; source: the paper and the table; about: what it shows.
         kind: of noise; levels: its drop rates, or β for uniform noise.
         values: position → data set → network → a value for each level, or the pair.
+        lacks: why some of the paper's values are not here; empty where all are.
         adjusted: whether the values are pairs at the one level: as trained, and re-estimated.
     """
 
@@ -71,6 +72,7 @@ class View:
     kind: str
     levels: list[float]
     values: dict[str, dict[str, dict[str, list[float]]]]
+    lacks: str = ""
     adjusted: bool = False
 
     @property
@@ -445,6 +447,9 @@ def _caption(view: View, found: Sequence[_Family]) -> str:
             "CIFAR-10 or CIFAR-100 itself."
         )
     text += f" {_contents()['cite']}: {view.source}."
+    known = [f.papers for f in found if None not in f.papers]
+    if any(not view.published(place, *of) for of in known for place in view.positions):
+        text += f" Not all published values are here: {view.lacks}."
     for family in (family for family in found if family.other_recipe):
         pairs = [
             f"{key} {format_value(ours)}, there {format_value(theirs)}"
