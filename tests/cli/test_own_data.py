@@ -73,6 +73,25 @@ def test_bad_targets_are_a_sentence_and_nothing_is_written(vshift, own_config):
     assert not Path("runs").exists()
 
 
+def test_the_readme_s_data_and_loss_train(vshift):
+    lines = (Path(__file__).parents[2] / "README.md").read_text().splitlines()
+    start = next(
+        i for i, line in enumerate(lines) if line.startswith("    data: {name: my_data.py")
+    )
+    block = "\n".join(line[4:] for line in lines[start : start + 3])
+    Path("my_data.py").write_text(
+        "import torch\n"
+        "def make(split):\n"
+        "    part = torch.rand(40, 3, 8, 8), torch.arange(40) % split\n"
+        "    return part, part\n"
+    )
+    rest = CONFIG[CONFIG.index("epochs") :] + "network: {name: mlp, widths: [8]}\n"
+    Path("readme.yaml").write_text(f"{block}\n{rest}")
+    assert vshift("train", "readme.yaml")[0] == 0
+    scores = json.loads(Path("runs/readme/seed-0/summary.json").read_text())
+    assert scores["test_accuracy"] is not None
+
+
 def test_checking_and_inspecting(vshift, own_config):
     assert vshift("check", own_config)[0] == 0
     code, out, _ = vshift("inspect", own_config, "--json")
