@@ -1,6 +1,9 @@
 """Where the kernels come from, and what happens where they cannot be had."""
 
+import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -30,18 +33,60 @@ def test_they_are_compiled_once(tmp_path):
     assert made.stat().st_mtime_ns == first
 
 
+RUN = "from vshift.kernels import build; build.library(); print('loaded')"
+
+
+def load_in_a_process():
+    """In one of its own: a damaged library may end it, and the system remembers what it loaded."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "loaded\n"), done.stderr
+
+
 def test_a_damaged_file_is_made_anew(tmp_path, monkeypatch):
+    """Truncated anywhere, it would load and then end the process with a bus error."""
+    quick = 'case "$1" in --version) exec c++ "$@";; *) exec c++ "$@" -O0;; esac'
+    monkeypatch.setenv("CXX", script(tmp_path / "quick", quick))
     build.library()
     (made,) = (tmp_path / "cache/native").iterdir()
-    # In another folder: the system does not load a file again that it has loaded.
-    damaged = tmp_path / "other" / "native" / made.name
-    damaged.parent.mkdir(parents=True)
-    damaged.write_bytes(b"not a library")
-    monkeypatch.setenv("VSHIFT_CACHE", str(tmp_path / "other"))
-    build.library.cache_clear()
+    whole = made.read_bytes()
+    for damaged in (whole[:1000], whole[: len(whole) * 9 // 10]):
+        made.write_bytes(damaged)
+        load_in_a_process()
+        (again,) = (tmp_path / "cache/native").iterdir()
+        assert build._checksum(again) in again.name
+        made = again
+
+
+def test_a_library_without_the_functions_is_no_traceback(tmp_path, monkeypatch):
+    """A compiler that makes one, and then one that lies in the cache with the right checksum."""
+    source = tmp_path / "other.cpp"
+    source.write_text("int nothing;")
+    text = f"""case "$1" in
+--version) echo 1;;
+-shared) exec c++ "$@";;
+*) for last; do :; done; exec c++ -fPIC -c {source} -o "$last";;
+esac"""
+    monkeypatch.setenv("CXX", script(tmp_path / "cc", text))
+    with pytest.raises(KernelsMissing, match=r"do not load: .*undefined symbol: vshift_"):
+        build.library()
+    (made,) = (tmp_path / "cache/native").iterdir()
+    with pytest.raises(KernelsMissing, match="undefined symbol"):
+        build.library()
+    assert list((tmp_path / "cache/native").iterdir()) == [made]
+
+
+def test_what_killed_builds_left_is_removed(tmp_path):
+    left = tmp_path / "cache" / "native" / "build-abc"
+    left.mkdir(parents=True)
+    (left / "kernels.o").write_bytes(b"half")
+    new = left.with_name("build-new")  # another process is at it
+    new.mkdir()
+    os.utime(left, (0, 0))
     build.library()
-    assert damaged.read_bytes()[:4] == made.read_bytes()[:4]
-    assert [path.name for path in damaged.parent.iterdir()] == [made.name]
+    assert not left.exists()
+    assert new.exists()
 
 
 def test_no_compiler(monkeypatch):

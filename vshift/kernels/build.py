@@ -14,11 +14,12 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch  # its libraries are loaded before the kernels ask for OpenMP
 
-from vshift.cache import cache_folder
+from vshift.cache import cache_folder, remove_old, replacing
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 _FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-w"]
@@ -39,12 +40,15 @@ def library() -> ctypes.CDLL:
     version = _run([compiler, "--version"])
     flags = [*_FLAGS, *_native_flag(), *_openmp_flag(version)]
     words = [SOURCE.read_text("utf-8"), *flags, version, _processor(), torch.__version__]
-    key = hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
-    path = cache_folder() / "native" / f"kernels-{key}.so"
-    try:
-        return _load(path)
-    except OSError:  # not there yet, or damaged
-        return _load_made(compiler, flags, path)
+    name = "kernels-" + hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
+    folder = cache_folder() / "native"
+    for path in sorted(folder.glob(f"{name}-*.so")):
+        try:
+            return _load(path)
+        except OSError:  # damaged, or removed by another process that found it so
+            with suppress(OSError):
+                path.unlink()
+    return _load_made(compiler, flags, folder, name)
 
 
 def find_compiler() -> str:
@@ -62,34 +66,52 @@ def find_compiler() -> str:
     )
 
 
-def _load_made(compiler: str, flags: list[str], path: Path) -> ctypes.CDLL:
-    """Compile beside the place where the library belongs, and move it there whole."""
+def _load_made(compiler: str, flags: list[str], folder: Path, name: str) -> ctypes.CDLL:
+    """Compile in the folder where the library belongs, or where that fails in a temporary one."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return _load(_compile(compiler, flags, path))
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_old(folder, "build-*")
+        return _load(_compile(compiler, flags, folder, name))
     except OSError:  # a cache that cannot be written to
-        with tempfile.TemporaryDirectory(prefix="vshift-") as folder:
+        with tempfile.TemporaryDirectory(prefix="vshift-") as temporary:
             try:
-                return _load(_compile(compiler, flags, Path(folder) / path.name))
+                return _load(_compile(compiler, flags, Path(temporary), name))
             except OSError as error:
                 raise KernelsMissing(f"the compiled kernels do not load: {error}") from error
 
 
-def _compile(compiler: str, flags: list[str], path: Path) -> Path:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
-        objects, made = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
+def _compile(compiler: str, flags: list[str], folder: Path, name: str) -> Path:
+    """Compile into `<name>-<checksum>.so`, which appears at once and whole."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as temporary:
+        objects, made = Path(temporary) / "kernels.o", Path(temporary) / "kernels.so"
         _run([compiler, *flags, "-c", str(SOURCE), "-o", str(objects)])
         # Linked without -fopenmp: its symbols are those that PyTorch has loaded already.
         undefined = ["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []
         _run([compiler, "-shared", *undefined, str(objects), "-o", str(made)])
-        os.replace(made, path)
+        path = folder / f"{name}-{_checksum(made)}.so"
+        with replacing(path) as new:
+            shutil.copyfile(made, new)
     return path
 
 
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
 def _load(path: Path) -> ctypes.CDLL:
+    """Load a library whose checksum is the one in its name: a truncated one kills the process.
+
+    Raises:
+        OSError: it is damaged, or is no library with our functions.
+    """
+    if not path.stem.endswith(f"-{_checksum(path)}"):
+        raise OSError(f"{path} is damaged")
     loaded = ctypes.CDLL(str(path))
     for name, arguments in _SIGNATURES.items():
-        function = getattr(loaded, name)
+        try:
+            function = getattr(loaded, name)
+        except AttributeError as error:
+            raise OSError(str(error)) from error
         function.argtypes, function.restype = arguments, None
     return loaded
 
