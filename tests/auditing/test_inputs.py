@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from tests.conftest import EPS
 from vshift import audit
 from vshift.auditing import AuditError
-from vshift.auditing.inputs import load_weights, read_state
+from vshift.auditing.inputs import load_model, load_weights, read_state
 
 
 def test_weights_load_without_executing_code(vshift, tmp_path):
@@ -83,6 +84,67 @@ def test_an_image_folder(vshift, tmp_path):
     assert json.loads(out)["scores"]["eval mode"]["accuracy"] is not None
 
 
+def paint(folder, names):
+    """An image folder: the n-th name's images are of the n-th grey."""
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for i in range(8):
+            grey = 20 + 60 * "abcd".index(name) + i
+            Image.new("RGB", (8, 8), (grey,) * 3).save(folder / name / f"{i}.png")
+
+
+KNOWS = """
+import torch
+
+class Knows(torch.nn.Module):
+    def forward(self, x):
+        grey = (255 * x.mean((1, 2, 3)) - 20) / 60
+        return -(grey[:, None] - torch.arange(4)).square()
+"""
+
+
+def test_classes_are_numbered_as_in_the_training_folder(vshift, tmp_path):
+    """A perfect model is perfect also where the test folder lacks a class."""
+    (tmp_path / "knows.py").write_text(KNOWS)
+    paint(tmp_path / "train", "abcd")
+    paint(tmp_path / "test", "acd")
+    (tmp_path / "test" / ".ipynb_checkpoints").mkdir()
+    words = ["audit", "knows.py:Knows", "--data", "test", "--size", 8, "--normalise", "none"]
+    words += ["--batch-size", 8, "--format", "json"]
+    code, out, err = vshift(*words, "--train-data", "train")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["scores"]["eval mode"]["accuracy"] == 100
+    paint(tmp_path / "other", "ab")
+    code, _, err = vshift(*words, "--train-data", "other")
+    assert code == 2
+    assert "test has the class folders c, d, which --train-data does not have (a, b)" in err
+
+
+def test_fewer_classes_than_outputs_are_remarked(vshift, tmp_path):
+    (tmp_path / "knows.py").write_text(KNOWS)
+    paint(tmp_path / "train", "ab")
+    words = ["audit", "knows.py:Knows", "--data", "train", "--size", 8, "--normalise", "none"]
+    out = vshift(*words, "--batch-size", 4)[1]
+    assert "the labels name classes 0 to 1 of the model's 4 outputs" in " ".join(out.split())
+
+
+def test_published_weights_by_name(monkeypatch):
+    from torchvision.models import ResNet18_Weights, resnet18
+
+    torch.manual_seed(3)
+    published = resnet18().state_dict()
+    monkeypatch.setattr(ResNet18_Weights, "get_state_dict", lambda self, **_: published)
+    model = load_model("torchvision:resnet18", Path("DEFAULT"))
+    assert torch.equal(model.fc.weight, published["fc.weight"])
+
+    def offline(self, **_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(ResNet18_Weights, "get_state_dict", offline)
+    with pytest.raises(AuditError, match="cannot be downloaded: no network"):
+        load_model("torchvision:resnet18", Path("DEFAULT"))
+
+
 def test_a_torchvision_set(vshift):
     code, out, _ = vshift(
         "audit", "mine.py:net", "--data", "torchvision:FakeData", "--size", 8, "--batches", 2,
@@ -130,6 +192,9 @@ hardware: {device: cpu, precision: float32, threads: 1}
         "audit", "runs/small/seed-0", "--data", "test", "--train-data", "train", "--format", "json"
     )
     assert (code, err) == (0, "")
+    refused = vshift("audit", "runs/small/seed-0", "--data", "test", "--batch-size", 8)
+    assert refused[0] == 2
+    assert "--batch-size: a run's own images come in the batch size" in refused[2]
     found = {f["code"]: f for f in json.loads(out)["findings"]}
     assert found["variance_shift"]["layer"].endswith("bn2")  # bn relu conv noise BN relu conv
     assert "noise" in found["variance_shift"]["evidence"]
@@ -207,7 +272,7 @@ def test_a_folder_of_runs_names_a_run(vshift, tmp_path):
         (["exits.py:net", "--data", "random"], "ended itself with sys.exit(5)"),
         (["broken.py:net", "--data", "random"], "broken.py raised SyntaxError"),
         (["imports.py:net", "--data", "random"], "ModuleNotFoundError: No module named 'nowhere'"),
-        (["mine.py:net", "--data", "random", "--batches", 1], "'--batches'"),
+        (["mine.py:net", "--data", "random", "--batches", 1], "batches is 1; an audit compares"),
         (["mine.py:net", "--data", "torchvision:CIFAR11"], "did you mean `CIFAR10`"),
         (["mine.py:net", "--data", "torchvision:CIFAR10"], "name its folder after @"),
         (["mine.py:net", "--data", "mine.py:wide"], "does not run on mine.py:wide: RuntimeError"),
@@ -217,6 +282,10 @@ def test_a_folder_of_runs_names_a_run(vshift, tmp_path):
         (["mine.py:net", "--data", "random", "--classes", 3], "leave it out for mine.py:net"),
         (["mine.py:net", "--data", "mine.py:mapped"], "give `unpack=`"),
         (["no.pt2", "--data", "random"], "there is no file no.pt2"),
+        (
+            ["torchvision:resnet18", "--data", "random", "--weights", "DEFAULTS"],
+            "torchvision's weights of resnet18 are IMAGENET1K_V1, DEFAULT",
+        ),
     ],
 )
 def test_what_cannot_be_audited_is_refused_in_a_sentence(vshift, tmp_path, words, says):

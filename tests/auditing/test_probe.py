@@ -1,13 +1,14 @@
 """A probe in somebody else's loop: right numbers, in any kind of model, and nothing changed."""
 
 import json
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from examples.patients import Net, data, norms
+from examples.patients import Net, data, fit, norms
 from tests.auditing.conftest import everything
 from vshift import VarianceProbe, audit
 from vshift.auditing import AuditError
@@ -271,3 +272,15 @@ def test_what_cannot_be_probed_or_saved_is_refused(tmp_path):
         probe.end_epoch()
         with pytest.raises(RunError, match="<name>/seed-<n>"):
             probe.save(tmp_path / "mine")
+
+
+def test_its_repr_is_the_state_in_a_line():
+    torch.manual_seed(0)
+    model, batches = Net(), data(0, 128)
+    probe = VarianceProbe(model)
+    assert repr(probe) == "VarianceProbe of 3 BN layers, no epoch closed yet"
+    fit(model, batches, epochs=1)
+    probe.end_epoch()
+    assert repr(probe).endswith("1 epoch, no eval variance measured")
+    probe.end_epoch(batches)
+    assert re.fullmatch(r".*2 epochs, shift ratio \d+\.\d+ on average, .* at bn\d", repr(probe))

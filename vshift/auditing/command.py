@@ -17,6 +17,7 @@ from vshift.auditing.guard import check_usable, seed_everything, unwrap
 from vshift.auditing.inputs import (
     NORMALISATIONS,
     ImageOptions,
+    class_folders,
     is_library,
     load_model,
     load_source,
@@ -50,6 +51,7 @@ def run_audit(
     reference: Path | None,
     classes: int | None,
     batches: int,
+    batch_size: int | None,
     images: ImageOptions,
     allow_noise: list[str],
     fail_on: str | None,
@@ -71,9 +73,16 @@ def run_audit(
             "--classes is for torchvision:NAME and timm:NAME; a model of your own is built "
             f"with its classes already, leave it out for {spec}"
         )
+    run = Path(spec) if Path(spec).is_dir() else None
+    if run is not None and batch_size is not None:
+        raise AuditError(
+            "--batch-size: a run's own images come in the batch size that it was trained with; "
+            "leave it out"
+        )
+    images = images if batch_size is None else replace(images, batch_size=batch_size)
     with redirect_stdout(sys.stderr):
-        run = Path(spec) if Path(spec).is_dir() else None
-        loader = load_source(data, images, run)
+        numbering = class_folders(train_data) if class_folders(data) else None
+        loader = load_source(data, images, run, classes=numbering)
         train_loader = None
         if train_data is not None:
             train_loader = load_source(train_data, images, run, "--train-data")

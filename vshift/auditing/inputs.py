@@ -41,7 +41,8 @@ def load_model(spec: str, weights: Path | None = None, classes: int | None = Non
     """Build the model that a specification names, and load weights into it.
 
     Args:
-        weights: a state dict; see `read_state`.
+        weights: a state dict, see `read_state`; of a torchvision model also the name of its
+            weights, `DEFAULT` or `IMAGENET1K_V1`, which are downloaded where they are missing.
         classes: of a library's classifier.
 
     Raises:
@@ -74,8 +75,34 @@ def load_model(spec: str, weights: Path | None = None, classes: int | None = Non
         hint = f": add the factory's name, {spec}:NAME" if spec.endswith(".py") else hint
         raise AuditError(f"{spec!r} names no model{hint}; allowed are {MODELS}")
     if weights is not None:
-        load_weights(model, read_state(weights), weights)
+        state = _published_weights(spec, str(weights)) or read_state(weights)
+        load_weights(model, state, weights)
     return model
+
+
+def _published_weights(spec: str, name: str) -> dict[str, Tensor] | None:
+    """The state dict of torchvision's weights of this name; None if there are none.
+
+    Raises:
+        AuditError: they cannot be downloaded.
+    """
+    library, _, model = spec.partition(":")
+    if library != "torchvision" or Path(name).exists():
+        return None
+    from torchvision.models import get_model_weights
+
+    published = get_model_weights(model).__members__
+    if name not in published:
+        if Path(name).suffix:  # a file that is missing
+            return None
+        names = ", ".join(published) or "none"
+        raise AuditError(
+            f"--weights: there is no file {name}, and torchvision's weights of {model} are {names}"
+        )
+    try:
+        return dict(published[name].get_state_dict(progress=False))
+    except OSError as error:
+        raise AuditError(f"--weights: {name} of {spec} cannot be downloaded: {error}") from error
 
 
 def is_library(spec: str) -> bool:
@@ -198,12 +225,18 @@ class RepeatableLoader:
 
 
 def load_source(
-    spec: str, options: ImageOptions, run: Path | None = None, flag: str = "--data"
+    spec: str,
+    options: ImageOptions,
+    run: Path | None = None,
+    flag: str = "--data",
+    classes: Sequence[str] | None = None,
 ) -> Iterable[Any]:
     """The loader that a specification names.
 
     Args:
         run: the run folder under audit, for `train` (augmented) and `test`.
+        classes: the class folders of the training images, whose numbers an image folder's classes
+            get; default: its own.
         flag: the command-line option that named it, for messages.
 
     Raises:
@@ -236,7 +269,7 @@ def load_source(
         loader: Iterable[Any] = value
         return loader
     if Path(spec).expanduser().is_dir():
-        return _batches(_image_folder(Path(spec).expanduser(), options, flag), options)
+        return _batches(_image_folder(Path(spec).expanduser(), options, flag, classes), options)
     if spec.endswith(".py"):
         raise AuditError(f"{flag}: add the loader's name, {spec}:NAME")
     raise AuditError(f"{flag}: {spec!r} is none of {SOURCES}")
@@ -277,7 +310,16 @@ class _ImageFiles(Dataset[tuple[Tensor, int]]):
             ) from error
 
 
-def _image_folder(path: Path, options: ImageOptions, flag: str) -> _ImageFiles:
+def class_folders(spec: str | None) -> list[str] | None:
+    """The class folders of a source that is an image folder; None of others."""
+    if spec is None or ":" in spec or not Path(spec).expanduser().is_dir():
+        return None
+    return folder.subfolders(Path(spec).expanduser())
+
+
+def _image_folder(
+    path: Path, options: ImageOptions, flag: str, classes: Sequence[str] | None = None
+) -> _ImageFiles:
     try:
         names = folder.subfolders(path)
         if names and {name.lower() for name in names} <= _SPLITS:
@@ -297,7 +339,16 @@ def _image_folder(path: Path, options: ImageOptions, flag: str) -> _ImageFiles:
             f"{flag}: {where} ({', '.join(sorted(folder.FORMATS))}); put every class's images into "
             f"a folder of its own, {path}/<class>/"
         )
-    return _ImageFiles([(f, n) for n, found in enumerate(files) for f in found], options, flag)
+    numbers = list(names if classes is None else classes)
+    if unknown := [name for name in names if name not in numbers]:
+        raise AuditError(
+            f"{flag}: {path} has the class {'folders' if len(unknown) > 1 else 'folder'} "
+            f"{list_names(unknown)}, which --train-data does not have "
+            f"({list_names(numbers)}): the model's outputs are numbered by the training folders"
+        )
+    labelled = zip(names, files, strict=True)
+    pairs = [(file, numbers.index(name)) for name, found in labelled for file in found]
+    return _ImageFiles(pairs, options, flag)
 
 
 def _torchvision_set(name: str, root: str, options: ImageOptions, flag: str) -> Any:

@@ -16,6 +16,7 @@ from vshift.auditing.guard import preserving_random_state, run_eagerly, unwrap
 from vshift.auditing.passes import AuditedModel, Pass
 from vshift.auditing.samples import AuditError, Unpack, collect, unpack
 from vshift.shift.stats import batch_norms, shift_ratio
+from vshift.text import pluralize
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,6 +69,23 @@ class VarianceProbe:
         if optimizer is not None:
             follow = optimizer.register_step_post_hook
         self._handle = follow(lambda *_: self.step())
+
+    def __repr__(self) -> str:
+        """The last epoch's shift ratios in a line."""
+        text = f"VarianceProbe of {pluralize(len(self.layers), 'BN layer')}"
+        if not self.metrics:
+            return f"{text}, no epoch closed yet"
+        from vshift.runs.schema import summarize_ratios
+
+        last = [row for row in self.rows if row.epoch == len(self.metrics)]
+        found = summarize_ratios({row.layer: row.shift_ratio for row in last})
+        text += f", {pluralize(len(self.metrics), 'epoch')}"
+        if found["shift_ratio_max"] is None:
+            return f"{text}, no eval variance measured"
+        return (
+            f"{text}, shift ratio {found['shift_ratio_mean']:.3f} on average, "
+            f"{found['shift_ratio_max']:.3f} at {found['shift_ratio_max_layer']}"
+        )
 
     @torch.no_grad()
     def restart(self) -> None:

@@ -398,6 +398,15 @@ def notes_on_unknowns(evidence: Evidence, findings: Sequence[Finding]) -> list[s
         notes.append(
             f"{why}without labels, severity is how much the output moves, not how much is gained"
         )
+    labels = [batch.labels for batch in evidence.samples.batches if batch.labels is not None]
+    outputs = scores.outputs.shape[1] if scores.outputs.ndim == 2 else 0
+    if scores.accuracy is not None and labels and all(rows.ndim == 1 for rows in labels):
+        used = 1 + max(int(rows.max()) for rows in labels)
+        if outputs >= 2 * used:
+            notes.append(
+                f"the labels name classes 0 to {used - 1} of the model's {outputs:,} outputs: are "
+                "they numbered as in training?"
+            )
     if frozen := sorted(evidence.model.frozen):
         notes.append(
             f"{pluralize(len(frozen), 'batch norm')} in eval mode in training too, not judged: "

@@ -43,7 +43,11 @@ def audit(
         typer.Option("--train-data", metavar="SOURCE", help="Training data, if it differs."),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="A state dict: .safetensors, .pt or .pth.")
+        Path | None,
+        typer.Option(
+            "--weights",
+            help="A state dict: .safetensors, .pt or .pth; of a torchvision model also DEFAULT.",
+        ),
     ] = None,
     reference: Annotated[
         Path | None, typer.Option("--reference", help="An earlier state dict to compare with.")
@@ -68,8 +72,11 @@ def audit(
         list[str] | None,
         typer.Option("--allow-noise", help="A module whose noise in eval is intended; repeatable."),
     ] = None,
-    batches: Annotated[int, typer.Option("--batches", min=2, help="Batches to use.")] = 16,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="As in training.")] = 32,
+    batches: Annotated[int, typer.Option("--batches", help="Batches to use, at least 2.")] = 16,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=1, help="Of images, as in training.", show_default="32"),
+    ] = None,
     size: Annotated[int, typer.Option("--size", min=1, help="Images' height and width.")] = 224,
     normalise: Annotated[
         str, typer.Option("--normalise", help="Of images: imagenet, half or none.")
@@ -94,7 +101,8 @@ def audit(
         reference=reference,
         classes=classes,
         batches=batches,
-        images=ImageOptions(batch_size, size, normalise, seed),
+        batch_size=batch_size,
+        images=ImageOptions(size=size, normalise=normalise, seed=seed),
         allow_noise=allow_noise or [],
         fail_on=fail_on,
         device=str(choose_device(device.value)),
