@@ -280,6 +280,29 @@ def _monte_carlo(method: str, how: str) -> Iterator[Column]:
                  "number in its own unit, mean over images and classes", "", "", 4)  # fmt: skip
 
 
+AVERAGE_BUFFERS = ("own", "copied", "averaged", "precise")  # the words of `average.buffers`
+
+
+def _averaged(word: str) -> Iterator[Column]:
+    key, network = f"average_{word}", f"of the averaged network with `buffers: {word}`"
+    heading = f"average,\n{word}"
+    yield Column(f"test_error_{key}", f"test error {network}", heading, "%", 2, 7)
+    yield Column(f"test_accuracy_{key}", f"test accuracy {network}", "", "%", 2)
+    yield Column(f"test_rmse_{key}", f"test RMSE {network}", f"RMSE of\n{heading}", "", 4, 7)
+    yield Column(f"test_loss_{key}", f"test loss {network}", "", "nats", 4)
+    yield Column(
+        f"test_error_recalibrated_{key}",
+        f"test error {network}, after the first of `recalibration.methods`",
+        "",
+        "%",
+        2,
+    )
+    yield Column(
+        f"shift_ratio_mean_{key}", f"mean over BN layers of `shift_ratio` {network}", "", "", 3
+    )
+    yield Column(f"shift_ratio_max_{key}", f"largest `shift_ratio` {network}", "", "", 3)
+
+
 # summary.json is one flat object. Further keys name a recalibration method or a mode:
 # test_accuracy_<method>, test_nll_<method>, test_recovered_<method>, …_average_<buffers>, and what
 # `measure.modes` asks.
@@ -301,16 +324,7 @@ SUMMARY_COLUMNS = {
         Column("test_rmse_recalibrated", "test RMSE after the same",
                "RMSE after\nrecalibration", "", 4, 7),
         Column("recalibration", "the first of `recalibration.methods`", "", is_text=True),
-        Column("test_error_average",
-               "test error of the averaged network with the first of `average.buffers`",
-               "average", "%", 2, 7),
-        Column("test_accuracy_average", "test accuracy of the same", "", "%", 2),
-        Column("test_loss_average", "test loss of the same", "", "nats", 4),
-        Column("test_error_recalibrated_average",
-               "test error of the same after the first of `recalibration.methods`", "", "%", 2),
-        Column("shift_ratio_mean_average", "mean over BN layers of its `shift_ratio`", "", "", 3),
-        Column("shift_ratio_max_average", "largest of the same", "", "", 3),
-        Column("average_buffers", "the first of `average.buffers`", "", is_text=True),
+        *(column for word in AVERAGE_BUFFERS for column in _averaged(word)),
         Column("validation_error", "validation error of the last epoch",
                "validation\nerror %", "%", 2, 6),
         Column("validation_accuracy", "validation accuracy of the last epoch", "", "%", 2),

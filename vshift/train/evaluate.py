@@ -349,14 +349,13 @@ _ESTIMATED: dict[str, Estimating] = {"own": "dropout_on", "precise": "precise"}
 def average_summary(context: TrainingContext) -> Row:
     """Scores and shift ratios of the averaged network, with each of its `buffers`.
 
-    Keys end in `_average_<word>`, those of the first word also in `_average`. `…_recalibrated…` is
-    after the first of `recalibration.methods`.
+    Keys end in `_average_<word>`; `…_recalibrated…` is after the first of `recalibration.methods`.
     """
     average, how = context.config.average, context.config.recalibration
     if average is None or context.average is None:
         return {}
     first = how.model_copy(update={"methods": how.methods[:1]})
-    summary: Row = {"average_buffers": average.words[0]}
+    summary: Row = {}
     for word in average.words:
         model = context.model
         with restoring_state(model), context.average.applied(buffers=word == "averaged"):
@@ -370,8 +369,6 @@ def average_summary(context: TrainingContext) -> Row:
             for row in recalibrations(context, first)[0]:
                 scores["test_error_recalibrated"] = error_of(row["test_accuracy"])
         summary |= {f"{key}_average_{word}": value for key, value in scores.items()}
-        if word == average.words[0]:
-            summary |= {f"{key}_average": value for key, value in scores.items()}
     return summary
 
 
