@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,60 @@ def test_importing_runs_and_compare_does_not_import_torch_or_pandas() -> None:
         "assert not {'torch', 'pandas', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+WRITER = """
+import sys
+import threading
+import numpy as np
+from vshift.runs import RunFolder
+class Vector:
+    def __init__(self, value): self.value = value
+    def cpu(self): return self
+    def numpy(self): return np.full(1000, self.value)
+method = sys.argv[1]
+for i in range(12):
+    with RunFolder("run").writing():
+        row = {"method": method, "number": i}
+        RunFolder("run").write_recalibration([row], {method: {"v": Vector(i)}})
+"""
+
+
+def test_recalibrations_by_several_processes_are_all_kept(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    methods = ["swap", "precise", "layerwise", "batch", "mix"]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, method], cwd=tmp_path) for method in methods
+    ]
+    folder = RunFolder(tmp_path / "run")
+    while any(writer.poll() is None for writer in writers):
+        rows, vectors = folder.read_recalibration()
+        assert {row["method"] for row in rows} <= {name.split("/")[0] for name in vectors}
+    assert [writer.returncode for writer in writers] == [0] * 5
+    rows, vectors = folder.read_recalibration()
+    assert {row["method"]: row["number"] for row in rows} == dict.fromkeys(methods, 11)
+    assert {name: set(vector) for name, vector in vectors.items()} == {
+        f"{method}/v": {11} for method in methods
+    }
+    assert {p.name for p in folder.path.iterdir()} == {
+        "recalibration.json", "recalibration.safetensors",
+    }  # fmt: skip
+
+
+def test_writing_waits_for_another_process_for_so_long(tmp_path: Path) -> None:
+    holding = (
+        "import sys; from vshift.runs import RunFolder; RunFolder('.').lock()\n"
+        "print('held', flush=True); sys.stdin.readline(); RunFolder('.').close()"
+    )
+    words = [sys.executable, "-c", holding]
+    folder = RunFolder(tmp_path)
+    with subprocess.Popen(words, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as p:
+        assert p.stdout is not None
+        assert p.stdin is not None
+        p.stdout.readline()
+        with pytest.raises(RunError, match="another process is training in"), folder.writing(0.2):
+            pass
+        threading.Timer(0.3, p.stdin.close).start()
+        with folder.writing():
+            assert folder.is_held
+    assert not folder.is_held

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +87,29 @@ class RunFolder:
     def close(self) -> None:
         """Let other processes in."""
         lock.release(self.path)
+
+    @contextmanager
+    def writing(self, patience: float = 60.0) -> Iterator[None]:
+        """Inside, no other process writes; one that does is waited for, `patience` seconds.
+
+        Raises:
+            RunError: it takes longer, or the folder cannot be written.
+        """
+        if self.is_held:
+            yield
+            return
+        deadline = time.monotonic() + patience
+        while not self.is_held:
+            try:
+                self.lock()
+            except lock.FolderHeld:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+        try:
+            yield
+        finally:
+            self.close()
 
     def clear(self) -> None:
         """Remove the run's files; other files and the targets of links are left alone."""
@@ -222,15 +247,17 @@ class RunFolder:
         rows = list(rows)
         again = {row["method"] for row in rows}
         old_rows, old_vectors = self.read_recalibration()
+        kept_rows = [row for row in old_rows if row["method"] not in again]
         kept = {k: v for k, v in old_vectors.items() if k.split("/")[0] not in again}
         vectors = {
             f"{method}/{name}": tensor.cpu().numpy()
             for method, state in states.items()
             for name, tensor in state.items()
         }
+        if len(kept_rows) < len(old_rows):  # a kill leaves no row with statistics of another time
+            files.write_json(self.path / RECALIBRATION, {"methods": kept_rows})
         self._write_vectors(RECALIBRATED, kept | vectors)
-        rows += [row for row in old_rows if row["method"] not in again]
-        files.write_json(self.path / RECALIBRATION, {"methods": rows})
+        files.write_json(self.path / RECALIBRATION, {"methods": [*rows, *kept_rows]})
 
     def read_recalibration(self) -> tuple[list[Row], dict[str, np.ndarray]]:
         """The rows and statistics that `write_recalibration` wrote."""

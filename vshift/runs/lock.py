@@ -35,6 +35,10 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EX
 _held: dict[Path, tuple[bytes, float]] = {}
 
 
+class FolderHeld(RunError):
+    """Another process holds the folder."""
+
+
 @dataclass(frozen=True)
 class Owner:
     """A process: its pid is valid on `machine`; `began` distinguishes it from a later one."""
@@ -87,7 +91,8 @@ def lock(folder: Path) -> None:
     """Hold the folder until `release`; holding it twice is fine. The owner calls `pulse`.
 
     Raises:
-        RunError: another process holds it, or the folder cannot be written.
+        FolderHeld: another process holds it.
+        RunError: the folder cannot be written.
     """
     key = folder.resolve()
     if key in _held:
@@ -102,7 +107,7 @@ def lock(folder: Path) -> None:
                 _held[key] = content, time.monotonic()
                 return
             _remove_if_gone(folder, key, now)
-    raise RunError(f"several processes want to train in {folder}; start this one again")
+    raise FolderHeld(f"several processes want to train in {folder}; start this one again")
 
 
 def pulse(folder: Path, *, at_once: bool = False) -> None:
@@ -205,7 +210,7 @@ def _content(key: Path, name: str = OWNER) -> bytes | None:
 
 
 def _remove_if_gone(folder: Path, key: Path, now: float) -> None:
-    """Remove the owner file of an owner that is gone; RunError if it is not."""
+    """Remove the owner file of an owner that is gone; FolderHeld if it is not."""
     try:
         content, touched = _content(key), (key / OWNER).stat().st_mtime
     except FileNotFoundError:
@@ -224,7 +229,7 @@ def _remove_if_gone(folder: Path, key: Path, now: float) -> None:
                 f". If it is gone, its hold ends after {SILENCE / 60:.0f} minutes of silence, or "
                 f"at once if you remove {folder / OWNER}"
             )
-        raise RunError(text)
+        raise FolderHeld(text)
     # Moved aside before it is removed, and read again: between reading and removing, another
     # process may have taken the folder over, and its file must not be the one that is removed.
     aside = key / f".owner.{os.getpid()}.gone"

@@ -68,8 +68,10 @@ def recalibrate_run(path: Path, sets: Sequence[str]) -> list[Row]:
         raise RunError(f"{path}: the network has no BN layer to recalibrate")
     before = {"method": "none", **test_scores(context)}
     rows, states = recalibrations(context, context.config.recalibration)
-    if context.config.measure.modes:
-        folder.write_modes(mode_rows(context, states))
+    modes = mode_rows(context, states) if context.config.measure.modes else []
     rows += monte_carlo_rows(context)
-    folder.write_recalibration([before, *rows], states)
+    with folder.writing():
+        if modes:
+            folder.write_modes(modes)
+        folder.write_recalibration([before, *rows], states)
     return [before, *rows]
