@@ -97,6 +97,13 @@ def main() -> None:
             _say(f"error: {where}{error.strerror or error}")
             silence(sys.stdout)
             sys.exit(1)
+        except Exception as error:
+            from vshift.config.own import describe_error, own_frames
+
+            if not own_frames(error):
+                raise
+            _say(f"error: {describe_error(error)}")
+            sys.exit(1)
 
 
 def _say(text: str) -> None:

@@ -19,7 +19,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -431,11 +431,14 @@ def _file_of(module: ModuleType) -> Path:
 def running(what: str) -> Iterator[None]:
     """Turn an exception or exit of a user's code into a ConfigError, with that code's frames.
 
+    What it prints goes to stderr.
+
     Args:
         what: begins the message.
     """
     try:
-        yield
+        with redirect_stdout(sys.stderr):  # ours is for data
+            yield
     except VShiftError:
         raise
     except (Exception, SystemExit) as error:

@@ -16,6 +16,7 @@ from vshift.config.noise import AnyNoise, OwnNoise
 from vshift.config.schema import Config
 from vshift.errors import DataError
 from vshift.networks.blocks import LayerFactory, initialise
+from vshift.networks.generators import outside_state, seed_generators, set_outside_state
 from vshift.networks.noise import as_noise, make_noise, places_over_depth
 from vshift.networks.norm import make_group_norm, make_norm
 from vshift.networks.placement import place_noise
@@ -84,10 +85,16 @@ def build(
 @contextmanager
 def _seeded(seed: int | None) -> Iterator[None]:
     """With random numbers from this seed; None leaves the global random state in charge."""
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    if seed is None:
         yield
+        return
+    outside = outside_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            seed_generators(seed)
+            yield
+        finally:
+            set_outside_state(outside)
 
 
 def _noise(entry: AnyNoise, epochs: int) -> nn.Module:

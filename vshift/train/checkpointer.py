@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from vshift.errors import Damaged, RunError, Stopped
+from vshift.networks.generators import outside_state, set_outside_state
 from vshift.runs import RunFolder, checkpoint_file
 from vshift.train.context import TrainingContext
 
@@ -212,8 +213,8 @@ class Checkpointer:
 
 
 def random_state(device: torch.device) -> State:
-    """The states of the generators that a network on this device draws from."""
-    state = {"cpu": torch.get_rng_state()}
+    """The states of the generators that a network on this device, or its code, draws from."""
+    state = {"cpu": torch.get_rng_state(), **outside_state()}
     return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
@@ -222,3 +223,5 @@ def set_random_state(state: State) -> None:
     torch.set_rng_state(state["cpu"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])
+    if "python" in state:  # an earlier version saved PyTorch's only
+        set_outside_state(state)

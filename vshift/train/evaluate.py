@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from vshift.config.measure import Recalibration
 from vshift.config.recalibration import Estimating
-from vshift.config.schema import Config
 from vshift.runs import RunFolder
 from vshift.runs.schema import (
     EpochRow,
@@ -151,7 +150,7 @@ def measure_layers(context: TrainingContext, epoch: int, folder: RunFolder) -> l
     running, noisy = running_moments(model), context.noisy_layers
     if last:
         folder.write_channels(_channel_vectors(train, running, evaluated))
-    average = _averaged_batches(config, epoch, context.stream.steps)
+    averaged = partial(_averaged_batches, context, epoch)
     return [
         LayerRow(
             epoch=epoch,
@@ -162,7 +161,7 @@ def measure_layers(context: TrainingContext, epoch: int, folder: RunFolder) -> l
             noise_before=site.name in noisy if site.name in running and noisy is not None else None,
             train_variance=float(train[site.name].variance.mean()),
             running_variance=_mean_variance(running.get(site.name)),
-            **_shift_columns(running.get(site.name), evaluated.get(site.name), average),
+            **_shift_columns(running.get(site.name), evaluated.get(site.name), averaged(site.name)),
             **_comparison_columns(site, found.comparisons.get(site.name)),
             **_decomposition_columns(found.decompositions.get(site.name)),
         )
@@ -216,10 +215,13 @@ def _decomposition_columns(parts: Decomposition | None) -> Row:
     return row
 
 
-def _averaged_batches(config: Config, epoch: int, steps: int) -> float:
-    """The number of batches that BN's running average counts as after `epoch` epochs of `steps`."""
-    steps *= min(epoch, getattr(config.norm, "freeze_after", None) or epoch)
-    momentum = getattr(config.norm, "momentum", 0.0)
+def _averaged_batches(context: TrainingContext, epoch: int, layer: str) -> float:
+    """The number of batches that a BN layer's running average counts as after `epoch` epochs."""
+    if layer not in context.bn_layers:
+        return 0.0
+    frozen_after = getattr(context.config.norm, "freeze_after", None)
+    steps = context.stream.steps * min(epoch, frozen_after or epoch)
+    momentum = context.bn_layers[layer].momentum
     if momentum is None:
         return steps
     return min(steps, averaged_batches(momentum)) if momentum else 0.0

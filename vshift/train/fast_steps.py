@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from vshift.config.networks import OwnNetwork
+from vshift.config.own import own_parts
 from vshift.data import Stream
 from vshift.errors import ConfigError
 from vshift.kernels import KernelsMissing, fuse
+from vshift.networks.generators import outside_state, set_outside_state
 from vshift.networks.own import needs_contiguous
 from vshift.shift.modes import restoring_state
 from vshift.train.context import TrainingContext
@@ -307,10 +309,31 @@ def make_train_step(kind: str, context: TrainingContext, say: Callable[[str], No
         try:
             # A library's advice, raised as an error under `python -W error`, must not decide.
             with warnings.catch_warnings(action="ignore"):
+                if issubclass(TRAIN_STEPS[name], CompiledStep):
+                    _refuse_hidden_numbers(context)
                 return _prepared(name, context, say)
         except (KernelsMissing, CannotFuse, CannotCompile) as reason:
             say(f"no {name} step: {reason}; using a slower one")
     return TrainStep(context)
+
+
+def _refuse_hidden_numbers(context: TrainingContext) -> None:
+    """Refuse to compile or capture code that draws numbers which would be constants there.
+
+    Raises:
+        CannotCompile: a forward draws from Python's or NumPy's generator.
+    """
+    if not own_parts(context.config):
+        return
+    images, _ = next(context.stream.epoch(0))
+    before = outside_state()
+    try:
+        with restoring_state(context.model), torch.no_grad(), context.autocast():
+            context.model.train()(images[:8])
+        if outside_state() != before:
+            raise CannotCompile("the network's code draws from Python's or NumPy's generator")
+    finally:
+        set_outside_state(before)
 
 
 def _prepared(name: str, context: TrainingContext, say: Callable[[str], None]) -> TrainStep:

@@ -6,9 +6,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import torch
 from torch import Tensor
 
+from vshift.networks.generators import seed_generators
 from vshift.runs import RunFolder
 from vshift.runs.schema import EpochRow, summarize_layers
 from vshift.train.checkpointer import Checkpointer
@@ -104,7 +104,7 @@ def train(
             context.model.train()
             if context.enter_epoch(epoch):
                 train_step.forget()
-            torch.manual_seed(derive_seed(context.seed, epoch, "noise"))
+            seed_generators(derive_seed(context.seed, epoch, "noise"))
             first, earlier_seconds = checkpointer.begin_epoch(epoch)
             started = time.perf_counter() - earlier_seconds
             start = (epoch - 1) * steps  # steps of the epochs before

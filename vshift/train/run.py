@@ -7,18 +7,28 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from vshift.config.own import describe_error, own_frames
+from vshift.config.own import describe_error, own_frames, own_parts, running
 from vshift.config.schema import Config
 from vshift.data import ImageSet, load
-from vshift.errors import Damaged, Interrupted, RunError, RunLost, Stopped, TrainingFailed
+from vshift.errors import (
+    ConfigError,
+    Damaged,
+    Interrupted,
+    RunError,
+    RunLost,
+    Stopped,
+    TrainingFailed,
+)
+from vshift.networks.by_reference import describe_type
 from vshift.runs import RunFolder, next_action, number, prepare, run_path
 from vshift.text import pluralize
 from vshift.train.checkpointer import Checkpointer
 from vshift.train.context import TrainingContext
 from vshift.train.device import choose_device, configure, device_name
 from vshift.train.fast_steps import make_train_step, works_on
-from vshift.train.loop import train
+from vshift.train.loop import TrainStep, train
 from vshift.train.progress import Reporter
 from vshift.train.signals import NO_STOP, StopSignal, catch_stop_signals
 
@@ -48,7 +58,7 @@ def train_seeds(config: Config, runs_dir: Path, fresh: bool, reporter: Reporter)
         device = choose_device(config.hardware.device)
         configure(config.hardware, device)
         images = load(config.data, device)
-        TrainingContext(config, waiting[0], images)  # says what is wrong before anything is written
+        _rehearse(TrainingContext(config, waiting[0], images))
     with catch_stop_signals("" if reporter.quiet else _STOPPING) as stop:
         for seed in waiting:
             if stop.requested:
@@ -64,6 +74,28 @@ def train_seeds(config: Config, runs_dir: Path, fresh: bool, reporter: Reporter)
             f"{', '.join(str(seed) for seed in diverged)}; what was measured until then is kept. "
             "Try a lower learning rate or a warm-up; --fresh trains the run again"
         )
+
+
+def _rehearse(context: TrainingContext) -> None:
+    """Try a step on a few images, with a context for nothing else, if there is code of one's own.
+
+    Raises:
+        ConfigError: what the code does wrong.
+    """
+    names = ", ".join(part.reference for part in own_parts(context.config).values())
+    if not names:
+        return
+    images, labels = (batch[:8] for batch in next(context.stream.epoch(0)))
+    context.model.train()
+    with running(f"{names}: a first step of training fails"):
+        with context.autocast():
+            output = context.model(images)
+        if not isinstance(output, Tensor):
+            raise ConfigError(
+                f"network.name: in training {names} gives {describe_type(output)}, not a tensor "
+                "of outputs"
+            )
+        TrainStep(context)(images, labels)
 
 
 def train_one(

@@ -1,0 +1,279 @@
+"""Runs of one's own networks: tried before, resumed bit for bit, read without running anything."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from vshift import load_runs
+from vshift.config import load
+from vshift.errors import ConfigError, RunError, TrainingFailed
+from vshift.runs import RunFolder
+from vshift.runs.checkpoint_file import load as load_checkpoint
+from vshift.train.context import TrainingContext
+from vshift.train.fast_steps import make_train_step
+from vshift.train.progress import Reporter
+from vshift.train.run import train_seeds
+
+# Forty lines, as somebody writes them: a helper beside it, Python's random numbers, code that
+# torch.fx cannot trace.
+MY_MODEL = """
+import random
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from helper import widths
+
+print("my_model.py runs")
+
+
+class Block(nn.Module):
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.skip = nn.Conv2d(inputs, outputs, 1, stride)
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        if self.training and random.random() < 0.2:  # stochastic depth, the same for all images
+            return F.relu(self.skip(x))
+        return F.relu(y + self.skip(x))
+
+
+class MyNet(nn.Module):
+    def __init__(self, num_classes, in_channels=3, depth=2):
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        channels = in_channels
+        for width in widths(depth):
+            self.blocks.append(Block(channels, width, 2))
+            channels = width
+        self.head = nn.Linear(channels, num_classes)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.head(F.adaptive_avg_pool2d(x, 1).view(len(x), -1))
+"""
+HELPER = "def widths(depth):\n    return [4 * 2**i for i in range(depth)]\n"
+CONFIG = """
+name: own
+data: {name: shapes, train: 96, test: 20, batch_size: 32}
+network:
+  name: my_model.py:MyNet
+  args: {depth: 2}
+  noise: {kind: dropout, rate: 0.3, before: "blocks.*.bn2"}
+epochs: 2
+measure: {eval_batches: 2, explain_batches: 2}
+recalibration: {methods: [precise], batches: 2}
+hardware: {device: cpu, precision: float32, threads: 1}
+"""
+RESNET = "{name: torchvision:resnet18, noise: {kind: dropout, rate: 0.3, before: layer*.bn2}}"
+QUIET = Reporter(quiet=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "own.yaml").write_text(CONFIG)
+    (tmp_path / "my_model.py").write_text(MY_MODEL)
+    (tmp_path / "helper.py").write_text(HELPER)
+    return tmp_path
+
+
+def vshift(*arguments: object, at: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vshift", *map(str, arguments)]
+    return subprocess.run(command, cwd=at, capture_output=True, text=True, check=False)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = load_checkpoint(run / "checkpoint.pt")["model"]
+    return state
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    a, b = weights(one), weights(other)
+    assert list(a) == list(b)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert (one / "layers.jsonl").read_text() == (other / "layers.jsonl").read_text()
+
+
+def train(
+    folder: Path, runs: str, *sets: str, config: str = "own.yaml", fresh: bool = False
+) -> Path:
+    train_seeds(load(folder / config, sets), folder / runs, fresh, QUIET)
+    return folder / runs / "own/seed-0"
+
+
+@pytest.mark.parametrize("network", ["", f"network={RESNET}"])
+def test_a_run_killed_at_once_resumes_bit_for_bit(network: str, folder: Path) -> None:
+    """By SIGKILL in mid-epoch, with Python's generator in use."""
+    sets = [network, "data.train=64", "data.batch_size=16", "epochs=1"] if network else []
+    whole = train(folder, "whole", *sets)
+    often = [f"--set={text}" for text in (*sets, "checkpoint.minutes=1e-9")]
+    command = [sys.executable, "-m", "vshift", "train", "own.yaml", *often, "--runs-dir", "killed"]
+    process = subprocess.Popen(command, cwd=folder)
+    run = folder / "killed/own/seed-0"
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert RunFolder(run).status == "running"
+    assert load_checkpoint(run / "checkpoint.pt")["step"] > 0
+    train(folder, "killed", *sets)
+    assert RunFolder(run).run["resumes"] == 1
+    assert_same_run(whole, run)
+
+
+def test_the_config_in_a_run_folder_trains_anywhere(folder: Path, monkeypatch) -> None:
+    whole = train(folder, "whole")
+    for name in ("my_model.py", "helper.py"):
+        (folder / name).unlink()
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    assert_same_run(whole, train(folder, "elsewhere/runs", config="whole/own/seed-0/config.yaml"))
+
+
+def test_a_run_folder_is_read_without_running_its_source(folder: Path, capfd) -> None:
+    """Beside a network of ours: table, report, live table and data frames; nothing prints."""
+    run = train(folder, "runs")
+    assert "my_model.py runs" in capfd.readouterr().err
+    train(folder, "runs", "network={name: mlp, widths: [8]}", "name=ours")
+    assert (run / "source/my_model.py").read_text() == MY_MODEL
+    assert (run / "source/helper.py").read_text() == HELPER
+    capfd.readouterr()
+    for command in (
+        ["compare", "runs", "--format", "json"],
+        ["watch", "runs", "--once"],
+        ["report", "runs", "--out", "report.html"],
+    ):
+        result = vshift(*command, at=folder)
+        assert result.returncode == 0, result.stderr
+        assert "my_model.py runs" not in result.stdout + result.stderr
+        if command[0] == "compare":
+            assert {row["name"] for row in json.loads(result.stdout)} == {"own", "ours"}
+    assert "my_model.py:MyNet" in (folder / "report.html").read_text()
+    sys.modules.pop("my_model", None)
+    frame = load_runs(folder / "runs").summary
+    assert list(frame["network.name"]) == ["mlp", "my_model.py:MyNet"]
+    assert capfd.readouterr() == ("", "")
+    assert "my_model" not in sys.modules
+
+
+def test_commands_that_run_the_network(folder: Path) -> None:
+    run = train(folder, "runs")
+    (folder / "my_model.py").unlink()  # its copy is there
+    answers = {
+        "recalibrate": vshift("recalibrate", run, "--method", "precise", "--json", at=folder),
+        "audit": vshift("audit", run, "--data", "train", "--format", "json", at=folder),
+        "inspect": vshift("inspect", run / "config.yaml", "--json", at=folder),
+    }
+    for result in answers.values():
+        assert result.returncode == 0, result.stderr
+        assert "my_model.py runs" in result.stderr
+    read = {name: json.loads(result.stdout) for name, result in answers.items()}
+    assert [row["method"] for row in read["recalibrate"][str(run)]][:2] == ["none", "precise"]
+    assert read["inspect"]["bn_layers"] == 4
+    assert "blocks.0.bn2" in [layer["name"] for layer in read["inspect"]["layers"]]
+    assert "blocks.0.bn2" in json.dumps(read["audit"])
+
+
+def test_a_changed_file_is_named_and_the_run_refused(folder: Path) -> None:
+    copies = train(folder, "runs") / "source"
+    (folder / "helper.py").write_text(HELPER.replace("4 *", "8 *"))
+    with pytest.raises(RunError) as error:
+        train(folder, "runs")
+    lines = str(error.value).splitlines()
+    assert lines[1] == f"  network.source: helper.py changed since; {copies} has what it was"
+    train(folder, "runs", fresh=True)
+    assert (copies / "helper.py").read_text() != HELPER
+
+
+def test_two_folders_with_files_of_one_name(folder: Path, monkeypatch) -> None:
+    (folder / "norms").mkdir()
+    (folder / "norms/helper.py").write_text("from torch.nn import BatchNorm1d as Norm\n")
+    sets = ["network={name: mlp, widths: [8]}", "norm={kind: norms/helper.py:Norm}"]
+    sets += ["loss={name: helper.py:loss}"]
+    (folder / "helper.py").write_text("from torch.nn.functional import cross_entropy as loss\n")
+    monkeypatch.chdir(folder)
+    run = train(folder, "runs", *sets)
+    kept = {path.relative_to(run / "source").as_posix() for path in run.glob("source/**/*.py")}
+    assert kept == {"helper.py", "2/helper.py"}
+    again = load(run / "config.yaml")
+    assert {again.norm.kind, again.loss.name} == {
+        f"{run}/source/helper.py:Norm",
+        f"{run}/source/2/helper.py:loss",
+    }
+
+
+FAILS = """
+import torch
+from torch import nn
+
+class Fails(nn.Module):
+    def __init__(self, classes, when):
+        super().__init__()
+        self.layer, self.when, self.steps = nn.Linear(3, classes), when, 0
+
+    def forward(self, x):
+        if self.training:
+            self.steps += 1
+            if self.steps == self.when:
+                raise ValueError("of no use")
+        return self.layer(x.mean((2, 3)))
+
+class Pair(Fails):
+    def forward(self, x):
+        return (super().forward(x), x) if self.training else super().forward(x)
+"""
+
+
+def test_what_fails_before_the_run_writes_nothing(folder: Path, monkeypatch) -> None:
+    (folder / "fails.py").write_text(FAILS)
+    monkeypatch.chdir(folder)
+    first = ["network={name: fails.py:Fails, args: {when: 1}}"]
+    with pytest.raises(ConfigError, match=r"a first step of training fails: ValueError: of no us"):
+        train(folder, "runs", *first)
+    pair = ["network={name: fails.py:Pair, args: {when: 0}}"]
+    with pytest.raises(ConfigError, match=r"in training .*Pair gives a value of type tuple, not"):
+        train(folder, "runs", *pair)
+    assert not (folder / "runs").exists()
+
+
+def test_what_fails_during_the_run_shows_its_own_frames(folder: Path, monkeypatch) -> None:
+    (folder / "fails.py").write_text(FAILS)
+    monkeypatch.chdir(folder)
+    later = ["network={name: fails.py:Fails, args: {when: 5}}"]
+    with pytest.raises(TrainingFailed) as error:
+        train(Path(), "runs", *later)
+    assert str(error.value).splitlines() == [
+        "runs/own/seed-0: ValueError: of no use",
+        f'  {folder}/fails.py:14, in forward: raise ValueError("of no use")',
+    ]
+    assert error.value.exit_code == 1
+    assert RunFolder("runs/own/seed-0").status == "failed"
+
+
+def test_code_that_draws_pythons_numbers_is_not_compiled(folder: Path) -> None:
+    from vshift.data import load as load_images
+
+    config = load(folder / "own.yaml")
+    said: list[str] = []
+    context = TrainingContext(config, 0, load_images(config.data))
+    step = make_train_step("compiled", context, said.append)
+    assert step.name == "eager"
+    assert said == [
+        "no compiled step: the network's code draws from Python's or NumPy's generator; using a "
+        "slower one"
+    ]
