@@ -48,7 +48,8 @@ def problems(path: Path, *sets: str) -> list[str]:
     return list(caught.value.problems)
 
 
-def test_a_file_is_read_and_never_run(folder: Path, capsys) -> None:
+def test_a_file_is_read_and_never_run(folder: Path, capsys, monkeypatch) -> None:
+    monkeypatch.delitem(sys.modules, "my_model", raising=False)
     config = load(folder / "own.yaml")
     assert config.network.name == f"{folder}/my_model.py:MyNet"
     assert capsys.readouterr() == ("", "")

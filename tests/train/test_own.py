@@ -145,7 +145,7 @@ def test_the_config_in_a_run_folder_trains_anywhere(folder: Path, monkeypatch) -
     assert_same_run(whole, train(folder, "elsewhere/runs", config="whole/own/seed-0/config.yaml"))
 
 
-def test_a_run_folder_is_read_without_running_its_source(folder: Path, capfd) -> None:
+def test_a_run_folder_is_read_without_running_its_source(folder: Path, capfd, monkeypatch) -> None:
     """Beside a network of ours: table, report, live table and data frames; nothing prints."""
     run = train(folder, "runs")
     assert "my_model.py runs" in capfd.readouterr().err
@@ -164,7 +164,7 @@ def test_a_run_folder_is_read_without_running_its_source(folder: Path, capfd) ->
         if command[0] == "compare":
             assert {row["name"] for row in json.loads(result.stdout)} == {"own", "ours"}
     assert "my_model.py:MyNet" in (folder / "report.html").read_text()
-    sys.modules.pop("my_model", None)
+    monkeypatch.delitem(sys.modules, "my_model", raising=False)
     frame = load_runs(folder / "runs").summary
     assert list(frame["network.name"]) == ["mlp", "my_model.py:MyNet"]
     assert capfd.readouterr() == ("", "")
