@@ -125,6 +125,7 @@ BASES: list[dict[str, Any]] = [
         "optimizer": {"name": "torch.optim:Adam", "learning_rate": 0.1},
         "schedule": {"name": "statistics:mean"},
     },
+    {"name": "a", "data": {"name": "shapes"}, "network": {"name": "vit"}, "epochs": 9},
 ]
 # Values to try where a key's own value does not suggest another one.
 OTHERS: list[Any] = [

@@ -19,6 +19,7 @@ from vshift.config.norm import BatchNorm, GroupNorm, NoNorm
         ({"name": "resnext", "depth": 29}, "resnext-29-8-64", 2),
         ({"name": "densenet", "depth": 100}, "densenet-100-12", 2),
         ({"name": "vgg", "depth": 16, "width": 0.5}, "vgg-16-0.5", 5),
+        ({"name": "vit", "depth": 3, "width": 64}, "vit-3-64-4", 0),
         ({"name": "mlp", "widths": [64, 32]}, "mlp-64-32", 0),
         ({"name": "autoencoder", "widths": [8]}, "autoencoder-8", 0),
     ],

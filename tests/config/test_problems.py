@@ -13,7 +13,7 @@ DATA = (
     "torchvision:KMNIST, torchvision:SVHN, file.py:object, package.module:object"
 )
 NETWORKS = (
-    "preresnet, resnet, wrn, resnext, densenet, vgg, mlp, autoencoder, torchvision:NAME, "
+    "preresnet, resnet, wrn, resnext, densenet, vgg, vit, mlp, autoencoder, torchvision:NAME, "
     "timm:NAME, file.py:object, package.module:object"
 )
 

@@ -45,6 +45,8 @@ COUNTS = [
     ("vgg", {"depth": 11}, 9_228_362, 8, 153),
     ("vgg", {"depth": 16}, 14_724_042, 13, 313),
     ("mlp", {"widths": [512, 512]}, 1_842_186, 2, 2),
+    # A block has 12C² + 13C parameters; with 64 tokens the attention takes 2·64²·C of the MACs.
+    ("vit", {"depth": 6, "width": 128}, 1_205_514, 13, 82),
 ]
 
 
@@ -88,6 +90,7 @@ SMALL = [
     {"name": "densenet", "depth": 7, "growth_rate": 4, "bottleneck": False},
     {"name": "vgg", "depth": 11},
     {"name": "mlp", "widths": [32, 16]},
+    {"name": "vit", "depth": 2, "width": 16, "heads": 2},
 ]
 
 

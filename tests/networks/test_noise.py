@@ -465,6 +465,7 @@ FAMILIES = [
     ({"name": "densenet", "depth": 13, "growth_rate": 4, "bottleneck": False}, 9),
     ({"name": "vgg", "depth": 13, "width": 0.125}, 10),
     ({"name": "mlp", "widths": [8, 8, 8]}, 3),
+    ({"name": "vit", "depth": 4, "width": 16}, 4),
 ]
 
 

@@ -23,7 +23,11 @@ POSITIONS: tuple[str, ...] = get_args(Position)
 
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid")
 POOLS = ("maxpool", "avgpool")
-_WORDS = (*ACTIVATIONS, *POOLS, "pool", "conv", "conv1x1", "conv3x3", "fc", "bn", "gn", "noise")
+OF_BRANCHES = ("attention", "add")  # what the tokens of a vit's branch do, and where it ends
+_WORDS = (
+    *(*ACTIVATIONS, *POOLS, "pool", "conv", "conv1x1", "conv3x3", "fc", "bn", "gn", "noise"),
+    *OF_BRANCHES,
+)
 _CONV = re.compile(r"conv([1357])x\1")
 _NOISE = re.compile(r"noise([1-9][0-9]?)?")
 _SHORT = {"conv": "conv3x3", "pool": "maxpool"}
@@ -69,25 +73,34 @@ def parse(text: str) -> Order:
         if not known:
             raise ValueError(
                 f"`{word}` is not an operation; {suggest(word, _WORDS)}"
-                "allowed: conv1x1, conv3x3, conv5x5, conv7x7, fc, bn, gn, noise, noise2…, "
+                "allowed: conv1x1, conv3x3, conv5x5, conv7x7, fc, attention, add, bn, gn, noise, "
+                "noise2…, "
                 f"{', '.join(POOLS)}, {', '.join(ACTIVATIONS)}"
             )
     return order
 
 
-def check(order: Order, *, linear: Literal["conv", "fc"], may_pool: bool, what: str) -> None:
+def check(
+    order: Order, *, linear: Literal["conv", "fc"], may_pool: bool, branched: bool, what: str
+) -> None:
     """Refuse an order that cannot work in a network of this kind.
 
     Args:
         linear: the kind of weight layer the network's tensors allow.
         may_pool: whether a pooling word has a place (only where nothing is added to the result).
+        branched: whether the block is a number of branches, each ended by `add`, and may hold
+            `attention`.
         what: the network in a message: `a preresnet`.
 
     Raises:
         ValueError: with the reason.
     """
     weights = [word for word in order if is_conv(word)]
-    if not weights:
+    if branched:
+        branches(order)
+    elif strange := [word for word in order if word in OF_BRANCHES]:
+        raise ValueError(f"`{strange[0]}` does not fit {what}; it is an operation of a vit")
+    elif not weights:
         example = "fc" if linear == "fc" else "conv3x3"
         raise ValueError(
             f"no {linear}: the block must change the number of channels, and only a {linear} does; "
@@ -105,6 +118,27 @@ def check(order: Order, *, linear: Literal["conv", "fc"], may_pool: bool, what: 
         )
     if len(pools) > 1:
         raise ValueError("more than one pool in a block; a stage halves the image once")
+
+
+def branches(order: Order) -> list[Order]:
+    """The residual branches of a block order in which `add` adds a branch's input to its output.
+
+    Raises:
+        ValueError: a branch without an operation, or operations after the last `add`.
+    """
+    found: list[Order] = []
+    rest = order
+    while "add" in rest:
+        end = rest.index("add")
+        found, rest = [*found, rest[:end]], rest[end + 1 :]
+    if rest or not found:
+        raise ValueError(
+            f"the block order ends in `{order[-1]}`; `add` ends a branch, and the last word of the "
+            "block must be one"
+        )
+    if any(all(is_noise(word) for word in branch) for branch in found):
+        raise ValueError("a branch without an operation: `add` needs one before it")
+    return found
 
 
 def place(order: Order, noises: Sequence[Sequence[str]]) -> Order:
@@ -157,11 +191,14 @@ def _places(order: Sequence[str], position: str) -> list[int]:
     `gn` is no BN: it has no statistics that a shift could spoil, and no position looks at it.
     """
     norms = [i for i, word in enumerate(order) if word == "bn"]
-    if position == "before_last_conv":
-        return [max(i for i, word in enumerate(order) if is_conv(word))]
-    if not norms:
+    weights = [i for i, word in enumerate(order) if is_conv(word)]
+    if position == "before_last_conv" and weights:
+        return weights[-1:]
+    if not norms or position == "before_last_conv":
+        what = "conv" if position == "before_last_conv" else "bn"
         raise ValueError(
-            f"position {position} needs a bn in the block order, and `{' '.join(order)}` has none"
+            f"position {position} needs a {what} in the block order, and `{' '.join(order)}` has "
+            "none"
         )
     if position == "before_last_bn":
         return norms[-1:]

@@ -34,6 +34,7 @@ class _Network(_WithNoise):
     size_keys: ClassVar[tuple[str, ...]] = ("depth",)  # what a label names after the family
     linear: ClassVar[Literal["conv", "fc"]] = "conv"
     may_pool: ClassVar[bool] = False
+    branched: ClassVar[bool] = False
 
     bias: bool = Field(
         False, description="Bias of convolutions in blocks; before a BN it is redundant."
@@ -64,7 +65,13 @@ class _Network(_WithNoise):
             return block
         order = language.parse(cls.own_block if block is None else block)
         name = cls.__name__.lower()
-        language.check(order, linear=cls.linear, may_pool=cls.may_pool, what=f"a {name}")
+        language.check(
+            order,
+            linear=cls.linear,
+            may_pool=cls.may_pool,
+            branched=cls.branched,
+            what=f"a {name}",
+        )
         places = [noise.places for noise in as_list(info.data["noise"])]
         language.place(order, places)
         if cls.linear == "fc" and any("before_pool" in each for each in places):
@@ -322,6 +329,41 @@ class Autoencoder(FullyConnected):
     )
 
 
+class ViT(_Network):
+    """Dosovitskiy et al. 2021 (2010.11929), small: no class token, the mean over tokens instead."""
+
+    own_block = "bn attention add bn conv1x1 gelu conv1x1 add"
+    size_keys = ("depth", "width", "patch")
+    branched = True
+    name: Literal["vit"] = Field(description="Vision transformer: attention between patches.")
+    bias: bool = Field(True, description="Bias of the linear maps of every token.")
+    depth: Depth = Field(6, description="Number of blocks.")
+    width: Width = Field(128, description="Channels of a token; the MLP's inner ones are 4 times.")
+    heads: Annotated[int, Field(ge=1, le=256)] = Field(
+        4, description="Heads of the attention; must divide width."
+    )
+    patch: Annotated[int, Field(ge=1, le=256)] = Field(
+        4, description="Side of a patch in pixels; must divide the images' size."
+    )
+
+    @field_validator("heads")
+    @classmethod
+    def _share_the_width(cls, heads: int, info: ValidationInfo) -> int:
+        width = info.data.get("width", heads)
+        if width % heads:
+            fitting = ", ".join(str(n) for n in range(1, min(width, 32) + 1) if width % n == 0)
+            raise ValueError(f"{heads} heads do not divide a width of {width}; choose {fitting}")
+        return heads
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        return (self.depth,)
+
+    @property
+    def halvings(self) -> int:
+        return 0
+
+
 class OwnNetwork(OwnPart, _WithNoise):
     """A callable that returns an `nn.Module` for images [N, C, H, W]."""
 
@@ -350,7 +392,7 @@ class OwnNetwork(OwnPart, _WithNoise):
         return ()
 
 
-Family = PreResNet | ResNet | WRN | ResNeXt | DenseNet | VGG | MLP | Autoencoder
+Family = PreResNet | ResNet | WRN | ResNeXt | DenseNet | VGG | ViT | MLP | Autoencoder
 Network = Annotated[
     Annotated[Family, Field(discriminator="name"), Tag("named")]
     | Annotated[OwnNetwork, Tag("own")],

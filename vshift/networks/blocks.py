@@ -6,8 +6,10 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vshift.config import block
@@ -39,6 +41,7 @@ class LayerFactory:
             last → a noise module.
         places: the places of the blocks, in the order in which their branches are built.
         bias: whether the blocks' convolutions have one.
+        heads: of `attention`.
     """
 
     order: block.Order
@@ -50,15 +53,16 @@ class LayerFactory:
     noise: Callable[[int, float], nn.Module]
     places: Iterator[float]
     bias: bool = False
+    heads: int = 1
 
     def classifier(self, channels: int) -> list[tuple[str, nn.Module]]:
         """The noise and the fc layer that end a network, each with its word."""
         fc: tuple[str, nn.Module] = ("fc", nn.Linear(channels, self.outputs))
         return [*self._noises(self.classifier_noises), fc]
 
-    def head(self, channels: int, activate: bool = False) -> nn.Sequential:
-        """Global pooling and the classifier; before them BN and ReLU where `activate` is true."""
-        first = [("bn", self.norm(channels)), ("relu", nn.ReLU())] if activate else []
+    def head(self, channels: int, *words: Literal["bn", "relu"]) -> nn.Sequential:
+        """Global pooling and the classifier, after these words."""
+        first = [(word, self.norm(channels) if word == "bn" else nn.ReLU()) for word in words]
         pool = [*self._noises(self.pool_noises), ("pool", GlobalPool())]
         return sequence([*first, *pool, *self.classifier(channels)])
 
@@ -112,7 +116,7 @@ def branch(
     place = next(layers.places)
     weights = [i for i, word in enumerate(layers.order) if block.is_conv(word)]
     kernels = {i: 1 if layers.order[i] == "fc" else block.kernel(layers.order[i]) for i in weights}
-    strided = next((i for i in weights if kernels[i] > 1), weights[0])
+    strided = next((i for i in weights if kernels[i] > 1), min(weights, default=-1))
     modules: list[tuple[str, nn.Module]] = []
     for i, word in enumerate(layers.order):
         if block.is_conv(word):
@@ -133,6 +137,10 @@ def branch(
             modules.append(("gn", layers.group_norm(inputs)))
         elif block.is_noise(word):
             modules.append(("noise", layers.noise(block.noise_index(word), place)))
+        elif word == "attention":
+            modules.append(("qkv", conv(inputs, 3 * inputs, 1, bias=layers.bias)))
+            modules.append((word, Attention(layers.heads)))
+            modules.append(("proj", conv(inputs, inputs, 1, bias=layers.bias)))
         elif word not in block.POOLS:
             modules.append((word, _ACTIVATIONS[word]()))
         elif pool:
@@ -148,6 +156,39 @@ def split_preactivation(modules: nn.Sequential) -> tuple[nn.Sequential, nn.Seque
     is_rest = [name.startswith(("conv", "noise", "pool", "fc")) for name, _ in children]
     cut = is_rest.index(True)
     return nn.Sequential(OrderedDict(children[:cut])), nn.Sequential(OrderedDict(children[cut:]))
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention between the pixels of an image, which are tokens.
+
+    Vaswani et al. 2017 (1706.03762), section 3.2: softmax(q·kᵀ/√d)·v in each head.
+
+    Shapes: [N, 3C, H, W], which is queries, keys and values of C channels each, one head after the
+    other → [N, C, H, W] in channels_last.
+    """
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.unflatten(x.flatten(2), 1, (3, self.heads, -1)).transpose(3, 4)
+        q, k, v = parts.unbind(1)  # each [N, heads, H·W, C/heads]
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        tokens = mixed.transpose(1, 2).flatten(2)
+        return torch.unflatten(tokens.transpose(1, 2), 2, x.shape[2:])
+
+
+class Position(nn.Module):
+    """Adds a learned vector to every token of an image [N, C, H, W]."""
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, channels, side, side))
+        nn.init.normal_(self.weight, 0.0, 0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight
 
 
 class Residual(nn.Module):
@@ -189,10 +230,16 @@ class GlobalPool(nn.Module):
         return x.mean((2, 3))
 
 
-def initialise(model: nn.Module) -> None:
-    """Weights of convolutions from N(0, √(2/(k²·out))), of hidden fc layers from N(0, √(2/in))."""
+def initialise(model: nn.Module, glorot: bool = False) -> None:
+    """Draw weights: of convolutions from N(0, √(2/(k²·out))), of fc layers from N(0, √(2/in)).
+
+    Args:
+        glorot: of convolutions from U(−a, a), a = √(6/(k²·in + k²·out)), as transformers begin.
+    """
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and glorot:
+            nn.init.xavier_uniform_(module.weight)
+        elif isinstance(module, nn.Conv2d):
             fan = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
             nn.init.normal_(module.weight, 0.0, (2 / fan) ** 0.5)
         elif isinstance(module, nn.Linear):

@@ -139,5 +139,5 @@ def _of_family(
         bias=network.bias,
     )
     model = _BUILDERS[type(network)](network, layers, images)
-    initialise(model)
+    initialise(model, glorot=isinstance(network, config.ViT))
     return model.to(memory_format=torch.channels_last)

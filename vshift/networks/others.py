@@ -1,13 +1,19 @@
-"""densenet, vgg, mlp and autoencoder."""
+"""densenet, vgg, vit, mlp and autoencoder."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from torch import nn
 
 from vshift.config import networks as config
+from vshift.config.block import branches
+from vshift.errors import ConfigError
 from vshift.networks.blocks import (
     Dense,
     LayerFactory,
+    Position,
+    Residual,
     branch,
     conv,
     numbered,
@@ -41,7 +47,7 @@ def densenet(network: config.DenseNet, layers: LayerFactory, images: ImageShape)
             transition += [("conv", conv(width, compressed, 1)), ("pool", nn.AvgPool2d(2))]
             model.add_module(f"transition{i}", sequence(transition))
             width = compressed
-    model.add_module("head", layers.head(width, activate=True))
+    model.add_module("head", layers.head(width, "bn", "relu"))
     return model
 
 
@@ -57,6 +63,39 @@ def vgg(network: config.VGG, layers: LayerFactory, images: ImageShape) -> nn.Seq
             channels = width
         model.add_module(f"stage{i}", numbered("block", blocks))
     model.add_module("head", layers.head(channels))
+    return model
+
+
+@family(config.ViT)
+def vit(network: config.ViT, layers: LayerFactory, images: ImageShape) -> nn.Sequential:
+    """Attention between patches: the patches of an image are the pixels of a smaller one.
+
+    Tokens are [N, width, size/patch, size/patch]: BN takes its statistics over the batch and all
+    tokens (as in Yao et al. 2021, "Leveraging Batch Normalization for Vision Transformers"), layer
+    and RMS norm over each token's channels. The head takes the mean over the tokens, as in Beyer et
+    al. 2022 (2205.01580), so that there is no class token.
+    """
+    if images.size % network.patch:
+        fitting = [str(side) for side in range(1, images.size + 1) if images.size % side == 0]
+        raise ConfigError(
+            f"network.patch: patches of {network.patch} pixels do not divide images of "
+            f"{images.size}×{images.size}; choose one of {', '.join(fitting)}"
+        )
+    width, places = network.width, layers.places
+    # Without a bias, as every position adds one.
+    patches = nn.Conv2d(images.channels, width, network.patch, network.patch, bias=False)
+    blocks = []
+    for _ in range(network.depth):
+        place, residuals = next(places), []
+        for order in branches(network.order):
+            own = replace(layers, order=order, places=iter([place]), heads=network.heads)
+            residuals.append(Residual(branch(own, width, 4 * width, width)))
+        blocks.append(numbered("residual", residuals))
+    model = nn.Sequential()
+    position = Position(width, images.size // network.patch)
+    model.add_module("stem", sequence([("conv", patches), ("position", position)]))
+    model.add_module("stage1", numbered("block", blocks))
+    model.add_module("head", layers.head(width, "bn"))
     return model
 
 

@@ -57,7 +57,7 @@ def preresnet(network: config.PreResNet, layers: LayerFactory, images: ImageShap
 
     stem = sequence([("conv", conv(images.channels, 16, 3))])
     model, outputs = _staged(stem, 16, [16, 32, 64], network.stages, block)
-    model.add_module("head", layers.head(outputs, activate=True))
+    model.add_module("head", layers.head(outputs, "bn", "relu"))
     return model
 
 
@@ -75,7 +75,7 @@ def wrn(network: config.WRN, layers: LayerFactory, images: ImageShape) -> nn.Seq
     widths = [16 * network.width, 32 * network.width, 64 * network.width]
     stem = sequence([("conv", conv(images.channels, 16, 3))])
     model, outputs = _staged(stem, 16, widths, network.stages, block)
-    model.add_module("head", layers.head(outputs, activate=True))
+    model.add_module("head", layers.head(outputs, "bn", "relu"))
     return model
 
 

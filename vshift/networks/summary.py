@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from vshift.networks.blocks import Dense, Residual
+from vshift.networks.blocks import Attention, Dense, Residual
 from vshift.networks.dry_run import dry_run
 from vshift.networks.hooks import hook_of, is_layer
 from vshift.networks.noise import Noise
@@ -24,7 +24,7 @@ class Layer:
     Attributes:
         inputs: number of values it reads.
         shape: of its output, without the batch.
-        macs: multiply-accumulates of its forward; 0 but for convolutions and fc layers.
+        macs: multiply-accumulates of its forward; 0 but for convolutions, fc layers and attention.
     """
 
     name: str
@@ -71,9 +71,9 @@ def summarise(model: nn.Module, channels: int, size: int) -> dict[str, Any]:
     """Summarise a network for `vshift inspect`.
 
     Returns:
-        `parameters`, `macs` (multiply-accumulates of one image's forward, convolutions and fc
-        layers), `bn_layers` (count), `layers`: name, op, output_shape (without the batch), in
-        forward order. Noise has a `place` too: `before layer1.0.bn2`.
+        `parameters`, `macs` (multiply-accumulates of one image's forward: convolutions, fc layers
+        and attention), `bn_layers` (count), `layers`: name, op, output_shape (without the batch),
+        in forward order. Noise has a `place` too: `before layer1.0.bn2`.
     """
     layers = trace(model, channels, size)
     rows: list[dict[str, Any]] = [
@@ -105,6 +105,8 @@ def _next_layer(layers: Sequence[Layer]) -> str:
 def _macs(module: nn.Module, output: Tensor) -> int:
     if isinstance(module, nn.Conv2d | nn.Linear):
         return output[0].numel() * module.weight[0].numel()
+    if isinstance(module, Attention):  # the products of queries and keys, and with the values
+        return 2 * output[0].numel() * output[0, 0].numel()
     return 0
 
 
