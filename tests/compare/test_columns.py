@@ -308,11 +308,11 @@ def test_different_methods_of_recalibration_have_columns_of_their_own(tmp_path: 
     table = to_table(comparison)
     heads = [column.one_line for column in table.columns]
     cells = {head: [row[place] for row in table.rows] for place, head in enumerate(heads)}
-    assert cells["after precise"] == ["14.00", "–", "–"]
-    assert cells["after batch"] == ["–", "12.00", "–"]
+    assert cells["after recalibration (precise)"] == ["14.00", "–", "–"]
+    assert cells["after recalibration (batch)"] == ["–", "12.00", "–"]
     assert cells["after recalibration"] == ["–", "–", "13.00"]
     found = [(row["recalibrated_by"], row["recalibrated_error_mean"]) for row in comparison.rows]
-    assert found == [("precise", 14.0), ("batch", 12.0), ("recalibration", 13.0)]
+    assert found == [("precise", 14.0), ("batch", 12.0), (None, 13.0)]
     one = to_table(compare(find_runs([tmp_path / "a"])))
     assert "after recalibration" in [column.one_line for column in one.columns]
 
@@ -323,13 +323,13 @@ def test_no_mean_is_over_different_methods_of_recalibration(tmp_path: Path) -> N
     comparison = compare(find_runs([tmp_path]), by=["network.noise.rate"])
     (row,) = comparison.rows
     assert row["recalibrated_by"] is row["recalibrated_error_mean"] is None
-    assert any(
-        "recalibrated by precise and batch, so its row has no" in n for n in comparison.notes
-    )
+    note = "rate=0.5 has no test_error_recalibrated: its runs differ in recalibration"
+    assert f"{note} (precise, batch)" in comparison.notes
     named = compare(find_runs([tmp_path]), metrics=["test_error_recalibrated"])
-    assert "test_error_recalibrated is not of one method: a by precise, b by batch" in named.notes
+    wanted = "the values of test_error_recalibrated differ in recalibration: a (precise), b (batch)"
+    assert wanted in named.notes
     plain = compare(find_runs([tmp_path]), metrics=["test_error"])
-    assert not any("method" in note for note in plain.notes)
+    assert not any("differ in recalibration" in note for note in plain.notes)
 
 
 def test_calibration_is_a_metric_like_any_other(tmp_path: Path) -> None:

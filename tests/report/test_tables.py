@@ -44,8 +44,8 @@ def test_runs_recalibrated_by_different_methods_share_no_column(tmp_path: Path) 
         make_run(tmp_path, name, summary=summary)
     table = runs_table(collect(find_runs([tmp_path])))
     heads = [column.heading for column in table.columns]
-    cells = [[line.cells[heads.index(f"after\n{m}")].text for m in ("precise", "batch")]
-             for line in table.lines]  # fmt: skip
+    places = [heads.index(f"after\nrecalibration\n({word})") for word in ("precise", "batch")]
+    cells = [[line.cells[place].text for place in places] for line in table.lines]
     assert cells == [["14.00", "–"], ["–", "12.00"]]
     assert "after\nrecalibration" not in heads
 

@@ -13,7 +13,7 @@ from functools import partial
 from vshift.compare.fields import Row
 from vshift.compare.groups import short_heads
 from vshift.compare.statistics import LEVEL, ONE_SEED
-from vshift.compare.table import SCORES, SHOWN, Comparison, columns_by_method, row_key
+from vshift.compare.table import SCORES, SHOWN, Comparison, row_key, word_key
 from vshift.runs import schema
 from vshift.tables import Column, Table
 from vshift.text import (
@@ -89,12 +89,11 @@ def _specs(comparison: Comparison, *, with_differing: bool) -> list[_Spec]:
         specs = [_Spec("n", lambda r: str(r["n"]), 98, folds=True)]
         specs += [_Spec(escape_control(key), metric_cell(key), 90) for key in comparison.metrics]
         return specs + [difference, *tested] * (comparison.metric in comparison.metrics)
-    methods = [row["recalibrated_by"] for row in comparison.rows]
     summary = [
-        _Spec(column.heading, partial(_summary_cell, column, method), column.priority,
-              column.is_text)
-        for column, method in columns_by_method(methods)
-    ]  # fmt: skip
+        _Spec(each.heading, partial(_summary_cell, each, word), each.priority, each.is_text)
+        for column in SHOWN.values()
+        for each, word in column.for_each(_words(column, comparison.rows))
+    ]
     scores = list(SHOWN).index("test_loss") + 1
     specs = [*summary[:scores], difference, *summary[scores:], *tested]
     if with_differing:
@@ -110,9 +109,16 @@ def _specs(comparison: Comparison, *, with_differing: bool) -> list[_Spec]:
     ]
 
 
-def _summary_cell(column: schema.Column, method: str | None, row: Row) -> str:
-    """A row's value; of a method's column only where the row was recalibrated by that one."""
-    if method not in (None, row["recalibrated_by"]):
+def _words(column: schema.Column, rows: list[Row]) -> list[str]:
+    """The words of the rows that have a value of a column that depends on one."""
+    if not column.depends_on:
+        return []
+    return [row[word_key(column)] or "" for row in rows if row[row_key(column)] is not None]
+
+
+def _summary_cell(column: schema.Column, word: str | None, row: Row) -> str:
+    """A row's value; in the column of a word only where the row has that one."""
+    if word is not None and word != (row[word_key(column)] or ""):
         return NONE
     if column.is_text:
         return format_text(row[row_key(column)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vshift.compare.baseline import choose, data_name, differences_to, note_differing_keys, unit_of
@@ -42,37 +42,19 @@ def row_key(column: Column) -> str:
     return column.key if column.is_text else _NAMES.get(column.key, f"{column.key}_mean")
 
 
-def is_recalibrated(key: str) -> bool:
-    """Whether a key of summary.json is a score after the method that its config lists first."""
-    return key.endswith("_recalibrated")
+# What a row calls the word that a column depends on, where that is not the word's own key.
+_WORDS = {"recalibration": "recalibrated_by"}
 
 
-def method_of(run: RunRecord) -> str | None:
-    """The method that a run's recalibrated scores are after; None where it has none of them.
-
-    Where an earlier version wrote scores without the method, it is called `recalibration`.
-    """
-    keys = (key for key in SUMMARY_COLUMNS if is_recalibrated(key))
-    if all(run.summary.get(key) is None for key in keys):
-        return None
-    return str(run.summary.get("recalibration") or "recalibration")
+def word_key(column: Column) -> str:
+    """The key of a row that holds the word that a column depends on."""
+    return _WORDS.get(column.depends_on, column.depends_on)
 
 
-def columns_by_method(methods: Iterable[str | None]) -> list[tuple[Column, str | None]]:
-    """SHOWN; with several methods, what each of them gave has its own column.
-
-    With each column the method that it is of; None for those of all rows.
-    """
-    every = list(dict.fromkeys(filter(None, methods)))
-    found: list[tuple[Column, str | None]] = []
-    for key, column in SHOWN.items():
-        if len(every) < 2 or not is_recalibrated(key):
-            found.append((column, None))
-            continue
-        for method in every:
-            heading = column.heading.replace("recalibration", escape_control(method))
-            found.append((replace(column, heading=heading), method))
-    return found
+def words_of(runs: Iterable[RunRecord], column: Column) -> list[str]:
+    """The words of the runs that have a value of a column; empty where one does not say it."""
+    having = (run for run in runs if metric(run, column.key) is not None)
+    return list(dict.fromkeys(str(run.summary.get(column.depends_on) or "") for run in having))
 
 
 # Accuracies and errors in percent, differences of test error in points.
@@ -81,18 +63,17 @@ COLUMNS = tuple(dict.fromkeys((
     "test_rmse_mean", "test_rmse_sd", "test_r2_mean", "test_r2_sd", "test_loss_mean",
     "test_loss_sd", "difference", "difference_se", "difference_low",
     "difference_high", "p_value", "p_adjusted", "seeds_needed", "verdict",
-    "recalibrated_error_mean", "recalibrated_by", "validation_error_mean", "validation_error_sd",
-    "train_accuracy_eval_mode_mean", "train_accuracy_train_mode_mean", "shift_ratio_mean",
-    "shift_ratio_max", "shift_ratio_max_layer", "data", "epochs", "device", "images_per_second",
-    "parameters", "config_hash", "label", "seeds", "left_out", "differs_in",
+    "recalibrated_error_mean", "recalibrated_by", "validation_error_mean",
+    "validation_error_sd", "train_accuracy_eval_mode_mean", "train_accuracy_train_mode_mean",
+    "shift_ratio_mean", "shift_ratio_max", "shift_ratio_max_layer", "data", "epochs", "device",
+    "images_per_second", "parameters", "config_hash", "label", "seeds", "left_out", "differs_in",
     *map(row_key, SHOWN.values()),
 )))  # fmt: skip
 _LISTS = ("seeds", "differs_in")
 _TYPES = {
     **dict.fromkeys(("n", "left_out", "epochs", "parameters", "seeds_needed"), "Int64"),
-    **dict.fromkeys(
-        ("name", "config_hash", "label", "recalibrated_by", "data", "device", "verdict"), "object"
-    ),
+    **dict.fromkeys(("name", "config_hash", "label", "data", "device", "verdict"), "object"),
+    "recalibrated_by": "object",
     **dict.fromkeys((c.key for c in SHOWN.values() if c.is_text), "object"),
     **dict.fromkeys(_LISTS, "object"),
 }
@@ -189,7 +170,7 @@ def compare(
                 }
     tests = max((each.tests for each in found if each), default=0)
     reference = chosen or next((group for group in groups if group.runs), None)
-    notes += _method_notes(groups, (*metrics, difference))
+    notes += _word_notes(groups, (*metrics, difference))
     if reference is not None:
         note_differing_keys(rows, groups, reference, by, notes)
     for run in (run for group in groups for run in group.runs):
@@ -235,11 +216,12 @@ def _row(group: Group, by: Sequence[str], metrics: Sequence[str]) -> Row:
             "images_per_second": sum(known) / len(known) if known else None,
             "parameters": None if parameters is None else round(parameters),
         }
-    methods = _methods(group)
-    row["recalibrated_by"] = methods[0] if len(methods) == 1 else None
     for key, column in SHOWN.items():
-        if is_recalibrated(key) and len(methods) > 1:
-            continue
+        if column.depends_on:
+            words = words_of(group.runs, column)
+            if len(words) > 1:  # a mean over them would be of nothing
+                continue
+            row[word_key(column)] = "".join(words) or row[word_key(column)]
         found = _spread(group, key)
         word = group.most_frequent(key) if column.is_text else None
         row[row_key(column)] = found.get(f"{key}_mean", word)
@@ -260,27 +242,29 @@ def _spread(group: Group, key: str) -> Row:
     return {f"{key}_mean": sample and sample.mean, f"{key}_sd": sample and sample.sd}
 
 
-def _methods(group: Group) -> list[str]:
-    """The methods that the runs' recalibrated scores are after."""
-    return list(dict.fromkeys(method for run in group.runs if (method := method_of(run))))
-
-
-def _method_notes(groups: Sequence[Group], metrics: Iterable[str]) -> list[str]:
-    """Notes on scores after recalibration by different methods, within a row or a column."""
+def _word_notes(groups: Sequence[Group], metrics: Iterable[str]) -> list[str]:
+    """Notes on values that depend on a word which differs within a row or a metric's column."""
     notes = []
-    by_group = {group.label: _methods(group) for group in groups}
-    for label, methods in by_group.items():
-        if len(methods) > 1:
-            notes.append(
-                f"{label} puts runs together that were recalibrated by {join_words(methods)}, so "
-                f"its row has no score after recalibration; --metrics test_accuracy_{methods[0]} "
-                "shows that of one method"
-            )
-    every = dict.fromkeys(method for methods in by_group.values() for method in methods)
-    for key in dict.fromkeys(filter(is_recalibrated, metrics)):
-        if len(every) > 1:
-            found = [f"{label} by {join_words(of)}" for label, of in by_group.items() if of]
-            notes.append(f"{key} is not of one method: {list_names(found, 8)}")
+    for column in SHOWN.values():
+        for group in groups if column.depends_on else ():
+            words = words_of(group.runs, column)
+            if len(words) > 1:
+                notes.append(
+                    f"{group.label} has no {column.key}: its runs differ in {column.depends_on} "
+                    f"({', '.join(words)})"
+                )
+    for key in dict.fromkeys(metrics):
+        metric_column = SUMMARY_COLUMNS.get(key)
+        if metric_column is not None and metric_column.depends_on:
+            found = {group.label: words_of(group.runs, metric_column) for group in groups}
+            if len({word for words in found.values() for word in words}) > 1:
+                pairs = [
+                    f"{label} ({join_words(words)})" for label, words in found.items() if words
+                ]
+                notes.append(
+                    f"the values of {key} differ in {metric_column.depends_on}: "
+                    f"{list_names(pairs, 8)}"
+                )
     return notes
 
 

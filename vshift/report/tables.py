@@ -10,7 +10,7 @@ from vshift.compare.fields import metric
 from vshift.compare.groups import differing_keys, short_heads
 from vshift.compare.statistics import Difference
 from vshift.compare.table import SHOWN as SUMMARY_SHOWN
-from vshift.compare.table import columns_by_method, device_of, method_of, row_key
+from vshift.compare.table import device_of, row_key, words_of
 from vshift.report.effects import recovered
 from vshift.report.layouts import StudyGroup, grouped, in_words, shown
 from vshift.report.study import SHOWN as LAYER_SHOWN
@@ -159,9 +159,12 @@ def _caption(study: Study) -> str:
 
 def runs_table(study: Study) -> Table:
     """One row per run, also those that do not count."""
-    summary = columns_by_method(
-        method_of(run) for group in study.groups for run in (*group.runs, *group.others)
-    )
+    every = [run for group in study.groups for run in (*group.runs, *group.others)]
+    summary = [
+        pair
+        for column in SUMMARY_SHOWN.values()
+        for pair in column.for_each(words_of(every, column))
+    ]
     columns = [
         Column("label", "the config's name", "config", is_text=True),
         Column("seed", "the run's seed", "seed", digits=0),
@@ -183,8 +186,10 @@ def runs_table(study: Study) -> Table:
                 run.seed,
                 status,
                 *(
-                    metric(run, column.key) if method in (None, method_of(run)) else None
-                    for column, method in summary
+                    metric(run, column.key)
+                    if word is None or [word] == words_of([run], column)
+                    else None
+                    for column, word in summary
                 ),
                 None if seconds is None else seconds / 60,
                 run.run.get("images_per_second"),

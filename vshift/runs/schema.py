@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
+
+from vshift.text import escape_control
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Column:
         tag: the name of its curve in TensorBoard, of a layer's column a prefix; empty for none.
         only_with: another key; where that one has no value, this one is left out of the file
             instead of being null.
+        depends_on: the key of a word, such as a method, without which the value says nothing. Where
+            rows have different words, tables have a column for each.
     """
 
     key: str
@@ -37,6 +41,22 @@ class Column:
     is_text: bool = False
     tag: str = ""
     only_with: str = ""
+    depends_on: str = ""
+
+    def for_each(self, words: Iterable[str]) -> list[tuple[Column, str | None]]:
+        """This column alone with None, or with several words one column for each, and the word.
+
+        Args:
+            words: those of the rows that have a value; empty where a row does not say its word.
+        """
+        every = list(dict.fromkeys(words))
+        if len(every) < 2:
+            return [(self, None)]
+        named = (
+            (f"{self.heading}\n({escape_control(word)})" if word else self.heading, word)
+            for word in every
+        )
+        return [(replace(self, heading=heading), word) for heading, word in named]
 
 
 def _column(meaning: str, *, default: Any = MISSING, **options: Any) -> Any:
@@ -290,13 +310,9 @@ def _averaged(word: str) -> Iterator[Column]:
     yield Column(f"test_accuracy_{key}", f"test accuracy {network}", "", "%", 2)
     yield Column(f"test_rmse_{key}", f"test RMSE {network}", f"RMSE of\n{heading}", "", 4, 7)
     yield Column(f"test_loss_{key}", f"test loss {network}", "", "nats", 4)
-    yield Column(
-        f"test_error_recalibrated_{key}",
-        f"test error {network}, after the first of `recalibration.methods`",
-        "",
-        "%",
-        2,
-    )
+    yield Column(f"test_error_recalibrated_{key}",
+                 f"test error {network}, after the first of `recalibration.methods`", "", "%", 2,
+                 depends_on="recalibration")  # fmt: skip
     yield Column(
         f"shift_ratio_mean_{key}", f"mean over BN layers of `shift_ratio` {network}", "", "", 3
     )
@@ -319,10 +335,11 @@ SUMMARY_COLUMNS = {
         *_calibration("test", "of the test images, after the last epoch"),
         Column("test_error_recalibrated",
                "test error after the first method of `recalibration.methods`",
-               "after\nrecalibration", "%", 2, 7),
-        Column("test_loss_recalibrated", "test loss after the same", "", "nats", 4),
+               "after\nrecalibration", "%", 2, 7, depends_on="recalibration"),
+        Column("test_loss_recalibrated", "test loss after the same", "", "nats", 4,
+               depends_on="recalibration"),
         Column("test_rmse_recalibrated", "test RMSE after the same",
-               "RMSE after\nrecalibration", "", 4, 7),
+               "RMSE after\nrecalibration", "", 4, 7, depends_on="recalibration"),
         Column("recalibration", "the first of `recalibration.methods`", "", is_text=True),
         *(column for word in AVERAGE_BUFFERS for column in _averaged(word)),
         Column("validation_error", "validation error of the last epoch",
