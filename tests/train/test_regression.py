@@ -33,7 +33,8 @@ ANGLE = {
     "batch_size": 64,
 }  # fmt: skip
 MEASURE = {"eval_batches": 2, "modes": True, "monte_carlo": 3, "monte_carlo_bn": 2}
-MIXED = {**ANGLE, "augment": {"mixup": 0.4, "cutmix": 1.0, "cutout": 8}}
+SMALL = {**ANGLE, "train": 90, "test": 20, "validation": 0, "batch_size": 32}
+MIXED = {**SMALL, "augment": {"mixup": 0.4, "cutmix": 1.0, "cutout": 8}}
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +172,7 @@ def test_resuming_with_mixtures_equals_never_having_stopped(tmp_path, monkeypatc
 
     def interrupted(self, *args):
         calls.append(1)
-        if len(calls) == 5:  # in the middle of epoch 2
+        if len(calls) == 5:  # the second step of epoch 2
             raise KeyboardInterrupt
         return original(self, *args)
 

@@ -141,7 +141,8 @@ def modes_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The mode matrix, one row per combination."""
     from vshift.tables import Column, Table
 
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+    # Accuracy and calibration are of classes, RMSE and R² of numbers.
+    keys = list(dict.fromkeys(k for row in rows for k, value in row.items() if value is not None))
 
     def cell(key: str, value: Any) -> str:
         if isinstance(value, bool):
