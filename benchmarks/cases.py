@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from vshift.config.networks import Network
+from vshift.config.networks import Family
 from vshift.config.problems import explain
 from vshift.config.schema import Config, Hardware
 from vshift.config.yaml12 import SourceLocation, from_python
@@ -19,7 +19,7 @@ from vshift.text import suggest
 # Family → the keys that the numbers in a name stand for, as in wrn-28-10.
 _FAMILIES: dict[str, tuple[str, ...]] = {
     get_args(family.model_fields["name"].annotation)[0]: family.size_keys
-    for family in get_args(get_args(Network)[0])
+    for family in get_args(Family)
     if family.linear == "conv"
 }
 PAPER = ("preresnet-164", "wrn-28-10", "resnext-29", "densenet-100")
