@@ -117,6 +117,12 @@ def _layers(ratios: tuple[float, ...], noise: bool) -> list[dict[str, Any]]:
                     "eval_variance": 1.0 if last else None,
                     "shift_ratio": ratio if last else None,
                     "shift_ratio_se": 0.01 if last else None,
+                    "lag_ratio": 1.02 if last else None,
+                    "lag_free_ratio": ratio / 1.005 if last else None,
+                    "cause": "shift" if last and ratio > 1.05 else None,
+                    "mean_shift": 0.1 * (ratio - 1) if last else None,
+                    "mean_tid": 0.05 if last else None,
+                    "variance_tid": 0.03 if last else None,
                     "total_ratio": ratio if last else None,
                     "local_ratio": (ratio if reached else 1.0) if last else None,
                     "local_ratio_se": 0.01 if last else None,
@@ -126,7 +132,8 @@ def _layers(ratios: tuple[float, ...], noise: bool) -> list[dict[str, Any]]:
                     "predicted_exact": True if last else None,
                 }
             )
-    return rows
+    logits = {"epoch": EPOCHS, "index": len(ratios), "layer": "logits", "kind": "logits"}
+    return [*rows, {**logits, "shift_ratio": 1.3, "mean_shift": 0.2, "cause": "shift"}]
 
 
 def _write_channels(path: Path, ratios: tuple[float, ...], seed: int) -> None:

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from tests.factory import config_of, dropout, make_run, summary_of
 from tests.report.study import EVIL, LAYERS, make_study
 from vshift.errors import RunError
+from vshift.report.answers import first_shifted
 from vshift.report.charts import AS_TRAINED
 from vshift.report.figures import frames
 from vshift.report.layouts import short_labels
@@ -83,6 +84,44 @@ def test_means_over_seeds_by_depth(tmp_path: Path) -> None:
     assert row["se"] == pytest.approx(0.1)  # sd/√2: larger than 0.02/√2
     assert row["predicted"] == pytest.approx(1.6)
     assert len(study.predictions) == 2
+
+
+def test_other_sites_than_bn_layers_have_a_frame_of_their_own(tmp_path: Path) -> None:
+    def row(
+        index: int, layer: str, kind: str, epoch: int = 2, **values: object
+    ) -> dict[str, object]:
+        return {"epoch": epoch, "index": index, "layer": layer, "kind": kind, **values}
+
+    for seed in (0, 1):
+        layers = [
+            row(0, "bn1", "bn", shift_ratio=1.2, lag_ratio=1.1, cause="lag"),
+            row(1, "relu1", "activation", 1, shift_ratio=None),
+            row(1, "relu1", "activation", mean_shift=0.1 + seed, shift_ratio=3.0, cause="shift"),
+            row(2, "bn2", "bn", shift_ratio=1.4, cause=None),
+            row(3, "relu2", "activation", mean_shift=0.5, shift_ratio=2.0),
+            row(4, "?", "nobody's", shift_ratio=9.0),
+        ]
+        make_run(tmp_path, "a", seed, config=config_of(epochs=2), layers=layers)
+    study = collect(find_runs([tmp_path]))
+    assert study.depth["layer"].tolist() == list(study.layers) == ["bn1", "bn2"]
+    assert set(study.epochs["layer"]) == set(study.layer_table["layer"]) == {"bn1", "bn2"}
+    found = study.sites.set_index("layer")
+    assert sorted(found.index) == ["bn1", "bn2", "relu1", "relu2"]
+    assert found["number"].to_dict() == {"bn1": 1, "bn2": 2, "relu1": 1, "relu2": 2}
+    assert found.loc["relu1", "mean_shift"] == pytest.approx(0.6)
+    assert found["cause"].to_dict() == {"bn1": "lag", "bn2": "", "relu1": "shift", "relu2": ""}
+    assert set(found["n"]) == {2}
+
+
+def test_lag_is_no_beginning_of_a_shift(tmp_path: Path) -> None:
+    base = {"epoch": 3, "shift_ratio_se": 0.01, "shift_ratio": 1.4}
+    layers = [
+        {**base, "index": 0, "layer": "bn1", "cause": "lag"},
+        {**base, "index": 1, "layer": "bn2", "cause": "shift"},
+    ]
+    make_run(tmp_path, "a", layers=layers)
+    make_run(tmp_path, "b", layers=layers[:1], config=config_of("b", dropout(0.1)))
+    assert first_shifted(collect(find_runs([tmp_path]))) == {"a": "bn2", "b": None}
 
 
 def test_histograms_count_every_channel_once(tmp_path: Path) -> None:

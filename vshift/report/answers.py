@@ -298,11 +298,20 @@ def _beginning(study: Study, effects: Sequence[Effect]) -> Card:
             which = join_html(dict.fromkeys(names))
             parts.append(where if len(layers) == 1 else say("{} ({})", where, which))
         text.append(say("{}: {}.", bold(layout), join_html(parts)))
+    lagging = study.depth[(study.depth["cause"] == "lag") & (study.depth["ratio"] >= SHIFTED)]
+    for label, rows in lagging.groupby("group", sort=False):
+        text.append(
+            say(
+                "In {} the ratio of {} is lag of BN’s moving average for the most part, not shift.",
+                bold(str(label)),
+                pluralize(len(rows), "layer"),
+            )
+        )
     fine = say(
         "Ratios are the last epoch’s, means over seeds. A layer counts as shifted from a ratio of "
-        "{} on if that is three standard errors above 1; after the first one, ratios may be "
-        "smaller again. Elsewhere: the layers before, and the lag of BN’s average; a factor below "
-        "1 works against the others.",
+        "{} on if that is three standard errors above 1 and lag does not explain most of it; after "
+        "the first one, ratios may be smaller again. Elsewhere: the layers before, and the lag of "
+        "BN’s average; a factor below 1 works against the others.",
         SHIFTED,
     )
     if layer is None:
@@ -313,11 +322,13 @@ def _beginning(study: Study, effects: Sequence[Effect]) -> Card:
 
 
 def first_shifted(study: Study) -> dict[str, str | None]:
-    """Label → the first layer whose ratio is 1.05 or more and three standard errors above 1."""
+    """Label → the first layer whose ratio is 1.05 or more and three standard errors above 1, and
+    not for the most part lag."""
     result: dict[str, str | None] = {}
     for label, rows in study.depth.groupby("group", sort=False):
         rows = rows.sort_values("index")
         above = rows[(rows["ratio"] >= SHIFTED) & (rows["ratio"] - 1 > _ERRORS * rows["se"])]
+        above = above[above["cause"] != "lag"]
         result[str(label)] = str(above["layer"].iloc[0]) if len(above) else None
     return result
 

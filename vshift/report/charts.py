@@ -167,6 +167,7 @@ def depth(study: Study) -> Any:
         shape=shape,
         tooltip=[
             LAYER, GROUP, number("ratio", "shift ratio"), number("sd", "sd over seeds"),
+            number("lag_free", "without lag"), word("cause", "due to"),
             number("predicted", "predicted (local)"), number("local", "local"),
             number("inherited", "inherited"), word("noise", "noise in front"), SEEDS,
         ],
@@ -178,6 +179,66 @@ def depth(study: Study) -> Any:
         points,
     )
     return drawn.add_params(HIDDEN).properties(height=340)
+
+
+_SITE_VALUES = {
+    "shift_ratio": "shift ratio",
+    "lag_free_ratio": "shift ratio without lag",
+    "lag_ratio": "lag: training/running variance",
+    "mean_shift": "mean shift, in standard deviations",
+    "mean_tid": "mean train-inference discrepancy",
+    "variance_tid": "variance train-inference discrepancy",
+}
+_KINDS = {
+    "bn": "BN layers",
+    "layer_norm": "layer norms",
+    "rms_norm": "RMS norms",
+    "group_norm": "group norms",
+    "instance_norm": "instance norms",
+    "activation": "activations",
+    "logits": "logits",
+    "output": "other modules",
+}
+
+
+def sites(study: Study) -> Any:
+    """Lag, means and discrepancies by depth, of BN layers or of another kind of site."""
+    frame = study.sites
+    values = [value for value in _SITE_VALUES if frame[value].notna().any()]
+    kinds = [kind for kind in _KINDS if (frame["kind"] == kind).any()]
+    if kinds in ([], ["bn"]) and values in ([], ["shift_ratio"]):
+        return None  # as the chart by depth
+    colour, shape = by_config(study)
+    base = (
+        source("sites")
+        .transform_filter(VISIBLE)
+        .transform_filter("datum.kind == kind")
+        .transform_calculate(value="datum[what]")
+        .transform_filter("isValid(datum.value)")
+        .encode(
+            x=alt.X("number:Q", title="counted from the input",
+                axis=alt.Axis(grid=False, format="d", tickMinStep=1)),
+            y=alt.Y("value:Q", title=None, scale=NOT_ZERO),
+            color=colour,
+        )
+    )  # fmt: skip
+    points = dots(base, 55).encode(
+        shape=shape,
+        tooltip=[
+            LAYER, GROUP, number("value", "value"), word("cause", "due to"),
+            number("shift_ratio", "shift ratio"), number("lag_free_ratio", "without lag"),
+            number("mean_shift", "mean shift"), SEEDS,
+        ],
+    )  # fmt: skip
+    return (
+        alt.layer(base.mark_line(strokeWidth=2), points)
+        .add_params(
+            HIDDEN,
+            select("kind", "Sites", kinds, kinds[0], [_KINDS[kind] for kind in kinds]),
+            select("what", "Show", values, values[0], [_SITE_VALUES[value] for value in values]),
+        )
+        .properties(height=300)
+    )
 
 
 def prediction(study: Study) -> Any:

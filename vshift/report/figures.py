@@ -42,6 +42,13 @@ FIGURES = (
         "and eval variance. 1 is no shift; bars are ± sd over seeds.",
         "No shift was measured: measure.every must be 1 or more, and the network needs BN.",
         "depth", charts.depth, grouped=True, wide=True),
+    Figure("sites", "Lag, means and other sites",
+        "At the last epoch, means over seeds, from the input on. The shift ratio without lag is "
+        "the one that BN would have with statistics of the final weights; the mean shift is |train "
+        "mean − eval mean| in standard deviations; discrepancies are of a batch’s statistics from "
+        "the running ones. measure.sites adds other kinds of sites.",
+        "Nothing to show: measure.explain_batches must be 1 or more.",
+        "sites", charts.sites, grouped=True),
     Figure("prediction", "Prediction against measurement",
         "Each point is a layer with noise in front of it, in one run. On the dashed line the "
         "measured local ratio is what the noise variance s² and the weights predict.",
@@ -120,6 +127,7 @@ def frames(study: Study) -> dict[str, pd.DataFrame]:
         "depth": depth,
         "predictions": study.predictions,
         "runs": study.runs,
+        "sites": study.sites,
         "epochs": named(study.epochs),
         "channels": study.channels,
         "curves": study.curves,

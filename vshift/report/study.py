@@ -46,6 +46,12 @@ _VARIANCES = {
 }
 _RATIOS = {f"{name}_ratio": name for name in ("total", "local", "inherited", "predicted")}
 _FLAGS = ("noise_before", "predicted_exact")
+SITE_VALUES = (
+    "shift_ratio", "lag_free_ratio", "lag_ratio", "mean_shift", "mean_tid", "variance_tid"
+)  # fmt: skip
+_KINDS = (
+    "bn", "layer_norm", "rms_norm", "group_norm", "instance_norm", "activation", "logits", "output"
+)  # fmt: skip
 # What is a number in a row of layers.jsonl, and what of that a table shows.
 _NUMBERS = [
     key for key, column in LAYER_COLUMNS.items() if not column.is_text and key not in _FLAGS
@@ -65,6 +71,8 @@ class Study:
         score: `test_error`, percent; where nothing is classified `test_rmse` or `test_loss`.
         runs: group, layout, seed, score, shift_mean, shift_max; one row per run that counts.
         depth: one row per group and BN layer, of the last epoch, means over seeds.
+        sites: one row per group and measured site of any kind, of the last epoch: kind, its number
+            among those of its kind, layer and SITE_VALUES, means over seeds.
         layer_table: the same of every column of layers.jsonl that a table shows.
         noisy: group, seed, layer: the layers with noise in front of them, in each run.
         predictions: those that have a prediction: local and predicted ratio.
@@ -84,6 +92,7 @@ class Study:
     score: str
     runs: pd.DataFrame
     depth: pd.DataFrame
+    sites: pd.DataFrame
     layer_table: pd.DataFrame
     noisy: pd.DataFrame
     predictions: pd.DataFrame
@@ -135,8 +144,9 @@ def collect(records: Sequence[RunRecord], baseline: str | None = None) -> Study:
     groups = make_groups(comparison)
     used = [group for group in groups if group.runs]
     problems: list[str] = []
-    rows = _layers(used, problems)
-    last = rows[rows["epoch"] == rows.groupby(["group", "seed"])["epoch"].transform("max")]
+    every = _layers(used, problems)
+    final = every[every["epoch"] == every.groupby(["group", "seed"])["epoch"].transform("max")]
+    rows, last = every[every["kind"] == "bn"], final[final["kind"] == "bn"]
     last = last[last["shift_ratio"].notna()]
     noisy = last[last["noise_before"]]
     layers = _in_order(rows)
@@ -147,6 +157,7 @@ def collect(records: Sequence[RunRecord], baseline: str | None = None) -> Study:
         score=score,
         runs=_runs(used, score),
         depth=_by_depth(last),
+        sites=_by_site(final),
         layer_table=last.groupby(_LAYER, sort=False)[[c.key for c in SHOWN]].mean().reset_index(),
         noisy=noisy[["group", "seed", "layer"]],
         predictions=_predictions(noisy),
@@ -245,9 +256,12 @@ def _layers(groups: Sequence[StudyGroup], problems: list[str]) -> pd.DataFrame:
             epochs = thinned([*range(int(every), int(last), int(every)), int(last)], most)
         for run in group.runs:
             with _noting(problems):
-                rows = read_layers(run.path, epochs)
-                found += [(group.label, run.seed, row) for row in rows]
-    frame = _frame(found, ["layer"], _NUMBERS, _FLAGS)
+                for row in read_layers(run.path, epochs):
+                    kind, cause = row.get("kind", "bn"), row.get("cause") or ""
+                    # Of other sites than BN layers only the last epoch is shown.
+                    if kind in _KINDS and (kind == "bn" or row.get("epoch") == epochs[-1]):
+                        found.append((group.label, run.seed, {**row, "kind": kind, "cause": cause}))
+    frame = _frame(found, ["layer", "kind", "cause"], _NUMBERS, _FLAGS)
     return frame[frame["index"].notna() & frame["epoch"].notna()]
 
 
@@ -268,14 +282,31 @@ def short_layer(name: str) -> str:
 def _by_depth(last: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds; `se` of the ratio from its own error in each run and from the seeds."""
     by = last.assign(squared=last["shift_ratio_se"] ** 2).groupby(_LAYER, sort=False)
-    frame = by[["shift_ratio", *_RATIOS, "squared"]].mean()
+    frame = by[["shift_ratio", "lag_free_ratio", *_RATIOS, "squared"]].mean()
+    frame["cause"] = by["cause"].agg(_most_frequent)
     frame["sd"] = by["shift_ratio"].std()
     frame["n"] = by["shift_ratio"].count()
     # A run's own error and the seeds' spread both tell how sure the mean is; the larger is taken.
     between = frame["sd"].fillna(0.0) ** 2
     frame["se"] = np.sqrt(np.maximum(frame.pop("squared").fillna(0.0), between) / frame["n"])
     frame["noise"] = by["noise_before"].first().map({True: "yes", False: "no"})
-    return frame.rename(columns={"shift_ratio": "ratio", **_RATIOS}).reset_index()
+    names = {"shift_ratio": "ratio", "lag_free_ratio": "lag_free", **_RATIOS}
+    return frame.rename(columns=names).reset_index()
+
+
+def _most_frequent(causes: pd.Series) -> str:
+    """The runs' most frequent word; of several the first in the alphabet."""
+    return str(causes.mode().iloc[0])
+
+
+def _by_site(final: pd.DataFrame) -> pd.DataFrame:
+    by = final.groupby(["group", "kind", "index", "layer"], sort=False)
+    frame = by[list(SITE_VALUES)].mean()
+    frame["cause"], frame["n"] = by["cause"].agg(_most_frequent), by.size()
+    frame = frame.dropna(how="all", subset=list(SITE_VALUES)).reset_index()
+    frame = frame.sort_values(["group", "kind", "index"], kind="stable")
+    frame["number"] = frame.groupby(["group", "kind"]).cumcount() + 1
+    return frame.drop(columns="index")
 
 
 def _predictions(noisy: pd.DataFrame) -> pd.DataFrame:
