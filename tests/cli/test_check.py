@@ -1,5 +1,6 @@
 """`vshift check`."""
 
+import re
 import subprocess
 import sys
 
@@ -49,3 +50,31 @@ def test_check_shows_the_problems_of_every_file(vshift, config, tmp_path):
     assert "small.yaml: ok, 1 run" in out
     assert "bad.yaml:" in err
     assert "worse.yaml:" in err
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["norm.ghost=7"], "groups of 7 leave one of 200 training images alone"),
+        (["data.batch_size=199"], "the last batch of 200 images would hold a single one"),
+        (["data.test_limit=1", "measure.modes=true"], "there is one test image"),
+        (["data.validation=1", "norm.eval_statistics=batch"], "there is one validation image"),
+    ],
+)
+def test_images_alone_in_a_batch_are_refused_with_what_works(vshift, config, sets, message):
+    """By `check`, by `sweep` and by `train`, before anything is written."""
+    words = [w for text in ["network={name: mlp, widths: [8]}", *sets] for w in ("--set", text)]
+    for command in ("check", "sweep", "train"):
+        err = refused(vshift, command, config, *words)
+        assert message in err
+    offer = re.search(r"([a-z]+\.[a-z_]+): [^:]*try (?:[a-z_]+: )?(\d+)", err)
+    changed = "{}={}".format(*offer.groups())
+    assert vshift("check", config, *words, "--set", changed)[0] == 0
+    assert vshift("train", config, *words, "--set", changed)[0] == 0
+
+
+def test_a_network_that_ends_in_single_values_is_refused_by_train(vshift, config):
+    """What torchvision's ResNet makes of 32×32 pixels is one value per channel at its end."""
+    words = ["--set", "network={name: 'torchvision:resnet18'}", "--set", "data.batch_size=199"]
+    assert "would hold a single one" in refused(vshift, "train", config, *words)
+    assert vshift("train", config, "--set", "data.batch_size=199")[0] == 0  # ours does not

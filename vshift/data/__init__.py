@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from vshift.data.library import fetch
-from vshift.data.load import Description, Entry, available, describe, load
+from vshift.data.load import Description, Entry, available, counts, describe, load
 
 if TYPE_CHECKING:
     from vshift.data.images import ImageSet, Part
@@ -23,6 +23,7 @@ __all__ = [
     "Part",
     "Stream",
     "available",
+    "counts",
     "describe",
     "epoch_plan",
     "fetch",

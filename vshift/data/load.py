@@ -67,6 +67,21 @@ def describe(config: Data) -> Description:
     return Description(1 if config.target == "angle" else len(shapes.CLASSES), 3, shapes.SIZE)
 
 
+def counts(config: Data) -> tuple[int, int, int] | None:
+    """Numbers of training, validation and test images that a run uses.
+
+    None where only files or code say how many there are.
+    """
+    if isinstance(config, Shapes):
+        train, test = config.train, config.test
+    elif config.name in library.SETS:
+        train, test = library.SETS[config.name].train, library.SETS[config.name].test
+    else:
+        return None
+    train = min(train, config.train_limit or train) - config.validation
+    return train, config.validation, min(test, config.test_limit or test)
+
+
 def available() -> list[Entry]:
     """Every data set by name, embedded ones first."""
     entries = [

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from vshift.config import Point, expand
+from vshift.config.batches import has_single_values, lone_images
 from vshift.config.data import Cifar, OwnData
 from vshift.config.schema import Config
-from vshift.data import describe, fetch
+from vshift.data import counts, describe, fetch
 from vshift.errors import ConfigError, DataError, VShiftError
 from vshift.runs import run_path
 from vshift.text import escape_control
@@ -64,7 +65,8 @@ def expand_all(paths: Iterable[Path], sets: Sequence[str]) -> dict[Path, list[Po
     """The points of every config.
 
     Raises:
-        ConfigError: every problem of every config.
+        ConfigError: every problem of every config, also batches that do not fit data whose size is
+            known without looking at files.
     """
     points: dict[Path, list[Point]] = {}
     problems: list[str] = []
@@ -73,6 +75,11 @@ def expand_all(paths: Iterable[Path], sets: Sequence[str]) -> dict[Path, list[Po
             points[path] = expand(path, sets)
         except ConfigError as error:
             problems += error.problems
+            continue
+        for config in (point.config for point in points[path]):
+            known = counts(config.data) if has_single_values(config) else None
+            if known and (problem := lone_images(config, *known)):
+                problems.append(f"{escape_control(str(path))}: {config.name}: {problem}")
     if problems:
         raise ConfigError(*problems)
     return points

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vshift.config.networks import FullyConnected
+from vshift.config.batches import has_single_values, lone_images
 from vshift.config.norm import BatchRenorm
 from vshift.config.schema import Config
 from vshift.data import ImageSet, Part, plain_stream, train_stream
@@ -75,13 +75,35 @@ def build_model(config: Config, images: ImageSet, seed: int) -> nn.Module:
             f"{{plain_steps: {steps // 10}, dmax_steps: {steps // 2}, "
             f"rmax_steps: {steps * 4 // 5}}}, the paper's proportions"
         )
-    if len(images.train) % batch_size == 1 and isinstance(config.network, FullyConnected):
-        raise ConfigError(
-            f"data.batch_size: the last batch of {len(images.train)} images would hold a single "
-            f"one, and BN in an {config.network.name} cannot take the variance of one value; try "
-            f"{batch_size + 1}"
-        )
+    counts = (len(part) if part else 0 for part in (images.train, images.validation, images.test))
+    problem = lone_images(config, *counts)
+    if problem and (has_single_values(config) or _meets_single_values(model, images)):
+        raise ConfigError(problem)
     return model
+
+
+@torch.no_grad()
+def _meets_single_values(model: nn.Module, images: ImageSet) -> bool:
+    """Whether a BN layer of the network gets one value per channel and image."""
+    found: list[int] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0][0, 0].numel()))
+        for layer in model.modules()
+        if isinstance(layer, _BatchNorm)
+    ]
+    training = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        model(torch.zeros(2, images.channels, images.size, images.size))
+    except ValueError:  # of a layer that tests on batch statistics, in groups of one
+        if 1 not in found:
+            raise
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in training:
+            module.training = mode
+    return 1 in found
 
 
 def measured_sites(config: Config, model: nn.Module, images: ImageSet) -> list[Site]:
