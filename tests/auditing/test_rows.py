@@ -224,3 +224,10 @@ def test_a_loss_may_return_a_number() -> None:
     model, batches = trained(0)
     found = audit(model, batches, loss=lambda output, y: float(output.square().mean()))
     assert found.scores["eval mode"]["loss"] > 0
+
+
+def test_small_batches_in_testing_are_no_small_batches_in_training() -> None:
+    model, batches = trained(0)
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    small = list(zip(images.split(2), labels.split(2), strict=True))
+    assert "tiny_batches" not in codes(audit(model, small, batches=64))

@@ -6,6 +6,7 @@ not depend on the buffers of the layers before it.
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -26,7 +27,7 @@ from vshift.auditing.passes import (
     run_eval_tests,
     run_pass,
 )
-from vshift.auditing.samples import Samples, order_effect
+from vshift.auditing.samples import AuditError, Samples, order_effect
 from vshift.auditing.severity import Scores
 from vshift.auditing.trace import NoiseSource
 from vshift.shift.stats import (
@@ -37,6 +38,7 @@ from vshift.shift.stats import (
     layer_running_moments,
     to_float64,
 )
+from vshift.text import list_names, suggest
 
 RELEVANT_CHANGE = 0.05  # relative change of a variance that is worth reporting
 
@@ -84,7 +86,8 @@ class Evidence:
     ) -> None:
         """Run every pass and test."""
         self.model, self.samples, self.train_samples = model, samples, train_samples
-        self.allowed_noise = allowed_noise
+        # As they are printed, too: `drop (dropout at net.py:12)`.
+        self.allowed_noise = [name.split(" (")[0] for name in allowed_noise]
         if isinstance(reference, nn.Module):
             reference = reference.state_dict()
         self.reference = fit_to_names(reference or {}, model.module.state_dict())
@@ -114,6 +117,7 @@ class Evidence:
         self.eval_trace = model.trace("eval", samples)
         self.train_trace = model.trace("train", train_samples)
         self.tests = run_eval_tests(model, samples)
+        self._check_allowed()
         self.train_pass = model.run("train", train_samples.shuffled)
         self.noise_off_pass = model.run("noise_off", train_samples.shuffled)
         self.eval_pass = model.run("eval", train_samples.shuffled)
@@ -125,6 +129,21 @@ class Evidence:
         if is_clear_effect:
             with model.mode("train"):
                 self.loader_order_pass = run_pass(model, lambda: iter(train_samples.batches))
+
+    def _check_allowed(self) -> None:
+        """Refuse a name or pattern in `allow_noise` that matches no module.
+
+        Raises:
+            AuditError: with the nearest names.
+        """
+        names = [*self.model.modules, *(source.layer for source in self.eval_trace.sources)]
+        for pattern in self.allowed_noise:
+            if not fnmatch.filter(names, pattern):
+                noisy = dict.fromkeys(source.layer for source in self.train_trace.sources)
+                raise AuditError(
+                    f"allow_noise: no module is called {pattern!r}; "
+                    f"{suggest(pattern, names)}noise is in {list_names(list(noisy)) or 'none'}"
+                )
 
     def _score_as_given(self, mode: AbstractContextManager[None]) -> Scores:
         with mode:

@@ -226,6 +226,14 @@ def severity_of_change(change: float) -> str:
     return _severity(change, (0.01, 0.1, 0.5))
 
 
+def least_severity(change: float) -> str:
+    """Of an output that is not what eval mode promises: low from 1 % on, whatever the scores say.
+
+    Random answers, or answers that depend on other samples, may cost nothing on average.
+    """
+    return "low" if severity_of_change(change) != "info" else "info"
+
+
 def _severity(value: float, limits: tuple[float, float, float]) -> str:
     return SEVERITIES[sum(value >= limit for limit in limits)]
 

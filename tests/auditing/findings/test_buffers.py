@@ -5,7 +5,7 @@ import copy
 import torch
 
 from examples.broken_models import FAULTS, examine
-from examples.patients import Net, fit, trained
+from examples.patients import Net, data, fit, trained
 from tests.auditing.conftest import codes
 from vshift import audit
 
@@ -68,3 +68,29 @@ def test_inputs_do_not_explain_a_later_layer_alone():
         model.bn2.running_mean += model.bn2.running_var.sqrt()
     (finding,) = audit(model, batches).findings
     assert (finding.code, finding.layer, finding.severity) == ("stale", "bn2", "info")
+
+
+def test_statistics_frozen_at_their_first_values_are_a_note():
+    """Eval mode is what training was: nothing is lost, and nothing is found."""
+    torch.manual_seed(0)
+    model = Net()
+    hook = model.bn2.register_forward_pre_hook(lambda layer, _: layer.eval() and None)
+    fit(model, batches := data(0))
+    hook.remove()
+    result = audit(model.eval(), batches)
+    assert "never_updated" not in codes(result)
+    assert any("frozen on purpose, it seems" in note for note in result.notes)
+
+
+def test_what_overflows_in_low_precision_is_as_grave_as_what_it_costs():
+    """Re-estimating does not fit into the type, so it gains nothing; the loss is as large."""
+    model, batches = trained(0)
+    with torch.no_grad():
+        model.conv2.weight *= 1000
+        model.conv2.bias *= 1000
+        model.bn2.running_var.fill_(float("inf"))
+        model.bn2.running_mean *= 1000
+    half = [(x.half(), y) for x, y in batches]
+    finding = next(f for f in audit(model.half(), half).findings if f.code == "nonfinite")
+    assert finding.severity == "high"
+    assert "float16 ends at 65,504: keep that layer in float32" in finding.message

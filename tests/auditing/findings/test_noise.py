@@ -11,6 +11,7 @@ from examples.broken_models import FAULTS, examine
 from examples.patients import Net, trained
 from tests.auditing.conftest import codes
 from vshift import audit
+from vshift.auditing import AuditError
 
 
 class Live(Net):
@@ -79,3 +80,19 @@ class Additive(nn.Module):
 @pytest.mark.parametrize("noise", [Flip, Additive, lambda: nn.AlphaDropout(0.3)])
 def test_noise_of_which_eval_mode_is_the_mean_or_has_none_is_silent(noise):
     assert "noise_scale" not in codes(audit(*trained(0, Net(after_bn=noise()))))
+
+
+class AlwaysRandom(nn.Module):
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.3, True)
+
+
+def test_allowed_noise_may_be_named_as_it_is_printed_and_a_typo_is_refused():
+    model, batches = trained(0, Net(after_bn=AlwaysRandom()))
+    (finding,) = audit(model, batches).findings
+    assert finding.severity != "info"  # random answers are never nothing
+    printed = finding.found.split(":")[0]
+    assert printed.startswith("after_bn (dropout at")
+    assert audit(model, batches, allow_noise=[f"{printed}:9)"]).findings == []
+    with pytest.raises(AuditError, match="no module is called 'after_bm'; did you mean `after_bn`"):
+        audit(model, batches, allow_noise=["after_bm"])

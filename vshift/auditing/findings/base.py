@@ -75,6 +75,7 @@ class CandidateFinding:
         drop_if_no_gain: leave it out if its repair gains nothing.
         note_if_dropped: what the notes say then; empty for nothing.
         severity: if there is neither a repair nor `explained`.
+        least: the least severity, of what is wrong whatever it costs on these samples.
         explained: what the fault costs, where another comparison than the repair shows it; the
             finding's severity is the larger of the two.
     """
@@ -88,6 +89,7 @@ class CandidateFinding:
     drop_if_no_gain: bool = False
     note_if_dropped: str = ""
     severity: str = "info"
+    least: str = "info"
     explained: Gain | None = None
 
     def to_finding(self, gain: Gain | None) -> Finding:
@@ -107,6 +109,7 @@ class CandidateFinding:
             severities = [self.explained.severity, *([severity] if gain else [])]
             severity = max(severities, key=SEVERITIES.index)
             gain = max([self.explained, *([gain] if gain else [])], key=lambda g: g.size)
+        severity = max(severity, self.least, key=SEVERITIES.index)
         return Finding(
             check.code, check.title, self.layer, severity, self.message, check.causes,
             check.advice, tried, numbers, gain,

@@ -90,8 +90,14 @@ class TinyBatches(BufferCheck):
             if (layer.momentum or 0) >= HIGH_MOMENTUM:
                 # Momentum is to blame there: count what the batches give at a usual one.
                 sizes[name] = counts[name] * averaged_batches(USUAL_MOMENTUM)
+        # Statistics that are less noisy than such batches leave them are of larger ones: testing
+        # in small batches says nothing about training.
         layers = [
-            n for n, size in sizes.items() if evidence.layers[n].momentum and size < SMALL_SAMPLE
+            n
+            for n, size in sizes.items()
+            if evidence.layers[n].momentum
+            and size < SMALL_SAMPLE
+            and not evidence.distance[n] < 0.5 / math.sqrt(size)
         ]
         if layers:
             worst = min(layers, key=lambda n: sizes[n])

@@ -19,6 +19,7 @@ from vshift.auditing.findings.base import (
     which_layers,
 )
 from vshift.auditing.repairs import Repair, set_eps
+from vshift.auditing.severity import Gain
 from vshift.text import pluralize
 
 
@@ -36,15 +37,33 @@ class NonFinite(BufferCheck):
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         bad = [n for n, running in evidence.running.items() if not is_usable(running)]
         if bad:
-            yield self.candidate(
+            found = self.candidate(
                 evidence,
                 bad,
                 f"The running statistics of {which_layers(evidence, bad)} hold inf, NaN or a "
                 "negative variance; the first layer in forward order is "
-                f"{bad[0] or 'the model'}.",
+                f"{bad[0] or 'the model'}.{self._too_large(evidence, bad)}",
                 layer=bad[0],
                 first=bad[0],
             )
+            # Re-estimating may not fit into the layer's type: the loss is that against train mode.
+            found.explained = Gain.between(
+                evidence.eval_scores, evidence.best_scores, "normalising by each batch"
+            )
+            yield found
+
+    def _too_large(self, evidence: Evidence, layers: list[str]) -> str:
+        """A sentence on the layers whose variance their type cannot hold; or nothing."""
+        for name in layers:
+            buffer = evidence.layers[name].running_var
+            largest = float(evidence.train(name).variance.max())
+            if buffer is not None and largest > torch.finfo(buffer.dtype).max:
+                limit = torch.finfo(buffer.dtype).max
+                return (
+                    f" Its variance is {largest:,.0f}, and {str(buffer.dtype)[6:]} ends at "
+                    f"{limit:,.0f}: keep that layer in float32, re-estimating does not help."
+                )
+        return ""
 
 
 class NeverUpdated(BufferCheck):
@@ -67,6 +86,11 @@ class NeverUpdated(BufferCheck):
                 layers,
                 f"The running statistics of {which_layers(evidence, layers)} are still exactly "
                 f"mean 0 and variance 1, {distance_in_words(evidence, layers)}.",
+                drop_if_no_gain=evidence.eval_scores.loss is not None,
+                note_if_dropped=(
+                    f"the running statistics of {which_layers(evidence, layers)} are still the "
+                    "initial ones, and eval mode loses nothing by it: frozen on purpose, it seems"
+                ),
                 momentum=sorted({str(evidence.layers[n].momentum) for n in layers}),
                 batches_tracked=[evidence.batches_tracked(n) for n in layers],
             )

@@ -13,6 +13,7 @@ from vshift.auditing.severity import (
     SEVERITIES,
     Gain,
     format_change,
+    least_severity,
     severity_of_change,
 )
 from vshift.text import join_words, pluralize
@@ -120,6 +121,7 @@ class BNWrongMode(Check):
                 layers,
                 {"batch_mates_change": evidence.tests.mates_change},
                 Repair("putting them into eval mode", changes=[hold_in_eval(layers)]),
+                least=least_severity(evidence.tests.mates_change),
             )
 
 
@@ -129,13 +131,17 @@ class BNOutOfReach(Check):
     code = "bn_out_of_reach"
     title = "batch norm is out of eval()'s reach"
     causes = (
-        "a layer kept in a plain list, tuple or dict, or outside the model: it is not registered, "
-        "gets no mode, no device, no optimiser and no place in the checkpoint"
+        "a layer made inside forward(), or kept in a plain list, tuple or dict or outside the "
+        "model: it is not registered, gets no mode, no device, no optimiser and no place in the "
+        "checkpoint"
     )
-    advice = "use nn.ModuleList or nn.ModuleDict"
+    advice = (
+        "make it in __init__, where it is registered and learns, and use nn.ModuleList or "
+        "nn.ModuleDict instead of a list or dict"
+    )
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
-        tracker, norms = evidence.model.tracker, evidence.model.norms
+        tracker, norms, tests = evidence.model.tracker, evidence.model.norms, evidence.tests
         ran = evidence.eval_trace.calls
         built = [n for n in ran if n in tracker.built]
         kept = [n for n in ran if n in tracker.hidden and n not in built and norms[n].training]
@@ -151,6 +157,7 @@ class BNOutOfReach(Check):
                 layers,
                 {"made_in_forward": bool(built)},
                 Repair("putting them into eval mode", changes=changes),
+                least=least_severity(max(tests.mates_change, tests.alone_change)),
             )
 
 
@@ -196,6 +203,7 @@ class BatchDependent(Check):
             {"batch_mates_change": change},
             repair if layers else None,
             severity=severity_of_change(change),
+            least=least_severity(change),
         )
 
     def _alone(self, evidence: Evidence) -> Iterator[CandidateFinding]:

@@ -16,7 +16,7 @@ from vshift.auditing.findings.base import CandidateFinding, Check, list_layers
 from vshift.auditing.guard import seed_everything
 from vshift.auditing.repairs import Repair, eval_hidden, scale_outputs, set_mode, silence
 from vshift.auditing.samples import call, tensors_of
-from vshift.auditing.severity import format_change, severity_of_change
+from vshift.auditing.severity import format_change, least_severity, severity_of_change
 from vshift.auditing.trace import SILENCEABLE, NoiseSource
 from vshift.text import pluralize
 
@@ -72,6 +72,7 @@ class _NoiseInEval(Check):
             },
             repair,
             severity=severity_of_change(change),
+            least=least_severity(change),
         )
 
 
