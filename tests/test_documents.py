@@ -50,6 +50,18 @@ def test_the_readmes_two_layouts_are_one(tmp_path):
     assert orders[0] == orders[1]
 
 
+def test_the_readmes_optimizer_schedule_and_average_are_a_config(tmp_path):
+    block = README.split("### Optimizers, schedules, averaged weights\n\n", 1)[1].split("\n\n", 1)[
+        0
+    ]
+    path = tmp_path / "a.yaml"
+    rest = "data: {name: shapes}\nnetwork: {name: mlp}\nepochs: 5\n"
+    path.write_text("\n".join(line[4:] for line in block.splitlines()) + "\n" + rest)
+    config = load(path)
+    assert (config.optimizer.name, config.schedule.warmup) == ("adamw", 2)
+    assert config.average.words == ["copied", "averaged", "own", "precise"]
+
+
 def test_the_readme_names_every_word_and_position():
     for word in (*ACTIVATIONS, *POOLS, *POSITIONS, "gn"):
         assert f"`{word}`" in README, word
