@@ -230,7 +230,9 @@ class _Reader:
         name = event.anchor
         if name not in self.anchors:
             self.fail(
-                event.start_mark, f"unknown alias `*{name}`: there is no anchor `&{name}` above"
+                event.start_mark,
+                f"unknown alias `*{name}`: there is no anchor `&{name}` above; text that starts "
+                "with `*` needs quotes",
             )
         node = self.anchors[name]
         if node is None:
@@ -272,6 +274,8 @@ class _Reader:
             return "a tab where YAML wants spaces; indent with spaces"
         if char and char in "@`%" and "cannot start" in problem:
             return f"a value that starts with `{char}` needs quotes"
+        if error.context == "while scanning an alias":
+            return "a value that starts with `*` needs quotes"
         begun = ""
         if context and mark and context.line < mark.line:
             begun = f" ({error.context or 'begun'}, which starts at line {context.line + 1})"
