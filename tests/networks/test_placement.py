@@ -37,12 +37,12 @@ class Blocks(nn.Module):
         for part in self.parts:
             x = part(x)
         x = self.relu(self.body(x))
-        return self.fc(self.pair(x)[0].mean((2, 3)))
+        return self.fc(self.pair(x)["x"].mean((2, 3)))
 
 
 class Pair(nn.Module):
     def forward(self, x):
-        return x, x
+        return {"x": x}
 
 
 def placed(model, *, size=8, **keys):
@@ -104,6 +104,18 @@ def test_noise_changes_what_a_module_reads_or_returns(keys, by_hand):
     torch.testing.assert_close(seen["x"], by_hand(plain, x))
 
 
+def test_of_several_results_the_first_is_noisy():
+    torch.manual_seed(0)
+    attention = nn.ModuleDict({"attend": nn.MultiheadAttention(4, 1, batch_first=True)})
+    attention.forward = lambda x: attention["attend"](*[x.flatten(2).mT] * 3)
+    plain = attention(x := torch.randn(2, 4, 2, 2))
+    noise = DropoutSection(kind="dropout", rate=0.5, after="attend")
+    place_noise(attention, [noise], lambda entry: Triple(), channels=4, size=2)
+    noisy = attention(x)
+    torch.testing.assert_close(noisy[0], 3 * plain[0])
+    torch.testing.assert_close(noisy[1], plain[1])
+
+
 def test_containers_and_functions_of_them_work_with_noise():
     model = Blocks().eval()
     x = torch.randn(2, 3, 8, 8)
@@ -142,7 +154,7 @@ def test_a_deep_copy_has_its_own_noise():
          "body, "),
         ({"before": "unused"}, "network.noise.before: unused is never called in a forward pass, "
          "and noise there would do nothing; name a module that is"),
-        ({"after": "pair"}, "network.noise.after: pair returns a tuple, and noise needs a tensor; "
+        ({"after": "pair"}, "network.noise.after: pair returns a dict, and noise needs a tensor; "
          "name a module inside it, or next to it"),
         ({"before": "body.3"}, "network.noise.before: body.3 is empty, and no noise can be put "
          "there"),

@@ -40,6 +40,17 @@ def test_noise_of_hooks_is_in_the_graph_where_it_is_called():
     ]
 
 
+def test_a_change_in_place_that_the_graph_would_miss_is_refused():
+    class Adds(Net):
+        def forward(self, x):
+            y = self.body(x)
+            y.add_(1)
+            return self.relu(y)
+
+    with pytest.raises(ValueError, match="the forward changes body_1 by add_ and uses it after"):
+        Graph(Adds())
+
+
 def test_a_forward_that_depends_on_values_is_refused():
     class Odd(nn.Module):
         def forward(self, x):

@@ -203,6 +203,15 @@ def test_pytorchs_own_modules_work():
     assert max(deviations(found)) < 5
 
 
+def test_dropout_in_place_is_seen():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Dropout(0.5), nn.BatchNorm2d(8))
+    plain = decompose(model, lambda: images(3))["2"]
+    model[1].inplace = True
+    assert decompose(model, lambda: images(3))["2"].local == plain.local
+    assert plain.local.value > 1.5
+
+
 def test_nothing_of_the_model_changes():
     noise = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
     data = images(2)

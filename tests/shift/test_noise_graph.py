@@ -94,10 +94,10 @@ def test_concatenation_shifts_the_channels():
     graph = graph_of(DenseNet(8, (2, 2), 16, num_classes=10), after="*.conv2")
     block = "features.denseblock1"
     assert graph.paths_to(f"{block}.denselayer2.norm1") == [
-        NoisePath(f"{block}.denselayer1.conv2.noise1", 0, (), 16)
+        NoisePath(f"{block}.denselayer1.conv2.noise1", 0, (), 16, 8)
     ]
     assert graph.paths_to("features.transition1.norm") == [
-        NoisePath(f"{block}.denselayer{i}.conv2.noise1", 0, (), 8 + 8 * i) for i in (1, 2)
+        NoisePath(f"{block}.denselayer{i}.conv2.noise1", 0, (), 8 + 8 * i, 8) for i in (1, 2)
     ]
 
 

@@ -57,6 +57,21 @@ def test_predicted_equals_measured_within_three_standard_errors(name, keys, coun
     assert max(deviations) < 4.5
 
 
+def test_concatenated_noises_are_one_per_channel_and_exact():
+    """Several reach a layer, each through a convolution of its own, and none meets another."""
+    torch.manual_seed(0)
+    model = torchvision.models.DenseNet(8, (3, 3), 16, num_classes=10)
+    noise = DropoutSection(kind="dropout", rate=0.4, before="*.conv2")
+    place_noise(model, [noise], make_noise, channels=3, size=32)
+    data = images(16, 16)
+    found = decompose(model, lambda: data, seed=3)
+    exact = [layer for layer in found.values() if layer.noises and layer.exact]
+    # In each block the second and the third layer, and the transition or the last norm.
+    assert sorted(len(layer.noises) for layer in exact) == [1, 1, 2, 2, 3, 3]
+    assert max(layer.local.value for layer in exact) > 1.2
+    assert max(abs(layer.excess.value) / layer.excess.error for layer in exact) < 3
+
+
 def test_ratios_are_those_of_plain_hooks():
     """In float64, over three steps of SGD; the reference is torchvision, PyTorch, and arithmetic.
 

@@ -52,7 +52,8 @@ class NoiseHook:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], last: Any) -> Any:
         """As PyTorch calls it: `last` is the keywords of a pre-hook, or the output."""
         if self.where == "after":
-            return self._noisy(last)
+            is_several = type(last) is tuple and last  # attention returns its weights too
+            return (self._noisy(last[0]), *last[1:]) if is_several else self._noisy(last)
         if args:
             return (self._noisy(args[0]), *args[1:]), last
         first = next(iter(last), "")

@@ -51,7 +51,7 @@ class Graph:
         nodes: the operations, in the order of the forward pass.
 
     Raises:
-        ValueError: its forward depends on values.
+        ValueError: its forward depends on values, or changes one in place without naming it anew.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -60,6 +60,12 @@ class Graph:
             self.nodes: list[Node] = list(_Tracer().trace(model).nodes)
         except Exception as error:  # torch.fx raises many kinds
             raise ValueError(f"the model cannot be traced by torch.fx: {error}") from error
+        for node in self.nodes:
+            if node.op == "call_method" and str(node.target).endswith("_") and not node.users:
+                raise ValueError(
+                    f"the forward changes {node.args[0]} by {node.target} and uses it afterwards, "
+                    "which is not in the graph; write x = x.add_(y)"
+                )
 
     def module(self, node: Node) -> nn.Module | None:
         """The module that a node calls, if it calls one."""

@@ -24,6 +24,7 @@ layer's own convolution.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator
@@ -58,7 +59,8 @@ class Decomposition:
 
     Attributes:
         noises: the noise modules that reach it through no other BN.
-        exact: whether the prediction is exact: one noise, followed by at most one linear layer.
+        exact: whether the prediction is exact: one noise per channel, followed by at most one
+            linear layer.
         total: what a ratio of running and eval variance estimates; 1 is no shift.
         local: from the noise in front; 1 without, NaN where that noise cannot be followed.
         inherited: from everything before it; NaN likewise.
@@ -115,21 +117,27 @@ class Decomposer:
     def observing(self) -> Iterator[None]:
         """Observe the forwards inside, of the train pass."""
         noised: _Noised = defaultdict(list)  # in the present batch
+        # Copies, as the noise or what comes later may work in place.
+        sources: dict[str, Tensor] = {}
 
-        def capture_noise(name: str, x: Tensor, output: Tensor) -> None:
-            # A copy, as what comes later may work in place.
-            noised[name].append((x.clone(), output.float() - x.float()))
+        def capture_noise(name: str, output: Tensor) -> None:
+            source = sources.pop(name)
+            noised[name].append((source, output.float() - source.float()))
 
         def capture_input(name: str, x: Tensor) -> None:
             if name in self.layers:
                 self.layers[name].add(x, noised)
 
-        handles = [
-            module.register_forward_hook(
-                lambda _, args, output, name=name: capture_noise(name, args[0], output)
-            )
-            for name, module in self.graph.noises.items()
-        ]
+        handles = []
+        for name, module in self.graph.noises.items():
+            handles += [
+                module.register_forward_pre_hook(
+                    lambda _, args, name=name: sources.update({name: args[0].clone()})
+                ),
+                module.register_forward_hook(
+                    lambda _, args, output, name=name: capture_noise(name, output)
+                ),
+            ]
         handles.append(self.model.register_forward_hook(lambda *_: noised.clear()))
         try:
             with capturing_inputs(batch_norms(self.model), capture_input):
@@ -180,7 +188,9 @@ class _TrainingInput:
             and all(len(path.linears) <= 1 for path in paths)
             and not any(repeats_values(self.modules[n]) for path in paths for n in path.linears)
         )
-        self.exact = self.predictable and len(paths) <= 1
+        self.exact = self.predictable and not any(
+            one.meets(other) for one, other in itertools.combinations(paths, 2)
+        )
         self.clean = InputStats()
         self.extra: list[Tensor] = []
         self.shapes: list[InputShape] = []
@@ -197,7 +207,7 @@ class _TrainingInput:
             clean[:, channels] -= part
             if self.predictable:
                 extra[channels] += extra_variance(source, variance, unit, self._linear(path)).cpu()
-            if self.exact:
+            if self.exact and len(self.paths) == 1:
                 self.shapes.append(input_shape(source, self._linear(path)))
         self.clean.add(clean)
         self.extra.append(extra)

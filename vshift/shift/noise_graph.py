@@ -29,12 +29,20 @@ class NoisePath:
         call: which of its calls in a forward pass, from 0.
         linears: the convolutions and fc layers on the path, in order.
         offset: the first channel of the BN's input that it reaches (concatenation shifts it).
+        width: the number of channels, where a concatenation tells it; None: all.
     """
 
     noise: str
     call: int = 0
     linears: tuple[str, ...] = ()
     offset: int = 0
+    width: int | None = None
+
+    def meets(self, other: NoisePath) -> bool:
+        """Whether two paths reach a channel in common."""
+        if self.width is None or other.width is None:
+            return True
+        return self.offset < other.offset + other.width and other.offset < self.offset + self.width
 
 
 class NoiseGraph(Graph):
@@ -122,8 +130,12 @@ class NoiseGraph(Graph):
             paths: list[NoisePath] = []
             offset = 0
             for source in operands(tensors):
-                paths += [replace(p, offset=p.offset + offset) for p in self._follow(source)]
-                offset += self._channels(source)
+                width = self._channels(source)
+                paths += [
+                    replace(p, offset=p.offset + offset, width=p.width or width)
+                    for p in self._follow(source)
+                ]
+                offset += width
             return paths
         raise _NotFollowed
 
