@@ -9,6 +9,7 @@ from benchmarks.cases import Case, make_config
 from benchmarks.stack import Stack, StackedStream, seed_of, stacked_context
 from benchmarks.training import random_images
 from tests.train.test_fast_steps import capture_on_the_cpu
+from vshift.config.data import Augment
 from vshift.data import Stream, train_stream
 from vshift.networks.norm import BatchNorm
 from vshift.shift.stats import TrainingLog
@@ -132,7 +133,7 @@ def test_each_seed_has_noise_of_its_own():
 
 def test_batches_are_those_of_the_seeds_and_differ():
     _, images, _ = parts()
-    stream = train_stream(images, 8, 4, True)
+    stream = train_stream(images, 8, Augment(crop=4, flip=True))
     many = StackedStream(stream, SEEDS).epoch(7, skip=1)
     ones = [stream.epoch(seed_of(7, place), skip=1) for place in range(SEEDS)]
     count = 0

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tests.configs import make_config
+from vshift.config.data import Augment
 from vshift.data import load, train_stream
 from vshift.networks.build import build
 from vshift.networks.noise import Dropout, Gaussian, Uniform
@@ -96,7 +97,7 @@ def trained(noise):
     )
     data = load(config.data, "cpu")
     model = build(config, classes=10, channels=3, size=32, seed=0)
-    stream = train_stream(data, 32, 4, True)
+    stream = train_stream(data, 32, Augment(crop=4, flip=True))
     optimizer = make_optimizer(model, config.optimizer)
     optimizer.param_groups[0]["lr"] = 0.05
     torch.manual_seed(0)
