@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from vshift.config.networks import Family
+from vshift.config.identity import is_file_reference
+from vshift.config.networks import Family, OwnNetwork
+from vshift.config.own import absolute, with_sources
 from vshift.config.problems import explain
 from vshift.config.schema import Config, Hardware
 from vshift.config.yaml12 import SourceLocation, from_python
@@ -120,15 +123,7 @@ def make_config(
     Raises:
         ConfigError: there is no such network.
     """
-    family, *sizes = case.network.split("-")
-    keys = _FAMILIES.get(family, ())
-    if not keys or len(sizes) > len(keys) or not all(size.isdecimal() for size in sizes):
-        allowed = ("paper", *COMMON)
-        raise ConfigError(
-            f"--networks {case.network}: not known; {suggest(case.network, allowed)}a family and "
-            f"its numbers, such as {', '.join(COMMON)}; or paper for {', '.join(PAPER)}"
-        )
-    network = {"name": family, **dict(zip(keys, map(int, sizes), strict=False))}
+    network = _network(case.network)
     tree = {
         "name": "bench",
         "data": {"name": "shapes", "batch_size": case.batch},
@@ -139,8 +134,29 @@ def make_config(
         "measure": {"every": int(log)},
         "hardware": {**(hardware or {}), "step": kind},
     }
+    location = SourceLocation(f"--networks {case.network}")
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
-        location = SourceLocation(f"--networks {case.network}")
         raise ConfigError(*explain(error, from_python(tree, location))) from None
+    return with_sources(config, lambda key: f"{location}: {key}")
+
+
+def _network(name: str) -> dict[str, Any]:
+    """The section that a name stands for: a family with its numbers, or a reference.
+
+    Raises:
+        ConfigError: it stands for none.
+    """
+    if ":" in name:
+        return {"name": absolute(name, Path.cwd()) if is_file_reference(name) else name}
+    family, *sizes = name.split("-")
+    keys = _FAMILIES.get(family, ())
+    if not keys or len(sizes) > len(keys) or not all(size.isdecimal() for size in sizes):
+        allowed = ("paper", *COMMON)
+        raise ConfigError(
+            f"--networks {name}: not known; {suggest(name, allowed)}a family and "
+            f"its numbers, such as {', '.join(COMMON)}; or paper for {', '.join(PAPER)}; or "
+            f"{', '.join(OwnNetwork.forms)}"
+        )
+    return {"name": family, **dict(zip(keys, map(int, sizes), strict=False))}

@@ -25,6 +25,7 @@ from benchmarks.cases import Case, make_config
 from benchmarks.peers import PEERS, Work
 from benchmarks.race import Epoch
 from vshift.data import ImageSet
+from vshift.networks.hooks import hook_of
 from vshift.networks.noise import Dropout, Gaussian, Noise, Uniform
 from vshift.networks.norm import BatchNorm
 from vshift.train.context import build_model
@@ -60,6 +61,8 @@ def as_plain(model: nn.Module) -> nn.Module:
     """
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
+            if hook_of(child) is not None:
+                raise TypeError("the peers put no noise into a network by its modules' names")
             if isinstance(child, BatchNorm | Noise):
                 setattr(module, name, _counterpart(child))
     return model

@@ -1,5 +1,6 @@
 """README and configs say what the code does."""
 
+import json
 import re
 from pathlib import Path
 
@@ -37,6 +38,35 @@ def test_the_readmes_first_config_works(tmp_path):
     config = load(path)
     assert config.network.noises[0].rate == 0.3
     assert config.seeds == [0, 1]
+
+
+def test_the_readmes_own_network_trains(tmp_path):
+    """With a network of a few lines that has the names and asks for what the text says."""
+    from vshift.train.progress import Reporter
+    from vshift.train.run import train_seeds
+
+    block = README.split("# own.yaml\n", 1)[1].split("\n\n", 1)[0]
+    text = "\n".join(line[4:] for line in block.splitlines())
+    assert len(block.splitlines()) < 10
+    (tmp_path / "own.yaml").write_text(text)
+    (tmp_path / "my_model.py").write_text(
+        "from torch import nn\n\n"
+        "def MyNet(classes, channels, size, width):\n"
+        "    model = nn.Sequential()\n"
+        "    for i, inputs in enumerate([channels, width], 1):\n"
+        "        model.add_module(f'conv{i}', nn.Conv2d(inputs, width, 3, padding=1))\n"
+        "        model.add_module(f'bn{i}', nn.BatchNorm2d(width))\n"
+        "    model.add_module('flat', nn.Flatten())\n"
+        "    model.add_module('fc', nn.Linear(width * size**2, classes))\n"
+        "    return model\n"
+    )
+    sets = ["epochs=1", "data.train=64", "data.test=20", "measure.explain_batches=2"]
+    sets += ["measure.eval_batches=2", "recalibration.batches=2", "hardware.device=cpu"]
+    train_seeds(load(tmp_path / "own.yaml", sets), tmp_path / "runs", False, Reporter(quiet=True))
+    run = tmp_path / "runs/own/seed-0"
+    assert (run / "source/my_model.py").is_file()
+    rows = [json.loads(line) for line in (run / "layers.jsonl").read_text().splitlines()]
+    assert [(row["layer"], row["noise_before"]) for row in rows] == [("bn1", False), ("bn2", True)]
 
 
 def test_the_readmes_two_layouts_are_one(tmp_path):

@@ -74,3 +74,14 @@ def test_batches_are_numbers():
     assert numbers("--batch", "128, 512") == [128, 512]
     with pytest.raises(ConfigError, match="--batch 128,x: comma-separated whole numbers"):
         numbers("--batch", "128,x")
+
+
+def test_a_network_by_reference(tmp_path, monkeypatch):
+    (tmp_path / "my_model.py").write_text("class Net: pass\n")
+    monkeypatch.chdir(tmp_path)
+    (case,) = make_cases(["my_model.py:Net"], [128], ["dropout"])
+    network = make_config(case).network
+    assert network.name == f"{tmp_path}/my_model.py:Net"
+    assert network.source is not None
+    with pytest.raises(ConfigError, match=r"--networks my_model.py:Nat: network.name: .*no 'Nat'"):
+        make_cases(["my_model.py:Nat"], [128], ["none"])

@@ -78,3 +78,13 @@ def test_a_network_that_ends_in_single_values_is_refused_by_train(vshift, config
     words = ["--set", "network={name: 'torchvision:resnet18'}", "--set", "data.batch_size=199"]
     assert "would hold a single one" in refused(vshift, "train", config, *words)
     assert vshift("train", config, "--set", "data.batch_size=199")[0] == 0  # ours does not
+
+
+def test_of_ones_own_code_only_the_names_are_checked(config, vshift, tmp_path):
+    (tmp_path / "my_model.py").write_text("print('it runs')\nclass MyNet: pass\n")
+    name = f"{tmp_path}/my_model.py:MyNet"
+    code, out, err = vshift("check", config.name, "--set", f"network={{name: {name}}}")
+    assert (code, out) == (0, "small.yaml: ok, 1 run\n")
+    assert err == (
+        f"note: small.yaml: network.name: {name} was not run, so only its name is checked\n"
+    )

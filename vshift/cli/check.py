@@ -20,6 +20,7 @@ def check(
 
     A missing data.root is a warning.
     """
+    from vshift.config.own import own_parts
     from vshift.sweep.plan import config_files, expand_all
 
     problems: list[str] = []
@@ -31,6 +32,10 @@ def check(
             continue
         runs = sum(len(point.config.seeds) for point in points)
         typer.echo(f"{escape_control(str(path))}: ok, {pluralize(runs, 'run')}")
+        parts = [(k, p) for point in points for k, p in own_parts(point.config).items()]
+        for key, name in dict.fromkeys((f"{k}.{p.tag_key}", p.reference) for k, p in parts):
+            note = f"note: {path}: {key}: {name} was not run, so only its name is checked"
+            typer.echo(escape_lines(note), err=True)
         roots = dict.fromkeys(getattr(point.config.data, "root", None) for point in points)
         for root in roots:
             # Not an error: the runs may be meant for another machine.
