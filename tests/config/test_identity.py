@@ -108,6 +108,12 @@ BASES: list[dict[str, Any]] = [
     },
     {
         "name": "a",
+        "data": {"name": "torch.utils.data:TensorDataset"},
+        "network": {"name": "resnet", "depth": 20},
+        "epochs": 9,
+    },
+    {
+        "name": "a",
         "data": {"name": "shapes"},
         "network": {
             "name": "torchvision:resnet18",

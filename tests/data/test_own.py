@@ -249,5 +249,8 @@ def test_wrong_arguments_are_answered_with_the_nearest(tmp_path: Path):
 def test_keys_that_do_not_go_together():
     with pytest.raises(ValidationError, match="root is for sets of torchvision"):
         OwnData(name="my_data.py:make", root="there")
+    for key, value in (("args", {"train": 5}), ("classes", 10), ("standardize", False)):
+        with pytest.raises(ValidationError, match=f"{key} is for a function of one's own"):
+            OwnData(name="torchvision:MNIST", **{key: value})
     with pytest.raises(ValidationError, match=r"MNISTT.* did you mean `torchvision:MNIST`"):
         OwnData(name="torchvision:MNISTT")

@@ -154,6 +154,22 @@ def test_a_loss_of_ones_own(losses):
     torch.testing.assert_close(found, F.smooth_l1_loss(*numbers, beta=0.1))
 
 
+def test_a_loss_of_ones_own_is_tried_with_mixtures_too(losses, tmp_path):
+    """It gets classes in testing, and distributions in training."""
+    (tmp_path / "only.py").write_text(
+        "def classes(output, targets): return output[range(len(targets)), targets].mean()\n"
+        "def mixtures(output, targets): return (output * targets).sum(1)\n"
+    )
+    mixed = {"name": "shapes", "train": 60, "test": 20, "augment": {"mixup": 1.0}}
+    with pytest.raises(ConfigError, match=r"targets \[2, 10\]: IndexError"):
+        objective_of(data=mixed, loss={"name": f"{tmp_path}/only.py:classes"})
+    with pytest.raises(ConfigError, match=r"targets \[2\]: RuntimeError"):
+        objective_of(data=mixed, loss={"name": f"{tmp_path}/only.py:mixtures"})
+    output, labels = logits()
+    found, _ = objective_of(data=mixed, loss=losses("per_image"))(output, output, labels)
+    assert float(found) > 0
+
+
 @pytest.mark.parametrize(
     ("name", "args", "words"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, Tag, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, Tag, field_validator, model_validator
 
 from vshift.config.own import FORMS, OwnPart, Reference
 from vshift.config.section import Count, Section, own_or_named
@@ -140,13 +140,6 @@ class OwnData(OwnPart, _Data):
         OwnAugment(), description="How training images are changed at random; default: not at all."
     )
 
-    @field_validator("root")
-    @classmethod
-    def _of_a_library(cls, root: str | None, info: ValidationInfo) -> str | None:
-        if root and not str(info.data.get("name")).startswith("torchvision:"):
-            raise ValueError("root is for sets of torchvision; tell your own function in args")
-        return root
-
     @field_validator("name")
     @classmethod
     def _there_is_one(cls, name: str) -> str:
@@ -156,6 +149,15 @@ class OwnData(OwnPart, _Data):
                 f"{', '.join(LIBRARY)}; for another, write a function that returns it"
             )
         return name
+
+    @model_validator(mode="after")
+    def _keys_of_its_kind(self) -> OwnData:
+        if not self.is_of_library and self.root:
+            raise ValueError("root is for sets of torchvision; tell your own function in args")
+        for key in ("args", "classes", "standardize") if self.is_of_library else ():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is for a function of one's own; {self.name} has no use")
+        return self
 
 
 Data = Annotated[

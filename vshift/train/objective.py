@@ -62,7 +62,7 @@ def make_loss(config: Config, images: ImageSet) -> Loss:
 
 
 def own_loss(section: OwnLoss, config: Config, images: ImageSet) -> Loss:
-    """A loss of one's own, tried on two images.
+    """A loss of one's own, tried on targets of two images.
 
     Raises:
         ConfigError: it cannot be called so, raises, or gives no loss.
@@ -81,32 +81,36 @@ def own_loss(section: OwnLoss, config: Config, images: ImageSet) -> Loss:
         value: Tensor = function(output, targets)
         return value.mean() if isinstance(value, Tensor) and value.ndim == 1 else value
 
-    batch = plain_stream(images, Part(images.train.images[:2], images.train.labels[:2])).plain()
-    inputs, labels = next(iter(batch))
-    if config.data.augment.mixes and images.classes:
-        labels = one_hot(labels, len(images.classes))
-    targets = inputs.flatten(1) if isinstance(config.network, Autoencoder) else labels
-    outputs = targets.shape[1] if isinstance(config.network, Autoencoder) else images.outputs
-    output = torch.zeros(2, outputs, device=inputs.device, requires_grad=True)
-    with own.running(f"loss.name: {section.name} of outputs {list(output.shape)} and targets "
-                     f"{list(targets.shape)}"):  # fmt: skip
+    few = Part(images.train.images[:2], images.train.labels[:2])
+    ((inputs, targets),) = plain_stream(images, few).plain()
+    if isinstance(config.network, Autoencoder):
+        targets = inputs.flatten(1)
+    outputs = targets.shape[1] if targets.is_floating_point() else images.outputs
+    _try(loss, section.name, outputs, targets)
+    if config.data.augment.mixes and not targets.is_floating_point():
+        _try(loss, section.name, outputs, one_hot(targets, outputs))
+    return loss
+
+
+def _try(loss: Loss, name: str, outputs: int, targets: Tensor) -> None:
+    """Call a loss of one's own; ConfigError if what it gives cannot be minimised."""
+    output = torch.zeros(len(targets), outputs, device=targets.device, requires_grad=True)
+    what = f"loss.name: {name}"
+    with own.running(f"{what} of outputs {list(output.shape)} and targets {list(targets.shape)}"):
         value = loss(output, targets)
     if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
-        given = (
-            f"a tensor {list(value.shape)} of {value.dtype}"
-            if isinstance(value, Tensor)
-            else (f"a value of type {type(value).__name__}")
-        )
+        given = f"a value of type {type(value).__name__}"
+        if isinstance(value, Tensor):
+            given = f"a tensor {list(value.shape)} of {value.dtype}"
         raise ConfigError(
-            f"loss.name: {section.name} gives {given}; it must give the mean loss as a tensor, or "
-            "a loss for each image"
+            f"{what} gives {given}; it must give the mean loss as a tensor, or a loss for each "
+            "image"
         )
     if not value.requires_grad:
         raise ConfigError(
-            f"loss.name: {section.name} gives a loss that does not depend on the output: nothing "
-            "to train; detach() or item() cuts it off"
+            f"{what} gives a loss that does not depend on the output: nothing to train; detach() "
+            "or item() cuts it off"
         )
-    return loss
 
 
 def squared_error_of_logits(output: Tensor, labels: Tensor) -> Tensor:
