@@ -15,6 +15,8 @@ from vshift.auditing import AuditError
 from vshift.compare import compare
 from vshift.errors import RunError
 from vshift.runs import find_runs
+from vshift.shift.comparison import compare_passes, run_passes
+from vshift.shift.sites import bn_sites
 
 
 def batches_seen(model, layers):
@@ -218,6 +220,23 @@ def test_the_eval_variance_is_what_an_audit_finds():
     )
     assert frame["shift_ratio"].max() > 1.3
     assert frame["noise_before"].tolist() == [False, True, False]
+
+
+def test_lag_and_mean_shift_are_those_of_the_passes():
+    torch.manual_seed(0)
+    model, batches = Net(before_bn2=nn.Dropout(0.5)), data(0, 128)
+    with VarianceProbe(model) as probe:
+        train(model, batches, 10)
+        frame = probe.end_epoch([x for x, _ in batches])
+    sites = bn_sites(model)
+    passes = run_passes(model, lambda: (x for x, _ in batches), sites)
+    found = list(compare_passes(sites, passes).values())
+    close = {"rel": 0.05, "abs": 0.02}  # another draw of the noise
+    assert frame["lag_ratio"].tolist() == pytest.approx([f.lag.value for f in found], **close)
+    assert frame["mean_shift"].tolist() == pytest.approx(
+        [f.mean_shift.value for f in found], **close
+    )
+    assert frame["lag_ratio"][0] == pytest.approx(found[0].lag.value, rel=1e-4)
 
 
 def test_the_run_folder_is_one_that_compare_reads(tmp_path):

@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from vshift.auditing.guard import preserving_random_state, run_eagerly, unwrap
 from vshift.auditing.passes import AuditedModel, Pass
 from vshift.auditing.samples import AuditError, Unpack, collect, unpack
-from vshift.shift.stats import batch_norms, shift_ratio
+from vshift.shift.stats import batch_norms, mean_shift, shift_ratio
 from vshift.text import pluralize
 
 if TYPE_CHECKING:
@@ -132,8 +132,9 @@ class VarianceProbe:
 
         Args:
             loader: training inputs [N, …], at least two batches, for the eval variance: of each
-                BN's input with the whole model in eval mode. Without it that column is empty. The
-                model and all random states stay as they are.
+                BN's input with the whole model in eval mode; and for lag and mean shift, from the
+                same input in training mode. Without it those columns are empty. The model and all
+                random states stay as they are.
             batches: number of batches used; None is all.
             metrics: of this epoch, for `metrics.jsonl`: test_accuracy (percent), test_loss, ….
 
@@ -145,7 +146,7 @@ class VarianceProbe:
         """
         self.step()
         epoch = len(self.metrics) + 1
-        eval_pass, noisy = None, None
+        train_pass, eval_pass, noisy = None, None, None
         if loader is not None:
             device = next(iter(self._old.values()))[0].device
             with preserving_random_state([loader]), run_eagerly(self.model):
@@ -153,10 +154,11 @@ class VarianceProbe:
                 model = AuditedModel(self.model)
                 samples.rows_are_samples = model.rows_are_samples(samples)
                 arriving = model.trace("train", samples).arriving
+                train_pass = model.run("train", lambda: iter(samples.batches))
                 eval_pass = model.run("eval", lambda: iter(samples.batches))
             noisy = {name for name, sources in arriving.items() if sources}
         rows = [
-            self._row(epoch, index, name, eval_pass, noisy)
+            self._row(epoch, index, name, train_pass, eval_pass, noisy)
             for index, name in enumerate(self.layers)
         ]
         self.rows += rows
@@ -167,13 +169,20 @@ class VarianceProbe:
         return _frame(rows)
 
     def _row(
-        self, epoch: int, index: int, name: str, eval_pass: Pass | None, noisy: set[str] | None
+        self,
+        epoch: int,
+        index: int,
+        name: str,
+        train_pass: Pass | None,
+        eval_pass: Pass | None,
+        noisy: set[str] | None,
     ) -> LayerRow:
         from vshift.runs.schema import LayerRow
 
         layer, (means, variances, count) = self.layers[name], self._sums[name]
         running_mean, running = self._old[name][0], self._old[name][1].cpu()
         train = (variances / count).cpu() if float(count) > 0 and layer.momentum != 0 else None
+        recent = None if train_pass is None else train_pass.average(name)
         eval_ = None if eval_pass is None else eval_pass.average(name)
         vectors = {"running_mean": running_mean, "running_variance": running}
         if train is not None:
@@ -191,6 +200,12 @@ class VarianceProbe:
             running_variance=float(running.mean()),
             eval_variance=None if eval_ is None else float(eval_.variance.mean()),
             shift_ratio=None if eval_ is None else shift_ratio(running, eval_.variance),
+            lag_ratio=None if recent is None else float(recent.variance.mean() / running.mean()),
+            mean_shift=(
+                None
+                if recent is None or eval_ is None
+                else float(mean_shift(recent.mean, eval_.mean, recent.variance))
+            ),
         )
 
     def frame(self) -> pd.DataFrame:

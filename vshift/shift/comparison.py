@@ -39,6 +39,7 @@ from vshift.shift.stats import (
     jackknife,
     layer_running_moments,
     leave_one_out,
+    mean_shift,
     site_stats,
 )
 
@@ -171,13 +172,13 @@ def _compare(
         mean_tid = float(((train.means() - moments.mean).norm(dim=1) / scale).mean())
         variance_tid = float(((train.unbiased().sqrt() - deviation).norm(dim=1) / scale).mean())
     rest = eval_log - running_log - shift
-    distance = (_averages(train.means()) - _averages(evaluated.means())).abs()
+    means = _averages(train.means()), _averages(evaluated.means())
     return SiteComparison(
         ratio=jackknife((eval_log - train_log).abs().exp()),
         lag=lag,
         lag_free=jackknife(shift.abs().exp()),
         cause=_cause(shift, rest, run_error),
-        mean_shift=jackknife((distance / train_variance.sqrt()).nanmean(1)),  # 0/0 if dead
+        mean_shift=jackknife(mean_shift(*means, train_variance)),
         mean_tid=mean_tid,
         variance_tid=variance_tid,
     )

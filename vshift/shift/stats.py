@@ -352,6 +352,14 @@ def shift_ratio(running: Tensor, evaluated: Tensor) -> float:
     return max(a / b, b / a)
 
 
+def mean_shift(train_mean: Tensor, eval_mean: Tensor, train_variance: Tensor) -> Tensor:
+    """Mean over the last dimension, channels, of |train mean − eval mean|/(train deviation).
+
+    Dead channels, whose values never vary, are left out.
+    """
+    return ((train_mean - eval_mean).abs() / train_variance.sqrt()).nanmean(-1)
+
+
 def ratio_error(ratio: float, variance: float, error: float, batches: int, average: float) -> float:
     """Standard error of a shift ratio, from the spread of the eval variance between batches.
 
