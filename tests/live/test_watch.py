@@ -57,7 +57,7 @@ def test_a_running_run(runs: Path) -> None:
     now = max(p.stat().st_mtime for p in path.iterdir()) + 4
     seen = snapshot(read_run(path), now)
     assert (seen.name, seen.seed, seen.status) == ("going", 1, "running")
-    assert (seen.epoch, seen.epochs, seen.accuracy) == (2, 12, 42.0)
+    assert (seen.epoch, seen.epochs, seen.score) == (2, 12, "42.00")
     assert seen.shift == pytest.approx(2.1)  # of the last measured epoch, mean over layers
     assert seen.left == pytest.approx(96.0)  # 10 epochs of 10 s, of which 4 s are over
     assert seen.age == pytest.approx(4.0)
@@ -88,6 +88,9 @@ def test_where_nothing_is_classified_the_loss_is_shown(tmp_path: Path) -> None:
     rows = [{"epoch": 1, "test_accuracy": None, "test_loss": 0.25}]
     seen = snapshot(read_run(make_run(tmp_path, metrics=rows)), time.time())
     assert cells(seen)["test acc %"] == "loss 0.250"
+    rows[0]["test_rmse"] = 3.1
+    seen = snapshot(read_run(make_run(tmp_path, "numbers", metrics=rows)), time.time())
+    assert cells(seen)["test acc %"] == "RMSE 3.100"
 
 
 def test_what_needs_an_eye_comes_first_and_done_runs_are_read_once(
@@ -116,7 +119,7 @@ def test_new_runs_turn_up_and_an_empty_folder_waits(tmp_path: Path) -> None:
 
 
 def seen(name: str, status: str = "running") -> RunSnapshot:
-    return RunSnapshot(name, 0, status, 2, 12, 42.0, 1.0, 2.1, 250.4, 96.0, 4.0)
+    return RunSnapshot(name, 0, status, 2, 12, "42.00", 2.1, 250.4, 96.0, 4.0)
 
 
 def drawn(runs: list[RunSnapshot], width: int, height: int) -> str:

@@ -102,6 +102,8 @@ def test_names_are_no_markup(entries):
 def test_the_loss_where_nothing_is_classified(entries):
     run(entries[0], test_accuracy=None, test_loss=0.12345)
     assert "loss 0.123" in drawn(ProgressTable(entries[:1], 1, reporter()))[2]
+    run(entries[0], test_accuracy=None, test_loss=0.12345, test_rmse=3.14159)
+    assert "RMSE 3.14" in drawn(ProgressTable(entries[:1], 1, reporter()))[2]
 
 
 def test_time_left_counts_waiting_and_running_runs_over_the_places(entries):

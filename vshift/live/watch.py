@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -119,7 +120,7 @@ class RunSnapshot:
 
     Attributes:
         status: from run.json; `silent` if a running run has stopped writing.
-        accuracy: test accuracy in percent; loss: test loss, if the network is not a classifier.
+        score: test accuracy in percent; `RMSE 3.1` or `loss 0.2` if the network is no classifier.
         shift: mean shift ratio, None before it is measured.
         speed: training images per second.
         left: seconds to the last epoch, by the last epochs' speed; None if not running.
@@ -131,12 +132,19 @@ class RunSnapshot:
     status: str
     epoch: int
     epochs: int | None
-    accuracy: float | None
-    loss: float | None
+    score: str
     shift: float | None
     speed: float | None
     left: float | None
     age: float | None
+
+
+def _score(row: dict[str, Any]) -> str:
+    accuracy = number(row.get("test_accuracy"))
+    for word, value in (("RMSE", row.get("test_rmse")), ("loss", row.get("test_loss"))):
+        if accuracy is None and number(value) is not None:
+            return f"{word} {format_number(number(value), 3)}"
+    return format_number(accuracy, 2)
 
 
 def snapshot(run: RunRecord, now: float) -> RunSnapshot:
@@ -170,8 +178,7 @@ def snapshot(run: RunRecord, now: float) -> RunSnapshot:
         status=status,
         epoch=int(epoch),
         epochs=None if epochs is None else int(epochs),
-        accuracy=number(last.get("test_accuracy")),
-        loss=number(last.get("test_loss")),
+        score=_score(last),
         shift=shift,
         speed=number(last.get("images_per_second")),
         left=left,
@@ -233,14 +240,11 @@ def to_table(runs: Sequence[RunSnapshot]) -> Table:
 
 
 def _cells(run: RunSnapshot) -> list[str]:
-    score = format_number(run.accuracy, 2)
-    if run.accuracy is None and run.loss is not None:
-        score = f"loss {format_number(run.loss, 3)}"
     return [
         f"{run.name} seed {run.seed}",
         run.status,
         f"{run.epoch}/{NONE if run.epochs is None else run.epochs}",
-        score,
+        run.score,
         format_number(run.shift, 3),
         format_integer(run.speed),
         format_duration(run.left),

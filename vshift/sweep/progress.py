@@ -325,11 +325,14 @@ def _cells(entry: Entry, estimator: RuntimeEstimator) -> list[str]:
 
 
 def _tested(row: Row) -> str:
-    """`89.31 %`, or the loss if the network is not a classifier; empty before the first epoch."""
-    accuracy, loss = number(row.get("test_accuracy")), number(row.get("test_loss"))
+    """`89.31 %`, or RMSE or loss if the network is no classifier; empty before the first epoch."""
+    accuracy = number(row.get("test_accuracy"))
     if accuracy is not None:
         return f"{format_number(accuracy, 2)} %"
-    return f"loss {format_significant(loss, 3)}" if loss is not None else ""
+    for word, key in (("RMSE", "test_rmse"), ("loss", "test_loss")):
+        if (value := number(row.get(key))) is not None:
+            return f"{word} {format_significant(value, 3)}"
+    return ""
 
 
 # ---- at its end
