@@ -500,6 +500,9 @@ def test_noise_at_patterns_grows_from_the_first_module_to_the_last():
              "over_depth": "linear"}  # fmt: skip
     rates = [module.rate for module in built(noise, {"name": "preresnet", "depth": 8})]
     assert rates == pytest.approx([0, 0.4 / 3, 0.8 / 3, 0.4])
+    mixed = {**noise, "before": "head.fc1", "after": ["stage3", "stem"]}  # by calls, not by keys
+    rates = [module.rate for module in built(mixed, {"name": "preresnet", "depth": 8})]
+    assert rates == pytest.approx([0, 0.2, 0.4])
     with pytest.raises(ConfigError, match=r"over_depth: linear begins with no noise at the first "
                        r"module, and head\.fc1 is the only one"):  # fmt: skip
         built({**noise, "before": "head.fc1"}, {"name": "preresnet", "depth": 8})

@@ -64,6 +64,9 @@ def place_noise(
                 f"{section}.over_depth: linear begins with no noise at the first module, and "
                 f"{targets[0][1]} is the only one; leave it out"
             )
+        if noise.over_depth:
+            order = _call_order(model, modules, channels, size)
+            targets.sort(key=lambda each: order.get(each[:2], 0))
         for (where, target, key), place in zip(
             targets, places_over_depth(len(targets)), strict=True
         ):
@@ -112,6 +115,27 @@ def _nearest(pattern: str, names: Iterable[str]) -> list[str]:
         return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
     return heapq.nlargest(3, filter(None, names), key=likeness)
+
+
+def _call_order(
+    model: nn.Module, modules: Mapping[str, nn.Module], channels: int, size: int
+) -> dict[tuple[Where, str], int]:
+    """The moments before and after every module's first call in a forward pass, numbered."""
+    order: dict[tuple[Where, str], int] = {}
+
+    def note(where: Where, name: str) -> None:
+        order.setdefault((where, name), len(order))
+
+    handles = []
+    for name, module in modules.items():
+        handles.append(module.register_forward_pre_hook(lambda *_, name=name: note("before", name)))
+        handles.append(module.register_forward_hook(lambda *_, name=name: note("after", name)))
+    try:
+        dry_run(model, channels, size, training=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return order
 
 
 def _check_calls(model: nn.Module, hooks: Sequence[NoiseHook], channels: int, size: int) -> None:
