@@ -82,15 +82,16 @@ def test_a_noisy_run_is_measured_to_the_end(tmp_path):
     assert summary["monte_carlo_spread"] > 0
 
 
-def step_of(kind, noise=None, precision="float32", train=620, optimizer="sgd"):
+def step_of(kind, noise=None, precision="float32", train=620, optimizer="sgd", **sections):
     """A step of this kind on the GPU, 9 full batches of 64 and a last one of 44, with an average
     of the weights."""
     network = {"name": "preresnet", "depth": 8, "noise": noise and {**NOISE, "kind": noise}}
     hardware = {"device": "cuda", "precision": precision}
-    config = make_config(
-        network=network, data={**DATA, "train": train}, hardware=hardware,
-        optimizer={"name": optimizer}, average={"kind": "ema", "decay": 0.9}, epochs=12,
-    )  # fmt: skip
+    defaults = {
+        "network": network, "data": {**DATA, "train": train}, "hardware": hardware,
+        "optimizer": {"name": optimizer}, "average": {"kind": "ema", "decay": 0.9}, "epochs": 12,
+    }  # fmt: skip
+    config = make_config(**{**defaults, **sections})
     context = TrainingContext(config, 0, load(config.data, torch.device("cuda")))
     context.model.train()
     said = []
@@ -105,15 +106,30 @@ def epoch(step, number, rate):
         pass
 
 
-@pytest.mark.parametrize("kind", ["compiled", "captured"])
-def test_every_step_trains_what_the_eager_one_trains(kind):
+RENORM = {"kind": "renorm", "plain_steps": 4, "rmax_steps": 16, "dmax_steps": 10, "momentum": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "sections"),
+    [
+        ("compiled", {}),
+        ("captured", {}),
+        ("captured", {"norm": {"kind": "batch", "freeze_after": 1}}),  # between the two epochs
+        ("captured", {"norm": RENORM}),
+        ("captured", {"network": {"name": "vit", "depth": 2, "width": 32}}),
+    ],
+    ids=str,
+)
+def test_every_step_trains_what_the_eager_one_trains(kind, sections):
     """Without noise: losses, what BN saw, and what it remembers, within rounding."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     found = []
     for name in ("eager", kind):
-        step = step_of(name)
+        step = step_of(name, **sections)
         scores = []
         for number in range(2):
+            if step.context.enter_epoch(number + 1):
+                step.forget()
             epoch(step, number, 0.005)
             scores.append(step.context.metrics.compute_and_reset())
         found.append(

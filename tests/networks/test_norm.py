@@ -1,5 +1,7 @@
 """Our batch norm against PyTorch's and by hand, its variants, and group norm."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from vshift.networks.norm import BatchNorm, BatchRenorm, LayerNorm, RMSNorm, mak
 from vshift.networks.summary import summarise
 from vshift.shift.modes import restoring_state
 from vshift.shift.stats import TrainingLog
+from vshift.train.fast_steps import compile_network
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.01, 1.0, 0.0, None])
@@ -302,6 +305,19 @@ def test_renorm_and_its_gradients_against_float64_while_the_limits_grow(shape):
         torch.testing.assert_close(layer.running_mean, mean.float())
         torch.testing.assert_close(layer.running_var, var.float())
     assert all(clipped[2:])  # the limits were reached, and something was corrected
+
+
+def test_a_compiled_network_has_the_gradients_of_renorm():
+    """The compiler by itself computes r and d of the backward pass from the moved statistics."""
+    plain = nn.Sequential(nn.Linear(8, 8), renorm())
+    compiled = copy.deepcopy(plain)
+    forwards = [plain, compile_network(compiled)]
+    for step in range(3):
+        x = batch(24, 8, seed=step) * 2 + 1
+        for forward in forwards:
+            (forward(x) ** 3).sum().backward()
+    for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-2)
 
 
 def test_unclipped_renorm_trains_as_it_tests():

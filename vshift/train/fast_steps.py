@@ -16,6 +16,7 @@ from vshift.data import Stream
 from vshift.errors import ConfigError
 from vshift.kernels import KernelsMissing, fuse
 from vshift.networks.generators import outside_state, set_outside_state
+from vshift.networks.norm import BatchRenorm
 from vshift.networks.own import needs_contiguous
 from vshift.shift.modes import restoring_state
 from vshift.train.context import TrainingContext
@@ -91,7 +92,15 @@ class CompiledStep(TrainStep):
 
 
 def compile_network(model: nn.Module) -> Any:
-    """`torch.compile` for one shape of batches. Logging reads what BN writes, no hook is needed."""
+    """`torch.compile` for one shape of batches. Logging reads what BN writes, no hook is needed.
+
+    Batch renorm is left out: the compiler's backward pass (PyTorch 2.14) would silently compute r
+    and d again, from running statistics that have moved since.
+    """
+    for module in model.modules():
+        if isinstance(module, BatchRenorm):
+            plain = torch.compiler.disable(module.forward)  # type: ignore[no-untyped-call]
+            vars(module)["forward"] = plain
     return torch.compile(model, dynamic=False)
 
 
