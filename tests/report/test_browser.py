@@ -63,7 +63,7 @@ def page(browser: Any, study_folder: Path, tmp_path_factory: pytest.TempPathFact
     browser.get_log("performance")  # what the browser asked for by itself
     browser.get(path.as_uri())
     every = browser.execute_script("return document.querySelectorAll('.chart').length")
-    assert every == 10
+    assert every == 11
     wait(lambda: len(found(browser, ".chart[data-ready]")) == every)
     return browser
 

@@ -492,7 +492,10 @@ def calibration(study: Study) -> Any:
         return None
     scores = list(dict.fromkeys(frame["score"]))
     base = source("calibration").transform_filter("datum.score == calibration")
-    drawn = _by_method(study, frame, base, "lower is better")
+    # In the picture, as a saved one has no drop-down.
+    name = base.transform_aggregate(groupby=["score"]).mark_text(align="right", dy=-8, color=INK)
+    name = name.encode(text="score:N", x=alt.value("width"), y=alt.value(0))
+    drawn = alt.layer(_by_method(study, frame, base, "lower is better"), name)
     return drawn.add_params(HIDDEN, select("calibration", "Score", scores, scores[0]))
 
 
