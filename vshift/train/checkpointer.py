@@ -1,9 +1,9 @@
 """Checkpoints, and bit-exact resumption from them.
 
-The order of the images, crops, flips and the weights' first values derive from (seed, epoch,
-purpose), so that resuming means to skip the batches that were trained on. What does not derive is
-in the checkpoint: weights, buffers, the optimizer's state, the weights' average, and within an
-epoch the sums of the epoch so far and the generators that noise is drawn from.
+The order of the images, crops, flips, mixtures and the weights' first values derive from (seed,
+epoch, purpose), so that resuming means to skip the batches that were trained on. What does not
+derive is in the checkpoint: weights, buffers, the optimizer's state, the weights' average, and
+within an epoch the sums of the epoch so far and the generators that noise is drawn from.
 """
 
 from __future__ import annotations
