@@ -6,9 +6,12 @@ from torch import nn
 from torchvision.models.convnext import LayerNorm2d
 from torchvision.models.resnet import BasicBlock
 
+from tests.configs import make_config
 from vshift.errors import ConfigError
+from vshift.networks.build import build
 from vshift.networks.norm import BatchNorm
 from vshift.shift.comparison import compare_passes, run_passes
+from vshift.shift.noise_graph import noise_in_front
 from vshift.shift.sites import bn_sites, capturing, find_sites
 from vshift.shift.stats import TrainingLog, site_stats
 
@@ -196,3 +199,21 @@ def test_sites_without_running_statistics_compare_train_with_eval():
     assert found.lag_free.value == pytest.approx(found.ratio.value)
     assert found.lag.value != found.lag.value  # NaN: nothing lags
     assert found.mean_shift.value < 0.1
+
+
+@pytest.mark.parametrize(
+    ("network", "norm", "sites"),
+    [
+        ({"name": "preresnet", "depth": 8}, "batch", ["stage?.block1"]),
+        ({"name": "vit", "depth": 1, "width": 16}, "rms", ["norms", "logits"]),
+    ],
+)
+def test_a_network_whose_sites_are_logged_can_be_traced(network, norm, sites):
+    """Hooks of modules that the tracer looks into are called with its stand-ins."""
+    config = make_config(network=network, norm={"kind": norm})
+    model = build(config, classes=10, channels=3, size=32, seed=0)
+    wanted = find_sites(model, sites, torch.zeros(2, 3, 32, 32))
+    before = noise_in_front(model)
+    TrainingLog(model, wanted)
+    assert len(wanted) > len(before)
+    assert noise_in_front(model) == before

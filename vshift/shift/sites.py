@@ -228,6 +228,8 @@ class _Watcher:
         self._reached(output)
 
     def _reached(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):  # torch.fx traces a network with stand-ins
+            return
         site = self.site
         if site.calls > 1:  # back at 0 after the last call, so that a compiled forward is the same
             call, self.call = self.call, (self.call + 1) % site.calls
