@@ -81,6 +81,9 @@ def test_a_part_is_the_same_in_every_folder_and_its_source_counts(folder: Path) 
     third = load(moved / "own.yaml")
     assert list(differences(second, third)) == ["network.source"]
     assert config_hash(second) != config_hash(third)
+    (moved / "my_model.py").rename(moved / "other.py")
+    fourth = load(moved / "own.yaml", [f"network.name={moved}/other.py:MyNet"])
+    assert list(differences(third, fourth)) == ["network.name"]  # whose source is another, too
     assert short_references(third.model_dump())["network"]["name"] == "my_model.py:MyNet"
 
 

@@ -7,15 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.configs import make_config
 from vshift import load_runs
 from vshift.config import load
 from vshift.errors import ConfigError, RunError, TrainingFailed
-from vshift.runs import RunFolder
+from vshift.runs import RunFolder, prepare
 from vshift.runs.checkpoint_file import load as load_checkpoint
 from vshift.train.context import TrainingContext
 from vshift.train.fast_steps import make_train_step
@@ -233,6 +235,17 @@ class Fails(nn.Module):
                 raise ValueError("of no use")
         return self.layer(x.mean((2, 3)))
 
+class Stateful(Fails):
+    def get_extra_state(self):
+        return self.count if self.when else object()
+
+    def set_extra_state(self, state):
+        self.count = state
+
+    count = 0
+
+model = nn.Linear(3, 10)
+
 class Pair(Fails):
     def forward(self, x):
         return (super().forward(x), x) if self.training else super().forward(x)
@@ -248,6 +261,11 @@ def test_what_fails_before_the_run_writes_nothing(folder: Path, monkeypatch) -> 
     pair = ["network={name: fails.py:Pair, args: {when: 0}}"]
     with pytest.raises(ConfigError, match=r"in training .*Pair gives a value of type tuple, not"):
         train(folder, "runs", *pair)
+    state = ["network={name: fails.py:Stateful, args: {when: 0}}"]
+    with pytest.raises(ConfigError, match=r"_extra_state in its state dict is a value of type obj"):
+        train(folder, "runs", *state)
+    with pytest.raises(ConfigError, match=r"fails.py:model is a module that exists already, and"):
+        train(folder, "runs", "network={name: fails.py:model}")
     assert not (folder / "runs").exists()
 
 
@@ -277,3 +295,10 @@ def test_code_that_draws_pythons_numbers_is_not_compiled(folder: Path) -> None:
         "no compiled step: the network's code draws from Python's or NumPy's generator; using a "
         "slower one"
     ]
+
+
+def test_the_version_of_a_library_is_kept(tmp_path: Path) -> None:
+    prepared, _ = prepare(tmp_path, make_config(network={"name": "timm:resnet10t"}), 0)
+    prepared.close()
+    assert prepared.run["timm"] == metadata.version("timm")
+    assert "timm" not in prepare(tmp_path, make_config(name="ours"), 0)[0].run

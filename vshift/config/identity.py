@@ -130,6 +130,8 @@ def value_differences(
             found |= value_differences(one, other, path=f"{dotted}.")
         elif one != other:
             found[dotted] = (one, other)
+    if any(f"{path}{key}" in found for key in TAG_KEYS):  # another part has another source
+        found.pop(f"{path}source", None)
     return found
 
 

@@ -55,6 +55,11 @@ def own_module(key: str, part: own.OwnPart, **offered: Any) -> nn.Module:
     Raises:
         ConfigError: it returns no module, or raises an exception.
     """
+    if isinstance(own.import_object(part), nn.Module):
+        raise ConfigError(
+            f"{key}: {part.reference} is a module that exists already, and every run needs one of "
+            "its own; name the class or function that makes it"
+        )
     module = own.call(part, **offered)
     if not isinstance(module, nn.Module):
         raise ConfigError(

@@ -90,6 +90,7 @@ def prepare(
                     "step": config.hardware.step,
                     "threads": hardware.threads,
                     **versions(),
+                    **_versions_of(config),
                     "git": git_commit(),
                 }
             )
@@ -187,6 +188,14 @@ def versions() -> dict[str, str | None]:
         "torchvision": _version("torchvision"),
         "vshift": __version__,
     }
+
+
+def _versions_of(config: Config) -> dict[str, str | None]:
+    """The versions of further libraries whose models a config names."""
+    from vshift.config.own import own_parts
+
+    parts = [part for part in own_parts(config).values() if part.is_of_library]
+    return {name: _version(name) for name in (part.reference.split(":")[0] for part in parts)}
 
 
 def _version(package: str) -> str | None:

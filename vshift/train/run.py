@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,6 +98,23 @@ def _rehearse(context: TrainingContext) -> None:
                 "of outputs"
             )
         TrainStep(context)(images, labels)
+    _check_storable(context.model.state_dict())
+
+
+def _check_storable(state: dict[str, Any]) -> None:
+    """Refuse a state dict with anything that a checkpoint could not be read with again."""
+    for name, value in state.items():
+        file = io.BytesIO()
+        try:
+            if not isinstance(value, Tensor):
+                torch.save(value, file)
+                file.seek(0)
+                torch.load(file, weights_only=True)
+        except Exception as error:  # pickling raises many kinds
+            raise ConfigError(
+                f"network.name: {name} in its state dict is {describe_type(value)}, which a "
+                "checkpoint cannot hold; use tensors, numbers, text, lists and dicts of them"
+            ) from error
 
 
 def train_one(
