@@ -63,7 +63,7 @@ def page(browser: Any, study_folder: Path, tmp_path_factory: pytest.TempPathFact
     browser.get_log("performance")  # what the browser asked for by itself
     browser.get(path.as_uri())
     every = browser.execute_script("return document.querySelectorAll('.chart').length")
-    assert every == 11
+    assert every == 12
     wait(lambda: len(found(browser, ".chart[data-ready]")) == every)
     return browser
 
@@ -114,10 +114,11 @@ def hover(page: Any, element: Any) -> str:
 
 
 def test_every_figure_has_marks(page: Any) -> None:
-    names = ("depth", "prediction", "scatter", "curves", "recalibration", "calibration")
+    names = ("depth", "sites", "prediction", "scatter", "curves", "recalibration", "calibration")
     points = {name: marks(page, name) for name in names}
     assert points == {
         "depth": 5 * 4,  # configs × layers
+        "sites": 5 * 4,
         "prediction": 3 * 3 + 1,  # runs of noisy arms × the layer that noise reaches
         "scatter": 4 * 3 + 1,
         "curves": 5 * 3,  # configs × epochs
@@ -151,6 +152,19 @@ def test_the_text_of_the_mode_matrix_can_be_read_on_its_cells(page: Any) -> None
         cells = "#figure-modes .role-mark.mark-text text"
         wait(lambda c=colour, s=cells: {t.get_attribute("fill") for t in found(page, s)} == {c})
     box.select_by_visible_text(chosen)
+
+
+def test_a_drop_down_chooses_another_kind_of_site(page: Any) -> None:
+    from selenium.webdriver.support.ui import Select
+
+    kinds = Select(next(s for s in found(page, "#figure-sites select") if "logits" in s.text))
+    kinds.select_by_visible_text("logits")
+    wait(lambda: marks(page, "sites") == 5)  # one per config
+    kinds.select_by_visible_text("BN layers")
+    values = Select(next(s for s in found(page, "#figure-sites select") if "mean" in s.text))
+    values.select_by_visible_text("mean train-inference discrepancy")
+    wait(lambda: marks(page, "sites") == 5 * 4)
+    values.select_by_visible_text("shift ratio")
 
 
 def test_few_epochs_have_whole_ticks(page: Any) -> None:

@@ -53,7 +53,7 @@ class Site:
         name: the module's; with `#2` after it for its second call in a forward; `logits`.
         kind: `bn`, `layer_norm`, `rms_norm`, `group_norm`, `instance_norm`, whose input is
             measured; `activation`, `logits`, `output` (of a module that a pattern names).
-        channel_dim: the dimension that holds the channels.
+        channel_dim, channels: the dimension that holds the channels, and their number.
         call, calls: which call of the module in a forward, counted from 0, of how many; with one,
             every call is measured.
     """
