@@ -51,12 +51,13 @@ depth: 20
         "8:14: norm.kind: 'batc' is not allowed; did you mean `batch`? allowed: batch, renorm, "
         "layer, rms, group, none, file.py:object, package.module:object",
         "9:12: optimizer: 3 is not a section of keys; write for instance {name: sgd}",
-        "10:1: schedule.name: missing; allowed: constant, multistep, cosine, onecycle",
+        "10:1: schedule.name: missing; allowed: constant, multistep, cosine, onecycle, "
+        "file.py:object, package.module:object",
         "11:24: measure.eval_epochs: 'alle' is not allowed; did you mean `all`? allowed: all, a "
         "list",
-        "12:1: depth: unknown key; did you mean `network.depth`? allowed here: arms, base, "
-        "checkpoint, data, epochs, grid, hardware, loss, measure, name, network, norm, optimizer, "
-        "recalibration, schedule, seeds, zip",
+        "12:1: depth: unknown key; did you mean `network.depth`? allowed here: arms, "
+        "average, base, checkpoint, data, epochs, grid, hardware, loss, measure, name, network, "
+        "norm, optimizer, recalibration, schedule, seeds, zip",
     ]
 
 
@@ -133,10 +134,15 @@ depth: 20
          "quotes"),
         ("optimizer.name=adm", "optimizer.name: 'adm' is not allowed; did you mean `adam`? "
          "allowed: sgd, adamw, adadelta, adafactor, adagrad, adam, adamax, asgd, nadam, radam, "
-         "rmsprop, rprop"),
+         "rmsprop, rprop, file.py:object, package.module:object"),
         ("optimizer.lr=0.1", "optimizer.lr: unknown key of sgd; did you mean `learning_rate`? "
          "allowed here: decay_norm_and_bias, learning_rate, momentum, name, nesterov, train, "
          "weight_decay"),
+        ("optimizer={name: adam, betas: [0.8, 0.9]}", "optimizer.betas: unknown key of adam; what "
+         "the object is called with goes into args: {betas: …}; allowed here: args, "
+         "learning_rate, name, train"),
+        ("optimizer={name: 'mine.py:Lion'}", "optimizer.learning_rate: missing; where schedules "
+         "start"),
         ("optimizer={name: adam, args: {lr: 1.0}}", "optimizer.args: lr is the key learning_rate, "
          "beside args"),
         ("optimizer={name: adamw, betas: [0.9]}", "optimizer.betas: too short; give 2"),

@@ -275,12 +275,12 @@ def _unknown_key(here: SchemaLocation, location: Path) -> str:
     having = [tag for tag, kind in siblings if _is_section(kind) and key in kind.model_fields]
     if key == "base":
         hint = "`base` is only allowed at the top of a file; "
+    elif "args" in section.keys and not suggest(key, allowed):
+        hint = f"what the object is called with goes into args: {{{one_line(key, 40)}: …}}; "
     elif having:
         hint = f"it is a key of {', '.join(having)}; "
     elif not is_top and key in Config.model_fields:
         hint = f"`{key}` is a section of its own, beside {here.path[0]}; "
-    elif section.tag == "own":
-        hint = f"what the object is called with goes into args: {{{one_line(key, 40)}: …}}; "
     else:
         homes = [f"`{home}`" for home in sorted(_find_key(Config, key))[:3]]
         elsewhere = f"did you mean {' or '.join(homes)}? " if homes else ""

@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from vshift.config import norm as config
 
 
-# Every normalisation layer, ours and PyTorch's.
-NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-
-
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalisation over [N, C] or [N, C, H, W] that keeps the last batch's statistics.
 

@@ -25,7 +25,7 @@ from vshift.errors import ConfigError
 from vshift.text import list_names, suggest
 
 BN, ACTIVATION, LOGITS, OUTPUT = "bn", "activation", "logits", "output"
-_NORMS: dict[str, type[nn.Module]] = {
+NORMS: dict[str, type[nn.Module]] = {
     BN: _BatchNorm,
     "layer_norm": nn.LayerNorm,
     "rms_norm": nn.RMSNorm,
@@ -38,10 +38,10 @@ _ACTIVATIONS = tuple(
 # The words of `measure.sites`, each with the kinds of site that it stands for.
 WORDS = {
     "bn": (BN,),
-    "norms": tuple(_NORMS),
+    "norms": tuple(NORMS),
     "activations": (ACTIVATION,),
     "logits": (LOGITS,),
-    "all": (*_NORMS, ACTIVATION, LOGITS),
+    "all": (*NORMS, ACTIVATION, LOGITS),
 }
 
 
@@ -129,10 +129,10 @@ def _calls(model: nn.Module, images: Tensor) -> list[Site]:
 
     def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         kind = _kind(module) if module is not model else LOGITS
-        x = args[0] if kind in _NORMS and args else output
+        x = args[0] if kind in NORMS and args else output
         if not (isinstance(x, Tensor) and x.is_floating_point() and x.ndim >= 2):
             return
-        if kind in _NORMS:
+        if kind in NORMS:
             dim = _channel_dim(module, x)
             at_the_end[0] = dim == x.ndim - 1
         else:
@@ -156,7 +156,7 @@ def _calls(model: nn.Module, images: Tensor) -> list[Site]:
 
 
 def _kind(module: nn.Module) -> str:
-    for kind, norm in _NORMS.items():
+    for kind, norm in NORMS.items():
         if isinstance(module, norm):
             return kind
     return ACTIVATION if isinstance(module, _ACTIVATIONS) else OUTPUT
@@ -200,7 +200,7 @@ def watch(
     handles = []
     for watcher in watchers:
         module = watcher.site.module
-        if watcher.site.kind in _NORMS:
+        if watcher.site.kind in NORMS:
             handles.append(module.register_forward_pre_hook(watcher.before))
         else:
             handles.append(module.register_forward_hook(watcher.after))

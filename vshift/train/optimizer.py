@@ -15,7 +15,7 @@ from torch.optim.sgd import sgd
 from vshift.config import own
 from vshift.config import training as config
 from vshift.errors import ConfigError
-from vshift.networks.norm import NORMS
+from vshift.shift.sites import NORMS
 from vshift.text import suggest
 
 Groups = list[dict[str, Any]]
@@ -159,8 +159,8 @@ def make_optimizer(model: nn.Module, config_: config.AnyOptimizer) -> Optimizer:
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     if not weights:
         raise ConfigError(
-            f"optimizer.train: {config_.train} trains nothing here; the network has no norm with "
-            "a scale and a shift"
+            f"optimizer.train: {config_.train} trains nothing here; the network has no norm, "
+            "of ours or of PyTorch's, with a scale and a shift"
             if config_.train == "norm"
             else "network: it has no weights to train"
         )
@@ -192,7 +192,7 @@ def make_optimizer(model: nn.Module, config_: config.AnyOptimizer) -> Optimizer:
 
 def _freeze_all_but_norms(model: nn.Module) -> None:
     for module in model.modules():
-        if not isinstance(module, NORMS):
+        if not isinstance(module, tuple(NORMS.values())):
             for weight in module.parameters(recurse=False):
                 weight.requires_grad_(False)
 
