@@ -179,7 +179,7 @@ class LayerRow(_Row):
         "jackknife standard error of `predicted_ratio`", default=None
     )
     predicted_exact: bool | None = _column(
-        "whether the formula is exact there: one noise, at most one linear layer after it",
+        "whether the formula is exact there: one noise per channel, then at most one linear layer",
         default=None,
     )
     closed_form_ratio: float | None = _column(
