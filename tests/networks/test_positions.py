@@ -85,6 +85,16 @@ def test_functions_have_no_noise_but_their_neighbours_may():
         find_position(model, "before_last_bn")
 
 
+def test_a_subclass_of_a_layer_is_one():
+    """As timm's `Linear`, whose forward is code of its own."""
+
+    class Linear(nn.Linear):
+        def forward(self, x):
+            return F.linear(x, self.weight, self.bias)
+
+    assert find_position(nn.Sequential(Linear(3, 3)), "before_classifier") == [("before", "0")]
+
+
 @pytest.mark.parametrize(
     ("model", "position", "text"),
     [

@@ -36,7 +36,7 @@ def find_position(model: nn.Module, position: str) -> list[Place]:
 
 class _PositionGraph(Graph):
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
+        super().__init__(model, Weighted)  # a subclass is a layer too, if not one to predict with
         self.counts = Counter(str(node.target) for node in self.nodes if self.module(node))
         # Bit i: the value of node i is needed.
         self._needed: dict[Node, int] = {}

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from vshift.networks.blocks import Attention, Dense, Residual
@@ -56,7 +57,7 @@ def trace(model: nn.Module, channels: int, size: int) -> list[Layer]:
         # Before the noise after it, which is a hook of its own.
         module.register_forward_hook(partial(note, name), prepend=True, with_kwargs=True)
         for name, module in model.named_modules()
-        if isinstance(module, Residual | Dense)
+        if isinstance(module, Residual | Dense | _BatchNorm)  # timm's BN has an activation inside
         or (is_layer(module) and not isinstance(module, nn.Identity))
     ]
     try:
@@ -88,7 +89,7 @@ def summarise(model: nn.Module, channels: int, size: int) -> dict[str, Any]:
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "macs": sum(layer.macs for layer in layers),
-        "bn_layers": sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()),
+        "bn_layers": sum(isinstance(m, _BatchNorm) for m in model.modules()),
         "layers": rows,
     }
 

@@ -22,8 +22,12 @@ SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 class _Tracer(torch.fx.Tracer):
     """Traces through containers, stops at BN layers and noise, and sees the noise of hooks."""
 
+    def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
+        super().__init__()
+        self.leaves = (_BatchNorm, Noise, *leaves)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        is_known = isinstance(m, _BatchNorm | Noise) or hook_of(m) is not None
+        is_known = isinstance(m, self.leaves) or hook_of(m) is not None
         return is_known or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
@@ -46,6 +50,9 @@ class _Tracer(torch.fx.Tracer):
 class Graph:
     """A network, traced without running it.
 
+    Args:
+        leaves: kinds of module that are one operation, whatever they compute.
+
     Attributes:
         modules: all of them, by name.
         nodes: the operations, in the order of the forward pass.
@@ -54,10 +61,10 @@ class Graph:
         ValueError: its forward depends on values, or changes one in place without naming it anew.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> None:
         self.modules = dict(model.named_modules())
         try:
-            self.nodes: list[Node] = list(_Tracer().trace(model).nodes)
+            self.nodes: list[Node] = list(_Tracer(leaves).trace(model).nodes)
         except Exception as error:  # torch.fx raises many kinds
             raise ValueError(f"the model cannot be traced by torch.fx: {error}") from error
         for node in self.nodes:
