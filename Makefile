@@ -9,6 +9,7 @@ JOBS    ?=
 CONFIGS ?= configs/quick
 SEEDS   ?=
 KILLS   ?= 200
+GENERATED ?= 10000
 SEED    ?= 0
 # Options for every study, for instance STUDY_SETS="--set 'data={name: imagefolder, root: …}'"
 STUDY_SETS ?=
@@ -49,8 +50,8 @@ slurm-test: $(READY)  ## test sweeps on a real Slurm on this machine; as root, i
 	VSHIFT_REQUIRE_SLURM=1 $(VENV)/bin/python -m pytest tests/slurm || code=$$?; \
 	tests/slurm/cluster.sh stop; exit $$code
 
-soak: $(READY)  ## kill small runs at KILLS random moments, resume them, compare every bit
-	KILLS=$(KILLS) SEED=$(SEED) $(VENV)/bin/python -m pytest tests/soak -s
+soak: $(READY)  ## kill small runs at KILLS random moments, resume them, compare every bit; train GENERATED configs
+	KILLS=$(KILLS) SEED=$(SEED) GENERATED=$(GENERATED) $(VENV)/bin/python -m pytest tests/soak -s
 
 lint: $(READY)  ## check style and types
 	$(VENV)/bin/ruff check vshift tests benchmarks

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vshift.config.batches import has_single_values, lone_images
+from vshift.config.networks import Autoencoder
 from vshift.config.norm import BatchRenorm
 from vshift.config.schema import Config
 from vshift.data import ImageSet, Part, plain_stream, train_stream
@@ -158,9 +159,15 @@ class TrainingContext:
             else None
         )
         self.objective = make_objective(config, images)
-        self.metrics = MetricAccumulator(self.device, images.target_std)
+        self.metrics = self.make_metrics()
         self.sites = measured_sites(config, self.model, images)
         self.layer_log = TrainingLog(self.model, self.sites) if config.measure.every else None
+
+    def make_metrics(self) -> MetricAccumulator:
+        """Sums for the scores of one part of the images, or of an epoch."""
+        # An autoencoder predicts pixels, whatever targets the images have.
+        is_coder = isinstance(self.config.network, Autoencoder)
+        return MetricAccumulator(self.device, None if is_coder else self.images.target_std)
 
     def enter_epoch(self, epoch: int) -> bool:
         """Bring the network into the state of an epoch of training, counted from 1.

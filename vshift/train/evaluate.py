@@ -75,7 +75,7 @@ def _images(batches: Batches) -> Callable[[], Iterator[Tensor]]:
 @torch.no_grad()
 def evaluate(context: TrainingContext, batches: Iterable[tuple[Tensor, Tensor]]) -> Scores:
     """Mean loss and scores over batches, in the model's present mode."""
-    metrics = MetricAccumulator(context.device, context.images.target_std)
+    metrics = context.make_metrics()
     calibration = CalibrationSums(context.device)
     classes = len(context.images.classes)
     for images, labels in batches:
