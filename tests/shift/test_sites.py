@@ -10,9 +10,10 @@ from tests.configs import make_config
 from vshift.errors import ConfigError
 from vshift.networks.build import build
 from vshift.networks.norm import BatchNorm
+from vshift.runs.schema import SITE_KINDS
 from vshift.shift.comparison import compare_passes, run_passes
 from vshift.shift.noise_graph import noise_in_front
-from vshift.shift.sites import bn_sites, capturing, find_sites
+from vshift.shift.sites import OUTPUT, WORDS, bn_sites, capturing, find_sites
 from vshift.shift.stats import TrainingLog, site_stats
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,6 +64,11 @@ def test_words_stand_for_kinds_in_forward_order_and_bn_is_always_there():
     assert set(names(model, "all")) == {*norms, "relu", "relu#2", "gelu", "logits"}
     assert names(model, "logits", "f*") == ["bn", "fc", "logits"]
     assert names(model, "bn") == ["bn"] == [site.name for site in bn_sites(model)]
+
+
+def test_kinds_are_those_that_files_and_reports_know():
+    kinds = {site.kind for site in find_sites(network(), ["all", "fc"], IMAGES)}
+    assert kinds < set(SITE_KINDS) == {*WORDS["all"], OUTPUT}
 
 
 def test_channels_are_where_the_layer_has_them():

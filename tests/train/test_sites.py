@@ -9,7 +9,9 @@ from tests.configs import make_config
 from tests.soak.harness import differences
 from tests.train.test_checkpointer import attempt
 from tests.train.test_fast_steps import context_of, equal, trained
+from vshift.compare import compare
 from vshift.errors import ConfigError
+from vshift.runs import find_runs
 from vshift.train import fast_steps
 from vshift.train.fast_steps import CapturedStep, make_train_step
 from vshift.train.loop import TrainStep
@@ -114,6 +116,9 @@ def test_rows_and_means_by_kind_of_a_network_without_running_statistics(tmp_path
     assert summary["mean_shift_logits"] == pytest.approx(rows[-1]["mean_shift"])
     assert summary["shift_ratio_mean"] is None
     assert summary["bn_layers"] == 0
+    metric = "shift_ratio_mean_group_norm"
+    (row,) = compare(find_runs([tmp_path]), metrics=[metric]).rows
+    assert row[f"{metric}_mean"] == pytest.approx(summary[metric])
     vectors = folder.read_channels()
     assert vectors["logits.train_variance"].shape == (10,)
     assert "logits.running_variance" not in vectors

@@ -31,8 +31,8 @@ class Measure(Section):
     )
     explain_batches: CountOrZero = Field(
         10,
-        description="Batches from which a layer's local, inherited and predicted ratio are taken, "
-        "wherever eval_variance is measured; 0: not at all.",
+        description="Batches from which lag, mean shift, and a layer's local, inherited and "
+        "predicted ratio are taken, wherever eval_variance is measured; 0: not at all.",
     )
     modes: bool = Field(
         False,

@@ -14,8 +14,8 @@ import pandas as pd
 
 from vshift.compare.groups import NO_NOISE
 from vshift.report.layouts import PALETTE, SHAPES, grouped
-from vshift.report.study import Study
-from vshift.runs.schema import column_name
+from vshift.report.study import SITE_VALUES, Study
+from vshift.runs.schema import SITE_KINDS, column_name
 from vshift.text import escape_control, natural
 
 INK, GRID, MIDDLE = "#333333", "#dddddd", "#888888"
@@ -181,31 +181,11 @@ def depth(study: Study) -> Any:
     return drawn.add_params(HIDDEN).properties(height=340)
 
 
-_SITE_VALUES = {
-    "shift_ratio": "shift ratio",
-    "lag_free_ratio": "shift ratio without lag",
-    "lag_ratio": "lag: training/running variance",
-    "mean_shift": "mean shift, in standard deviations",
-    "mean_tid": "mean train-inference discrepancy",
-    "variance_tid": "variance train-inference discrepancy",
-}
-_KINDS = {
-    "bn": "BN layers",
-    "layer_norm": "layer norms",
-    "rms_norm": "RMS norms",
-    "group_norm": "group norms",
-    "instance_norm": "instance norms",
-    "activation": "activations",
-    "logits": "logits",
-    "output": "other modules",
-}
-
-
 def sites(study: Study) -> Any:
     """Lag, means and discrepancies by depth, of BN layers or of another kind of site."""
     frame = study.sites
-    values = [value for value in _SITE_VALUES if frame[value].notna().any()]
-    kinds = [kind for kind in _KINDS if (frame["kind"] == kind).any()]
+    values = [value for value in SITE_VALUES if frame[value].notna().any()]
+    kinds = [kind for kind in SITE_KINDS if (frame["kind"] == kind).any()]
     if kinds in ([], ["bn"]) and values in ([], ["shift_ratio"]):
         return None  # as the chart by depth
     colour, shape = by_config(study)
@@ -234,8 +214,8 @@ def sites(study: Study) -> Any:
         alt.layer(base.mark_line(strokeWidth=2), points)
         .add_params(
             HIDDEN,
-            select("kind", "Sites", kinds, kinds[0], [_KINDS[kind] for kind in kinds]),
-            select("what", "Show", values, values[0], [_SITE_VALUES[value] for value in values]),
+            select("kind", "Sites", kinds, kinds[0], [SITE_KINDS[kind] for kind in kinds]),
+            select("what", "Show", values, values[0], [SITE_VALUES[value] for value in values]),
         )
         .properties(height=300)
     )

@@ -21,7 +21,7 @@ from vshift.report.layouts import StudyGroup, make_groups
 from vshift.runs import files
 from vshift.runs.folder import LAYERS, MODES, RECALIBRATION, RunFolder
 from vshift.runs.read import RunRecord, number
-from vshift.runs.schema import LAYER_COLUMNS, SUMMARY_COLUMNS, column_name, error_of
+from vshift.runs.schema import LAYER_COLUMNS, SITE_KINDS, SUMMARY_COLUMNS, column_name, error_of
 from vshift.text import NONE, escape_control, format_number
 
 Row = dict[str, Any]
@@ -46,12 +46,15 @@ _VARIANCES = {
 }
 _RATIOS = {f"{name}_ratio": name for name in ("total", "local", "inherited", "predicted")}
 _FLAGS = ("noise_before", "predicted_exact")
-SITE_VALUES = (
-    "shift_ratio", "lag_free_ratio", "lag_ratio", "mean_shift", "mean_tid", "variance_tid"
-)  # fmt: skip
-_KINDS = (
-    "bn", "layer_norm", "rms_norm", "group_norm", "instance_norm", "activation", "logits", "output"
-)  # fmt: skip
+# The values of a site that are compared by depth, each in words.
+SITE_VALUES = {
+    "shift_ratio": "shift ratio",
+    "lag_free_ratio": "shift ratio without lag",
+    "lag_ratio": "lag: training/running variance",
+    "mean_shift": "mean shift, in standard deviations",
+    "mean_tid": "mean train-inference discrepancy",
+    "variance_tid": "variance train-inference discrepancy",
+}
 # What is a number in a row of layers.jsonl, and what of that a table shows.
 _NUMBERS = [
     key for key, column in LAYER_COLUMNS.items() if not column.is_text and key not in _FLAGS
@@ -259,7 +262,7 @@ def _layers(groups: Sequence[StudyGroup], problems: list[str]) -> pd.DataFrame:
                 for row in read_layers(run.path, epochs):
                     kind, cause = row.get("kind", "bn"), row.get("cause") or ""
                     # Of other sites than BN layers only the last epoch is shown.
-                    if kind in _KINDS and (kind == "bn" or row.get("epoch") == epochs[-1]):
+                    if kind in SITE_KINDS and (kind == "bn" or row.get("epoch") == epochs[-1]):
                         found.append((group.label, run.seed, {**row, "kind": kind, "cause": cause}))
     frame = _frame(found, ["layer", "kind", "cause"], _NUMBERS, _FLAGS)
     return frame[frame["index"].notna() & frame["epoch"].notna()]

@@ -274,6 +274,17 @@ class EpochRow(_Row):
     )
 
 
+# What `kind` can be in a row of layers.jsonl, each in words.
+SITE_KINDS = {
+    "bn": "BN layers",
+    "layer_norm": "layer norms",
+    "rms_norm": "RMS norms",
+    "group_norm": "group norms",
+    "instance_norm": "instance norms",
+    "activation": "activations",
+    "logits": "logits",
+    "output": "other modules",
+}
 LAYER_COLUMNS = columns_of(LayerRow)
 EPOCH_COLUMNS = columns_of(EpochRow)
 
