@@ -383,9 +383,9 @@ def test_numbers_of_absurd_size_are_refused_before_they_do_harm() -> None:
     huge = random.Random(0).randrange(10**900)
     for section, key in (
         ("data", "batch_size"), ("data", "train_limit"), ("measure", "eval_batches"),
-        ("measure", "monte_carlo"), ("recalibration", "batches"), ("hardware", "threads"),
-        ("checkpoint", "every"), ("checkpoint", "minutes"), ("data", "seed"),
-        ("data", "validation"),
+        ("measure", "monte_carlo"), ("measure", "monte_carlo_bn"), ("recalibration", "batches"),
+        ("hardware", "threads"), ("checkpoint", "every"), ("checkpoint", "minutes"),
+        ("data", "seed"), ("data", "validation"),
     ):  # fmt: skip
         content = {**TINY.model_dump()}
         content[section] = {**content[section], key: huge}

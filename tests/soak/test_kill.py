@@ -43,7 +43,7 @@ data: {name: shapes, train: 120, test: 50, batch_size: 10}
 network: {name: mlp, widths: [64, 64], noise: {kind: gaussian, rate: 0.3, position: before_bn}}
 norm: {kind: batch, momentum: null}
 epochs: 12
-measure: {eval_batches: 2, every: 2, modes: true, monte_carlo: 2}
+measure: {eval_batches: 2, every: 2, modes: true, monte_carlo: 2, monte_carlo_bn: 2}
 optimizer: {name: adamw}
 average: {kind: ema, decay: 0.9, buffers: [own, copied, averaged, precise]}
 recalibration: {methods: [swap, precise, layerwise, dropout_on, batch, mix], batches: 4}

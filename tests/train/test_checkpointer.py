@@ -25,7 +25,13 @@ NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_bn"}
 CONFIG = make_config(
     data={"name": "shapes", "train": 100, "test": 20, "batch_size": 20},
     network={"name": "mlp", "widths": [16, 16], "noise": NOISE},
-    measure={"eval_batches": 2, "eval_epochs": "all", "modes": True, "monte_carlo": 2},
+    measure={
+        "eval_batches": 2,
+        "eval_epochs": "all",
+        "modes": True,
+        "monte_carlo": 2,
+        "monte_carlo_bn": 2,
+    },
     recalibration={"methods": ["swap", "precise", "layerwise", "dropout_on"], "batches": 2},
     average={"kind": "ema", "decay": 0.9, "buffers": ["own", "copied", "averaged", "precise"]},
     epochs=3,
