@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -129,6 +130,9 @@ def test_references_are_relative_to_the_file_that_says_them(folder: Path, monkey
         ("my_model.py:MyNt", "{folder}/my_model.py has no 'MyNt'; did you mean `MyNet`?"),
         ("my_model.py:x", "{folder}/my_model.py has no 'x'; it has MyNet, Other, helper, nn"),
         ("broken.py:MyNet", "{folder}/broken.py:2: not valid Python: invalid syntax"),
+        ("folder.py:MyNet", "{folder}/folder.py is no file"),
+        ("pipe.py:MyNet", "{folder}/pipe.py is no file"),
+        ("deep.py:MyNet", "{folder}/deep.py:1: not valid Python: too many nested parentheses"),
         ("no_such_package.module:x", "there is no module 'no_such_package' in the working folder "
          "and none is installed"),
         ("json.dekoder:x", "there is no module 'json.dekoder': 'json' has no 'dekoder'"),
@@ -137,6 +141,9 @@ def test_references_are_relative_to_the_file_that_says_them(folder: Path, monkey
 )  # fmt: skip
 def test_what_is_not_there_is_named(name: str, problem: str, folder: Path, monkeypatch) -> None:
     (folder / "broken.py").write_text("\nclass MyNet(:\n")
+    (folder / "deep.py").write_text("(" * 10_000)
+    (folder / "folder.py").mkdir()
+    os.mkfifo(folder / "pipe.py")
     monkeypatch.chdir(folder)
     (line,) = problems(folder / "own.yaml", f"network.name={name}")
     where = f"--set network.name={name}: network.name: "

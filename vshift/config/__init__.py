@@ -1,6 +1,7 @@
 """YAML text → frozen typed objects. Nothing in here imports torch.
 
-In reading order: `schema` with `networks`, `noise` and `block` (the keys), `identity` (what makes
+In reading order: `schema` with a file per section and `block` (the keys), `own` (parts by
+reference: a user's files, read and not run until they are needed), `identity` (what makes
 two configs the same, also under old names), `yaml12` (text → values with their locations), `load`
 (files, bases, `--set`), `problems` (error lines), `expand` (arms, zip, grid).
 """

@@ -15,9 +15,11 @@ import importlib.machinery
 import importlib.util
 import inspect
 import os
+import stat
 import sys
 import sysconfig
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -32,6 +34,7 @@ from vshift.errors import ConfigError, VShiftError
 from vshift.text import did_you_mean, one_line, pluralize, show_value
 
 FORMS = ("file.py:object", "package.module:object")
+MAX_BYTES = 10_000_000  # of a file
 
 
 def _well_formed(reference: str) -> str:
@@ -258,7 +261,7 @@ def _located(reference: str) -> Path:
     """The file that a reference names; a module's is in the working folder or installed."""
     module = reference.rpartition(":")[0]
     if is_file_reference(reference):
-        return Path(module)
+        return Path(os.path.abspath(module))
     first, *rest = module.split(".")
     finder = importlib.machinery.PathFinder
     spec = finder.find_spec(first, [os.getcwd()]) or importlib.util.find_spec(first)
@@ -324,6 +327,11 @@ def _defined(body: Iterable[ast.AST]) -> Iterator[str]:
 
 def _read(path: Path) -> tuple[bytes, _Syntax]:
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path} is no file")
+        if status.st_size > MAX_BYTES:
+            raise ValueError(f"{path}: larger than {MAX_BYTES // 1_000_000} MB; is it Python?")
         content = path.read_bytes()
     except FileNotFoundError:
         folder = path.parent
@@ -338,8 +346,9 @@ def _read(path: Path) -> tuple[bytes, _Syntax]:
 @functools.lru_cache(maxsize=1000)
 def _syntax(path: Path, content: bytes) -> _Syntax:
     try:
-        return _Syntax(ast.parse(content))
-    except (SyntaxError, ValueError) as error:
+        with warnings.catch_warnings(action="ignore"):
+            return _Syntax(ast.parse(content))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None)
         where = f"{path}:{line}" if line else str(path)
         raise ValueError(f"{where}: not valid Python: {getattr(error, 'msg', error)}") from None
@@ -379,10 +388,9 @@ def import_object(part: OwnPart) -> Any:
         raise ConfigError(str(error)) from None
     key = str(path), _hash(files)
     if key not in _MODULES:
+        is_module = _is_installed(path) and not is_file_reference(part.reference)
         with running(part.reference):
-            _MODULES[key] = (
-                importlib.import_module(module_name) if _is_installed(path) else _run(path, files)
-            )
+            _MODULES[key] = importlib.import_module(module_name) if is_module else _run(path, files)
     module = _MODULES[key]
     if not hasattr(module, name):
         hint = did_you_mean(name, [word for word in vars(module) if not word.startswith("_")])
