@@ -194,6 +194,11 @@ class Sign(torch.optim.Optimizer):
 def nothing(params):
     return 3
 
+class Odd(Sign):
+    def step(self):
+        super().step()
+        self.state[self.param_groups[0]["params"][0]]["odd"] = object()
+
 class Groupless(Sign):
     def __init__(self, params):
         super().__init__(params, 1.0)
@@ -240,6 +245,7 @@ def test_an_optimizer_of_ones_own_resumes(tmp_path, mine):
         ("nothing", {}, "mine.py:nothing gave int, which has no param_groups; an optimizer has"),
         ("Groupless", {}, "mine.py:Groupless: the param_groups of its optimizer have no `lr`"),
         ("Sign", {"betta": 1}, "did you mean `beta`"),
+        ("Odd", {}, "optimizer.name: state in its state dict is .*, which a checkpoint cannot"),
     ],
 )
 def test_what_is_no_optimizer_leaves_nothing_written(tmp_path, mine, name, args, reason):

@@ -98,11 +98,16 @@ def _rehearse(context: TrainingContext) -> None:
                 "of outputs"
             )
         TrainStep(context)(images, labels)
-    _check_storable(context.model.state_dict())
+    _check_storable("network.name", context.model.state_dict())
+    _check_storable("optimizer.name", context.optimizer.state_dict())
 
 
-def _check_storable(state: dict[str, Any]) -> None:
-    """Refuse a state dict with anything that a checkpoint could not be read with again."""
+def _check_storable(key: str, state: dict[str, Any]) -> None:
+    """Refuse a state dict with anything that a checkpoint could not be read with again.
+
+    Args:
+        key: of the config, whose state it is.
+    """
     for name, value in state.items():
         file = io.BytesIO()
         try:
@@ -112,7 +117,7 @@ def _check_storable(state: dict[str, Any]) -> None:
                 torch.load(file, weights_only=True)
         except Exception as error:  # pickling raises many kinds
             raise ConfigError(
-                f"network.name: {name} in its state dict is {describe_type(value)}, which a "
+                f"{key}: {name} in its state dict is {describe_type(value)}, which a "
                 "checkpoint cannot hold; use tensors, numbers, text, lists and dicts of them"
             ) from error
 
