@@ -153,7 +153,7 @@ def show_value(value: Any, limit: int = 60) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Mapping | list):
         return "a list" if isinstance(value, list) else "a mapping"
-    text = str(value)
+    text = value if isinstance(value, str) else " ".join(str(value).split())
     text = text if len(text) <= limit else text[: limit - 1] + "…"
     return repr(text) if isinstance(value, str) else text
 

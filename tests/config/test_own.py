@@ -164,6 +164,20 @@ def test_keys_of_a_family_are_sent_to_args(folder: Path) -> None:
     assert "network.depth: unknown key; what the object is called with goes into args: " in line
 
 
+def test_noise_without_a_place_is_refused(folder: Path) -> None:
+    noise = "{kind: dropout, rate: 0.3}"
+    (line,) = problems(folder / "own.yaml", f"network.noise={noise}")
+    assert "network.noise: noise has no place: name modules with before or after" in line
+    placed = "{kind: dropout, rate: 0.3, position: before_bn}"
+    (line,) = problems(folder / "own.yaml", f"network.noise=[{placed}, {noise}]")
+    assert "network.noise: noise2 has no place" in line
+
+
+def test_a_reference_in_the_place_of_a_section(folder: Path) -> None:
+    (line,) = problems(folder / "own.yaml", "network=my_model.py:MyNet")
+    assert line.endswith("is not a section of keys; write for instance {name: my_model.py:MyNet}")
+
+
 def make(**network: object) -> own.OwnPart:
     config = Config.model_validate(
         {"name": "a", "data": {"name": "shapes"}, "epochs": 1, "network": network}

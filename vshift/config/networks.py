@@ -377,6 +377,18 @@ class OwnNetwork(OwnPart, _WithNoise):
         description="Let plain nn.BatchNorm layers be vshift's: the same parameters and names.",
     )
 
+    @field_validator("noise")
+    @classmethod
+    def _noise_has_a_place(cls, noise: Any) -> Any:
+        for index, entry in enumerate(as_list(noise)):
+            if not entry.places:
+                which = f"noise{index + 1}" if isinstance(noise, list) else "noise"
+                raise ValueError(
+                    f"{which} has no place: name modules with before or after, for instance "
+                    f"{{before: '*bn2'}}, or give it a position ({', '.join(language.POSITIONS)})"
+                )
+        return noise
+
     @property
     def size_label(self) -> str:
         """The object's name: `MyNet`, `resnet18`."""

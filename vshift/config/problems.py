@@ -233,7 +233,8 @@ def _what(here: SchemaLocation, item: ErrorDetails) -> str:
         case "model_type" | "model_attributes_type":
             text = f"{shown} is not a section of keys"
             if branches:
-                named = isinstance(value, str) and value in here.sections
+                is_reference = here.forms and ":" in str(value)
+                named = isinstance(value, str) and (value in here.sections or is_reference)
                 example = value if named else next(iter(here.sections))
                 text += f"; write for instance {{{here.tag_key}: {example}}}"
             return text
