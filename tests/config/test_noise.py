@@ -4,7 +4,10 @@ from typing import Any
 
 import pytest
 
+from tests.configs import make_config
 from vshift.config.noise import _BY_KIND, read_noise
+
+DROPOUT = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
 
 
 @pytest.mark.parametrize(
@@ -66,3 +69,14 @@ def test_an_unknown_key_of_a_known_kind_is_left_out() -> None:
     noise = read_noise({"kind": "dropout", "rate": 0.5, "unit": "channel", "since": 3})
     assert noise == read_noise({"kind": "dropout", "rate": 0.5, "unit": "channel"})
     assert noise.unit == "channel"  # type: ignore[attr-defined]
+
+
+def test_the_whole_run_is_one_config_however_it_is_written() -> None:
+    plain = make_config(network={"name": "preresnet", "depth": 8, "noise": DROPOUT})
+    always = {**DROPOUT, "from": 0, "until": 1}
+    assert make_config(network={"name": "preresnet", "depth": 8, "noise": always}) == plain
+    early = {**DROPOUT, "from": 0, "until": 0.3}
+    config = make_config(network={"name": "preresnet", "depth": 8, "noise": early}, epochs=10)
+    (entry,) = config.network.noises
+    assert (entry.span, entry.epochs(10)) == ((0.0, 0.3), range(1, 4))
+    assert [list(entry.epochs(total)) for total in (1, 2, 5)] == [[], [1], [1, 2]]

@@ -10,7 +10,15 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, Tag, ValidationError, create_model, field_validator, model_validator
+from pydantic import (
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from vshift.config import block
 from vshift.config.own import OwnPart, Reference
@@ -71,6 +79,12 @@ class BaseNoise(_FromStart):
         description="linear: no noise in the first block, growing to the full strength in the last "
         "one, as timm's drop_path_rate; default: the same in all.",
     )
+
+    @field_validator("from", "until")
+    @classmethod
+    def _one_way_to_say_always(cls, share: float | None, info: ValidationInfo) -> float | None:
+        """`from: 0` and `until: 1` are the defaults, however they are written."""
+        return None if share == {"from": 0.0, "until": 1.0}[str(info.field_name)] else share
 
     @model_validator(mode="after")
     def _begins_before_it_ends(self) -> Self:
