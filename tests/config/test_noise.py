@@ -80,3 +80,10 @@ def test_the_whole_run_is_one_config_however_it_is_written() -> None:
     (entry,) = config.network.noises
     assert (entry.span, entry.epochs(10)) == ((0.0, 0.3), range(1, 4))
     assert [list(entry.epochs(total)) for total in (1, 2, 5)] == [[], [1], [1, 2]]
+
+
+def test_noise_of_ones_own_is_named_with_its_arguments():
+    entry = {"kind": "/somewhere/my_noise.py:Mine", "args": {"sigma": 0.5}, "before": "bn"}
+    noise = read_noise(entry)
+    assert noise.phrase == "noise of one’s own (my_noise.py:Mine, sigma 0.5)"
+    assert noise.strength is None  # not 0, which is no noise

@@ -21,8 +21,10 @@ from pydantic import (
 )
 
 from vshift.config import block
+from vshift.config.identity import short_references
 from vshift.config.own import OwnPart, Reference
 from vshift.config.section import OneOrList, Section, as_list, no_repeats, own_or_named
+from vshift.text import format_value
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Strength = Annotated[float, Field(ge=0)]
@@ -317,6 +319,12 @@ class OwnNoise(OwnPart, BaseNoise):
     label = "noise of one’s own"
     strength_keys: ClassVar[dict[str, str]] = {}
     kind: Reference = Field(description="The callable; its module may offer `variance`, its s².")
+
+    @property
+    def phrase(self) -> str:
+        name = str(short_references(self.kind, "kind"))
+        given = [f"{key} {format_value(value)}" for key, value in self.args.items()]
+        return f"{self.label} ({', '.join([name, *given])})"
 
     @property
     def variance(self) -> float:
