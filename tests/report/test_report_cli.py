@@ -37,6 +37,13 @@ def test_a_missing_folder_is_one_sentence_and_exit_code_2(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
+def test_a_name_that_is_too_long_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    for command in ("report", "watch", "compare", "recalibrate"):
+        done = vshift(command, tmp_path / ("x" * 300))
+        assert done.returncode == 2
+        assert done.stderr.endswith("File name too long; choose a shorter name")
+
+
 def test_watch_once(tmp_path: Path) -> None:
     make_run(tmp_path, "a", status="interrupted")
     done = vshift("watch", tmp_path, "--once")

@@ -202,7 +202,7 @@ class Watcher:
         try:
             records = find_runs(self.folders)
         except RunError:
-            if not all(folder.is_dir() for folder in self.folders):
+            if not all(os.path.isdir(folder) for folder in self.folders):
                 raise
             records = []  # no run yet: a sweep may be about to begin
         order = {status: rank for rank, status in enumerate(_ORDER)}
