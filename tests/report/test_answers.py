@@ -76,6 +76,22 @@ def test_where_the_shift_begins(study: Study) -> None:
     assert "<b>no noise</b>: at no layer." in text
 
 
+def test_a_shift_elsewhere_than_in_the_worst_config_is_told_by_name(tmp_path: Path) -> None:
+    """The config that loses most has no shift; two others have the same strength."""
+    for name, accuracy, epochs, ratio in (
+        ("none", 90.0, 3, 1.0), ("long", 85.0, 4, 1.3), ("short", 70.0, 3, 1.0)
+    ):  # fmt: skip
+        noise = None if name == "none" else dropout(0.3)
+        row = {"epoch": epochs, "index": 0, "layer": "bn1", "shift_ratio": ratio}
+        make_run(
+            tmp_path, name, config=config_of(name, noise, epochs), layers=[row],
+            summary=summary_of(accuracy, shift_ratio_mean=ratio),
+        )  # fmt: skip
+    card, text = told(collect(find_runs([tmp_path])))["begin"]
+    assert card.answer == "bn1 (layer 1 of 1) in long"
+    assert "first at bn1 (long) and at no layer (short)." in text
+
+
 def test_a_noisy_ratio_is_no_beginning(tmp_path: Path) -> None:
     """1.2 ± 0.1 is above 1.05, and not three standard errors above 1."""
     rows = [
@@ -143,6 +159,20 @@ def test_what_recalibration_recovers(study: Study) -> None:
     assert "Significant, the other configs:" in text
     assert "Methods: precise, averages over training batches with noise off" in card.fine
     assert "; swap, each layer’s input in eval mode" in card.fine
+
+
+def test_more_is_recovered_than_was_lost(tmp_path: Path) -> None:
+    for name, noise, accuracy in (("a", None, 90.0), ("b", dropout(0.5), 86.5)):
+        path = make_run(tmp_path, name, 0, accuracy, config=config_of(name, noise))
+        methods = [("none", accuracy), ("precise", 92.0)]
+        rows = [{"method": method, "test_accuracy": value} for method, value in methods]
+        (path / "recalibration.json").write_text(json.dumps({"methods": rows}))
+    card, text = told(collect(find_runs([tmp_path])))["recalibration"]
+    assert card.answer == "all 3.50 points and 2.00 more in b"
+    assert (
+        "recovers all of the 3.50 points of test error that <b>b</b> lost, and <b>2.00</b> more"
+        in text
+    )
 
 
 def test_nothing_measured_says_which_key_would(tmp_path: Path) -> None:

@@ -123,6 +123,23 @@ def test_configs_that_differ_in_strength_only_stand_together(arms: Study) -> Non
     assert set(alone) == {group.label for group in arms.groups}
 
 
+def test_hashes_and_defaults_of_parts_that_others_lack_are_not_told(tmp_path: Path) -> None:
+    def own(source: str, **keys: Any) -> dict[str, Any]:
+        return config_of() | {"network": {"name": "n.py:Net", "source": source * 16, **keys}}
+
+    make_run(tmp_path, "plain")
+    make_run(tmp_path, "own", config=own("a"))
+    make_run(tmp_path, "args", config=own("b", args={"width": 8}))
+    told = in_words(collect(find_runs([tmp_path])).groups)
+    assert told["own"] == "name n.py:Net"
+    assert "source" not in told["args"]
+    assert "width" in told["args"]
+    assert told["plain"] == "name mlp; widths [8, 8]"
+    make_run(tmp_path, "changed", config=own("c"))
+    told = in_words(collect(find_runs([tmp_path])).groups)
+    assert "source aaaaaaaaaaaaaaaa" in told["own"]
+
+
 def test_what_all_have_in_common_and_what_words_mean(arms: Study, study: Study) -> None:
     assert shared(arms.groups) == "mlp, 3 epochs, 1 seed each"
     assert [term.split(":")[0] for term in terms(study.groups, measured=True)] == [

@@ -182,6 +182,13 @@ def active_noise(config: Row) -> list[Row]:
     return [e for e in entries if isinstance(e, dict) and read_noise(e).strength != 0]
 
 
+def changed_of(config: Row) -> Row:
+    """The part of a config that is not at its default; all of one that cannot be validated."""
+    with suppress(ValidationError, RecursionError):
+        return Config.model_validate({"name": "any", **config}).model_dump(exclude_defaults=True)
+    return config
+
+
 def value_at(value: Any, key: str) -> Any:
     """The value at a dotted key of a mapping; None where there is none."""
     for part in key.split("."):

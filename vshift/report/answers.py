@@ -286,16 +286,22 @@ def _beginning(study: Study, effects: Sequence[Effect]) -> Card:
         why = "No run has a measured shift (measure.every: 0 turns it off, or there is no BN)."
         return Card("begin", question, "Not measured", [Markup(why)])
     worst = most_affected(study, effects)
+    if first.get(worst.label) is None:  # of the others, the one with the largest shift
+        shifted = [group for group in study.used if first.get(group.label) is not None]
+        worst = max(shifted, key=_mean_shift, default=worst)
     layer = first.get(worst.label)
     layouts = dict.fromkeys(group.noise.layout for group in study.used)
     text = [_course(study, worst, layer)] if layer is not None else []
     for layout in layouts:
         groups = [g for g in study.used if g.noise.layout == layout and g.label in first]
-        layers = grouped((first[g.label], g.noise.strength_in_words or g.label) for g in groups)
+        strengths = [g.noise.strength_in_words for g in groups]
+        is_told = len(set(strengths)) == len(groups) and all(strengths)
+        names = strengths if is_told else [g.label for g in groups]
+        layers = grouped((first[g.label], name) for g, name in zip(groups, names, strict=True))
         parts = []
-        for found, names in layers.items():
+        for found, those in layers.items():
             where = "at no layer" if found is None else f"first at {escape_control(found)}"
-            which = join_html(dict.fromkeys(names))
+            which = join_html(those)
             parts.append(where if len(layers) == 1 else say("{} ({})", where, which))
         text.append(say("{}: {}.", bold(layout), join_html(parts)))
     lagging = study.depth[(study.depth["cause"] == "lag") & (study.depth["ratio"] >= SHIFTED)]
@@ -331,6 +337,11 @@ def first_shifted(study: Study) -> dict[str, str | None]:
         above = above[above["cause"] != "lag"]
         result[str(label)] = str(above["layer"].iloc[0]) if len(above) else None
     return result
+
+
+def _mean_shift(group: Group) -> float:
+    sample = group.sample("shift_ratio_mean")
+    return sample.mean if sample else 0.0
 
 
 def _course(study: Study, group: Group, layer: str) -> Markup:
@@ -443,7 +454,11 @@ def _recalibration(study: Study, effects: Sequence[Effect]) -> Card:
     lost = next((e.value for e in effects if e.group is group and e.value > 0), None)
     method, label = bold(chosen.method), bold(group.label)
     change, what = bold(study.format_score(abs(value))), column_name(study.score)
-    if lost is not None and value > 0:
+    more = None if lost is None or value <= lost else study.format_score(value - lost)
+    if more is not None:
+        begin = say("{} recovers all of the {} {} that {} lost, and {} more", method,
+            study.format_score(lost), study.unit, label, bold(more))  # fmt: skip
+    elif lost is not None and value > 0:
         begin = say("{} recovers {} {} of the {} that {} lost", method, change, study.unit,
             study.format_score(lost), label)  # fmt: skip
     else:
@@ -481,4 +496,7 @@ def _recalibration(study: Study, effects: Sequence[Effect]) -> Card:
     is_doubtful = chosen.found.is_tested and not chosen.found.is_significant
     doubt = ", not significant" if is_doubtful else ""
     answer = f"{study.format_score(value)}{of}{study.points} in {group.label}{doubt}"
+    if more is not None:
+        answer = f"all {study.format_score(lost)}{study.points} and {more} more in "
+        answer += f"{group.label}{doubt}"
     return Card("recalibration", question, answer, text, fine)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import takewhile
+from itertools import combinations, takewhile
 from typing import Any, TypeVar, get_args
 
 from vshift.compare import Comparison
-from vshift.compare.fields import Row, active_noise
-from vshift.compare.groups import NO_NOISE, Group, differing_keys, short_heads
+from vshift.compare.fields import Row, active_noise, changed_of, value_at
+from vshift.compare.groups import NO_NOISE, Group, differing, differing_keys, short_heads
 from vshift.compare.statistics import Difference
 from vshift.config.identity import Scope, scope_of
 from vshift.config.networks import FullyConnected
@@ -272,6 +272,7 @@ def layouts(groups: Sequence[StudyGroup]) -> list[Layout]:
     known = [group for group in groups if group.config]
     keys = differing_keys(known)
     heads = dict(zip(keys, short_heads(list(keys)), strict=True))
+    silent = {key for key, values in keys.items() if _is_untold(key, values, known)}
     norms = {group.label: norm_in_words(group.config.get("norm")) for group in known}
     says_norm = len(set(norms.values())) > 1 or not set(norms.values()) <= _DEFAULT_NORMS
     is_noisy = any(active_noise(group.config) for group in known)
@@ -282,7 +283,7 @@ def layouts(groups: Sequence[StudyGroup]) -> list[Layout]:
         for key, of_all in keys.items():
             value, is_block = of_all[place], key == "network.block"
             # The words of noise and norm tell the others.
-            is_said = key.startswith("network.noise") or key in _NORM_KEYS
+            is_said = key.startswith("network.noise") or key in _NORM_KEYS or key in silent
             if is_said or scope_of(key) < Scope.TRAINING:
                 continue
             if is_block and "block order" not in phrase.after:
@@ -303,6 +304,19 @@ def layouts(groups: Sequence[StudyGroup]) -> list[Layout]:
         text, *alone = ("; ".join(filter(None, [start, *rest])) for start in starts)
         result.append(Layout(some, text, alone))
     return result
+
+
+def _is_untold(key: str, values: Sequence[Any], groups: Sequence[StudyGroup]) -> bool:
+    """Whether a key in which configs differ tells a reader nothing: the hash of a file, unless
+    two configs differ in nothing else; a default of the parts that have the key."""
+    if key.endswith(".source"):
+        return all(
+            list(differing(one.config, other.config)) != [key]
+            for one, other in combinations(groups, 2)
+        )
+    having = [i for i, value in enumerate(values) if value is not None]
+    is_one = len({repr(values[i]) for i in having}) == 1
+    return is_one and value_at(changed_of(groups[having[0]].config), key) is None
 
 
 def in_words(groups: Sequence[StudyGroup]) -> dict[str, str]:
