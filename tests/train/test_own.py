@@ -283,6 +283,58 @@ def test_what_fails_during_the_run_shows_its_own_frames(folder: Path, monkeypatc
     assert RunFolder("runs/own/seed-0").status == "failed"
 
 
+CHANGES = """
+from torch import nn
+
+
+class Changes(nn.Sequential):
+    def __init__(self, num_classes, traced=True, good=10**9):
+        super().__init__(nn.Flatten(), nn.Linear(3072, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+        self.append(nn.Linear(4, num_classes))
+        self.calls, self.traced, self.good = 0, traced, good
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls > self.good:
+            raise ValueError("of no use any more")
+        y = super().forward(x)
+        return y / 2 if not self.traced and self.calls > 8 and y.std() > 2 else y
+"""
+
+
+def test_a_forward_that_cannot_be_traced_any_more_is_trained_without_predictions(
+    folder: Path, monkeypatch, capsys
+) -> None:
+    (folder / "changes.py").write_text(CHANGES)
+    monkeypatch.chdir(folder)
+    network = "network={name: changes.py:Changes, args: {traced: false}}"
+    train_seeds(load("own.yaml", [network, "epochs=3"]), Path("runs"), False, Reporter())
+    said = [line for line in capsys.readouterr().err.splitlines() if "torch.fx" in line]
+    assert said == [
+        "runs/own/seed-0: from here on without predictions, and without which noise reaches a "
+        "layer: the model cannot be traced by torch.fx: symbolically traced variables cannot be "
+        "used as inputs to control flow"
+    ]
+    rows = RunFolder("runs/own/seed-0").layers()
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[-1]["lag_free_ratio"] >= 1
+    assert (rows[-1]["total_ratio"], rows[-1]["noise_before"]) == (None, None)
+
+
+def test_what_fails_only_when_tested_shows_its_own_frames(folder: Path, monkeypatch) -> None:
+    (folder / "changes.py").write_text(CHANGES)
+    monkeypatch.chdir(folder)
+    # Calls from the last steps of an epoch to its measurements; one is the tracing.
+    for good in range(12, 15):
+        network = f"network={{name: changes.py:Changes, args: {{good: {good}}}}}"
+        with pytest.raises(TrainingFailed) as error:
+            train(Path(), f"runs-{good}", network)
+        assert str(error.value).splitlines() == [
+            f"runs-{good}/own/seed-0: ValueError: of no use any more",
+            f'  {folder}/changes.py:14, in forward: raise ValueError("of no use any more")',
+        ]
+
+
 def test_code_that_draws_pythons_numbers_is_not_compiled(folder: Path) -> None:
     from vshift.data import load as load_images
 

@@ -127,6 +127,7 @@ class TrainingContext:
     Args:
         check_stop: called after every step and before every batch of an evaluation, so that a
             signal can interrupt an evaluation that takes minutes; what it raises ends the run.
+        say: shows a person a line.
 
     Attributes:
         model: with the seed's initial weights, on the images' device.
@@ -144,8 +145,10 @@ class TrainingContext:
         seed: int,
         images: ImageSet,
         check_stop: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.config, self.seed, self.images, self.check_stop = config, seed, images, check_stop
+        self.config, self.seed, self.images = config, seed, images
+        self.check_stop, self.say = check_stop, say
         self.device = images.train.images.device
         model = build_model(config, images, seed)
         self.model = model.to(self.device)

@@ -46,6 +46,7 @@ from vshift.shift.stats import (
     running_moments,
     shift_ratio,
 )
+from vshift.text import one_line
 from vshift.train.context import Batches, TrainingContext, derive_seed
 from vshift.train.objective import MetricAccumulator, Metrics
 
@@ -264,14 +265,28 @@ def explained(context: TrainingContext, epoch: int) -> Explained:
         return Explained({}, {})
     batches = _images(context.augmented(epoch, limit))
     seed = derive_seed(context.seed, epoch, "explain noise")
-    is_traced = context.bn_layers and context.noisy_layers is not None
-    decomposer = Decomposer(context.model) if is_traced else None
+    decomposer = _decomposer(context)
     beside = decomposer.observing() if decomposer else None
     with context.autocast():
         passes = run_passes(context.model, batches, context.sites, seed, beside)
     return Explained(
         compare_passes(context.sites, passes), decomposer.compare(passes) if decomposer else {}
     )
+
+
+def _decomposer(context: TrainingContext) -> Decomposer | None:
+    """None without BN layers, and where the network cannot be traced."""
+    if not context.bn_layers or context.noisy_layers is None:
+        return None
+    try:
+        return Decomposer(context.model)
+    except ValueError as error:  # a forward that has changed since it was traced first
+        context.noisy_layers = None
+        context.say(
+            "from here on without predictions, and without which noise reaches a layer: "
+            + one_line(str(error))
+        )
+        return None
 
 
 def recalibrations(

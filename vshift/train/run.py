@@ -202,11 +202,14 @@ def train_in(
         if stop.requested:
             raise stop.stopped()
 
-    context = TrainingContext(config, seed, images, check_stop)
+    def say(text: str) -> None:
+        reporter.say(f"{folder.path}: {text}")
+
+    context = TrainingContext(config, seed, images, check_stop, say)
     if context.layer_log is not None and context.noisy_layers is None:
-        reporter.say(
-            f"{folder.path}: torch.fx cannot trace this network; which noise reaches a layer, and "
-            "its predictions, are left out"
+        say(
+            "torch.fx cannot trace this network; which noise reaches a layer, and its predictions, "
+            "are left out"
         )
     checkpointer = Checkpointer(folder, context, reporter.say)
     resumed = checkpointer.restore()
