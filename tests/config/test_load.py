@@ -9,7 +9,9 @@ import pytest
 
 from vshift.config import (
     Config,
+    config_hash,
     dump,
+    expand,
     load,
 )
 from vshift.config.load import MAX_BYTES, folder_name, read_file
@@ -47,6 +49,19 @@ def test_later_bases_win_and_the_file_over_all(write) -> None:
     write("c.yaml", "base: [one.yaml, two.yaml]\nseeds: [3]\n")
     config = load("c.yaml")
     assert (config.epochs, config.seeds, config.hardware.threads) == (6, [3], 1)
+
+
+def test_a_norm_may_be_its_kind_alone(write) -> None:
+    write("word.yaml", "base: good.yaml\nname: good\nnorm: layer\n")
+    section = load("good.yaml", ["norm={kind: layer}"])
+    assert load("word.yaml") == load("good.yaml", ["norm=layer"]) == section
+    assert config_hash(load("word.yaml")) == config_hash(section) != config_hash(load("good.yaml"))
+    write("c.yaml", "base: word.yaml\nnorm: {eps: 1e-3}\n")
+    merged = load("c.yaml", ["norm.scale_init=0.5"]).norm
+    assert (merged.kind, merged.eps, merged.scale_init) == ("layer", 1e-3, 0.5)
+    write("d.yaml", "base: good.yaml\ngrid: {norm: [batch, rms]}\n")
+    points = expand("d.yaml")
+    assert [point.config.norm.kind for point in points] == ["batch", "rms"]
 
 
 def test_null_removes_what_a_base_says(write) -> None:

@@ -76,7 +76,8 @@ depth: 20
         ("seeds=[-1]", "seeds.0: -1 is not allowed; must be at least 0"),
         ("name=5", "name: 5 is not text; in quotes it is: '5'"),
         ("data=null", "data: null is not a section of keys; write for instance {name: cifar10}"),
-        ("norm=group", "norm: 'group' is not a section of keys; write for instance {kind: group}"),
+        ("norm=grup", "norm.kind: 'grup' is not allowed; did you mean `group`? allowed: batch, "
+         "renorm, layer, rms, group, none, file.py:object, package.module:object"),
         ("norm=null", "norm: null is not a section of keys; write for instance {kind: batch}"),
         ("network.name=preresnt", "network.name: 'preresnt' is not a network; did you mean "
          f"`preresnet`? allowed: {NETWORKS}"),

@@ -113,7 +113,7 @@ def _resolve(path: Path, chain: tuple[Path, ...], resolved: dict[str, Node]) -> 
     real = os.path.realpath(path)
     if real in resolved:
         return resolved[real]
-    tree = _with_absolute_files(read_file(path), path.parent)
+    tree = _with_norm_section(_with_absolute_files(read_file(path), path.parent))
     base = tree.child("base") or Node(None, tree.location)
     entries = base.value if isinstance(base.value, list) else [base]
     entries = [] if base.value is None else entries
@@ -162,6 +162,15 @@ def _with_absolute_files(node: Node, folder: Path, key: str = "") -> Node:
     if last in TAG_KEYS and is_file_reference(node.value):
         return replace(node, value=absolute(node.value, folder))
     return node
+
+
+def _with_norm_section(tree: Node) -> Node:
+    """The tree with `norm: layer` as the section that it is short for, so that it merges as one."""
+    norm = tree.child("norm")
+    if norm is None or not isinstance(norm.value, str) or ":" in norm.value:
+        return tree
+    section = replace(norm, value={"kind": replace(norm, key=None)})
+    return replace(tree, value={**tree.value, "norm": section})
 
 
 def read_file(path: Path) -> Node:

@@ -142,6 +142,8 @@ class OwnNorm(OwnPart):
 
 NamedNorm = BatchNorm | BatchRenorm | LayerNorm | RMSNorm | GroupNorm | NoNorm
 AnyNorm = NamedNorm | OwnNorm
+# `norm: layer` is short for `norm: {kind: layer}`.
+NormWord = Literal["batch", "renorm", "layer", "rms", "group", "none"]
 Norm = Annotated[
     Annotated[NamedNorm, Field(discriminator="kind"), Tag("named")]
     | Annotated[OwnNorm, Tag("own")],

@@ -15,7 +15,7 @@ from vshift.config.data import Data, Shapes
 from vshift.config.loss import CrossEntropy, Loss
 from vshift.config.measure import Measure, Recalibration
 from vshift.config.networks import Autoencoder, Network
-from vshift.config.norm import BatchNorm, Norm
+from vshift.config.norm import BatchNorm, Norm, NormWord
 from vshift.config.section import CountOrZero, Section, no_repeats
 from vshift.config.training import SGD, Constant, MultiStep, Optimizer, Schedule, Warmup
 from vshift.text import pluralize
@@ -128,10 +128,12 @@ class Config(Section):
             raise ValueError("this name is taken: seed-<n> is a run's own folder, con and the like")
         return name
 
-    @field_validator("norm", mode="before")
+    @field_validator("norm", mode="before", json_schema_input_type=NormWord | Norm)
     @classmethod
     def _batch_unless_said(cls, norm: Any) -> Any:
-        """`norm: {momentum: 0.05}` changes the default norm."""
+        """`norm: {momentum: 0.05}` changes the default norm; `norm: layer` is its kind."""
+        if isinstance(norm, str) and ":" not in norm:
+            return {"kind": norm}
         return {"kind": "batch", **norm} if isinstance(norm, dict) else norm
 
     @field_validator("loss")
