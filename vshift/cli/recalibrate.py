@@ -19,6 +19,19 @@ if TYPE_CHECKING:
     from vshift.tables import Table
 
 
+# A score → its heading and its decimals.
+_HEADS = {
+    "accuracy": ("accuracy %", 2),
+    "rmse": ("RMSE", 4),
+    "loss": ("loss", 4),
+    "r2": ("R²", 4),
+    "nll": ("NLL", 4),
+    "brier": ("Brier", 4),
+    "ece": ("ECE %", 2),
+}
+_SHIFTS = ("shift_ratio_mean", "shift_ratio_max")
+
+
 class RecalibrateCommand(TyperCommand):
     """`vshift recalibrate`, which imports the config only when its help lists the methods."""
 
@@ -84,18 +97,25 @@ def recalibrate(
     changes += [f"measure.monte_carlo={monte_carlo}", f"measure.monte_carlo_bn={monte_carlo_bn}"]
     changes += [f"measure.modes={json.dumps(modes)}"]
     changes += [] if batches is None else [f"recalibration.batches={batches}"]
-    folders = [record.path for record in find_runs(runs)]
+    records = find_runs(runs)
     from vshift.train.recalibrate import recalibrate_run
 
-    results = {}
-    for path in folders:
-        rows = recalibrate_run(path, changes_of([*changes, *(sets or [])], device))
-        results[str(path)] = rows
+    results: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        before, *others = recalibrate_run(
+            record.path, changes_of([*changes, *(sets or [])], device)
+        )
+        known = {key: record.summary[key] for key in _SHIFTS if key in record.summary}
+        rows = [{**known, **before}, *others]
         if not as_json:
-            typer.echo(escape_control(str(path)))
+            typer.echo("\n" * bool(results) + escape_control(str(record.path)))
             write(scores_table(rows), "table", sys.stdout)
             if modes:
-                write(modes_table(RunFolder(path).modes()), "table", sys.stdout)
+                matrix = RunFolder(record.path).modes()
+                typer.echo()
+                write(modes_table(matrix), "table", sys.stdout)
+                typer.echo(costs_in_words(matrix))
+        results[str(record.path)] = rows
     if as_json:
         typer.echo(json.dumps(results))
 
@@ -104,18 +124,15 @@ def scores_table(rows: Sequence[dict[str, Any]]) -> Table:
     """One row per method: accuracy and ECE in percent; RMSEs of numbers; else losses."""
     from vshift.tables import Column, Table
 
-    scores = {"test_accuracy": ["test %", "gain"], "test_rmse": ["RMSE", "change"]}
-    key = next((key for key in scores if rows[0].get(key) is not None), "test_loss")
-    heads, digits = scores.get(key, ["loss", "change"]), 2 if key == "test_accuracy" else 4
+    of = next((w for w in ("accuracy", "rmse") if rows[0].get(f"test_{w}") is not None), "loss")
+    key, (head, digits) = f"test_{of}", _HEADS[of]
     calibration = [
-        (key, head, places)
-        for key, head, places in (
-            ("test_nll", "NLL", 4), ("test_brier", "Brier", 4), ("test_ece", "ECE %", 2)
-        )
-        if any(row.get(key) is not None for row in rows)
-    ]  # fmt: skip
+        (f"test_{score}", *_HEADS[score])
+        for score in ("nll", "brier", "ece")
+        if any(row.get(f"test_{score}") is not None for row in rows)
+    ]
     columns = [Column("method", is_text=True)]
-    columns += [Column(head) for head in heads]
+    columns += [Column(f"test {head}"), Column("gain" if of == "accuracy" else "change")]
     columns += [Column(head) for _, head, _ in calibration]
     columns += [Column("shift mean"), Column("max")]
     problems = [row.get("problem") or "" for row in rows]
@@ -148,8 +165,24 @@ def modes_table(rows: Sequence[dict[str, Any]]) -> Table:
         if isinstance(value, bool):
             return "on" if value else "off"
         if isinstance(value, float):
-            return format_number(value, 2 if key in ("accuracy", "ece") else 4)
+            return format_number(value, _HEADS.get(key, (key, 4))[1])
         return NONE if value is None else str(value)
 
     cells = [[cell(key, row.get(key)) for key in keys] for row in rows]
-    return Table([Column(key) for key in keys], cells)
+    return Table([Column(_HEADS.get(key, (key,))[0]) for key in keys], cells)
+
+
+def costs_in_words(rows: Sequence[dict[str, Any]]) -> str:
+    """What the noise and what the statistics cost in testing, from the mode matrix."""
+    from vshift.train.evaluate import mode_summary
+
+    costs = mode_summary(list(rows))
+    if not costs:
+        return "What the noise and the statistics cost is not known: there is no accuracy or R²."
+    noise, stale = (format_number(costs[f"test_{key}_cost"], 2) for key in ("noise", "stale"))
+    unit = "" if rows[0]["accuracy"] is not None else " of 100 R²"
+    return (
+        f"On the test images the noise itself costs {noise} points{unit} (noise off minus on, both "
+        f"on batch\nstatistics), and the statistics cost {stale} (batch minus running statistics, "
+        "noise off)."
+    )
