@@ -2,6 +2,10 @@
 
 import json
 
+import pytest
+
+from vshift.cli.inspect import short_place
+
 
 def test_inspect_json(vshift, config):
     code, out, _ = vshift("inspect", config, "--json")
@@ -16,3 +20,25 @@ def test_inspect_text_shows_the_block_order(vshift, config):
     _, out, _ = vshift("inspect", config)
     assert "block order: bn relu conv3x3 noise1 bn relu conv3x3" in out
     assert "77,850 parameters" in out
+
+
+@pytest.mark.parametrize(
+    ("noise", "place", "short"),
+    [
+        ("layer1.0.bn2.noise1", "before layer1.0.bn2", "before bn2"),
+        ("layer1.0.conv1.noise1", "after layer1.0", "after layer1.0"),
+        ("layer1.noise1", "before layer1.bn1", "before bn1"),
+        ("layer1.noise1", "before layer2.bn1", "before layer2.bn1"),
+    ],
+)
+def test_a_place_does_not_repeat_the_noise_s_name(noise, place, short):
+    assert short_place(noise, place) == [short]
+
+
+def test_noise_by_pattern_fits_a_terminal(vshift, config):
+    part = "{name: 'torchvision:resnet18', noise: {kind: dropout, rate: 0.3, before: '*bn2'}}"
+    code, out, _ = vshift("inspect", config, "--set", f"network={part}")
+    assert code == 0
+    _, table = out.split("\n\n")
+    assert "layer1.0.bn2.noise1    Dropout variance=0.4286, before bn2" in table
+    assert max(map(len, table.splitlines())) <= 80

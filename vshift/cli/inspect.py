@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import takewhile
 from typing import Annotated
 
 import typer
@@ -44,9 +45,25 @@ def inspect(
     rows = [
         [
             layer["name"],
-            ", ".join(filter(None, [layer["op"], layer.get("place")])),
+            ", ".join([layer["op"], *short_place(layer["name"], layer.get("place"))]),
             "×".join(map(str, layer["output_shape"])),
         ]
         for layer in summary["layers"]
     ]
     write(Table(columns, rows), "table", sys.stdout)
+
+
+def short_place(noise: str, place: str | None) -> list[str]:
+    """Where noise sits, without what its own name says: `before bn2` for `layer1.0.bn2.noise1`.
+
+    Returns:
+        One text, or none for what is no noise.
+    """
+    if place is None:
+        return []
+    where, target = place.split(" ", 1)
+    parts = target.split(".")
+    pairs = zip(noise.split("."), parts, strict=False)
+    same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    last = max((i for i, part in enumerate(parts) if not part.isdecimal()), default=0)
+    return [f"{where} {'.'.join(parts[min(same, last) :])}"]

@@ -87,7 +87,8 @@ class Multiplicative(Noise):
         return self.multiplied(x) if self.training and self.active and self.variance != 0 else x
 
     def extra_repr(self) -> str:
-        return f"variance={self.variance:.4g}, unit={self.unit}{self._when}"
+        unit = "" if self.unit == "element" else f", unit={self.unit}"
+        return f"variance={self.variance:.4g}{unit}{self._when}"
 
 
 class Dropout(Multiplicative):
