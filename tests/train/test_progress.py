@@ -40,17 +40,39 @@ def test_a_log_file_gets_one_plain_line_an_epoch():
     text = shown(reporter(terminal=False))
     assert text == (
         "run [red]x[/red] seed 0  epoch  3/12  train loss 1.250  train 50.00 %  test – %"
-        "  1234 images/s  mean shift ratio 1.234\n"
+        "  shift 1.23\n"
     )
+
+
+def test_the_speed_is_shown_where_80_columns_hold_it():
+    made = reporter(terminal=False)
+    made.start("a seed 0", 0, 1, 5)
+    made.epoch(ROW, {})
+    made.start("a-long-name seed 0", 0, 1, 5)
+    made.epoch(ROW, {})
+    first, second = made.console.file.getvalue().splitlines()
+    assert first.endswith("test – %  1234 images/s")
+    assert second.endswith("test – %")
+    assert len(first) <= 80
 
 
 def test_lag_that_looks_like_shift_is_called_lag():
     lagging = {"shift_ratio_cause": "lag", "lag_free_ratio_mean": 1.0154}
-    assert shown(reporter(terminal=False), **lagging).endswith(
-        "mean shift ratio 1.234, most of it lag of BN's average: 1.015 without\n"
-    )
+    assert shown(reporter(terminal=False), **lagging).endswith("  shift 1.23 (lag; 1.02 without)\n")
     lagging["shift_ratio_cause"] = "shift"
     assert "lag" not in shown(reporter(terminal=False), **lagging)
+    hidden = {"shift_ratio_cause": "lag", "lag_free_ratio_mean": 3.785}
+    assert shown(reporter(terminal=False), **hidden).endswith("  shift 1.23\n")
+
+
+def test_one_batch_tells_no_cause():
+    made = reporter(terminal=False)
+    made.start("run seed 0", 0, 12, 1, one_batch=True)
+    made.epoch(ROW, {"shift_ratio_mean": 8.811, "lag_free_ratio_mean": 1.326})
+    made.epoch(ROW, {"shift_ratio_mean": 8.811, "lag_free_ratio_mean": None})
+    first, second = made.console.file.getvalue().splitlines()
+    assert first.endswith("  shift 8.81 (cause unknown: one batch)")
+    assert second.endswith("  shift 8.81")
 
 
 def test_a_terminal_gets_a_bar_and_the_same_lines():

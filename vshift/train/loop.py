@@ -96,7 +96,8 @@ def train(
     """
     config, steps, rates = context.config, context.stream.steps, context.rates
     label = f"{config.name} seed {context.seed}"
-    reporter.start(label, checkpointer.epoch, config.epochs, steps)
+    one_batch = min(steps, config.measure.explain_batches) == 1
+    reporter.start(label, checkpointer.epoch, config.epochs, steps, one_batch)
 
     with checkpointer.saving_on_stop():
         for epoch in range(checkpointer.epoch + 1, config.epochs + 1):

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from vshift.runs.schema import EpochRow
 from vshift.text import escape_lines, format_number, format_significant
 
+WIDTH = 80  # of an epoch's line, where that is enough without the speed
+
 
 class Reporter:
     """Writes to stderr; stdout is for data."""
@@ -26,9 +28,15 @@ class Reporter:
         if not self.quiet:
             self.console.print(escape(escape_lines(text)))
 
-    def start(self, label: str, epoch: int, epochs: int, steps: int) -> None:
-        """Begin a run of `epochs` times `steps` steps after the completed epoch `epoch`."""
-        self._label, self._epochs = label, epochs
+    def start(
+        self, label: str, epoch: int, epochs: int, steps: int, one_batch: bool = False
+    ) -> None:
+        """Begin a run of `epochs` times `steps` steps after the completed epoch `epoch`.
+
+        Args:
+            one_batch: lag is measured in a single batch, which gives no standard errors.
+        """
+        self._label, self._epochs, self._one_batch = label, epochs, one_batch
         if self.console.is_terminal and not self.quiet:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -55,15 +63,26 @@ class Reporter:
             scores = f"train {train} %  test {test} %"
         elif row.test_rmse is not None:
             scores += f"  test RMSE {_loss(row.test_rmse)}  R² {format_number(row.test_r2, 3)}"
-        ratio, without_lag = layers.get("shift_ratio_mean"), layers.get("lag_free_ratio_mean")
-        shift = "" if ratio is None else f"  mean shift ratio {ratio:.3f}"
-        if layers.get("shift_ratio_cause") == "lag":
-            shift += f", most of it lag of BN's average: {format_number(without_lag, 3)} without"
-        self.say(
+        line = (
             f"{self._label}  epoch {row.epoch:{len(str(self._epochs))}d}/{self._epochs}"
-            f"  train loss {_loss(row.train_loss)}  {scores}"
-            f"  {row.images_per_second:.0f} images/s{shift}"
+            f"  train loss {_loss(row.train_loss)}  {scores}{self._shift(layers)}"
         )
+        speed = f"  {row.images_per_second:.0f} images/s"
+        self.say(line + speed if len(line + speed) <= WIDTH else line)
+
+    def _shift(self, layers: Mapping[str, Any]) -> str:
+        """The mean shift ratio, if measured, and what is known of its lag."""
+        ratio, without_lag = layers.get("shift_ratio_mean"), layers.get("lag_free_ratio_mean")
+        if ratio is None:
+            return ""
+        why = ""
+        if without_lag is not None:
+            if self._one_batch:
+                why = " (cause unknown: one batch)"
+            # Lag may also hide a shift: without it the ratio would be larger.
+            elif layers.get("shift_ratio_cause") == "lag" and without_lag < ratio:
+                why = f" (lag; {without_lag:.2f} without)"
+        return f"  shift {ratio:.2f}{why}"
 
     def stop(self) -> None:
         if self._bar is not None:
