@@ -207,6 +207,18 @@ def test_sites_without_running_statistics_compare_train_with_eval():
     assert found.mean_shift.value < 0.1
 
 
+def test_the_lag_of_a_layer_before_is_no_cause_at_a_site_without_lag():
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192), nn.Linear(192, 4))
+    model[1].running_var.fill_(4.0)  # far from the images' variance, 1
+    torch.manual_seed(0)
+    data = [torch.randn(64, 3, 8, 8) for _ in range(8)]
+    sites = find_sites(model, ["all"], IMAGES)
+    found = compare_passes(sites, run_passes(model, lambda: data, sites))
+    assert found["1"].cause == "lag"
+    assert found["logits"].ratio.value == pytest.approx(4, rel=0.1)
+    assert found["logits"].cause is None
+
+
 @pytest.mark.parametrize(
     ("network", "norm", "sites"),
     [

@@ -131,7 +131,8 @@ class LayerRow(_Row):
     )
     cause: str | None = _column(
         "what makes up the larger part of the shift ratio: `lag`, `shift`, or `both` where their "
-        "difference is within 3 standard errors; null where neither is 3 standard errors from 1",
+        "difference is within 3 standard errors; null where neither is 3 standard errors from 1; "
+        "`shift` or null without running statistics",
         default=None, is_text=True,
     )  # fmt: skip
     mean_shift: float | None = _column(

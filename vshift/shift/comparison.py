@@ -115,9 +115,10 @@ class SiteComparison:
         ratio: max(train/eval, eval/train), all with the present weights.
         lag: train/running, of the layer itself; NaN without running statistics.
         lag_free: max(settled/train, train/settled): the shift ratio without lag.
-        cause: what makes up the larger part of eval/running, or of eval/train without running
-            statistics: `lag`, `shift`, or `both` where the difference is within three standard
-            errors; None where neither is three standard errors from 1.
+        cause: what makes up the larger part of eval/running: `lag`, `shift`, or `both` where the
+            difference is within three standard errors; None where neither is three standard errors
+            from 1. Without running statistics, of eval/train: `shift` or None, as the site has no
+            lag of its own.
         mean_shift: |train mean − eval mean| in units of the train standard deviation, mean over
             channels.
         mean_tid, variance_tid: the train-inference discrepancy (Wang et al. 2022, 2210.05153),
@@ -171,13 +172,13 @@ def _compare(
         deviation, scale = moments.variance.sqrt(), moments.variance.sum().sqrt()
         mean_tid = float(((train.means() - moments.mean).norm(dim=1) / scale).mean())
         variance_tid = float(((train.unbiased().sqrt() - deviation).norm(dim=1) / scale).mean())
-    rest = eval_log - running_log - shift
+    cause = _cause(shift, eval_log - running_log - shift, run_error)
     means = _averages(train.means()), _averages(evaluated.means())
     return SiteComparison(
         ratio=jackknife((eval_log - train_log).abs().exp()),
         lag=lag,
         lag_free=jackknife(shift.abs().exp()),
-        cause=_cause(shift, rest, run_error),
+        cause=cause if moments is not None or cause == "shift" else None,
         mean_shift=jackknife(mean_shift(*means, train_variance)),
         mean_tid=mean_tid,
         variance_tid=variance_tid,
