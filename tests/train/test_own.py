@@ -269,6 +269,71 @@ def test_what_fails_before_the_run_writes_nothing(folder: Path, monkeypatch) -> 
     assert not (folder / "runs").exists()
 
 
+PARTS = """
+import torch
+from torch import nn
+
+class Pools(nn.Module):
+    def forward(self, x):
+        return x.mean((0, 1)) if self.training else x
+
+class Views(nn.Module):
+    def forward(self, x):
+        return x.view(7, 7, 7) if self.training else x
+"""
+
+
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [
+        (
+            "Pools",
+            r"network.noise: Pools turns a tensor \[8, 16, .*\] into \[.*\]; noise must return",
+        ),
+        ("Views", r"^\S*/odd.py:Views: a first step of training fails: RuntimeError: shape"),
+    ],
+)
+def test_one_failing_part_accuses_no_other(
+    noise: str, message: str, folder: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(folder)
+    Path("odd.py").write_text(PARTS)
+    Path("loss.py").write_text("from torch.nn.functional import cross_entropy as loss\n")
+    Path("rate.py").write_text("def factor(step):\n    return 1.0\n")
+    sets = ["loss={name: loss.py:loss}", "schedule={name: rate.py:factor}"]
+    entry = f"{{kind: odd.py:{noise}, position: before_bn}}"
+    sets += [f"network={{name: preresnet, depth: 8, noise: {entry}}}"]
+    with pytest.raises(ConfigError, match=message) as error:
+        train(folder, "runs", *sets)
+    assert not any(name in str(error.value) for name in ("loss.py", "rate.py"))
+
+
+def test_noise_by_pattern_must_keep_the_shape(folder: Path, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    Path("odd.py").write_text(PARTS)
+    noise = "network.noise={kind: odd.py:Pools, before: 'blocks.*.bn2'}"
+    with pytest.raises(
+        ConfigError, match=r"^network.noise.before: Pools turns a tensor \[2, 4, 16"
+    ):
+        train(folder, "runs", noise)
+
+
+def test_an_exception_outside_of_own_files_accuses_the_forward(folder: Path, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    Path("loss.py").write_text("from torch.nn.functional import cross_entropy as loss\n")
+    sets = ["loss={name: loss.py:loss}", "network={name: odd.py:Net}"]
+    Path("odd.py").write_text(
+        "from torch import nn\nclass Net(nn.Module):\n    def __init__(self, classes):\n"
+        "        super().__init__()\n        self.a = nn.Linear(3, classes)\n"
+        "    def forward(self, x):\n        y = self.a(x.mean((2, 3)))\n"
+        "        return y.detach() if self.training else y\n"
+    )
+    with pytest.raises(
+        ConfigError, match=r"^\S*/odd.py:Net: a first step of training fails: Runtim"
+    ):
+        train(folder, "runs", *sets)
+
+
 def test_what_fails_during_the_run_shows_its_own_frames(folder: Path, monkeypatch) -> None:
     (folder / "fails.py").write_text(FAILS)
     monkeypatch.chdir(folder)

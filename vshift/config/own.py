@@ -436,13 +436,13 @@ def _file_of(module: ModuleType) -> Path:
 
 
 @contextmanager
-def running(what: str) -> Iterator[None]:
+def running(what: str | Callable[[BaseException], str]) -> Iterator[None]:
     """Turn an exception or exit of a user's code into a ConfigError, with that code's frames.
 
     What it prints goes to stderr.
 
     Args:
-        what: begins the message.
+        what: begins the message; or a function of the exception that gives it.
     """
     try:
         with redirect_stdout(sys.stderr):  # ours is for data
@@ -450,7 +450,34 @@ def running(what: str) -> Iterator[None]:
     except VShiftError:
         raise
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{what}: {describe_error(error)}") from error
+        begin = what if isinstance(what, str) else what(error)
+        raise ConfigError(f"{begin}: {describe_error(error)}") from error
+
+
+def at_fault(parts: Iterable[OwnPart], error: BaseException) -> list[OwnPart]:
+    """The parts whose code raised an exception: with a file in its innermost frame that is one's.
+
+    None if no frame is in a file of any.
+    """
+    files = {part.reference: _files_of(part) for part in parts}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        found = [part for part in parts if frame.filename in files[part.reference]]
+        if found:
+            return found
+    return []
+
+
+def _files_of(part: OwnPart) -> set[str]:
+    """The files that a part's code is in; none of a library's model."""
+    if part.is_of_library:
+        return set()
+    path = _located(part.reference)
+    if not _is_installed(path):
+        return {str(import_root(path) / file) for file in sources(part.reference)}
+    target = import_object(part)
+    return (
+        {inspect.getfile(target)} if inspect.isroutine(target) or inspect.isclass(target) else set()
+    )
 
 
 def describe_error(error: BaseException) -> str:

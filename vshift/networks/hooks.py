@@ -8,11 +8,14 @@ reach it, and no container that iterates over its children calls it.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from vshift.errors import ConfigError
+from vshift.networks.by_reference import describe_type
 
 Where = Literal["before", "after"]
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # they iterate over their children
@@ -83,3 +86,25 @@ def hook_of(noise: nn.Module) -> NoiseHook | None:
 def is_layer(module: nn.Module) -> bool:
     """Whether a module has no children but noise that was placed there, and is no container."""
     return all(map(hook_of, module.children())) and not isinstance(module, _CONTAINERS)
+
+
+@contextmanager
+def checked_shapes(noises: Iterable[nn.Module]) -> Iterator[None]:
+    """Refuse, in forward passes inside, noise that changes the shape of what it gets."""
+
+    def check(noise: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        given = list(inputs[0].shape) if inputs and isinstance(inputs[0], Tensor) else None
+        made = list(output.shape) if isinstance(output, Tensor) else describe_type(output)
+        if given is not None and made != given:
+            hook: NoiseHook | None = vars(noise).get("noise_hook")
+            raise ConfigError(
+                f"{hook.key if hook else 'network.noise'}: {type(noise).__name__} turns a tensor "
+                f"{given} into {made}; noise must return the shape that it gets"
+            )
+
+    handles = [noise.register_forward_hook(check) for noise in noises]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

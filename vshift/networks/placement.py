@@ -12,7 +12,7 @@ from torch import nn
 
 from vshift.errors import ConfigError
 from vshift.networks.dry_run import dry_run
-from vshift.networks.hooks import NoiseHook, Where
+from vshift.networks.hooks import NoiseHook, Where, checked_shapes
 from vshift.networks.noise import places_over_depth
 from vshift.networks.positions import find_position
 from vshift.text import list_names
@@ -148,7 +148,8 @@ def _check_calls(model: nn.Module, hooks: Sequence[NoiseHook], channels: int, si
     try:
         for training in (True, False):
             if waiting:
-                dry_run(model, channels, size, training=training)
+                with checked_shapes(hook.noise for hook in hooks):
+                    dry_run(model, channels, size, training=training)
     finally:
         for handle in handles:
             handle.remove()

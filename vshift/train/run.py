@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vshift.config.own import describe_error, own_frames, own_parts, running
+from vshift.config.networks import OwnNetwork
+from vshift.config.noise import OwnNoise
+from vshift.config.norm import OwnNorm
+from vshift.config.own import at_fault, describe_error, own_frames, own_parts, running
 from vshift.config.schema import Config
 from vshift.data import ImageSet, load
 from vshift.errors import (
@@ -24,7 +27,9 @@ from vshift.errors import (
     TrainingFailed,
 )
 from vshift.networks.by_reference import describe_type
+from vshift.networks.hooks import checked_shapes
 from vshift.runs import RunFolder, next_action, number, prepare, run_path
+from vshift.shift.modes import noise_modules
 from vshift.text import pluralize
 from vshift.train.checkpointer import Checkpointer
 from vshift.train.context import TrainingContext
@@ -34,6 +39,7 @@ from vshift.train.loop import TrainStep, train
 from vshift.train.progress import Reporter
 from vshift.train.signals import NO_STOP, StopSignal, catch_stop_signals
 
+_OF_FORWARD = (OwnNetwork, OwnNoise, OwnNorm)
 _STOPPING = "stopping after this step, with a checkpoint; Ctrl-C again stops at once"
 
 
@@ -84,15 +90,25 @@ def _rehearse(context: TrainingContext) -> None:
     Raises:
         ConfigError: what the code does wrong.
     """
-    names = ", ".join(part.reference for part in own_parts(context.config).values())
-    if not names:
+    parts = own_parts(context.config)
+    if not parts:
         return
     images, labels = (batch[:8] for batch in next(context.stream.epoch(0)))
+    of_forward = [part for part in parts.values() if isinstance(part, _OF_FORWARD)]
+
+    def what(error: BaseException) -> str:
+        guilty = at_fault(parts.values(), error) or of_forward or parts.values()
+        names = ", ".join(dict.fromkeys(part.reference for part in guilty))
+        return f"{names}: a first step of training fails"
+
+    own_noise = any(isinstance(part, OwnNoise) for part in of_forward)
+    noise = noise_modules(context.model).values()
     context.model.train()
-    with running(f"{names}: a first step of training fails"):
-        with context.autocast():
+    with running(what):
+        with context.autocast(), checked_shapes(noise if own_noise else ()):
             output = context.model(images)
         if not isinstance(output, Tensor):
+            names = ", ".join(part.reference for part in of_forward)
             raise ConfigError(
                 f"network.name: in training {names} gives {describe_type(output)}, not a tensor "
                 "of outputs"
