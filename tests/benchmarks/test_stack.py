@@ -55,7 +55,7 @@ class Double(Stream):
 
 
 def doubles(images):
-    return Double(images.train, images.mean, images.std, 8, 4, True)
+    return Double(images.train, images.mean, images.std, 8, Augment(crop=4, flip=True))
 
 
 class SeedOf:

@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -115,3 +116,11 @@ def test_a_cache_that_cannot_be_written_to(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("VSHIFT_CACHE", str(tmp_path / "file"))
     assert build.library().vshift_random
+
+
+def test_a_cache_that_may_not_be_looked_into_is_as_good_as_none(monkeypatch):
+    def refused(self, pattern):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "glob", refused)
+    assert build.library() is not None

@@ -140,7 +140,9 @@ def _conclude(evidence: Evidence) -> Audit:
                 helpful.append(repair)
                 fixed.update(repair.statistics)
                 evidence.repaired_scores = repaired
-        if candidate.drop_if_no_gain and (gain is None or gain.severity == "info"):
+        no_gain = gain is None or gain.severity == "info"
+        harms = gain is not None and gain.harms
+        if (candidate.drop_if_no_gain and no_gain) or (candidate.drop_if_harmful and harms):
             model.notes += filter(None, [candidate.note_if_dropped])
         else:
             findings.append(candidate.to_finding(gain))

@@ -171,6 +171,11 @@ class Gain:
         return self.loss_before - self.loss_after
 
     @property
+    def harms(self) -> bool:
+        """Whether the loss rises by more than two standard errors."""
+        return self.fall is not None and -self.fall > 2 * (self.loss_error or math.inf)
+
+    @property
     def severity(self) -> str:
         """How much better the repaired model is; without labels, how much its output moved.
 

@@ -42,7 +42,10 @@ def library() -> ctypes.CDLL:
     words = [SOURCE.read_text("utf-8"), *flags, version, _processor(), torch.__version__]
     name = "kernels-" + hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
     folder = cache_folder() / "native"
-    for path in sorted(folder.glob(f"{name}-*.so")):
+    found: list[Path] = []
+    with suppress(OSError):  # a folder that one may not look into is as good as an empty one
+        found = sorted(folder.glob(f"{name}-*.so"))
+    for path in found:
         try:
             return _load(path)
         except OSError:  # damaged, or removed by another process that found it so

@@ -73,6 +73,7 @@ class CandidateFinding:
         message: what was found, with the number, in one or two sentences.
         repair: tried on top of earlier candidates' repairs; None if nothing can be tried.
         drop_if_no_gain: leave it out if its repair gains nothing.
+        drop_if_harmful: leave it out if its repair measurably raises the loss.
         note_if_dropped: what the notes say then; empty for nothing.
         severity: if there is neither a repair nor `explained`.
         least: the least severity, of what is wrong whatever it costs on these samples.
@@ -89,6 +90,7 @@ class CandidateFinding:
     drop_if_no_gain: bool = False
     note_if_dropped: str = ""
     severity: str = "info"
+    drop_if_harmful: bool = False
     least: str = "info"
     explained: Gain | None = None
 
@@ -103,6 +105,7 @@ class CandidateFinding:
             tried = f"Tried: {gain.in_words()}"
             if severity == "info":
                 tried += ": next to nothing" if gain.fall is None else ": no measurable gain"
+                tried += ". It makes eval mode worse: leave it" if gain.harms else ""
             tried += "."
         if self.explained is not None:
             numbers["explained"] = self.explained.to_dict()
@@ -155,6 +158,7 @@ class BufferCheck(Check):
         layer: str | None = None,
         repair: Repair | None = None,
         drop_if_no_gain: bool = False,
+        drop_if_harmful: bool = False,
         note_if_dropped: str = "",
         **numbers: Any,
     ) -> CandidateFinding:
@@ -176,8 +180,9 @@ class BufferCheck(Check):
             "distance": evidence.distance.get(layer), "limit": evidence.limit.get(layer), **numbers
         }  # fmt: skip
         return CandidateFinding(
-            self, layer, message, layers, numbers, repair, drop_if_no_gain, note_if_dropped
-        )
+            self, layer, message, layers, numbers, repair, drop_if_no_gain, note_if_dropped,
+            drop_if_harmful=drop_if_harmful,
+        )  # fmt: skip
 
 
 def list_layers(names: Sequence[str]) -> str:

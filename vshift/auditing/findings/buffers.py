@@ -86,10 +86,11 @@ class NeverUpdated(BufferCheck):
                 layers,
                 f"The running statistics of {which_layers(evidence, layers)} are still exactly "
                 f"mean 0 and variance 1, {distance_in_words(evidence, layers)}.",
-                drop_if_no_gain=evidence.eval_scores.loss is not None,
+                drop_if_harmful=True,
                 note_if_dropped=(
                     f"the running statistics of {which_layers(evidence, layers)} are still the "
-                    "initial ones, and eval mode loses nothing by it: frozen on purpose, it seems"
+                    "initial ones, and re-estimating them makes eval mode worse: frozen on "
+                    "purpose, it seems"
                 ),
                 momentum=sorted({str(evidence.layers[n].momentum) for n in layers}),
                 batches_tracked=[evidence.batches_tracked(n) for n in layers],
