@@ -34,11 +34,13 @@ class Column:
         head: a newline marks where it may break.
         priority: a narrow terminal leaves out columns of low priority first.
         is_text: aligned to the left, numbers to the right.
+        together: columns of one word stay or go together; empty for a column by itself.
     """
 
     head: str
     priority: int = 50
     is_text: bool = False
+    together: str = ""
 
     @property
     def one_line(self) -> str:
@@ -398,10 +400,15 @@ def _fitting(table: Table, width: int, label: int = _NAME, least: int = 1) -> li
     """
     widths, kept = _widths(table, label), list(range(table.labels))
     others = range(table.labels, len(table.columns))
+    tried: set[int] = set()
     for index in sorted(others, key=lambda i: -table.columns[i].priority):
-        needed = sum(widths[i] for i in [*kept, index]) - _GAP
-        if needed <= width or len(kept) < table.labels + least:
-            kept.append(index)
+        word = table.columns[index].together
+        some = [i for i in others if word and table.columns[i].together == word] or [index]
+        needed = sum(widths[i] for i in [*kept, *some]) - _GAP
+        is_new = tried.isdisjoint(some)
+        if is_new and (needed <= width or len(kept) < table.labels + least):
+            kept += some
+        tried.update(some)
     return sorted(kept)
 
 

@@ -21,7 +21,7 @@ from vshift.compare import CompareOptions, Comparison, compare, table_of, to_tab
 from vshift.compare.table import SHOWN, row_key
 from vshift.errors import VShiftError
 from vshift.runs import find_runs
-from vshift.runs.schema import SUMMARY_COLUMNS
+from vshift.runs.schema import AVERAGE_BUFFERS, SUMMARY_COLUMNS
 from vshift.tables import FORMATS
 from vshift.text import format_number, format_spread
 
@@ -119,6 +119,18 @@ def test_a_terminal_never_cuts_a_number(
     if width == 200:
         assert "Too narrow" not in text
         assert "block2.bn1" in text
+
+
+def test_the_columns_of_an_average_stay_together(tmp_path: Path) -> None:
+    averages = {f"test_error_average_{word}": 10.0 for word in AVERAGE_BUFFERS}
+    for name in ("a", "b"):
+        make_run(tmp_path, name, summary=summary_of(**averages))
+    table = to_table(compare(find_runs([tmp_path])))
+    counts = set()
+    for width in range(20, 260, 5):
+        shown = plain_of(render(table, "table", terminal_width=width)).split("Too narrow")[0]
+        counts.add(shown.split("Mean ±")[0].count("average,"))
+    assert counts == {0, 4}
 
 
 def test_markdown_columns(small: Comparison) -> None:

@@ -120,6 +120,28 @@ def test_no_default_baseline_where_two_have_no_noise_or_there_is_one_row(tmp_pat
     assert "Difference" not in comparison.caption
 
 
+def test_a_difference_between_networks_is_noted(tmp_path: Path) -> None:
+    make_run(tmp_path, "none")
+    other = config_of(noise=dropout(0.5))
+    make_run(tmp_path, "wide", config=other | {"network": {**other["network"], "widths": [9]}})
+    assert compared(tmp_path).notes == []
+    network = {"name": "n.py:Net", "noise": dropout(0.5)}
+    make_run(tmp_path, "own", config=other | {"network": network})
+    notes = compared(tmp_path).notes
+    assert notes == ["own differs from none also in network.name (n.py:Net, not mlp)"]
+
+
+def test_a_network_without_bn_says_where_its_shift_is(tmp_path: Path) -> None:
+    means = {"shift_ratio_mean": None, "shift_ratio_mean_layer_norm": 1.2}
+    make_run(tmp_path, "vit", summary=summary_of(**means))
+    make_run(tmp_path, "mlp", summary=summary_of(shift_ratio_mean_layer_norm=1.3))
+    (note,) = (note for note in compared(tmp_path).notes if "kind of site" in note)
+    assert note == (
+        "no BN layer in vit: the shift by kind of site is shown by --metrics "
+        "shift_ratio_mean_layer_norm"
+    )
+
+
 def test_no_difference_between_data_sets(tmp_path: Path) -> None:
     make_run(tmp_path, "a")
     make_run(tmp_path, "b", run={"data": "cifar10"})

@@ -148,14 +148,17 @@ def note_differing_keys(
 ) -> None:
     """Fill in the config keys in which every row differs from the reference.
 
-    Where the table studies some keys, a note lists the other ones with their values.
+    Where the table studies some keys, a note lists the other ones with their values; elsewhere it
+    says where a difference is one between networks.
     """
     for row, group in zip(rows, groups, strict=True):
         if group is reference or not group.config or not reference.config:
             continue
         found = differing(reference.config, group.config)
         row["differs_in"] = list(found)
-        others = unstudied(found, studied) if studied else []
+        is_compared = row["difference"] is not None
+        others = [key for key in ("network.name",) if key in found and is_compared]
+        others = unstudied(found, studied) if studied else others
         if others:
             pairs = [
                 f"{key} ({format_value(here)}, not {format_value(there)})"

@@ -40,6 +40,7 @@ class _Spec:
     priority: int
     is_text: bool = False
     folds: bool = False  # into the caption, where all rows say the same
+    together: str = ""
 
 
 def to_table(comparison: Comparison) -> Table:
@@ -72,7 +73,7 @@ def to_table(comparison: Comparison) -> Table:
         elif spec in labels or not values <= silent:
             shown.append((spec, cells))
     return Table(
-        [Column(spec.head, spec.priority, spec.is_text) for spec, _ in shown],
+        [Column(spec.head, spec.priority, spec.is_text, spec.together) for spec, _ in shown],
         [list(row) for row in zip(*(cells for _, cells in shown), strict=True)],
         escape_control(caption) + (f" All rows: {', '.join(same)}." if same else ""),
         comparison.rows,
@@ -90,7 +91,13 @@ def _specs(comparison: Comparison, *, with_differing: bool) -> list[_Spec]:
         specs += [_Spec(escape_control(key), metric_cell(key), 90) for key in comparison.metrics]
         return specs + [difference, *tested] * (comparison.metric in comparison.metrics)
     summary = [
-        _Spec(each.heading, partial(_summary_cell, each, word), each.priority, each.is_text)
+        _Spec(
+            each.heading,
+            partial(_summary_cell, each, word),
+            each.priority,
+            each.is_text,
+            together="average" if "_average_" in each.key else "",
+        )
         for column in SHOWN.values()
         for each, word in column.for_each(_words(column, comparison.rows))
     ]

@@ -17,7 +17,7 @@ from vshift.compare.groups import Group, group_by_config, group_by_values
 from vshift.compare.statistics import Difference
 from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord, number
-from vshift.runs.schema import SUMMARY_COLUMNS, Column, column_name
+from vshift.runs.schema import SITE_KINDS, SUMMARY_COLUMNS, Column, column_name
 from vshift.text import escape_control, join_words, list_names, pluralize, suggest
 
 if TYPE_CHECKING:
@@ -171,6 +171,7 @@ def compare(
     tests = max((each.tests for each in found if each), default=0)
     reference = chosen or next((group for group in groups if group.runs), None)
     notes += _word_notes(groups, (*metrics, difference))
+    notes += [] if metrics else _site_notes(groups)
     if reference is not None:
         note_differing_keys(rows, groups, reference, by, notes)
     for run in (run for group in groups for run in group.runs):
@@ -266,6 +267,24 @@ def _word_notes(groups: Sequence[Group], metrics: Iterable[str]) -> list[str]:
                     f"{list_names(pairs, 8)}"
                 )
     return notes
+
+
+def _site_notes(groups: Sequence[Group]) -> list[str]:
+    """One note on the configs without BN whose shift was measured at sites of other kinds."""
+    found: dict[str, None] = {}
+    labels = []
+    for group in groups:
+        keys = [f"shift_ratio_mean_{kind}" for kind in SITE_KINDS]
+        keys = [key for key in keys if group.sample(key)]
+        if keys and not group.sample("shift_ratio_mean"):
+            labels.append(group.label)
+            found |= dict.fromkeys(keys)
+    if not labels:
+        return []
+    return [
+        f"no BN layer in {list_names(labels, 4)}: the shift by kind of site is shown by --metrics "
+        f"{','.join(found)}"
+    ]
 
 
 def device_of(run: RunRecord) -> str | None:
