@@ -39,8 +39,7 @@ def shown(made, **layers):
 def test_a_log_file_gets_one_plain_line_an_epoch():
     text = shown(reporter(terminal=False))
     assert text == (
-        "run [red]x[/red] seed 0  epoch  3/12  train loss 1.250  train 50.00 %  test – %"
-        "  shift 1.23\n"
+        "run [red]x[/red] seed 0  epoch  3/12  loss 1.250  train 50.00 %  test – %  shift 1.23\n"
     )
 
 
@@ -48,7 +47,7 @@ def test_the_speed_is_shown_where_80_columns_hold_it():
     made = reporter(terminal=False)
     made.start("a seed 0", 0, 1, 5)
     made.epoch(ROW, {})
-    made.start("a-long-name seed 0", 0, 1, 5)
+    made.start("a-much-longer-name seed 0", 0, 1, 5)
     made.epoch(ROW, {})
     first, second = made.console.file.getvalue().splitlines()
     assert first.endswith("test – %  1234 images/s")

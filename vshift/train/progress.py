@@ -57,15 +57,16 @@ class Reporter:
 
     def epoch(self, row: EpochRow, layers: Mapping[str, Any]) -> None:
         """Print an epoch's line, with the mean shift ratio of `summarize_layers` if measured."""
-        scores = f"test loss {_loss(row.test_loss)}"
+        loss = _loss(row.train_loss)
+        scores = f"train loss {loss}  test loss {_loss(row.test_loss)}"
         if row.train_accuracy is not None:
             train, test = (format_number(a, 2) for a in (row.train_accuracy, row.test_accuracy))
-            scores = f"train {train} %  test {test} %"
+            scores = f"loss {loss}  train {train} %  test {test} %"
         elif row.test_rmse is not None:
             scores += f"  test RMSE {_loss(row.test_rmse)}  R² {format_number(row.test_r2, 3)}"
         line = (
             f"{self._label}  epoch {row.epoch:{len(str(self._epochs))}d}/{self._epochs}"
-            f"  train loss {_loss(row.train_loss)}  {scores}{self._shift(layers)}"
+            f"  {scores}{self._shift(layers)}"
         )
         speed = f"  {row.images_per_second:.0f} images/s"
         self.say(line + speed if len(line + speed) <= WIDTH else line)
