@@ -23,6 +23,11 @@ TINY = [
     "measure.explain_batches=1",
     "recalibration.batches=2",
 ]
+# What ends too early for what the study changes on the way.
+LONGER = {
+    "early-late": ["epochs=2"],
+    "renorm": ["epochs=5", "data={name: shapes, train: 448, test: 20, batch_size: 32}"],
+}
 every_study = pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 
 
@@ -57,7 +62,7 @@ def test_it_names_several_configs_that_differ(path, sets):
 @every_study
 def test_a_tiny_version_trains(path, tmp_path):
     threads = torch.get_num_threads()
-    config = expand(path, TINY)[-1].config
+    config = expand(path, [*TINY, *LONGER.get(path.stem, [])])[-1].config
     try:
         train_seeds(config, tmp_path, False, Reporter(quiet=True))
     finally:
