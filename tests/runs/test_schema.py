@@ -85,6 +85,7 @@ def test_every_column_says_what_it_is() -> None:
 def test_the_document_has_every_column() -> None:
     """`python -m vshift.runs.schema docs/run-folder.md` writes the tables."""
     document = Path(__file__).parents[2] / "docs" / "run-folder.md"
+    assert document.read_text("utf-8").count("| `test_error_average_") == 1
     text = document.read_text("utf-8")
     assert fill_document(text) == text
     assert all(f"| `{key}` |" in text for key in (*LAYER_COLUMNS, *EPOCH_COLUMNS))

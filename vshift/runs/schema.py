@@ -484,11 +484,17 @@ def describe_columns(columns: Mapping[str, Column]) -> str:
 
 
 def fill_document(text: str) -> str:
-    """docs/run-folder.md with its tables of columns as they are declared here."""
+    """docs/run-folder.md with its tables of columns as they are declared here.
+
+    The columns of an average are the same for each of AVERAGE_BUFFERS, and are told once.
+    """
+    averages = [column.key for word in AVERAGE_BUFFERS for column in _averaged(word)]
+    told = dict(zip(averages, [*_averaged("<buffers>")] * len(AVERAGE_BUFFERS), strict=True))
+    summary = [told.get(key, column) for key, column in SUMMARY_COLUMNS.items()]
     tables = {
         "EpochRow": EPOCH_COLUMNS,
         "LayerRow": LAYER_COLUMNS,
-        "the summary": SUMMARY_COLUMNS,
+        "the summary": {column.key: column for column in summary},
     }
     for name, columns in tables.items():
         start = f"<!-- columns of {name} -->\n"
