@@ -223,6 +223,7 @@ def did_you_mean(word: object, allowed: Iterable[str]) -> str:
     words = {name.lower(): name for name in allowed}
     text = str(word).lower()
     near = [_OTHER_NAMES.get(text, text)] if _OTHER_NAMES.get(text, text) in words else []
+    near = near or [name for name in words if sorted(name) == sorted(text)][:1]  # letters swapped
     near = near or difflib.get_close_matches(text, words, n=1, cutoff=0.6)
     return f"did you mean `{words[near[0]]}`?" if near else ""
 

@@ -86,5 +86,11 @@ def test_of_ones_own_code_only_the_names_are_checked(config, vshift, tmp_path):
     code, out, err = vshift("check", config.name, "--set", f"network={{name: {name}}}")
     assert (code, out) == (0, "small.yaml: ok, 1 run\n")
     assert err == (
-        f"note: small.yaml: network.name: {name} was not run, so only its name is checked\n"
+        f"note: small.yaml: network.name {name} was not run, so only its name is checked\n"
+    )
+    loss = f"loss={{name: {name}}}"
+    err = vshift("check", config.name, "--set", f"network={{name: {name}}}", "--set", loss)[2]
+    assert err == (
+        f"note: small.yaml: network.name {name}, loss.name {name} were not run, so only their "
+        "names are checked\n"
     )

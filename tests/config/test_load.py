@@ -176,7 +176,7 @@ def test_set_creates_sections_and_keeps_noise_when_the_kind_changes(write) -> No
         ("seeds.1=3", "--set seeds.1=3: `seeds` has entries 0 to 0; there is no 1"),
         ("x={a: 1, a: 2}", "--set x={a: 1, a: 2}: duplicate key `a`"),
         ("x=*a", "--set x=*a: unknown alias `*a`: there is no anchor `&a` above; text "
-         "that starts with `*` needs quotes"),
+         "that starts with `*` needs quotes: '\"*a\"'"),
         (".".join("a" * 60) + "=1", "--set " + ".".join("a" * 60)[:113] + "…: a key of 60 parts; "
          "at most 50"),
     ],

@@ -78,6 +78,12 @@ depth: 20
         ("data=null", "data: null is not a section of keys; write for instance {name: cifar10}"),
         ("norm=grup", "norm.kind: 'grup' is not allowed; did you mean `group`? allowed: batch, "
          "renorm, layer, rms, group, none, file.py:object, package.module:object"),
+        ("optimizer.name=adma", "optimizer.name: 'adma' is not allowed; did you mean `adam`? "
+         "allowed: sgd, adamw, adadelta, adafactor, adagrad, adam, adamax, asgd, nadam, radam, "
+         "rmsprop, rprop, file.py:object, package.module:object"),
+        ("network.noise={kind: 'odd.py:Odd', rate: 0.3}", "network.noise.rate: unknown key; what "
+         "the object is called with goes into args: {rate: …}; allowed here: after, args, before, "
+         "from, kind, over_depth, position, source, until"),
         ("norm=null", "norm: null is not a section of keys; write for instance {kind: batch}"),
         ("network.name=preresnt", "network.name: 'preresnt' is not a network; did you mean "
          f"`preresnet`? allowed: {NETWORKS}"),

@@ -112,7 +112,7 @@ def test_an_alias_can_be_a_key_and_an_anchor_can_be_used_again() -> None:
         ("[a]: x", "f:1:1: a list cannot be a key"),
         ("? {a: 1}\n: x", "f:1:3: a mapping cannot be a key"),
         ("a: *b", "f:1:4: unknown alias `*b`: there is no anchor `&b` above; text that starts with "
-         "`*` needs quotes"),
+         "`*` needs quotes: \"*b\""),
         ("a: *.b", "f:1:5: a value that starts with `*` needs quotes"),
         ("a: &b [*b]", "f:1:8: the alias `*b` is inside the value it refers to"),
         ("a:\n\tb: 1", "f:2:1: a tab where YAML wants spaces; indent with spaces"),

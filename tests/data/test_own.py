@@ -240,6 +240,16 @@ def test_errors_of_the_users_code_have_its_frames_only(tmp_path: Path):
         assert "vshift" not in str(caught.value).replace(str(tmp_path), "")
 
 
+def test_one_pair_instead_of_two_is_said_so(tmp_path: Path):
+    (tmp_path / "one.py").write_text(
+        "import torch\ndef make(): return torch.zeros(4, 3, 8, 8), torch.zeros(4).long()\n"
+    )
+    with pytest.raises(
+        DataError, match=r"one pair \(images, targets\); it must return \(train, te"
+    ):
+        load(OwnData(name=f"{tmp_path}/one.py:make"))
+
+
 def test_wrong_arguments_are_answered_with_the_nearest(tmp_path: Path):
     (tmp_path / "my_data.py").write_text(CODE)
     with pytest.raises(ConfigError, match=r"takes no 'trian'; did you mean `train`"):

@@ -200,10 +200,16 @@ def test_what_is_no_network_for_the_images_is_refused(name: str, problem: str, m
 
 
 def test_arguments_that_the_callable_does_not_take(make) -> None:
-    with pytest.raises(ConfigError, match=r"args.widht: .*Net takes no 'widht'; did you mean `wid"):
+    with pytest.raises(
+        ConfigError, match=r"^network.args.widht: .*Net takes no 'widht'; did you mean `wid"
+    ):
         make("Net", args={"widht": 3})
-    with pytest.raises(ConfigError, match=r"torchvision:resnet18 cannot be built: .*'widht'"):
-        make("torchvision:resnet18", args={"widht": 3})
+    with pytest.raises(
+        ConfigError,
+        match=r"^network.args.width_per_grup: torchvision:resnet18 takes "
+        "no 'width_per_grup'; did you mean `width_per_group`",
+    ):
+        make("torchvision:resnet18", args={"width_per_grup": 3})
 
 
 def test_a_torchvision_model_is_torchvisions(make) -> None:

@@ -33,8 +33,14 @@ def check(
         runs = sum(len(point.config.seeds) for point in points)
         typer.echo(f"{escape_control(str(path))}: ok, {pluralize(runs, 'run')}")
         parts = [(k, p) for point in points for k, p in own_parts(point.config).items()]
-        for key, name in dict.fromkeys((f"{k}.{p.tag_key}", p.reference) for k, p in parts):
-            note = f"note: {path}: {key}: {name} was not run, so only its name is checked"
+        names = dict.fromkeys(f"{k}.{p.tag_key} {p.reference}" for k, p in parts)
+        if names:
+            what = (
+                "was not run, so only its name is"
+                if len(names) == 1
+                else ("were not run, so only their names are")
+            )
+            note = f"note: {path}: {', '.join(names)} {what} checked"
             typer.echo(escape_lines(note), err=True)
         roots = dict.fromkeys(getattr(point.config.data, "root", None) for point in points)
         for root in roots:

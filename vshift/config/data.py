@@ -122,6 +122,7 @@ class OwnData(OwnPart, _Data):
     classes, integers [N], or numbers, floats [N] or [N, D].
     """
 
+    section = "data"
     libraries = ("torchvision",)
     forms = (*LIBRARY, *FORMS)
     name: Reference = Field(description="The function, called with args.")

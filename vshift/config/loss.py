@@ -34,6 +34,7 @@ class OwnLoss(OwnPart):
     classes distributions [N, K].
     """
 
+    section = "loss"
     name: Reference = Field(description="The function, also called with args; or the class.")
 
 

@@ -367,6 +367,7 @@ class ViT(_Network):
 class OwnNetwork(OwnPart, _WithNoise):
     """A callable that returns an `nn.Module` for images [N, C, H, W]."""
 
+    section = "network"
     libraries = ("torchvision", "timm")
     forms = ("torchvision:NAME", "timm:NAME", *FORMS)
     name: Reference = Field(

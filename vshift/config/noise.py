@@ -316,6 +316,7 @@ class OwnNoise(OwnPart, BaseNoise):
     mode; then the shift is predicted.
     """
 
+    section = "network.noise"
     label = "noise of one’s own"
     strength_keys: ClassVar[dict[str, str]] = {}
     kind: Reference = Field(description="The callable; its module may offer `variance`, its s².")

@@ -134,6 +134,7 @@ class NoNorm(Section):
 class OwnNorm(OwnPart):
     """A callable that returns an `nn.Module` for a number of channels."""
 
+    section = "norm"
     kind: Reference = Field(
         description="The callable, told the channels where its signature asks for `channels`, "
         "`num_channels`, `num_features`, `features` or `dim`."

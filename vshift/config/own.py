@@ -51,6 +51,7 @@ Reference = Annotated[str, AfterValidator(_well_formed)]
 class OwnPart(Section):
     """What every part by reference shares. Each declares its `name` or `kind`, a Reference."""
 
+    section: ClassVar[str] = ""  # of the config, in which it may stand
     forms: ClassVar[tuple[str, ...]] = FORMS
     libraries: ClassVar[tuple[str, ...]] = ()  # whose names the part may have: `torchvision:…`
 
@@ -512,6 +513,13 @@ def call(part: OwnPart, **offered: Any) -> Any:
         return target(**given)
 
 
+def takes_no(part: OwnPart, name: str, allowed: Iterable[str]) -> str:
+    """A message about a key of a part's `args`, with the nearest name of those allowed."""
+    key = ".".join(filter(None, (part.section, "args", name)))
+    hint = did_you_mean(name, allowed) or f"it takes {', '.join(allowed) or 'nothing'}"
+    return f"{key}: {part.reference} takes no {name!r}; {hint}"
+
+
 def arguments(target: Callable[..., Any], part: OwnPart, offered: dict[str, Any]) -> dict[str, Any]:
     """The keywords of a call: `args`, and what is offered under a name of the signature.
 
@@ -528,12 +536,7 @@ def arguments(target: Callable[..., Any], part: OwnPart, offered: dict[str, Any]
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
     if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
-        problems = [
-            f"args.{name}: {part.reference} takes no {name!r}; "
-            + (did_you_mean(name, named) or f"it takes {', '.join(named) or 'nothing'}")
-            for name in part.args
-            if name not in named
-        ]
+        problems = [takes_no(part, name, named) for name in part.args if name not in named]
         if problems:
             raise ConfigError(*map(one_line, problems))
     given = {**{name: value for name, value in offered.items() if name in named}, **part.args}

@@ -272,11 +272,11 @@ def _unknown_key(here: SchemaLocation, location: Path) -> str:
     key, is_top = str(here.path[-1]), len(here.path) == 1
     section = _resolve(location[:-1])
     allowed = sorted([*section.keys, *(["base"] if is_top else [])])
-    siblings = _resolve(location[:-2]).branches.items()
+    siblings = _resolve(location[:-2]).sections.items()
     having = [tag for tag, kind in siblings if _is_section(kind) and key in kind.model_fields]
     if key == "base":
         hint = "`base` is only allowed at the top of a file; "
-    elif "args" in section.keys and not suggest(key, allowed):
+    elif "args" in section.keys and (having or not suggest(key, allowed)):
         hint = f"what the object is called with goes into args: {{{one_line(key, 40)}: …}}; "
     elif having:
         hint = f"it is a key of {', '.join(having)}; "

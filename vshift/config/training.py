@@ -96,6 +96,7 @@ class TorchOptimizer(_Optimizer):
 class OwnOptimizer(OwnPart, _Optimizer):
     """Built as `torch.optim.Optimizer` is: called with `params` and, if asked for, `lr`."""
 
+    section = "optimizer"
     name: Reference = Field(description="A class or function of one's own that gives an optimizer.")
     learning_rate: float = Field(gt=0, description="Where schedules start.")
 
@@ -158,6 +159,7 @@ class OwnSchedule(OwnPart):
     """Called for each step with those of `step` (from 0), `steps`, `epoch` (from 0) and `epochs`
     that it asks for."""
 
+    section = "schedule"
     name: Reference = Field(
         description="A function of one's own that gives the factor of the learning rate."
     )

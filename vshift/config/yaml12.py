@@ -232,7 +232,7 @@ class _Reader:
             self.fail(
                 event.start_mark,
                 f"unknown alias `*{name}`: there is no anchor `&{name}` above; text that starts "
-                "with `*` needs quotes",
+                f"with `*` needs quotes{self.quoting(name)}",
             )
         node = self.anchors[name]
         if node is None:
@@ -264,6 +264,10 @@ class _Reader:
         """Complain where reading on makes no sense."""
         self.complain(where, what)
         raise ConfigError(*self.problems)
+
+    def quoting(self, name: str) -> str:
+        """How an alias that was meant as text is written: a shell takes a pair of quotes off."""
+        return f""": '"*{name}"'""" if self.inline else f': "*{name}"'
 
     def syntax_problem(self, error: yaml.MarkedYAMLError) -> str:
         """PyYAML's several lines in one, with advice on common slips."""

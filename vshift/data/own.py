@@ -37,6 +37,11 @@ def open_own(config: OwnData) -> Source:
                 f"{what} returned {_kind(made)}; it must return a pair (train, test), each of it "
                 "(images, targets) or a torch.utils.data.Dataset"
             )
+        if all(isinstance(part, Tensor | np.ndarray) for part in made):
+            raise DataError(
+                f"{what} returned one pair (images, targets); it must return (train, test), "
+                "each of them such a pair"
+            )
         train, train_labels = _read(made[0], f"{what}: the training")
         test, test_labels = _read(made[1], f"{what}: the test")
     _check_alike(train, test, f"{what}: the training images are", "the test images")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+import traceback
 from typing import Any
 
 import torch
@@ -61,7 +64,22 @@ def _made(network: config.OwnNetwork, images: ImageShape, outputs: int) -> nn.Mo
     try:
         return library_model(library, name, {**sizes, **network.args})
     except ValueError as error:
-        raise ConfigError(f"network.name: {error}") from error
+        raise ConfigError(_wrong_argument(network, error) or f"network.name: {error}") from error
+
+
+def _wrong_argument(network: config.OwnNetwork, error: ValueError) -> str:
+    """About an argument that a library's class does not take; empty for any other error."""
+    cause = error.__cause__
+    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(cause))
+    if cause is None or found is None or found[2] not in network.args:
+        return ""
+    *_, (frame, _) = traceback.walk_tb(cause.__traceback__)
+    named = {**frame.f_globals, **frame.f_locals}.values()
+    called = next((c for c in named if isinstance(c, type) and c.__name__ == found[1]), None)
+    if called is None:
+        return ""
+    parameters = [name for name in inspect.signature(called).parameters if name != "kwargs"]
+    return own.takes_no(network, found[2], parameters)
 
 
 # ---- the forward
