@@ -33,7 +33,7 @@ def test_what_check_accepts_is_trained_or_refused_in_a_sentence(
     ends = Counter[str]()
 
     @settings(
-        max_examples=GENERATED, deadline=None, derandomize=GENERATED <= 100, print_blob=True,
+        max_examples=GENERATED, deadline=None, derandomize=GENERATED <= 1000, print_blob=True,
         suppress_health_check=[*HealthCheck],
     )  # fmt: skip
     @given(configs())
