@@ -35,10 +35,8 @@ def replacing(path: Path) -> Iterator[Path]:
     os.close(handle)
     try:
         yield Path(name)
-        with open(
-            name, "rb+"
-        ) as written:  # after a power cut, the new name must not be an empty file
-            os.fsync(written.fileno())
+        with open(name, "rb+") as written:
+            os.fsync(written.fileno())  # after a power cut, the new name must not be an empty file
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)

@@ -86,10 +86,6 @@ class SavedState:
             if self._differs(saved):
                 saved.kind.restore(saved.value, saved.content)
 
-    def changed(self) -> bool:
-        """Whether anything differs from what was saved."""
-        return any(map(self._differs, self._saved.values()))
-
     def changed_modules(self, model: nn.Module) -> list[str]:
         """The modules that hold something other than the mode that differs from what was saved."""
         return [name for name, module in model.named_modules() if self._changed_within(module)]
