@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vshift.auditing.comparisons import run_eval_tests
 from vshift.auditing.passes import (
     CANNOT_RUN,
     AuditedModel,
@@ -24,7 +25,6 @@ from vshift.auditing.passes import (
     Mode,
     Pass,
     rms,
-    run_eval_tests,
     run_pass,
 )
 from vshift.auditing.samples import AuditError, Samples, order_effect

@@ -35,7 +35,6 @@ from vshift.text import join_words
 CANNOT_RUN = (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, AuditError)
 TRACED_SAMPLES = 8  # enough to see where noise goes
 SAME_ROWS = 0.01  # relative change by another order of the rows; low precision rounds by less
-SINGLE_SAMPLES = 4  # tried one by one
 
 Mode = Literal["train", "noise_off", "eval"]
 T = TypeVar("T")
@@ -136,7 +135,7 @@ class AuditedModel:
         finally:
             self.saved.restore()
 
-    def _run_in(self, mode: Mode, run: Callable[[], T]) -> T:
+    def run_in(self, mode: Mode, run: Callable[[], T]) -> T:
         """Run in a mode; if the model's own train() cannot run, switch leaf modules instead.
 
         Such are auxiliary heads that want larger images, and losses that want targets.
@@ -216,11 +215,11 @@ class AuditedModel:
             seed_everything(self.seed)
             return trace(self.module, batch, self.tracker)
 
-        return self._run_in(mode, run)
+        return self.run_in(mode, run)
 
     def run(self, mode: Mode, batches: Callable[[], Iterator[Batch]]) -> Pass:
         """One pass over batches."""
-        return self._run_in(mode, lambda: run_pass(self, batches))
+        return self.run_in(mode, lambda: run_pass(self, batches))
 
 
 # ---- one pass
@@ -398,155 +397,3 @@ def _measure(x: Tensor) -> tuple[Tensor, Tensor, int]:
 def _close(a: Tensor, b: Tensor) -> bool:
     scale = float(b.abs().max().clamp(min=1e-12))
     return a.shape == b.shape and float((a.double() - b.double()).abs().max()) < 1e-2 * scale
-
-
-# ---- two tests of eval mode
-
-
-@dataclass
-class EvalTests:
-    """The repeat test and the batch-mates test in eval mode; None and 0 are healthy.
-
-    Attributes:
-        repeat_at: the first module whose output differs between two passes over one batch.
-        repeat_change: of the model's output, relative; see `output_change`.
-        mates_at, mates_change: the same with other samples in the rest of the batch.
-        alone_change: of the same samples, one by one.
-    """
-
-    repeat_at: str | None = None
-    repeat_change: float = 0.0
-    mates_at: str | None = None
-    mates_change: float = 0.0
-    alone_change: float = 0.0
-
-
-def run_eval_tests(model: AuditedModel, samples: Samples) -> EvalTests:
-    """Run the same batch twice, and the same samples with other batch mates."""
-    batch = samples.first()
-    # Seeded once and in one go: noise shows, and so does state kept between calls.
-    with model.mode("eval"):
-        seed_everything(model.seed)
-        repeated = [_digest(model, batch) for _ in range(2)]
-    tests = EvalTests(*_compare(*repeated))
-    mates = samples.with_other_mates()
-    if mates is not None:
-        *pair, rows = mates
-        digests = []
-        for batch in pair:
-            with model.mode("eval"):
-                seed_everything(model.seed)
-                digests.append(_digest(model, batch, rows))
-        where, change = _compare(*digests)
-        if change > 0:  # a module's own output may differ where the samples' do not
-            tests.mates_at, tests.mates_change = where, change
-    if tests.repeat_at is None and (single := samples.alone(SINGLE_SAMPLES)) is not None:
-        tests.alone_change = _change_alone(model, *single)
-    return tests
-
-
-def _change_alone(model: AuditedModel, together: Batch, single: list[Batch]) -> float:
-    """How much outputs change if each sample is a batch of its own; 0 where that cannot run."""
-    outputs = []
-    for batch in (together, *single):
-        try:
-            with model.mode("eval"), torch.no_grad():
-                seed_everything(model.seed)
-                outputs.append(main_output(call(model.module, batch.inputs)).detach().float())
-        except CANNOT_RUN:
-            return 0.0
-    whole, *parts = outputs
-    alone = torch.cat(parts)
-    finite = bool(whole.isfinite().all() and alone.isfinite().all())
-    comparable = finite and len(whole) == together.count
-    return output_change(whole[: len(alone)], alone) if comparable else 0.0
-
-
-# A forward's hash per module in the order in which they end, and the output.
-_Digest = tuple[list[tuple[str, int]], Tensor]
-
-
-def _digest(model: AuditedModel, batch: Batch, rows: int | None = None) -> _Digest:
-    """The digest of a batch, or of its first rows."""
-    hashes: list[tuple[str, int]] = []
-
-    def part(tensor: Tensor) -> Tensor | None:
-        """The first samples' part; images folded into patches stay together."""
-        if rows is None:
-            return tensor.detach().cpu()
-        if tensor.ndim == 0 or len(tensor) % batch.count:
-            return None
-        return tensor[: len(tensor) // batch.count * rows].detach().cpu()
-
-    def leave(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        parts = [p for t in tensors_of(output) if (p := part(t)) is not None]
-        content = tuple(p.reshape(-1).view(torch.uint8).numpy().tobytes() for p in parts)
-        hashes.append((name, hash(content)))
-
-    with torch.no_grad(), model.tracker.tracking(leave=leave):
-        output = main_output(call(model.module, batch.inputs))
-    own = part(output)
-    return hashes, (output.detach().cpu() if own is None else own).float()
-
-
-def _compare(a: _Digest, b: _Digest) -> tuple[str | None, float]:
-    """The first module whose output differs between two runs, if any, and the output's change."""
-    (ours, output), (others, other_output) = a, b
-    layer = next((one[0] for one, two in zip(ours, others, strict=False) if one != two), None)
-    if layer is None and len(ours) != len(others):
-        layer = ours[min(len(ours), len(others)) - 1][0]
-    return layer, output_change(output, other_output)
-
-
-# ---- where two modes part
-
-DEPARTS = 0.05  # relative change of an output from inputs that changed by less than a tenth of it
-KEPT_VALUES = 1024  # of a module's input or output per sample
-
-
-def first_departure(model: AuditedModel, batch: Batch) -> tuple[str, float] | None:
-    """The first module that makes another output of the same input in train and in eval mode.
-
-    Returns:
-        Its name and the relative change of its output; None if there is none.
-    """
-    records: list[list[tuple[str, Tensor | None, Tensor | None]]] = []
-    for mode in ("train", "eval"):
-        found: list[tuple[str, Tensor | None, Tensor | None]] = []
-        entered: list[Tensor | None] = []
-
-        def enter(name: str, module: nn.Module, inputs: Any, entered: Any = entered) -> None:
-            entered.append(_thinned(inputs))
-
-        def leave(
-            name: str, module: nn.Module, inputs: Any, output: Any, found: Any = found,
-            entered: Any = entered,
-        ) -> None:  # fmt: skip
-            found.append((name, entered.pop() if entered else None, _thinned(output)))
-
-        def run(enter: Any = enter, leave: Any = leave) -> None:
-            seed_everything(model.seed)
-            with torch.no_grad(), model.tracker.tracking(enter, leave):
-                call(model.module, batch.inputs)
-
-        model._run_in(mode, run)
-        records.append(found)
-    in_training, in_eval = records
-    for (name, x, y), (other, z, w) in zip(in_training, in_eval, strict=False):
-        if name != other:
-            return None  # other modules run: there is no pair to compare
-        if x is None or y is None or z is None or w is None:
-            continue
-        change = output_change(w, y)
-        if change > DEPARTS and output_change(z, x) < 0.1 * change:
-            return name, change
-    return None
-
-
-def _thinned(tree: Any) -> Tensor | None:
-    """Up to KEPT_VALUES values per sample of the first float tensor, [N, D] on the CPU."""
-    for tensor in tensors_of(tree):
-        if tensor.is_floating_point() and tensor.ndim:
-            rows = tensor.detach().float().reshape(len(tensor), -1)
-            return rows[:, :: max(1, rows.shape[1] // KEPT_VALUES)].cpu()
-    return None

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from vshift.auditing.comparisons import EvalTests
 from vshift.auditing.evidence import REPAIRED, Evidence, any_trains, is_usable
 from vshift.auditing.findings import Finding
 from vshift.auditing.findings.base import list_layers
-from vshift.auditing.passes import EvalTests
 from vshift.auditing.samples import tensors_of
 from vshift.auditing.severity import SEVERITIES, Gain
 from vshift.auditing.trace import NoiseSource

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vshift.auditing.comparisons import first_departure
 from vshift.auditing.evidence import AFTER_EVAL, AS_GIVEN, SWITCHED, Evidence
 from vshift.auditing.findings.base import CandidateFinding, Check, list_layers
-from vshift.auditing.passes import first_departure
 from vshift.auditing.repairs import Repair, eval_hidden, hold_in_eval, set_mode
 from vshift.auditing.severity import (
     LEAST_CHANGE,
