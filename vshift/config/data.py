@@ -74,7 +74,7 @@ class Cifar(_Data):
 
 
 class ImageFolder(_Data):
-    """A tree <root>/train/<class>/*.jpg and <root>/test/<class>/*.jpg."""
+    """A tree `<root>/train/<class>/*.jpg` and `<root>/test/<class>/*.jpg`."""
 
     name: Literal["imagefolder"] = Field(description="Images in folders, one for each class.")
     root: Folder = Field(description="The tree's folder; a relative path starts where vshift runs.")
