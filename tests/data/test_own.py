@@ -39,10 +39,10 @@ def made(tmp_path: Path, monkeypatch):
     file.write_text(CODE + "\nresult = None\n\ndef make():\n    return result\n")
 
     def make(result, **keys) -> OwnData:
-        from vshift.config import own
+        from vshift.config import own_code
 
         config = OwnData(name=f"{file}:make", **keys)
-        monkeypatch.setitem(own.import_object(config).__globals__, "result", result)
+        monkeypatch.setitem(own_code.import_object(config.name).__globals__, "result", result)
         return config
 
     return make

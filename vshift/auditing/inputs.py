@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +14,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from vshift.auditing.evidence import fit_to_names
 from vshift.auditing.samples import AuditError
+from vshift.config import own_code
+from vshift.config.own import absolute
 from vshift.data import folder
+from vshift.errors import ConfigError
 from vshift.networks.by_reference import LIBRARIES, library_model
 from vshift.text import did_you_mean, list_names
 
@@ -141,57 +139,14 @@ def call_in_file(spec: str) -> Any:
     Raises:
         AuditError: no such file, no such name, or an exception in it.
     """
-    file, _, name = spec.rpartition(":")
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise AuditError(f"there is no file {path}")
-    module = _import_file(path.resolve())
-    if not hasattr(module, name):
-        public = [word for word in vars(module) if not word.startswith("_")]
-        raise _unknown_name(f"{path} has no {name!r}", name, public)
-    value = getattr(module, name)
-    if not callable(value) or isinstance(value, nn.Module):
-        return value
-    with _running_user_code(spec):
-        return value()
-
-
-@contextmanager
-def _running_user_code(what: str) -> Iterator[None]:
-    """Turn an exception or exit of the user's code into an AuditError of one line."""
-    arguments, sys.argv = sys.argv, [what.rpartition(":")[0] or what]
     try:
-        yield
-    except SystemExit as error:
-        raise AuditError(
-            f"{what} ended itself with sys.exit({error.code!r}); put what the file does as a "
-            'script under `if __name__ == "__main__":`'
-        ) from error
-    except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise AuditError(f"{what} raised {type(error).__name__}: {reason}") from error
-    finally:
-        sys.argv = arguments
-
-
-@cache
-def _import_file(path: Path) -> ModuleType:
-    """A file's module; a file runs once, so that model and loader share what it makes."""
-    spec = importlib.util.spec_from_file_location(f"_vshift_audit_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up there
-    sys.path.insert(0, str(path.parent))
-    try:
-        with _running_user_code(str(path)):
-            spec.loader.exec_module(module)
-    except AuditError:
-        del sys.modules[spec.name]
-        raise
-    finally:
-        sys.path.remove(str(path.parent))
-    return module
+        value = own_code.import_object(absolute(spec, Path.cwd()))
+        if not callable(value) or isinstance(value, nn.Module):
+            return value
+        with own_code.running(spec):
+            return value()
+    except ConfigError as error:
+        raise AuditError(str(error)) from error
 
 
 # ---- data

@@ -98,7 +98,7 @@ def main() -> None:
             silence(sys.stdout)
             sys.exit(1)
         except Exception as error:
-            from vshift.config.own import describe_error, own_frames
+            from vshift.config.own_code import describe_error, own_frames
 
             if not own_frames(error):
                 raise

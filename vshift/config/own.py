@@ -1,8 +1,8 @@
 """Parts of one's own, named by reference: `my_model.py:MyNet`, `package.module:object`.
 
 Reading a config never runs a user's file: what it needs to know of one (whether the object is
-there, what else the file imports) comes from its syntax tree. `import_object` runs it, for those
-who train, inspect or audit.
+there, what else the file imports) comes from its syntax tree. `vshift.config.own_code` runs it, for
+those who train, inspect or audit.
 """
 
 from __future__ import annotations
@@ -10,28 +10,23 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import importlib
 import importlib.machinery
 import importlib.util
-import inspect
 import os
 import stat
 import sys
 import sysconfig
-import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, Field
 
 from vshift.config.identity import TAG_KEYS, is_file_reference
 from vshift.config.section import Section
-from vshift.errors import ConfigError, VShiftError
-from vshift.text import did_you_mean, one_line, pluralize, show_value
+from vshift.errors import ConfigError
+from vshift.text import did_you_mean, one_line, show_value
 
 FORMS = ("file.py:object", "package.module:object")
 MAX_BYTES = 10_000_000  # of a file
@@ -173,10 +168,10 @@ def copies(config: Section) -> tuple[dict[str, str], dict[str, bytes]]:
     for part in own_parts(config).values():
         if part.is_of_library:
             continue
-        path, found = _located(part.reference), sources(part.reference)
-        if part.source not in (None, _hash(found)):
+        path, found = located(part.reference), sources(part.reference)
+        if part.source not in (None, hash_of(found)):
             raise ConfigError(f"{path}: changed since the config was read; repeat the command")
-        if _is_installed(path):
+        if is_installed(path):
             continue
         root = import_root(path)
         # A folder for each root, as two may have files of one name.
@@ -208,10 +203,10 @@ def source_hash(reference: str) -> str:
     Raises:
         ValueError: with the reason, if there is no such file or object.
     """
-    return _hash(sources(reference))
+    return hash_of(sources(reference))
 
 
-def _hash(files: Mapping[str, bytes]) -> str:
+def hash_of(files: Mapping[str, bytes]) -> str:
     digest = hashlib.sha256()
     for name, content in files.items():
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
@@ -231,7 +226,7 @@ def sources(reference: str) -> dict[str, bytes]:
         ValueError: there is no such file or object, or the file is no Python.
     """
     name = reference.rpartition(":")[2]
-    path = _located(reference)
+    path = located(reference)
     root = import_root(path)
     names = _read(path)[1].names
     if names is not None and name not in names:
@@ -245,7 +240,7 @@ def sources(reference: str) -> dict[str, bytes]:
         if file in found:
             continue
         found[file], syntax = _read(file)
-        if not _is_installed(path):
+        if not is_installed(path):
             waiting += _beside(root, file, syntax.imports)
     return {file.relative_to(root).as_posix(): found[file] for file in sorted(found)}
 
@@ -258,7 +253,7 @@ def import_root(path: Path) -> Path:
     return folder
 
 
-def _located(reference: str) -> Path:
+def located(reference: str) -> Path:
     """The file that a reference names; a module's is in the working folder or installed."""
     module = reference.rpartition(":")[0]
     if is_file_reference(reference):
@@ -279,7 +274,7 @@ def _located(reference: str) -> Path:
     return Path(spec.origin)
 
 
-def _is_installed(path: Path) -> bool:
+def is_installed(path: Path) -> bool:
     """Whether a file belongs to Python or to an installed package, which has a version."""
     standard = Path(sysconfig.get_path("stdlib"))
     own = Path(__file__).parents[1]
@@ -368,186 +363,3 @@ def _beside(root: Path, file: Path, imports: list[tuple[int, str, str]]) -> Iter
         for place in places:
             inside = [] if place == root else [place / "__init__.py", place.with_suffix(".py")]
             yield from (path for path in inside if path.is_file())
-
-
-# ---- running it
-
-_MODULES: dict[tuple[str, str], ModuleType] = {}  # by file and hash: a file runs once
-_FILES: set[str] = set()  # that were run
-
-
-def import_object(part: OwnPart) -> Any:
-    """The object that a reference names. This runs the user's file.
-
-    Raises:
-        ConfigError: there is no such file or object.
-    """
-    module_name, _, name = part.reference.rpartition(":")
-    try:
-        path, files = _located(part.reference), sources(part.reference)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    key = str(path), _hash(files)
-    if key not in _MODULES:
-        is_module = _is_installed(path) and not is_file_reference(part.reference)
-        with running(part.reference):
-            _MODULES[key] = importlib.import_module(module_name) if is_module else _run(path, files)
-    module = _MODULES[key]
-    if not hasattr(module, name):
-        hint = did_you_mean(name, [word for word in vars(module) if not word.startswith("_")])
-        raise ConfigError(f"{path} has no {name!r}{hint and '; '}{hint}")
-    return getattr(module, name)
-
-
-def _run(path: Path, files: Iterable[str]) -> ModuleType:
-    """Import a file as Python does from its root, with the files beside it as they are now."""
-    root = import_root(path)
-    for file in files:  # modules of another folder, or of an earlier content
-        name = _module_name(Path(file))
-        if name in sys.modules and not _is_installed(_file_of(sys.modules[name])):
-            del sys.modules[name]
-    if str(root) in sys.path:
-        sys.path.remove(str(root))
-    sys.path.insert(0, str(root))  # it stays: functions import when they are called
-    importlib.invalidate_caches()
-    _FILES.update(str(root / file) for file in files)
-    own = _module_name(path.relative_to(root))
-    if "." in own:
-        importlib.import_module(own.rpartition(".")[0])
-    own = f"own_{own}" if own in sys.modules else own  # a file called as an installed package
-    spec = importlib.util.spec_from_file_location(own, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[own] = module  # dataclasses look themselves up there
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[own]
-        raise
-    return module
-
-
-def _module_name(file: Path) -> str:
-    return ".".join(file.with_suffix("").parts).removesuffix(".__init__")
-
-
-def _file_of(module: ModuleType) -> Path:
-    return Path(getattr(module, "__file__", None) or sys.executable)
-
-
-@contextmanager
-def running(what: str | Callable[[BaseException], str]) -> Iterator[None]:
-    """Turn an exception or exit of a user's code into a ConfigError, with that code's frames.
-
-    What it prints goes to stderr.
-
-    Args:
-        what: begins the message; or a function of the exception that gives it.
-    """
-    try:
-        with redirect_stdout(sys.stderr):  # ours is for data
-            yield
-    except VShiftError:
-        raise
-    except (Exception, SystemExit) as error:
-        begin = what if isinstance(what, str) else what(error)
-        raise ConfigError(f"{begin}: {describe_error(error)}") from error
-
-
-def at_fault(parts: Iterable[OwnPart], error: BaseException) -> list[OwnPart]:
-    """The parts whose code raised an exception: with a file in its innermost frame that is one's.
-
-    None if no frame is in a file of any.
-    """
-    files = {part.reference: _files_of(part) for part in parts}
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        found = [part for part in parts if frame.filename in files[part.reference]]
-        if found:
-            return found
-    return []
-
-
-def _files_of(part: OwnPart) -> set[str]:
-    """The files that a part's code is in; none of a library's model."""
-    if part.is_of_library:
-        return set()
-    path = _located(part.reference)
-    if not _is_installed(path):
-        return {str(import_root(path) / file) for file in sources(part.reference)}
-    target = import_object(part)
-    return (
-        {inspect.getfile(target)} if inspect.isroutine(target) or inspect.isclass(target) else set()
-    )
-
-
-def describe_error(error: BaseException) -> str:
-    """An exception with the frames of files that were run by reference, a line each."""
-    reason = " ".join(str(error).split())
-    lines = [f"{type(error).__name__}: {one_line(reason)}" if reason else type(error).__name__]
-    return "\n".join([*lines, *own_frames(error)])
-
-
-def own_frames(error: BaseException) -> list[str]:
-    """The frames of an exception that are in files that were run by reference."""
-    return [
-        f"  {frame.filename}:{frame.lineno}, in {frame.name}: {one_line(frame.line or '', 200)}"
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename in _FILES
-    ]
-
-
-def call(part: OwnPart, **offered: Any) -> Any:
-    """Call a part's object with its `args`, and with those offered keywords that it asks for.
-
-    Raises:
-        ConfigError: not callable, an argument that it does not take, or an exception in it.
-    """
-    target = import_object(part)
-    if not callable(target):
-        raise ConfigError(
-            f"{part.reference} is {show_value(type(target).__name__)}, which cannot be called"
-        )
-    given = arguments(target, part, offered)
-    with running(part.reference):
-        return target(**given)
-
-
-def takes_no(part: OwnPart, name: str, allowed: Iterable[str]) -> str:
-    """A message about a key of a part's `args`, with the nearest name of those allowed."""
-    key = ".".join(filter(None, (part.section, "args", name)))
-    hint = did_you_mean(name, allowed) or f"it takes {', '.join(allowed) or 'nothing'}"
-    return f"{key}: {part.reference} takes no {name!r}; {hint}"
-
-
-def arguments(target: Callable[..., Any], part: OwnPart, offered: dict[str, Any]) -> dict[str, Any]:
-    """The keywords of a call: `args`, and what is offered under a name of the signature.
-
-    Raises:
-        ConfigError: an argument that it does not take, with the nearest name.
-    """
-    try:
-        parameters = inspect.signature(target).parameters
-    except (TypeError, ValueError):  # a built-in without a signature
-        return dict(part.args)
-    named = {
-        name: parameter
-        for name, parameter in parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    }
-    if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
-        problems = [takes_no(part, name, named) for name in part.args if name not in named]
-        if problems:
-            raise ConfigError(*map(one_line, problems))
-    given = {**{name: value for name, value in offered.items() if name in named}, **part.args}
-    missing = [
-        name
-        for name, p in named.items()
-        if p.default is inspect.Parameter.empty and name not in given
-    ]
-    if missing:
-        raise ConfigError(
-            f"{part.reference} needs {pluralize(len(missing), 'argument')} more: "
-            f"{', '.join(missing)}; write args: {{{missing[0]}: …}}"
-        )
-    return given

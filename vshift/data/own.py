@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vshift.config import own
+from vshift.config import own_code
 from vshift.config.data import OwnData
 from vshift.data.source import Labels, Pixels, Source
 from vshift.errors import DataError
@@ -31,7 +31,7 @@ def open_own(config: OwnData) -> Source:
     """
     what = f"data.name: {config.name}"
     with _seeded():
-        made = own.call(config)
+        made = own_code.call(config)
         if not isinstance(made, tuple | list) or len(made) != 2:
             raise DataError(
                 f"{what} returned {_kind(made)}; it must return a pair (train, test), each of it "
@@ -66,7 +66,7 @@ def open_own(config: OwnData) -> Source:
 
 
 def _read(part: Any, what: str) -> tuple[Pixels, Labels]:
-    with own.running(f"{what} set cannot be read"):
+    with own_code.running(f"{what} set cannot be read"):
         images, targets = _pair(part, f"{what} set")
         pixels = _images(images, f"{what} images")
         return pixels, _labels(targets, len(pixels), f"{what} targets")

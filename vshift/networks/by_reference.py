@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from vshift.config import own
+from vshift.config import own_code
+from vshift.config.own import OwnPart
 from vshift.errors import ConfigError
 from vshift.text import did_you_mean
 
@@ -46,7 +47,7 @@ def library_model(library: str, name: str, options: dict[str, Any]) -> nn.Module
     return model
 
 
-def own_module(key: str, part: own.OwnPart, **offered: Any) -> nn.Module:
+def own_module(key: str, part: OwnPart, **offered: Any) -> nn.Module:
     """The module that a part's object returns, called with its `args` and what it asks for.
 
     Args:
@@ -55,12 +56,12 @@ def own_module(key: str, part: own.OwnPart, **offered: Any) -> nn.Module:
     Raises:
         ConfigError: it returns no module, or raises an exception.
     """
-    if isinstance(own.import_object(part), nn.Module):
+    if isinstance(own_code.import_object(part.reference), nn.Module):
         raise ConfigError(
             f"{key}: {part.reference} is a module that exists already, and every run needs one of "
             "its own; name the class or function that makes it"
         )
-    module = own.call(part, **offered)
+    module = own_code.call(part, **offered)
     if not isinstance(module, nn.Module):
         raise ConfigError(
             f"{key}: {part.reference} returned {describe_type(module)}, not a torch.nn.Module"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vshift.config import networks as config
-from vshift.config import own
+from vshift.config import own_code
 from vshift.config.norm import BatchNorm as BatchNormConfig
 from vshift.config.schema import Config
 from vshift.errors import ConfigError
@@ -79,7 +79,7 @@ def _wrong_argument(network: config.OwnNetwork, error: ValueError) -> str:
     if called is None:
         return ""
     parameters = [name for name in inspect.signature(called).parameters if name != "kwargs"]
-    return own.takes_no(network, found[2], parameters)
+    return own_code.takes_no(network, found[2], parameters)
 
 
 # ---- the forward
@@ -92,7 +92,7 @@ def _check_outputs(
     count = 2 if outputs != 2 else 3  # so that no other dimension passes for the batch's
     batch = torch.zeros(count, images.channels, images.size, images.size)
     what = f"network.name: {network.name}"
-    with own.running(f"{what} cannot take images {list(batch.shape)}"):
+    with own_code.running(f"{what} cannot take images {list(batch.shape)}"):
         result = _evaluated(model, batch)
     if not isinstance(result, Tensor):
         raise ConfigError(

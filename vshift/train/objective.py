@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vshift.config import own
+from vshift.config import own_code
 from vshift.config.loss import CrossEntropy, OwnLoss
 from vshift.config.networks import Autoencoder
 from vshift.config.schema import Config
@@ -67,12 +67,12 @@ def own_loss(section: OwnLoss, config: Config, images: ImageSet) -> Loss:
     Raises:
         ConfigError: it cannot be called so, raises, or gives no loss.
     """
-    function = own.import_object(section)
+    function = own_code.import_object(section.reference)
     if isinstance(function, type):
-        function = own.call(section)
+        function = own_code.call(section)
     elif section.args:
         names = list(inspect.signature(function).parameters)[:2]  # the output and the targets
-        own.arguments(function, section, dict.fromkeys(names))
+        own_code.arguments(function, section, dict.fromkeys(names))
         function = partial(function, **section.args)
     if isinstance(function, nn.Module):
         function.to(images.train.images.device)
@@ -96,7 +96,9 @@ def _try(loss: Loss, name: str, outputs: int, targets: Tensor) -> None:
     """Call a loss of one's own; ConfigError if what it gives cannot be minimised."""
     output = torch.zeros(len(targets), outputs, device=targets.device, requires_grad=True)
     what = f"loss.name: {name}"
-    with own.running(f"{what} of outputs {list(output.shape)} and targets {list(targets.shape)}"):
+    with own_code.running(
+        f"{what} of outputs {list(output.shape)} and targets {list(targets.shape)}"
+    ):
         value = loss(output, targets)
     if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
         given = f"a value of type {type(value).__name__}"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from vshift.config import own
+from vshift.config import own_code
 from vshift.config import training as config
 from vshift.errors import ConfigError
 from vshift.shift.sites import NORMS
@@ -228,7 +228,7 @@ def _torch_optimizer(
 
 def _own_optimizer(weights: list[nn.Parameter], part: config.OwnOptimizer) -> Optimizer:
     rate = part.learning_rate
-    optimizer: Optimizer = own.call(part, params=weights, lr=rate, learning_rate=rate)
+    optimizer: Optimizer = own_code.call(part, params=weights, lr=rate, learning_rate=rate)
     needed = ("param_groups", "zero_grad", "step", "state_dict", "load_state_dict")
     lacking = [name for name in needed if not hasattr(optimizer, name)]
     if lacking:

@@ -14,7 +14,8 @@ from torch import Tensor
 from vshift.config.networks import OwnNetwork
 from vshift.config.noise import OwnNoise
 from vshift.config.norm import OwnNorm
-from vshift.config.own import at_fault, describe_error, own_frames, own_parts, running
+from vshift.config.own import own_parts
+from vshift.config.own_code import at_fault, describe_error, own_frames, running
 from vshift.config.schema import Config
 from vshift.data import ImageSet, load
 from vshift.errors import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from vshift.config import own
+from vshift.config import own_code
 from vshift.config.training import AnySchedule, Cosine, MultiStep, OneCycle, OwnSchedule
 from vshift.errors import ConfigError
 from vshift.text import show_value
@@ -60,13 +60,13 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 
 def _own_factors(schedule: OwnSchedule, epochs: int, steps: int) -> Iterator[float]:
-    function = own.import_object(schedule)
+    function = own_code.import_object(schedule.reference)
     offered = {"step": 0, "steps": epochs * steps, "epoch": 0, "epochs": epochs}
-    given = own.arguments(function, schedule, offered)
+    given = own_code.arguments(function, schedule, offered)
     for step in range(epochs * steps):
         moving = {"step": step, "epoch": step // steps}
         now = {key: moving.get(key, value) for key, value in given.items()}
-        with own.running(schedule.reference):
+        with own_code.running(schedule.reference):
             factor = function(**{**now, **schedule.args})
         if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
             raise ConfigError(
