@@ -1,16 +1,23 @@
-"""README and configs say what the code does."""
+"""README, documents and configs say what the code does."""
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
 
+from vshift.cli import app
 from vshift.config import expand, load
 from vshift.config.block import ACTIVATIONS, POOLS, POSITIONS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+CONFIG_PAGE = (ROOT / "docs" / "config.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
@@ -69,9 +76,10 @@ def test_the_readmes_own_network_trains(tmp_path):
     assert [(row["layer"], row["noise_before"]) for row in rows] == [("bn1", False), ("bn2", True)]
 
 
-def test_the_readmes_two_layouts_are_one(tmp_path):
-    lines = [line[4:] for line in README.splitlines() if line.startswith("    network: {name")]
-    second = README.split(lines[1], 1)[1].split("\n\n", 1)[0]
+def test_two_ways_to_write_a_layout_are_one(tmp_path):
+    block = CONFIG_PAGE.split("networks are the same:\n\n", 1)[1]
+    lines = [line[4:] for line in block.splitlines() if line.startswith("    network: {name")]
+    second = block.split(lines[1], 1)[1].split("\n\n", 1)[0]
     orders = []
     for text in (lines[0], lines[1] + second.replace("\n    ", "\n")):
         path = tmp_path / "a.yaml"
@@ -80,10 +88,9 @@ def test_the_readmes_two_layouts_are_one(tmp_path):
     assert orders[0] == orders[1]
 
 
-def test_the_readmes_optimizer_schedule_and_average_are_a_config(tmp_path):
-    block = README.split("### Optimizers, schedules, averaged weights\n\n", 1)[1].split("\n\n", 1)[
-        0
-    ]
+def test_the_optimizer_schedule_and_average_are_a_config(tmp_path):
+    page = CONFIG_PAGE.split("## Optimizers, schedules, averaged weights\n\n", 1)[1]
+    block = page.split("\n\n", 1)[0]
     path = tmp_path / "a.yaml"
     rest = "data: {name: shapes}\nnetwork: {name: mlp}\nepochs: 5\n"
     path.write_text("\n".join(line[4:] for line in block.splitlines()) + "\n" + rest)
@@ -92,16 +99,60 @@ def test_the_readmes_optimizer_schedule_and_average_are_a_config(tmp_path):
     assert config.average.words == ["copied", "averaged", "own", "precise"]
 
 
-def test_the_readme_names_every_word_and_position():
+def test_the_page_on_configs_names_every_word_and_position():
     for word in (*ACTIVATIONS, *POOLS, *POSITIONS, "gn"):
-        assert f"`{word}`" in README, word
+        assert f"`{word}`" in CONFIG_PAGE, word
 
 
-def test_the_readme_names_only_files_that_exist():
-    named = re.findall(r"`((?:vshift|configs|docs|tests)/[\w./-]+)`", README)
-    assert named
-    for name in named:
-        assert (ROOT / name).exists(), name
+@every_page
+def test_a_page_names_only_files_that_exist(page):
+    named = re.findall(
+        r"`((?:vshift|configs|docs|tests|examples|benchmarks)/[\w./-]+)`", page.read_text()
+    )
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def anchors(page: Path) -> set[str]:
+    heads = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
+
+
+@every_page
+def test_a_page_links_only_to_what_is_there(page):
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of a page's code blocks that begin with `vshift`, without their remarks."""
+    text = page.read_text().replace("\\\n", " ")
+    return re.findall(r"^    (vshift [a-z].*)$", text, re.M)
+
+
+@every_page
+def test_a_pages_commands_have_these_arguments_and_options(page):
+    """Each is parsed as the command line would, and not run."""
+    group = typer.main.get_command(app)
+    for line in commands(page):
+        words = shlex.split(re.split(r" [>|] ", line)[0], comments=True)[1:]
+        name = words.pop(0)
+        command = group.commands[name]
+        if hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        command.make_context(name, words)
+
+
+def test_there_are_commands_to_parse():
+    assert sum(len(commands(page)) for page in PAGES) > 40
+
+
+def test_the_index_has_every_document():
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} == set(
+        re.findall(r"\]\((\w[\w-]*\.md)\)", (ROOT / "docs" / "README.md").read_text())
+    )
 
 
 def test_the_page_on_comparing_names_every_column_and_view():
@@ -112,6 +163,10 @@ def test_the_page_on_comparing_names_every_column_and_view():
     page = (ROOT / "docs" / "compare.md").read_text()
     for word in (*COLUMNS, *views(), *(form for form in FORMATS if form != "table")):
         assert f"`{word}`" in page, word
+
+
+def test_the_readme_is_for_a_first_visit():
+    assert len(README.split()) < 1700, "what a first visit does not need belongs in docs/"
 
 
 def test_the_readme_has_no_gaps():

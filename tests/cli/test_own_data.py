@@ -73,8 +73,8 @@ def test_bad_targets_are_a_sentence_and_nothing_is_written(vshift, own_config):
     assert not Path("runs").exists()
 
 
-def test_the_readme_s_data_and_loss_train(vshift):
-    lines = (Path(__file__).parents[2] / "README.md").read_text().splitlines()
+def test_the_documents_data_and_loss_train(vshift):
+    lines = (Path(__file__).parents[2] / "docs" / "config.md").read_text().splitlines()
     start = next(
         i for i, line in enumerate(lines) if line.startswith("    data: {name: my_data.py")
     )
@@ -86,9 +86,9 @@ def test_the_readme_s_data_and_loss_train(vshift):
         "    return part, part\n"
     )
     rest = CONFIG[CONFIG.index("epochs") :] + "network: {name: mlp, widths: [8]}\n"
-    Path("readme.yaml").write_text(f"{block}\n{rest}")
-    assert vshift("train", "readme.yaml")[0] == 0
-    scores = json.loads(Path("runs/readme/seed-0/summary.json").read_text())
+    Path("page.yaml").write_text(f"{block}\n{rest}")
+    assert vshift("train", "page.yaml")[0] == 0
+    scores = json.loads(Path("runs/page/seed-0/summary.json").read_text())
     assert scores["test_accuracy"] is not None
 
 
