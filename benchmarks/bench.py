@@ -34,6 +34,7 @@ from benchmarks.race import (
     Runner,
     prepare,
     race,
+    time_epoch,
     time_limit,
 )
 from benchmarks.render import render
@@ -93,7 +94,8 @@ def bench(plan: Plan, reporter: Reporter, save: Callable[[Results], None]) -> Re
     """Race every case of a plan.
 
     Args:
-        save: called with everything so far after each case, so that a kill loses one case only.
+        save: called with everything so far after each contender and each race, so that a kill loses
+            little.
 
     Raises:
         ConfigError: an unknown kind or peer, or a device that is not available.
@@ -145,7 +147,7 @@ def bench_and_print(plan: Plan, path: Path | None, quiet: bool) -> None:
 
     Raises:
         TrainingFailed: after the last case, if a contender failed.
-        Interrupted: on Ctrl-C; the cases raced so far are in the file.
+        Interrupted: on Ctrl-C; what was timed so far is in the file.
     """
 
     def save(results: Results) -> None:
@@ -155,7 +157,7 @@ def bench_and_print(plan: Plan, path: Path | None, quiet: bool) -> None:
     try:
         results = bench(plan, Reporter(quiet), save)
     except (KeyboardInterrupt, Stopped):
-        saved = f"; the cases raced until then are in {path}" if path else ""
+        saved = f"; what was timed until then is in {path}" if path else ""
         raise Interrupted(f"bench: interrupted{saved}") from None
     # Markdown for a file or a pipe; its table is not aligned.
     sys.stdout.write(render(results, "table" if sys.stdout.isatty() else "md"))
@@ -206,8 +208,8 @@ class _CaseRace:
     def run(self, measured: Peaks, device_name: str) -> Iterator[CaseResult]:
         """Build the contenders, race them and free them.
 
-        Peers that compile for minutes join in a second race of all, so that there is a result
-        without them first.
+        There is a result after each contender, from one timing of each so far, and one of the race.
+        Peers that compile for minutes join in a second race of all.
         """
         case = self.case
         reference = reference_peaks(device_name)
@@ -226,8 +228,11 @@ class _CaseRace:
         for slow in (False, True):
             chosen = [entry for entry in entries if (entry.peer in SLOW) is slow]
             before = len(self.ready)
-            for entry in chosen:
+            for entry in sorted(chosen, key=lambda entry: entry.peer is None):  # compiled ones last
                 self._prepare(entry, slow)
+                if not slow:
+                    yield self._result(bounds)
+            self.ready.sort(key=lambda one: entries.index(one[0]))
             if len(self.ready) > before:
                 self._race()
             if chosen or not slow:
@@ -268,6 +273,8 @@ class _CaseRace:
                     one = prepare(entry.name, entry.build, self.device)
                 self.forecast.note(entry.name, layers, one.setup_seconds)
                 self.reporter.say(f"  {entry.name}: ready after {one.setup_seconds:.1f} s")
+                if not slow:
+                    time_epoch(one, self.device)
                 self.ready.append((entry, one))
                 return
             except OutOfTime:
@@ -355,7 +362,7 @@ def _free_memory(device: torch.device) -> None:
         compiler.reset()
     gc.collect()
     if device.type == "cuda":
-        # cuBLAS keeps 32 MiB for each stream it ever ran on, and a captured step has its own.
+        # cuBLAS keeps a workspace for each stream it ever ran on.
         clear: Any = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
         if clear is not None:
             clear()

@@ -1,8 +1,9 @@
 """`make gpu`: on a machine with a CUDA device, its tests, a short study and the bench, in minutes.
 
-Everything is left in one folder: tests.txt and tests.xml, study.txt and study.md, bench.txt and
-<device>.json, together.txt and together/<device>.json. Nothing is downloaded: the study trains on
-the embedded images, or on --data-root.
+Each part is a process with a time limit, and leaves what it has done so far in one folder:
+tests.txt and tests.log (each test as it ends), study.txt and study.md, together.txt and
+together/<device>.json, bench.txt and <device>.json, airbench.txt and airbench/<device>.json.
+Nothing is downloaded: the study trains on the embedded images, or on --data-root.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ NEEDED = (
     *("torch", "torchvision", "typer", "yaml", "rich", "pandas", "pydantic", "safetensors"),
     *("scipy", "platformdirs", "pytest"),
 )
-BENCH = "--networks resnet-18,resnet-20,paper --noise none --steps 60 --repeats 3 --peers"
+BENCH = "--networks preresnet-20,resnet-18 --noise none,dropout --steps 60 --repeats 3"
 TOGETHER = "--network resnet-20,preresnet-110 --seeds 4 --steps 60 --repeats 3"
-TESTS_SECONDS, STUDY_SECONDS, TOGETHER_SECONDS = 200, 100, 80
+SECONDS = {"tests": 200, "study": 80, "together": 80, "bench": 60, "airbench": 90}  # at least
 MARGIN = 45  # seconds; for what the bench has started when its budget ends
 
 
@@ -47,7 +48,11 @@ def main() -> int:
     options.add_argument("--data-root", help="images in folders, for the study")
     options.add_argument("--seconds", type=float, default=540, help="for everything")
     options.add_argument("--bench", default=BENCH, help="words for vshift bench")
+    options.add_argument("--parts", default=",".join(SECONDS), help="which, and in which order")
     given = options.parse_args()
+    parts = given.parts.split(",")
+    if unknown := set(parts) - set(SECONDS):
+        options.error(f"--parts {','.join(sorted(unknown))}: allowed: {', '.join(SECONDS)}")
     problem = what_is_missing()
     if problem:
         print(f"make gpu: {problem}", file=sys.stderr)
@@ -55,13 +60,15 @@ def main() -> int:
     given.out, given.runs = given.out.resolve(), given.runs.resolve()
     given.out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + given.seconds
-    parts = tests(given.out), study(given), together(given.out)
-    failed = [part.name for part in parts if not run(part, given.out)]
-    left = end - time.monotonic()
-    if not run(bench(given.bench, given.out, left), given.out):
-        failed.append("bench")
-    print(f"make gpu: {' and '.join(failed) or 'nothing'} failed; see {given.out}", file=sys.stderr)
-    return int(bool(failed))
+    ended = []
+    for i, name in enumerate(parts):
+        later = sum(SECONDS[other] for other in parts[i + 1 :])
+        left = end - time.monotonic()
+        seconds = max(SECONDS[name], left - later)
+        ended.append(run(Part(name, PARTS[name](given, seconds), seconds), given.out))
+    print("\n".join(["", *(f"make gpu: {one}" for one in ended)]), file=sys.stderr)
+    print(f"make gpu: everything is in {given.out}", file=sys.stderr)
+    return int(any(one.code for one in ended))
 
 
 def what_is_missing() -> str | None:
@@ -83,55 +90,92 @@ def what_is_missing() -> str | None:
     return None
 
 
-def tests(out: Path) -> Part:
+def tests(given: argparse.Namespace, seconds: float) -> list[str]:
     """The tests marked `gpu`, which fail without one. Files without such tests stay unread: they
     may need packages that are not here."""
     files = sorted(
         p for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text("utf-8")
     )
     # No addopts and no complaint about unknown options: plugins may be missing.
-    words = ["pytest", "-q", "-m", "gpu", "-o", "addopts=", "-W", "ignore::pytest.PytestWarning"]
-    words += [f"--junitxml={out / 'tests.xml'}", *map(str, files)]
-    return Part("tests", words, TESTS_SECONDS)
+    words = ["pytest", "-v", "-m", "gpu", "-o", "addopts=", "-W", "ignore::pytest.PytestWarning"]
+    return [*words, *map(str, files)]
 
 
-def study(given: argparse.Namespace) -> Part:
+def study(given: argparse.Namespace, seconds: float) -> list[str]:
     """The demo's four runs, or with images of one's own the three of configs/quick."""
     words = ["vshift", "sweep", "configs/quick" if given.data_root else "configs/demo"]
     words += ["--set", f"data.root={given.data_root}"] if given.data_root else []
-    words += ["--device", "cuda", "--jobs", "4", "--fresh", "--runs-dir", str(given.runs)]
-    return Part("study", words, STUDY_SECONDS)
+    words += ["--device", "cuda", "--jobs-per-gpu", "4", "--fresh"]
+    return [*words, "--runs-dir", str(given.runs)]
 
 
-def together(out: Path) -> Part:
+def together(given: argparse.Namespace, seconds: float) -> list[str]:
     """Several seeds at once; the race that is running when the time is over is lost."""
-    words = ["benchmarks.together", *TOGETHER.split(), "--device", "cuda", "--json", str(out)]
-    return Part("together", [*words, "--seconds", str(TOGETHER_SECONDS // 2)], TOGETHER_SECONDS)
+    words = ["benchmarks.together", *TOGETHER.split(), "--device", "cuda"]
+    return [*words, "--json", str(given.out), "--seconds", str(round(seconds / 2))]
 
 
-def bench(words: str, out: Path, left: float) -> Part:
-    """The bench with what is left of the time."""
-    more = ["--device", "cuda", "--budget", str(max(0, round(left - MARGIN)))]
-    return Part("bench", ["vshift", "bench", *words.split(), *more, "--json", str(out)], left)
+def bench(given: argparse.Namespace, seconds: float) -> list[str]:
+    """The bench against the peers that are ready within seconds."""
+    words = ["vshift", "bench", *given.bench.split(), "--peer", "plain", "--peer", "bf16"]
+    return [*words, *_within(seconds), "--json", str(given.out)]
 
 
-def run(part: Part, out: Path) -> bool:
-    """Run a part, show what it says and keep it; whether it went well."""
+def airbench(given: argparse.Namespace, seconds: float) -> list[str]:
+    """The peer whose compiler may take minutes and cannot be stopped: last, in its own process."""
+    (given.out / "airbench").mkdir(exist_ok=True)
+    words = ["vshift", "bench", *given.bench.split(), "--log", "on", "--peer", "airbench"]
+    return [*words, *_within(seconds), "--json", str(given.out / "airbench")]
+
+
+PARTS = {
+    "tests": tests,
+    "study": study,
+    "together": together,
+    "bench": bench,
+    "airbench": airbench,
+}
+
+
+def _within(seconds: float) -> list[str]:
+    return ["--device", "cuda", "--budget", str(max(0, round(seconds - MARGIN)))]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a part ended, in a line with the last one that it printed."""
+
+    name: str
+    code: int
+    seconds: float
+    last_line: str
+
+    def __str__(self) -> str:
+        end = {0: "done", -signal.SIGKILL: "stopped, its time was over,"}
+        how = end.get(self.code, f"failed ({self.code})")
+        return f"{self.name} {how} after {self.seconds:.0f} s: {self.last_line}"
+
+
+def run(part: Part, out: Path) -> Ended:
+    """Run a part, show what it says and keep it."""
     began = time.monotonic()
-    code = shown([sys.executable, "-m", *part.words], out / f"{part.name}.txt", part.seconds)
-    if part.name == "study" and code == 0:
-        code = compare(Path(part.words[-1]), out / "study.md")
-    took = time.monotonic() - began
-    end = {0: "done", -signal.SIGKILL: "stopped, its time was over"}.get(code, f"failed ({code})")
-    print(f"make gpu: {part.name} {end} after {took:.0f} s", file=sys.stderr)
-    return code == 0
+    file = out / f"{part.name}.txt"
+    code = shown([sys.executable, "-m", *part.words], file, part.seconds)
+    if part.name == "study":  # what is done can be compared, however the sweep ended
+        code = compare(Path(part.words[-1]), out / "study.md") or code
+    lines = file.read_text("utf-8").strip().splitlines() or ["it printed nothing"]
+    ended = Ended(part.name, code, time.monotonic() - began, lines[-1].strip())
+    print(f"make gpu: {ended}", file=sys.stderr)
+    return ended
 
 
 def compare(runs: Path, table: Path) -> int:
     """The study's table."""
     command = [sys.executable, "-m", "vshift", "compare", str(runs), "--format", "md"]
     with table.open("w", encoding="utf-8") as file:
-        return subprocess.run(command, stdout=file, env=environment(), check=False).returncode
+        return subprocess.run(
+            command, stdout=file, env=environment(table.parent), check=False
+        ).returncode
 
 
 def shown(command: Sequence[str], file: Path, seconds: float) -> int:
@@ -139,7 +183,7 @@ def shown(command: Sequence[str], file: Path, seconds: float) -> int:
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env=environment(),
+        env=environment(file.parent),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
@@ -153,6 +197,7 @@ def shown(command: Sequence[str], file: Path, seconds: float) -> int:
         with file.open("w", encoding="utf-8") as kept, process.stdout as lines:
             for line in lines:
                 kept.write(line)
+                kept.flush()
                 sys.stderr.write(line)
         return process.wait()
     finally:
@@ -161,9 +206,15 @@ def shown(command: Sequence[str], file: Path, seconds: float) -> int:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def environment() -> dict[str, str]:
-    """vshift from this folder, and tests that may not be skipped."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "VSHIFT_REQUIRE_GPU": "1"}
+def environment(out: Path) -> dict[str, str]:
+    """vshift from this folder before whatever is on the path, and tests that may not be skipped."""
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "PYTHONUNBUFFERED": "1",  # a killed part has said what it was doing
+        "VSHIFT_REQUIRE_GPU": "1",
+        "VSHIFT_TEST_LOG": str(out / "tests.log"),
+    }
 
 
 if __name__ == "__main__":

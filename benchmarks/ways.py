@@ -72,11 +72,13 @@ class Streams:
         images = work.images()
         self.trainings, self.streams = [], []
         for seed in range(work.count):
-            training = work.training(images, seed, "captured")
+            stream = torch.cuda.Stream(work.device)  # type: ignore[no-untyped-call]
+            with torch.cuda.stream(stream):  # also captured there: cuBLAS has a workspace for each
+                training = work.training(images, seed, "captured")
             if training.step != "captured":
                 raise VShiftError(f"needs a captured step, and {training.step} is what works")
             self.trainings.append(training)
-            self.streams.append(torch.cuda.Stream(work.device))  # type: ignore[no-untyped-call]
+            self.streams.append(stream)
 
     def epoch(self) -> float:
         main = torch.cuda.current_stream()

@@ -88,3 +88,12 @@ def pytest_runtest_setup(item):
     if os.environ.get("VSHIFT_REQUIRE_GPU") == "1":
         pytest.fail("VSHIFT_REQUIRE_GPU=1, and there is no CUDA device", pytrace=False)
     pytest.skip("no CUDA device: run `make gpu` on a machine with one")
+
+
+def pytest_runtest_logreport(report):
+    """Each test as it ends, in the file that VSHIFT_TEST_LOG names: `make gpu` may be killed."""
+    path = os.environ.get("VSHIFT_TEST_LOG")
+    if path and (report.when == "call" or report.outcome != "passed"):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f"{report.outcome} after {report.duration:.1f} s: {report.nodeid}\n")
+            file.write(f"{report.longreprtext}\n" if report.longreprtext else "")

@@ -189,6 +189,15 @@ def test_no_synchronisation_inside_an_epoch(kind, noise, optimizer):
     assert step.context.metrics.compute_and_reset().count == 620
 
 
+def test_steps_are_captured_on_one_stream_unless_they_run_at_the_same_time():
+    """cuBLAS keeps a workspace for each stream; two graphs in one workspace race."""
+    steps = [step_of("captured", train=64) for _ in range(2)]
+    with torch.cuda.stream(torch.cuda.Stream()):
+        steps.append(step_of("captured", train=64))
+        own = torch.cuda.current_stream()
+    assert steps[0]._side == steps[1]._side != steps[2]._side == own
+
+
 def test_prediction_and_repair_on_the_device():
     network = {"name": "preresnet", "depth": 8, "noise": NOISE}
     model = build(make_config(network=network), classes=10, channels=3, size=16, seed=0).cuda()

@@ -113,6 +113,7 @@ def test_a_contender_that_fails_does_not_end_the_bench(vshift, monkeypatch):
 
 
 def test_what_is_done_is_kept_when_interrupted(vshift, monkeypatch):
+    """All timings of the races that ended, and one of each contender of the one that did not."""
     race, calls = bench.race, []
 
     def stop(*words):
@@ -124,8 +125,11 @@ def test_what_is_done_is_kept_when_interrupted(vshift, monkeypatch):
     monkeypatch.setattr(bench, "race", stop)
     code, out, err = vshift(*SMALL, "--json", "a.json")
     assert (code, out) == (130, "")
-    assert "interrupted; the cases raced until then are in a.json" in err
-    assert [c["noise"] for c in json.loads(Path("a.json").read_text())["cases"]] == ["none"]
+    assert "interrupted; what was timed until then is in a.json" in err
+    cases = json.loads(Path("a.json").read_text())["cases"]
+    assert [case["noise"] for case in cases] == ["none", "dropout"]
+    timings = [[len(one["seconds"]["values"]) for one in case["contenders"]] for case in cases]
+    assert timings == [[2, 2], [1, 1]]
 
 
 @pytest.mark.parametrize(
@@ -213,11 +217,13 @@ def test_the_slowest_peer_comes_last_and_cannot_overrun_the_budget(monkeypatch, 
     plan = small_plan(peers=("airbench", "bf16"), budget=None if joins else 600)
     bench.bench(plan, Reporter(quiet=True), lambda results: saved.append(results.model_copy(
         update={"cases": list(results.cases)})))  # fmt: skip
-    # The others are raced and saved before it is made.
-    assert made == [("bf16", []), ("airbench", [1])]
+    # Cheap ones first; each is saved when it is ready, then the race, before the slowest is made.
+    assert made == [("bf16", []), ("airbench", [1, 1, 1])]
     assert [seconds < 600 for seconds in limits] == [False, False, not joins]
-    first, (case,) = saved[0].cases[0], saved[-1].cases
+    first, (case,) = saved[2].cases[0], saved[-1].cases
     others = ["vshift auto + log", "(b) bf16, channels_last"]
+    assert [one.name for one in saved[0].cases[0].contenders] == others[1:]
+    assert [len(one.seconds.values) for one in saved[1].cases[0].contenders] == [1, 1]
     assert [one.name for one in first.contenders] == others
     assert first.left_out == []
     slow = ["(c) airbench-style"]

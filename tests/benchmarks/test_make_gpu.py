@@ -11,6 +11,7 @@ from benchmarks import gpu, together
 from benchmarks.cases import make_cases
 
 ROOT = Path(__file__).parents[2]
+GIVEN = argparse.Namespace(out=Path("out"), runs=Path("runs"), data_root=None, bench=gpu.BENCH)
 WITHOUT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 
 
@@ -31,52 +32,61 @@ def test_a_python_without_the_packages_is_told_which(monkeypatch):
     assert "make gpu GPU_PYTHON=" in problem
 
 
-def pytest_of_gpu_tests(require):
+def pytest_of_gpu_tests(require, log):
     """`make gpu`'s own command, on one of its files."""
-    words = [sys.executable, "-m", *gpu.tests(Path("nowhere")).words]
+    words = [sys.executable, "-m", *gpu.tests(GIVEN, 60)]
     others = [word for word in words if word.endswith(".py") and "test_stream" not in word]
-    words = [word for word in words if word not in others and not word.startswith("--junitxml")]
-    environment = {**WITHOUT, "VSHIFT_REQUIRE_GPU": require}
+    words = [word for word in words if word not in others]
+    environment = {**WITHOUT, "VSHIFT_REQUIRE_GPU": require, "VSHIFT_TEST_LOG": str(log)}
     return subprocess.run(
         [*words, "-p", "no:cacheprovider", "-rs"], cwd=ROOT, env=environment,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
-def test_gpu_tests_are_skipped_without_one_with_the_reason():
-    done = pytest_of_gpu_tests("0")
+def test_gpu_tests_are_skipped_without_one_with_the_reason(tmp_path):
+    done = pytest_of_gpu_tests("0", tmp_path / "tests.log")
     assert done.returncode == 0, done.stdout
     assert "no CUDA device: run `make gpu` on a machine with one" in done.stdout
     assert "passed" not in done.stdout
 
 
-def test_gpu_tests_fail_where_a_gpu_is_required():
-    done = pytest_of_gpu_tests("1")
+def test_gpu_tests_fail_where_a_gpu_is_required(tmp_path):
+    """Each is in the log as soon as it has failed, with the reason."""
+    done = pytest_of_gpu_tests("1", tmp_path / "tests.log")
     assert done.returncode == 1
     assert "VSHIFT_REQUIRE_GPU=1, and there is no CUDA device" in done.stdout
     assert "skipped" not in done.stdout
+    first, reason, *_ = (tmp_path / "tests.log").read_text().splitlines()
+    assert first.startswith("failed after 0.0 s: tests/data/test_stream.py::test_")
+    assert reason == "VSHIFT_REQUIRE_GPU=1, and there is no CUDA device"
 
 
 def test_every_file_with_gpu_tests_is_run():
-    words = gpu.tests(Path("out")).words
-    names = {Path(word).name for word in words if word.endswith(".py")}
+    names = {Path(word).name for word in gpu.tests(GIVEN, 60) if word.endswith(".py")}
     assert {"test_gpu.py", "test_bench.py", "test_stream.py"} <= names
 
 
-def test_the_bench_gets_the_rest_of_the_time():
-    words = gpu.bench(gpu.BENCH, Path("out"), 300.0).words
+def test_the_bench_races_what_is_ready_soon_within_its_time():
+    words = gpu.bench(GIVEN, 300)
     assert words[words.index("--budget") + 1] == str(300 - gpu.MARGIN)
-    assert "--peers" in words
-    assert gpu.bench("", Path("out"), 1.0).words[-3] == "0"
+    assert "airbench" not in words
+    assert gpu.bench(GIVEN, 1)[gpu.bench(GIVEN, 1).index("--budget") + 1] == "0"
 
 
-def test_several_seeds_are_raced_with_words_that_the_race_knows(tmp_path):
-    part = gpu.together(tmp_path)
-    module, *words = part.words
+def test_the_peer_that_compiles_for_minutes_comes_last_in_its_own_process(tmp_path):
+    words = gpu.airbench(argparse.Namespace(out=tmp_path, bench=gpu.BENCH), 100)
+    assert words[words.index("--peer") + 1] == "airbench"
+    assert list(gpu.PARTS)[-1] == "airbench"
+    assert list(gpu.SECONDS) == list(gpu.PARTS)
+
+
+def test_several_seeds_are_raced_with_words_that_the_race_knows():
+    module, *words = gpu.together(GIVEN, 80)
     assert module == "benchmarks.together"
     given = together.parser().parse_args(words)
-    assert given.json == tmp_path
-    assert given.seconds < part.seconds
+    assert given.json == Path("out")
+    assert given.seconds < 80
     assert make_cases(given.network.split(","), [int(given.batch)], [given.noise])
 
 
@@ -85,6 +95,17 @@ def test_what_a_command_prints_is_shown_and_kept(tmp_path, capsys):
     assert gpu.shown([sys.executable, "-c", program], tmp_path / "a.txt", 60) == 0
     assert (tmp_path / "a.txt").read_text() == "hello 1\n"
     assert "hello 1" in capsys.readouterr().err
+
+
+def test_packages_that_are_on_the_path_are_found(tmp_path, monkeypatch):
+    """Wheels carried to a machine without a network; vshift itself comes from this folder."""
+    (tmp_path / "carried.py").write_text("")
+    (tmp_path / "vshift.py").write_text("1 / 0")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    program = "import carried, vshift"
+    assert gpu.shown([sys.executable, "-c", program], tmp_path / "a.txt", 60) == 0
+    monkeypatch.delenv("PYTHONPATH")
+    assert gpu.environment(tmp_path)["PYTHONPATH"] == str(ROOT)
 
 
 def test_a_command_is_stopped_with_its_children_when_its_time_is_over(tmp_path):
@@ -96,28 +117,38 @@ def test_a_command_is_stopped_with_its_children_when_its_time_is_over(tmp_path):
 
 
 def test_a_part_that_fails_does_not_keep_the_others_from_running(tmp_path, monkeypatch, capsys):
-    """The parts stand-ins that end at once: one well, one badly."""
+    """Stand-ins that end at once. Every part has a line at the end: how it ended, and why; a study
+    that failed is compared all the same."""
+    words = {
+        "tests": ["no_such_module"],
+        "study": ["no_such_sweep", "runs"],
+        "together": ["platform"],
+        "bench": ["this"],
+    }
     monkeypatch.setattr(gpu, "what_is_missing", lambda: None)
-    monkeypatch.setattr(gpu, "tests", lambda out: gpu.Part("tests", ["no_such_module"], 60))
-    monkeypatch.setattr(gpu, "study", lambda given: gpu.Part("study", ["platform", "runs"], 60))
-    monkeypatch.setattr(gpu, "together", lambda out: gpu.Part("together", ["platform"], 60))
-    monkeypatch.setattr(gpu, "compare", lambda runs, table: table.write_text("t") - 1)
-    monkeypatch.setattr(gpu, "bench", lambda words, out, left: gpu.Part("bench", ["this"], left))
-    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path / "out")])
+    for name in words:
+        monkeypatch.setitem(gpu.PARTS, name, lambda given, seconds, name=name: words[name])
+    monkeypatch.setattr(gpu, "compare", lambda runs, table: table.write_text(f"{runs}") - 4)
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(out), "--parts", ",".join(words)])
     assert gpu.main() == 1
-    said = capsys.readouterr().err
-    assert "make gpu: tests failed (1) after" in said
-    assert "make gpu: study done after" in said
-    assert f"make gpu: tests failed; see {tmp_path / 'out'}" in said
-    names = {path.name for path in (tmp_path / "out").iterdir()}
+    *_, tests, study, together, bench, last = capsys.readouterr().err.splitlines()
+    assert tests.startswith("make gpu: tests failed (1) after 0 s: ")
+    assert tests.endswith("No module named no_such_module")
+    assert study.endswith("No module named no_such_sweep")
+    assert together.startswith("make gpu: together done after")
+    assert bench.endswith(": Namespaces are one honking great idea -- let's do more of those!")
+    assert last == f"make gpu: everything is in {out}"
+    names = {path.name for path in out.iterdir()}
     assert names == {"tests.txt", "study.txt", "study.md", "together.txt", "bench.txt"}
+    assert (out / "study.md").read_text() == "runs"
 
 
-def test_the_study_trains_ones_own_images_where_they_are_given(tmp_path):
-    given = argparse.Namespace(data_root=None, runs=tmp_path)
-    assert "configs/demo" in gpu.study(given).words
-    given.data_root = "images"
-    words = gpu.study(given).words
+def test_the_study_trains_ones_own_images_where_they_are_given():
+    assert "configs/demo" in gpu.study(GIVEN, 60)
+    given = argparse.Namespace(data_root="images", runs=GIVEN.runs)
+    words = gpu.study(given, 60)
     assert "configs/quick" in words
     assert words[words.index("--set") + 1] == "data.root=images"
-    assert words[-1] == str(tmp_path)
+    assert words[words.index("--jobs-per-gpu") + 1] == "4"
+    assert words[-1] == str(GIVEN.runs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -140,7 +141,7 @@ class CapturedStep(CompiledStep):
         self._pool: Any = torch.cuda.graph_pool_handle() if on_cuda else None
         # Whatever runs before a capture runs on the stream of the capture: autograd and cuBLAS
         # cache the stream on which a weight was first used, and a graph must not wait for another.
-        self._side: Any = torch.cuda.Stream() if on_cuda else None  # type: ignore[no-untyped-call]
+        self._side: Any = _capture_stream() if on_cuda else None
 
     def epoch(self, seed: int, rates: Sequence[float], first: int = 0) -> Iterator[int]:
         """As `TrainStep.epoch`, several steps at a time."""
@@ -283,6 +284,23 @@ class CapturedStep(CompiledStep):
             tensor.copy_(old)
         if self._random is not None:
             torch.cuda.set_rng_state(self._random)
+
+
+def _capture_stream() -> torch.cuda.Stream:
+    """The present stream, or one for the whole process if that is CUDA's default one, which cannot
+    be captured.
+
+    cuBLAS keeps a workspace (32 MiB on an H100) for each stream that it ran on, and a graph uses
+    that of the stream of its capture: graphs that run at the same time need streams of their own.
+    """
+    present = torch.cuda.current_stream()
+    is_default = present == torch.cuda.default_stream()
+    return _process_stream(present.device_index) if is_default else present
+
+
+@cache
+def _process_stream(device: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 # What `auto` tries, the fastest first. Compiling on the CPU won less than the kernels do.
