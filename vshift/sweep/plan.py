@@ -88,6 +88,8 @@ def expand_all(paths: Iterable[Path], sets: Sequence[str]) -> dict[Path, list[Po
 def plan(paths: Iterable[Path], sets: Sequence[str]) -> list[Job]:
     """Every run of the configs: their arms, zips and grids with every seed.
 
+    Seed by seed: a sweep that is stopped half-way has trained all configs, if with fewer seeds.
+
     Raises:
         ConfigError: the problems of every config, or two configs with the same name.
     """
@@ -102,7 +104,7 @@ def plan(paths: Iterable[Path], sets: Sequence[str]) -> list[Job]:
                         f"{path} and {other.source} both make a run named {job.label}; "
                         "give one of them another `name`"
                     )
-    return list(jobs.values())
+    return sorted(jobs.values(), key=lambda job: job.config.seeds.index(job.seed))
 
 
 def shard(jobs: Sequence[T], part: str) -> list[T]:
