@@ -14,6 +14,12 @@ SEED    ?= 0
 # Options for every study, for instance STUDY_SETS="--set 'data={name: imagefolder, root: …}'"
 STUDY_SETS ?=
 STUDIES ?= $(sort $(wildcard configs/studies/*.yaml))
+# make paper: which of table3 figure4 table4 table6, of which networks, on cifar10 or cifar100;
+# PAPER_ARGS are further options of the sweep, for instance --dry-run or --shard 1/4.
+TABLES ?= table3
+NETWORKS ?= preresnet164 resnext29 wrn28-10 densenet100
+DATA ?= cifar10
+PAPER_ARGS ?=
 BENCH_ARGS ?= --networks preresnet-20 --noise none,dropout,gaussian,uniform --peers
 # make gpu installs nothing: the machine may have no network, but its own PyTorch.
 GPU_PYTHON ?= $(or $(wildcard $(VENV)/bin/python),$(PYTHON))
@@ -24,7 +30,7 @@ AT_A_TIME = $(if $(JOBS),--jobs $(JOBS))
 READY   := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint sweep compare studies bench gpu clean
+.PHONY: help setup demo test soak lint sweep compare studies paper bench gpu clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +75,12 @@ studies: $(READY)  ## run every study of configs/studies with STUDY_SETS, JOBS r
 	  study=$$(basename $$file .yaml); echo; echo "## $$study"; \
 	  $(VSHIFT) sweep $$file $(STUDY_SETS) --jobs $(JOBS) --runs-dir $(RUNS)/studies/$$study || failed=1; \
 	done; exit $$failed
+
+paper: $(READY)  ## run the paper's TABLES with its NETWORKS on DATA, five seeds each (docs/paper.md)
+	$(VSHIFT) sweep $(foreach t,$(TABLES),$(foreach n,$(NETWORKS),configs/paper/$(t)-$(n).yaml)) \
+	  --set data.name=$(DATA) $(AT_A_TIME) $(PAPER_ARGS) --runs-dir $(RUNS)/paper/$(DATA)
+	@if [ -d $(RUNS)/paper ]; then \
+	  for table in $(TABLES); do $(VSHIFT) compare $(RUNS)/paper --view $$table || exit; done; fi
 
 bench: $(READY)  ## measure training speed with BENCH_ARGS, save it in benchmarks/results, write the table
 	$(VSHIFT) bench $(BENCH_ARGS) --json benchmarks/results

@@ -11,6 +11,7 @@ import typer
 from vshift.cli import app
 from vshift.config import expand, load
 from vshift.config.block import ACTIVATIONS, POOLS, POSITIONS
+from vshift.config.load import is_base, read_file
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -18,12 +19,24 @@ CONFIG_PAGE = (ROOT / "docs" / "config.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = [path for path in FILES if not is_base(path)]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_config_is_valid(path):
     assert expand(path)
+
+
+def test_every_base_is_the_base_of_a_config():
+    bases = {path for path in FILES if is_base(path)}
+    named = set()
+    for path in FILES:
+        base = read_file(path).to_python().get("base", [])
+        for name in base if isinstance(base, list) else [base]:
+            named.add((path.parent / name).resolve())
+    assert len(bases) >= 3
+    assert bases <= named
 
 
 RUNNABLE = [p for p in CONFIGS if p.parent.name != "networks"]

@@ -66,6 +66,6 @@ def test_sweep_names_the_runs_that_failed(vshift, config):
 
 def test_sweep_refuses_two_configs_of_one_name(vshift, config, tmp_path):
     (tmp_path / "more").mkdir()
-    (tmp_path / "more" / "small.yaml").write_text(CONFIG)
+    (tmp_path / "more" / "small.yaml").write_text(CONFIG + "average: {kind: ema}\n")
     err = refused(vshift, "sweep", config, tmp_path / "more")
     assert "both make a run named small seed 0" in err

@@ -14,7 +14,7 @@ from vshift.config import (
     expand,
     load,
 )
-from vshift.config.load import MAX_BYTES, folder_name, read_file
+from vshift.config.load import MAX_BYTES, folder_name, is_base, read_file
 
 
 def test_loading_imports_no_torch(write) -> None:
@@ -123,6 +123,25 @@ def test_bases_have_limits(write, refused) -> None:
         write(f"m{i}.yaml", f"base: [m{i + 1}.yaml, m{i + 1}.yaml]\n")
     write("m19.yaml", "base: good.yaml\n")
     assert load("m0.yaml").epochs == 3
+
+
+def test_a_base_only_is_not_run_by_itself_and_does_not_pass_that_on(write, refused) -> None:
+    write("half.yaml", "is_base: true\nepochs: 7\n")
+    assert refused(load, "half.yaml") == [
+        "half.yaml:1:10: is_base: this file is a base of others and is not run by itself; "
+        "run a config with `base: half.yaml`, or write one"
+    ]
+    write("c.yaml", "base: [good.yaml, half.yaml]\n")
+    assert load("c.yaml").epochs == 7
+    assert is_base(Path("half.yaml"))
+    assert not is_base(Path("c.yaml"))
+    assert not is_base(Path("no-such-file.yaml"))
+    write("d.yaml", "base: good.yaml\nis_base: maybe\n")
+    assert refused(load, "d.yaml") == ["d.yaml:2:10: is_base: 'maybe' is not true or false"]
+    assert (
+        "--set is_base=true: `is_base` is read before --set"
+        in refused(load, "c.yaml", ["is_base=true"])[0]
+    )
 
 
 def test_base_problems(write, refused) -> None:

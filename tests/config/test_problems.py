@@ -56,8 +56,8 @@ depth: 20
         "11:24: measure.eval_epochs: 'alle' is not allowed; did you mean `all`? allowed: all, a "
         "list",
         "12:1: depth: unknown key; did you mean `network.depth`? allowed here: arms, "
-        "average, base, checkpoint, data, epochs, grid, hardware, loss, measure, name, network, "
-        "norm, optimizer, recalibration, schedule, seeds, zip",
+        "average, base, checkpoint, data, epochs, grid, hardware, is_base, loss, measure, name, "
+        "network, norm, optimizer, recalibration, schedule, seeds, zip",
     ]
 
 

@@ -55,3 +55,23 @@ def test_problems_of_all_configs_come_together(tmp_path):
     assert {line.split(":")[0].rpartition("/")[2] for line in error.value.problems} == {
         "a.yaml", "b.yaml"
     }  # fmt: skip
+
+
+SMALL = "name: small\ndata: {name: shapes}\nnetwork: {name: mlp}\nepochs: 1\n"
+
+
+def test_a_folders_bases_are_no_runs(tmp_path):
+    (tmp_path / "base.yaml").write_text("is_base: true\nepochs: 1\n")
+    with pytest.raises(ConfigError, match="in this folder is a base of others only"):
+        plan([tmp_path], [])
+    (tmp_path / "a.yaml").write_text(SMALL)
+    assert [job.config.name for job in plan([tmp_path], [])] == ["small"]
+    with pytest.raises(ConfigError, match="is not run by itself"):
+        plan([tmp_path / "base.yaml"], [])
+
+
+def test_a_run_that_two_studies_share_is_one_job(tmp_path):
+    (tmp_path / "a.yaml").write_text(SMALL + "arms: {none: {}, low: {norm.eps: 1e-3}}\n")
+    (tmp_path / "b.yaml").write_text(SMALL + "arms: {none: {}, high: {norm.eps: 1}}\n")
+    names = [job.config.name for job in plan([tmp_path], [])]
+    assert names == ["small-none", "small-low", "small-high"]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from vshift.config.identity import short_references
 from vshift.config.load import AnyPath, build, folder_name, gather, put, split_key
 from vshift.config.problems import shorten
-from vshift.config.schema import NAME_LENGTH, Config
+from vshift.config.schema import FILE_KEYS, NAME_LENGTH, Config
 from vshift.config.yaml12 import Node
 from vshift.errors import ConfigError
 from vshift.text import list_names, one_line, pluralize, show_value
@@ -229,7 +229,7 @@ def _parts(section: str, above: str, key: str, node: Node, problems: list[str]) 
     why = {
         "name": f"every {option} gets its own name",
         "seeds": f"every {option} runs with all `seeds`",
-        "base": f"`base` is read before the {section}",
+        **{key: f"`{key}` is read before the {section}" for key in FILE_KEYS},
         **dict.fromkeys(STUDY_KEYS, f"{both} stand side by side"),
         section: f"{member} in {member} has no meaning",
     }.get(parts[0])

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from vshift.config.identity import TAG_KEYS, is_file_reference, upgrade, with_references
 from vshift.config.own import absolute, with_sources
 from vshift.config.problems import explain
-from vshift.config.schema import NAME_LENGTH, RESERVED, Config
+from vshift.config.schema import FILE_KEYS, NAME_LENGTH, RESERVED, Config
 from vshift.config.yaml12 import MAX_DEPTH, Node, SourceLocation, from_python, parse, to_yaml
 from vshift.errors import ConfigError
 from vshift.text import did_you_mean, one_line, show_value
@@ -98,14 +98,33 @@ def _name_first(value: Any) -> Any:
 
 
 def resolve(path: Path) -> Node:
-    """The tree of a file with all its bases merged in, and without the key `base`.
+    """The tree of a file with all its bases merged in, and without the keys about the file.
 
     Later bases win over earlier ones and the file wins over all. `name` is not inherited: it
     names a run folder, and two configs with one base must not share it.
+
+    Raises:
+        ConfigError: also for a file that is a base only.
     """
     if "\0" in str(path):
         raise ConfigError(f"{one_line(str(path), 300)}: not a file name")
     return _resolve(path, (), {})
+
+
+def is_base(path: Path) -> bool:
+    """Whether a file says `is_base: true`; False for one that cannot be read."""
+    try:
+        return _says_is_base(read_file(path))
+    except ConfigError:
+        return False
+
+
+def _says_is_base(tree: Node) -> bool:
+    node = tree.child("is_base")
+    if node is not None and not isinstance(node.value, bool):
+        what = f"{show_value(node.value)} is not true or false"
+        raise ConfigError(f"{node.location}: is_base: {what}")
+    return node is not None and node.value
 
 
 def _resolve(path: Path, chain: tuple[Path, ...], resolved: dict[str, Node]) -> Node:
@@ -114,6 +133,11 @@ def _resolve(path: Path, chain: tuple[Path, ...], resolved: dict[str, Node]) -> 
     if real in resolved:
         return resolved[real]
     tree = _with_norm_section(_with_absolute_files(read_file(path), path.parent))
+    if _says_is_base(tree) and not chain:
+        raise ConfigError(
+            f"{tree.value['is_base'].location}: is_base: this file is a base of others and is not "
+            f"run by itself; run a config with `base: {one_line(path.name)}`, or write one"
+        )
     base = tree.child("base") or Node(None, tree.location)
     entries = base.value if isinstance(base.value, list) else [base]
     entries = [] if base.value is None else entries
@@ -141,7 +165,7 @@ def _resolve(path: Path, chain: tuple[Path, ...], resolved: dict[str, Node]) -> 
             lines = (f"{where}: {x}" if x.startswith(whole) else x for x in error.problems)
             raise ConfigError(*lines) from None
     merged = reduce(merge, [*bases, tree])
-    dropped = {"base"} if "name" in tree.value else {"base", "name"}
+    dropped = {*FILE_KEYS} if "name" in tree.value else {*FILE_KEYS, "name"}
     kept = {key: node for key, node in merged.value.items() if key not in dropped}
     resolved[real] = replace(merged, value=kept)
     return resolved[real]
@@ -261,8 +285,8 @@ def _apply(tree: Node, sets: Sequence[str]) -> Node:
             if not equals:
                 what = "no `=`; write --set key=value, for instance --set epochs=5"
                 raise ConfigError(f"{source}: {what}")
-            if key.split(".")[0] == "base":
-                raise ConfigError(f"{source}: `base` is read before --set; write it in a file")
+            if (top := key.split(".")[0]) in FILE_KEYS:
+                raise ConfigError(f"{source}: `{top}` is read before --set; write it in a file")
             node = _with_absolute_files(parse(value, source, inline=True), Path.cwd(), key)
             tree = put(tree, split_key(key, source), replace(node, key=node.location))
         except ConfigError as error:

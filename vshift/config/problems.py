@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from vshift.config.identity import new_name
-from vshift.config.schema import Config
+from vshift.config.schema import FILE_KEYS, Config
 from vshift.config.section import Section
 from vshift.config.yaml12 import Node, SourceLocation
 from vshift.text import one_line, show_value, suggest
@@ -271,11 +271,11 @@ def _unknown_key(here: SchemaLocation, location: Path) -> str:
     """Suggest a key for one that the section does not have, and list the section's keys."""
     key, is_top = str(here.path[-1]), len(here.path) == 1
     section = _resolve(location[:-1])
-    allowed = sorted([*section.keys, *(["base"] if is_top else [])])
+    allowed = sorted([*section.keys, *(FILE_KEYS if is_top else [])])
     siblings = _resolve(location[:-2]).sections.items()
     having = [tag for tag, kind in siblings if _is_section(kind) and key in kind.model_fields]
-    if key == "base":
-        hint = "`base` is only allowed at the top of a file; "
+    if key in FILE_KEYS:
+        hint = f"`{key}` is only allowed at the top of a file; "
     elif "args" in section.keys and (having or not suggest(key, allowed)):
         hint = f"what the object is called with goes into args: {{{one_line(key, 40)}: …}}; "
     elif having:

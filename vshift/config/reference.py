@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vshift.config.identity import TAG_KEYS
-from vshift.config.schema import Config, json_schema
+from vshift.config.schema import FILE_KEYS, Config, json_schema
 
 Schema = dict[str, Any]
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -26,8 +26,8 @@ def fill_document(text: str) -> str:
 def reference() -> str:
     """A table of the top's keys, then for each section its kinds and its keys."""
     schema = Config.model_json_schema()
-    base = json_schema()["properties"]["base"]  # read before the config is validated
-    schema["properties"] = {"base": {"default": None, **base}, **schema["properties"]}
+    about_file = {key: json_schema()["properties"][key] for key in FILE_KEYS}
+    schema["properties"] = {**about_file, **schema["properties"]}
     blocks = [_keys_table("", [(schema, "")])]
     sections = [("", [(schema, "")])]
     while sections:

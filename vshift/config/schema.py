@@ -25,6 +25,9 @@ NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._=+-]{{0,{NAME_LENGTH - 1}}}")
 # `seed-3` is a run's own folder; the others are devices on Windows, with any ending.
 RESERVED = re.compile(r"seed-[0-9]+|(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
+# The keys that are about the file and not about a run: `load` reads them, and no config has them.
+FILE_KEYS = ("base", "is_base")
+
 
 class Hardware(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -210,11 +213,16 @@ def json_schema() -> dict[str, Any]:
         "description": "Config files that this one builds on: deep merge, later files win, this "
         "file wins over all; a section of another name or kind replaces the base's.",
     }
+    is_base = {
+        "type": "boolean",
+        "description": "true: the file is a base of others only, and is not run by itself; a sweep "
+        "of its folder leaves it out. Not inherited.",
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,
         "title": "vshift config",
-        "properties": {"base": base, **schema["properties"]},
+        "properties": {"base": base, "is_base": is_base, **schema["properties"]},
     }
 
 

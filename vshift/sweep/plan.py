@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from vshift.config import Point, expand
+from vshift.config import Point, differences, expand
 from vshift.config.batches import has_single_values, lone_images
 from vshift.config.data import Cifar, OwnData
+from vshift.config.load import is_base
 from vshift.config.schema import Config
 from vshift.data import counts, describe, fetch
 from vshift.errors import ConfigError, DataError, VShiftError
@@ -49,10 +50,15 @@ def train_command(config: Path, seed: int, runs_dir: Path) -> list[str]:
 
 
 def config_files(paths: Iterable[Path]) -> list[Path]:
-    """Files as they are; folders replaced by the *.yaml files in them, sorted by name."""
+    """Files as they are; folders replaced by the *.yaml files in them, sorted by name.
+
+    In folders, files that are bases of others only are left out.
+    """
     files: list[Path] = []
     for path in paths:
         inside = sorted(p for p in path.glob("*.y*ml") if p.is_file()) if path.is_dir() else [path]
+        if path.is_dir() and inside and not (inside := [p for p in inside if not is_base(p)]):
+            raise ConfigError(f"{path}: every *.yaml in this folder is a base of others only")
         if not inside:
             folders = sorted({str(p.parent.relative_to(path)) for p in path.rglob("*.y*ml")})
             hint = f"; there are some in {', '.join(folders[:8])}" if folders else ""
@@ -89,9 +95,10 @@ def plan(paths: Iterable[Path], sets: Sequence[str]) -> list[Job]:
     """Every run of the configs: their arms, zips and grids with every seed.
 
     Seed by seed: a sweep that is stopped half-way has trained all configs, if with fewer seeds.
+    A run that several of them make, equal in everything that changes it, is one job.
 
     Raises:
-        ConfigError: the problems of every config, or two configs with the same name.
+        ConfigError: the problems of every config, or different configs with the same name.
     """
     jobs: dict[tuple[str, int], Job] = {}
     for path, points in expand_all(config_files(paths), sets).items():
@@ -99,7 +106,7 @@ def plan(paths: Iterable[Path], sets: Sequence[str]) -> list[Job]:
             for seed in point.config.seeds:
                 job = Job(path, point, seed)
                 other = jobs.setdefault((point.config.name, seed), job)
-                if other is not job:
+                if other is not job and differences(other.config, job.config):
                     raise ConfigError(
                         f"{path} and {other.source} both make a run named {job.label}; "
                         "give one of them another `name`"
