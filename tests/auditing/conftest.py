@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import weakref
+from collections import deque
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from examples.patients import Net, trained
 from tests.auditing.own_file import FILE
@@ -32,6 +35,51 @@ def everything(model: nn.Module) -> dict[str, object]:
     found["numpy"] = np.random.get_state()[1].tobytes()
     found["global hooks"] = len(nn.modules.module._global_forward_hooks)
     return found
+
+
+def deep_state(value: Any, seen: dict[int, Any] | None = None) -> Any:
+    """Everything that a model holds, as comparable values; written without vshift's own code."""
+    seen = {} if seen is None else seen  # keeps what it names alive: an id may be used again
+    if isinstance(value, Tensor):
+        dense = value.detach().to_dense() if value.is_sparse else value.detach()
+        content = dense.clone().reshape(-1).view(torch.uint8).numpy().tobytes()
+        kind = type(value).__name__, str(value.layout), str(value.dtype), value.requires_grad
+        return (*kind, tuple(value.shape), content)
+    if isinstance(value, np.ndarray):
+        return ("array", value.shape, value.tobytes())
+    if isinstance(value, torch.Generator):
+        return ("generator", value.get_state().numpy().tobytes())
+    if isinstance(value, random.Random):
+        return ("random", value.getstate())
+    if isinstance(value, np.random.Generator):
+        return ("random", repr(value.bit_generator.state))
+    if isinstance(value, np.random.RandomState):
+        return ("random", repr(value.get_state()))
+    if isinstance(value, weakref.ref):
+        return deep_state(value(), seen)
+    if isinstance(value, int | float | str | bytes | bool | None):
+        return value
+    if id(value) in seen:
+        return "again"
+    seen[id(value)] = value
+    if isinstance(value, dict):
+        return [(str(key), deep_state(item, seen)) for key, item in value.items()]
+    if isinstance(value, set):
+        return sorted(map(str, value))
+    if isinstance(value, list | tuple | deque):
+        return [type(value).__name__, *(deep_state(item, seen) for item in value)]
+    kind = type(value)
+    if isinstance(value, nn.Module) or kind.__module__.startswith("tests"):
+        slots = {key: getattr(value, key, None) for key in getattr(kind, "__slots__", ())}
+        of_class = {
+            key: item
+            for key, item in vars(kind).items()
+            if kind.__module__.startswith("tests")
+            and isinstance(item, int | float | list | dict)
+            and not key.startswith("__")
+        }
+        return (kind.__name__, deep_state([getattr(value, "__dict__", {}), slots, of_class], seen))
+    return kind.__name__
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,8 @@ class SavedState:
 
     Parameters and buffers, modes, hooks and plain attributes are saved, and what these hold: lists,
     dicts and other containers, tensors, arrays, generators, and objects of classes that are not a
-    library's. Modules that no other module has as a child are added when they first run.
+    library's, with the attributes of the class itself. Modules that no other module has as a child
+    are added when they first run.
 
     Attributes:
         incomplete: whether there was more than MOST_OBJECTS, of which the rest is not saved.
@@ -146,9 +147,14 @@ def _save_tensor(tensor: Tensor) -> tuple[Any, tuple[()]]:
     return (copy, tensor.requires_grad), ()
 
 
+def _are_alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have all but their values in common."""
+    return all(getattr(a, k) == getattr(b, k) for k in ("shape", "dtype", "device", "layout"))
+
+
 def _restore_tensor(tensor: Tensor, content: tuple[Tensor, bool]) -> None:
     copy, requires_grad = content
-    if tensor.shape == copy.shape and tensor.dtype == copy.dtype and tensor.device == copy.device:
+    if _are_alike(tensor, copy):
         tensor.detach().copy_(copy)
     else:  # resized in forward, as observers do, or cast
         tensor.data = copy.clone()
@@ -158,14 +164,17 @@ def _restore_tensor(tensor: Tensor, content: tuple[Tensor, bool]) -> None:
 
 def _is_unchanged_tensor(tensor: Tensor, content: tuple[Tensor, bool]) -> bool:
     copy, requires_grad = content
-    # NaN differs from itself: then the copy is made, and gives the same bits again.
-    return (
-        tensor.requires_grad == requires_grad
-        and tensor.shape == copy.shape
-        and tensor.dtype == copy.dtype
-        and tensor.device == copy.device
-        and torch.equal(tensor.detach(), copy)
-    )
+    if tensor.requires_grad != requires_grad or not _are_alike(tensor, copy):
+        return False
+    ours, saved = tensor.detach(), copy
+    if copy.layout != torch.strided:
+        ours, saved = ours.to_dense(), saved.to_dense()
+    if torch.equal(ours, saved):
+        return True
+    if not (copy.is_floating_point() or copy.is_complex()) or not bool(saved.isnan().any()):
+        return False
+    bits = [t.contiguous().reshape(-1).view(torch.uint8) for t in (ours, saved)]
+    return torch.equal(*bits)  # NaN differs from itself
 
 
 def _restore_attributes(value: Any, content: dict[str, Any]) -> None:
@@ -188,12 +197,57 @@ def _restore_generator(value: Any, content: Any) -> None:
     value.bit_generator.state = content
 
 
+def _slots_of(value: Any) -> dict[str, Any]:
+    """What an object without a `__dict__` holds."""
+    found = [item for kind in type(value).__mro__ for item in vars(kind).items()]
+    names = [name for name, item in found if isinstance(item, MemberDescriptorType)]
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
+
+
+def _restore_slots(value: Any, content: dict[str, Any]) -> None:
+    for name, item in content.items():
+        object.__setattr__(value, name, item)  # frozen classes, too
+
+
+def _data_of(kind: type) -> dict[str, Any]:
+    """The attributes of a class that are no methods, properties or other parts of it."""
+    return {
+        name: item
+        for name, item in vars(kind).items()
+        if not name.startswith("__") and not hasattr(item, "__get__")
+    }
+
+
+def _restore_class(kind: type, content: dict[str, Any]) -> None:
+    present = _data_of(kind)
+    for name in present.keys() - content.keys():
+        delattr(kind, name)
+    for name, item in content.items():
+        if present.get(name) is not item:
+            setattr(kind, name, item)
+
+
+def _have_same_items(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
+    """Whether two mappings hold the same objects under the same keys, in the same order."""
+    return _are_same(a, b) and _are_same(a.values(), b.values())
+
+
 _OBJECT = _Kind(
-    lambda value: (dict(vars(value)), vars(value).values()),
+    lambda value: (dict(vars(value)), [*vars(value).values(), *type(value).__mro__]),
     _restore_attributes,
     lambda value, content: (
         list(vars(value)) == list(content) and _are_same(vars(value).values(), content.values())
     ),
+)
+_SLOTTED = _Kind(
+    lambda value: ((slots := _slots_of(value)), [*slots.values(), *type(value).__mro__]),
+    _restore_slots,
+    lambda value, content: _have_same_items(_slots_of(value), content),
+)
+_CLASS = _Kind(
+    lambda value: ((data := _data_of(value)), data.values()),
+    _restore_class,
+    lambda value, content: _have_same_items(_data_of(value), content),
 )
 # The first type that a value has decides.
 _KINDS: tuple[tuple[Any, _Kind], ...] = (
@@ -204,9 +258,7 @@ _KINDS: tuple[tuple[Any, _Kind], ...] = (
         _Kind(
             lambda value: (dict(value), value.values()),
             _restore_entries,
-            lambda value, content: (
-                _are_same(value, content) and _are_same(value.values(), content.values())
-            ),
+            _have_same_items,
         ),
     ),
     (
@@ -266,7 +318,10 @@ _KINDS: tuple[tuple[Any, _Kind], ...] = (
         ),
     ),
 )
-_LIBRARIES = ("torch.", "numpy.", "pandas.", "lightning.", "pytorch_lightning.", "transformers.")
+_LIBRARIES = (
+    "builtins.", "torch.", "numpy.", "pandas.", "lightning.", "pytorch_lightning.", "transformers.",
+)  # fmt: skip
+_WITHOUT_STATE = (FunctionType, MethodType, ModuleType)
 
 
 def _kind_of(value: Any) -> _Kind | None:
@@ -274,10 +329,14 @@ def _kind_of(value: Any) -> _Kind | None:
     for types_, kind in _KINDS:
         if isinstance(value, types_):
             return kind
-    is_plain = isinstance(value, type | FunctionType | MethodType | ModuleType)
-    if is_plain or not hasattr(value, "__dict__"):
+    own_class = value if isinstance(value, type) else type(value)
+    if isinstance(value, _WITHOUT_STATE) or f"{own_class.__module__}.".startswith(_LIBRARIES):
         return None
-    return None if f"{type(value).__module__}.".startswith(_LIBRARIES) else _OBJECT
+    if isinstance(value, type):
+        return _CLASS
+    if hasattr(value, "__dict__"):
+        return _OBJECT
+    return _SLOTTED if _slots_of(value) else None
 
 
 def safe_copy(model: nn.Module) -> nn.Module:
