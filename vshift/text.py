@@ -205,7 +205,7 @@ def to_json(value: Any, *, indent: int | None = None, ascii_only: bool = False) 
 # ---- suggestions
 
 # What other programs and people call it.
-_OTHER_NAMES = {
+OTHER_NAMES = {
     "lr": "learning_rate",
     "wd": "weight_decay",
     "bs": "batch_size",
@@ -215,6 +215,7 @@ _OTHER_NAMES = {
     "groupnorm": "gn",
     "linear": "fc",
     "swish": "silu",
+    "gpu": "cuda",
 }
 
 
@@ -222,7 +223,7 @@ def did_you_mean(word: object, allowed: Iterable[str]) -> str:
     """The nearest allowed word as ``did you mean `noise`?``, or an empty string if none is near."""
     words = {name.lower(): name for name in allowed}
     text = str(word).lower()
-    near = [_OTHER_NAMES.get(text, text)] if _OTHER_NAMES.get(text, text) in words else []
+    near = [OTHER_NAMES.get(text, text)] if OTHER_NAMES.get(text, text) in words else []
     near = near or [name for name in words if sorted(name) == sorted(text)][:1]  # letters swapped
     near = near or difflib.get_close_matches(text, words, n=1, cutoff=0.6)
     return f"did you mean `{words[near[0]]}`?" if near else ""

@@ -85,7 +85,7 @@ def audit(
         int | None, typer.Option("--classes", min=1, help="Of a library's classifier.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the noise and the images' order.")] = 0,
-    device: Annotated[Device, typer.Option("--device")] = Device.auto,
+    device: Annotated[Device, typer.Option("--device", help="Where to run.")] = Device.auto,
 ) -> None:
     """Explain why a model is fine in train() and bad in eval(): which layer, and what helps."""
     from vshift.auditing import command

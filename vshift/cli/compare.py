@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vshift.cli.options import RunsDirs
 from vshift.errors import VShiftError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Format(StrEnum):
 
 
 def compare(
-    runs_dirs: Annotated[list[Path], typer.Argument(metavar="RUNS_DIR")],
+    runs_dirs: RunsDirs,
     form: Annotated[Format, typer.Option("--format", help="How the table is written.")] = (
         Format.table
     ),

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="The data sets.", no_args_is_help=True, rich_markup_mode=None)
+from vshift.cli.usage import Command, Commands
+
+app = typer.Typer(cls=Commands, help="The data sets.", no_args_is_help=True, rich_markup_mode=None)
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def data_list() -> None:
     """List the data sets, and which of them are on this machine."""
     from vshift.data import available
@@ -30,8 +32,10 @@ def data_list() -> None:
     write(Table(columns, rows), "table", sys.stdout)
 
 
-@app.command("fetch")
-def data_fetch(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+@app.command("fetch", cls=Command)
+def data_fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="One that `vshift data list` shows.")],
+) -> None:
     """Download a data set once into the user's cache folder."""
     from vshift.data import fetch
 

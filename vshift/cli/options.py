@@ -16,6 +16,10 @@ class Device(StrEnum):
 
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
+RunsDirs = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUNS_DIR", help="Folders of runs at any depth, or run folders."),
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option(

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperOption
 
 from vshift.cli.options import DeviceOption, changes_of
+from vshift.cli.usage import Command
 from vshift.errors import VShiftError
 from vshift.text import NONE, escape_control, format_number, join_words, suggest
 
@@ -32,7 +33,7 @@ _HEADS = {
 _SHIFTS = ("shift_ratio_mean", "shift_ratio_max")
 
 
-class RecalibrateCommand(TyperCommand):
+class RecalibrateCommand(Command):
     """`vshift recalibrate`, which imports the config only when its help lists the methods."""
 
     def get_help(self, ctx: Any) -> str:

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from vshift.cli.options import RunsDirs
+
 
 def report(
-    runs_dirs: Annotated[list[Path], typer.Argument(metavar="RUNS_DIR")],
+    runs_dirs: RunsDirs,
     out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("report.html"),
     figures: Annotated[
         Path | None, typer.Option("--figures", help="Also write each figure as SVG and PDF here.")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vshift.cli.options import RunsDirs
+
 
 def watch(
-    runs_dir: Annotated[list[Path], typer.Argument(metavar="RUNS_DIR")],
+    runs_dirs: RunsDirs,
     once: Annotated[bool, typer.Option("--once", help="Print the table once.")] = False,
     every: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between looks.")] = 2.0,
     tensorboard: Annotated[
@@ -20,4 +21,4 @@ def watch(
     """Show a live table of runs; q or Ctrl-C leaves, and training continues."""
     from vshift.live.watch import watch as watch_runs
 
-    watch_runs(runs_dir, once=once, every=every, tensorboard=tensorboard)
+    watch_runs(runs_dirs, once=once, every=every, tensorboard=tensorboard)

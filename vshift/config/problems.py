@@ -17,7 +17,7 @@ from vshift.config.identity import new_name
 from vshift.config.schema import FILE_KEYS, Config
 from vshift.config.section import Section
 from vshift.config.yaml12 import Node, SourceLocation
-from vshift.text import one_line, show_value, suggest
+from vshift.text import OTHER_NAMES, one_line, show_value, suggest
 
 MAX_LINES = 50
 Path = tuple[str | int, ...]
@@ -170,8 +170,15 @@ def _tag_key(section: Any) -> str:
     return next((k for k in keys if _literals(section.model_fields[k].annotation)), "")
 
 
+def find_keys(key: str) -> list[str]:
+    """The dotted places of every key of this name in a config: `rate` → `network.noise.rate`.
+
+    A name of other programs counts as ours: `lr` → `optimizer.learning_rate`.
+    """
+    return sorted(_find_key(Config, key) or _find_key(Config, OTHER_NAMES.get(key, "")))
+
+
 def _find_key(kind: Any, key: str, path: str = "") -> set[str]:
-    """The dotted places of every key of this name in the schema: `rate` → `network.noise.rate`."""
     kind = _strip(kind)
     inner = [*_branches(kind).values(), *(get_args(kind)[:1] if get_origin(kind) is list else ())]
     found: set[str] = set().union(*(_find_key(part, key, path) for part in inner))
@@ -283,7 +290,7 @@ def _unknown_key(here: SchemaLocation, location: Path) -> str:
     elif not is_top and key in Config.model_fields:
         hint = f"`{key}` is a section of its own, beside {here.path[0]}; "
     else:
-        homes = [f"`{home}`" for home in sorted(_find_key(Config, key))[:3]]
+        homes = [f"`{home}`" for home in find_keys(key)[:3]]
         elsewhere = f"did you mean {' or '.join(homes)}? " if homes else ""
         hint = _missing_space([key]) or suggest(key, allowed) or elsewhere
     of = f" of {section.tag}" if section.tag not in ("", *_NO_NAMES) else ""
