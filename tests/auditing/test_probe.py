@@ -297,9 +297,24 @@ def test_its_repr_is_the_state_in_a_line():
     torch.manual_seed(0)
     model, batches = Net(), data(0, 128)
     probe = VarianceProbe(model)
-    assert repr(probe) == "VarianceProbe of 3 BN layers, no epoch closed yet"
+    assert repr(probe).startswith("VarianceProbe of 3 BN layers, no epoch closed yet; the running")
     fit(model, batches, epochs=1)
     probe.end_epoch()
     assert repr(probe).endswith("1 epoch, no eval variance measured")
     probe.end_epoch(batches)
     assert re.fullmatch(r".*2 epochs, shift ratio \d+\.\d+ on average, .* at bn\d", repr(probe))
+
+
+def test_before_any_step_the_statistics_are_said_to_be_initial():
+    model, batches = network(2)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+    images = [x for x, _ in batches]
+    with VarianceProbe(model) as probe:
+        assert "no epoch closed yet; the running statistics are the initial ones" in repr(probe)
+        with pytest.warns(UserWarning, match="mean 0 and variance 1: nothing was trained yet"):
+            probe.end_epoch(images)
+        train(model, batches)
+        assert "initial" not in repr(probe)
+        probe.end_epoch(images)  # warnings are errors here

@@ -97,3 +97,17 @@ def test_checking_and_inspecting(vshift, own_config):
     code, out, _ = vshift("inspect", own_config, "--json")
     assert code == 0
     assert json.loads(out)["layers"][-1]["output_shape"][-1] == 2
+
+
+def test_training_on_one_hot_floats_says_once_that_they_are_numbers(vshift, own_config):
+    Path("mine.py").write_text(
+        CODE + "\ndef one_hot():\n    train, test = make()\n    targets = torch.eye(4)\n"
+        "    return [(x, targets[torch.arange(len(x)) % 4]) for x, _ in (train, test)]\n"
+    )
+    code, _, err = vshift(
+        "train", own_config, "--set", "data.name=mine.py:one_hot", "--set", "epochs=1",
+        "--set", "seeds=[0, 1]", "--set", "measure.every=0",
+    )  # fmt: skip
+    assert code == 0
+    assert err.count("note: data.name: ") == 1
+    assert "are predicted as numbers" in err

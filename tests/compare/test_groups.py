@@ -175,12 +175,10 @@ def test_a_key_that_no_run_has_is_refused_with_the_nearest(grid: Path) -> None:
     with pytest.raises(VShiftError) as caught:
         grouped(grid, "network.noise.rat")
     message = str(caught.value)
-    assert "--by: none of these runs has a `network.noise.rat`" in message
+    assert "--by network.noise.rat: no run has such a field; did you mean" in message
     assert "did you mean `network.noise.rate`?" in message
     assert "of summary.json: test_accuracy" in message
-    with pytest.raises(VShiftError, match=r"did you mean `network\.noise\.position`"):
-        grouped(grid, "position")
-    with pytest.raises(VShiftError, match=r"it is now `norm\.update_running_stats`; config keys"):
+    with pytest.raises(VShiftError, match=r"it is now `norm\.update_running_stats`\n"):
         grouped(grid, "norm.update")
 
 
@@ -191,7 +189,7 @@ def test_metrics_of_any_name_with_their_spread(grid: Path) -> None:
         assert row["shift_ratio_max_layer"] == "block2.bn1"
     with pytest.raises(VShiftError) as caught:
         grouped(grid, RATE, metrics=("shift_ratio",))
-    assert "--metrics: no summary.json has a `shift_ratio`; did you mean" in str(caught.value)
+    assert "--metrics shift_ratio: no summary.json has it; did you mean" in str(caught.value)
     assert "train_accuracy_eval_mode" in str(caught.value)
 
 

@@ -268,7 +268,7 @@ def test_a_renamed_key_is_answered_with_its_new_name(text: str, line: str, write
 
 def test_a_renamed_key_of_another_section_is_only_unknown(write, refused) -> None:
     (line,) = refused(load, "good.yaml", ["data={name: cifar10, train: 5}"])
-    assert "data.train: unknown key of cifar10; it is a key of shapes;" in line
+    assert "data.train: unknown key of cifar10; a number of images is `train_limit`;" in line
     (line,) = refused(load, "good.yaml", ["schedule={name: cosine, rise: 0.5}"])
     assert "schedule.rise: unknown key of cosine; allowed here" in line
 
@@ -288,3 +288,23 @@ def test_what_happens_within_a_run_needs_an_epoch(write, refused) -> None:
         "network: noise.over_depth: linear begins with no noise in the first block, and there is "
         "only one; leave it out"
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("data={name: imagefolder, root: x, train: 500}", "a number of images is `train_limit`;"),
+        ("data={name: cifar10, test: 500}", "a number of images is `test_limit`;"),
+        ("data={name: imagefolder, root: x, train: y}", "`data.train` is now `data.train_folder`"),
+        ("network.noise=none", "'none' is not a section of keys; write null"),
+        ("network.noise=off", "'off' is not a section of keys; write null"),
+        ("schedule=none", "write for instance {name: constant}"),
+        ("lr=0.1", "did you mean `optimizer.learning_rate`?"),
+        (r'data={name: imagefolder, root: "C:\data"}', r"single quotes, 'C:\data', or is written"),
+        (r'data={name: imagefolder, root: "C:\temp"}', "a path with control characters: in double"),
+        (r'data={name: imagefolder, root: "\\host\new"}', "a path with control characters: in"),
+    ],
+)
+def test_slips_that_people_make(change: str, line: str, write, refused) -> None:
+    (problem,) = refused(load, "good.yaml", [change])
+    assert line in problem

@@ -119,7 +119,7 @@ def test_an_alias_can_be_a_key_and_an_anchor_can_be_used_again() -> None:
         ("a: @b", "f:1:4: a value that starts with `@` needs quotes"),
         ("a: 'x\0'", "f:1:6: the character U+0000 is not allowed in YAML; remove it"),
         ("a: 1\nb: \x1b", "f:2:4: the character U+001B is not allowed in YAML; remove it"),
-        ("\ufeffa: 1", "f:1:1: a byte order mark; save the file as UTF-8 without one"),
+        ("a: \ufeff1", "f:1:4: the character U+FEFF is not allowed in YAML; remove it"),
         ("a: \ud800", "f:1:4: the character U+D800 is not allowed in YAML; remove it"),
         ('a: "\\0"', "f:1:4: '\\x00' contains a character that is not text"),
         ("a: " + "9" * 5000, "f:1:4: a number of 5000 digits; at most 1000"),

@@ -264,3 +264,13 @@ def test_keys_that_do_not_go_together():
             OwnData(name="torchvision:MNIST", **{key: value})
     with pytest.raises(ValidationError, match=r"MNISTT.* did you mean `torchvision:MNIST`"):
         OwnData(name="torchvision:MNISTT")
+
+
+def test_a_note_tells_one_hot_floats_from_numbers(made):
+    """They are predicted as numbers, which their owner may not have meant."""
+    one_hot = torch.eye(3)[torch.arange(6) % 3]
+    found = load(made((pair(targets=one_hot), pair(targets=one_hot))))
+    assert (found.outputs, found.classes) == (3, ())
+    assert found.note.endswith("to train a classifier, give the classes: targets.argmax(1)")
+    for targets in (one_hot * 0.5, torch.ones(6, 1), torch.rand(6, 3), None):
+        assert load(made((pair(targets=targets), pair(targets=targets)))).note == ""

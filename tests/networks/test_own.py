@@ -292,3 +292,13 @@ def test_noise_of_ones_own_acts_in_a_part_of_the_run(kind: str, make, tmp_path: 
         assert (parts.local.value > 1.1) == acts
     with pytest.raises(ValueError, match="over_depth: only its own code knows how strong it is"):
         make("Net", noise={**noise, "over_depth": "linear"})
+
+
+def test_arguments_of_one_of_several_noises_are_named_with_its_number(make, tmp_path: Path) -> None:
+    own = {"kind": f"{tmp_path}/parts.py:Noisy", "args": {"sgima": 0.6}, "before": "bn"}
+    for noise, key in (
+        ([{"kind": "dropout", "rate": 0.5, "after": "conv"}, own], "network.noise.1.args"),
+        (own, "network.noise.args"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^{key}.sgima: .* takes no 'sgima'; did you mean"):
+            make("Net", noise=noise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from time import perf_counter
@@ -12,16 +13,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from vshift.auditing.evidence import is_initial
 from vshift.auditing.guard import preserving_random_state, run_eagerly, unwrap
 from vshift.auditing.passes import AuditedModel, Pass
 from vshift.auditing.samples import AuditError, Unpack, collect, unpack
-from vshift.shift.stats import batch_norms, mean_shift, shift_ratio
+from vshift.shift.stats import Moments, batch_norms, mean_shift, shift_ratio
 from vshift.text import pluralize
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from vshift.runs.schema import LayerRow
+
+
+_INITIAL = (
+    "the running statistics are the initial ones, mean 0 and variance 1: nothing was trained yet"
+)
 
 
 class VarianceProbe:
@@ -74,7 +81,7 @@ class VarianceProbe:
         """The last epoch's shift ratios in a line."""
         text = f"VarianceProbe of {pluralize(len(self.layers), 'BN layer')}"
         if not self.metrics:
-            return f"{text}, no epoch closed yet"
+            return f"{text}, no epoch closed yet" + (f"; {_INITIAL}" if self._are_initial else "")
         from vshift.runs.schema import summarize_ratios
 
         last = [row for row in self.rows if row.epoch == len(self.metrics)]
@@ -86,6 +93,12 @@ class VarianceProbe:
             f"{text}, shift ratio {found['shift_ratio_mean']:.3f} on average, "
             f"{found['shift_ratio_max']:.3f} at {found['shift_ratio_max_layer']}"
         )
+
+    @property
+    def _are_initial(self) -> bool:
+        """Whether no layer's running statistics were ever updated."""
+        every = (Moments(mean, variance) for mean, variance, _ in self._old.values())
+        return all(map(is_initial, every))
 
     @torch.no_grad()
     def restart(self) -> None:
@@ -145,6 +158,8 @@ class VarianceProbe:
             AuditError: batches that the model cannot be given.
         """
         self.step()
+        if self._are_initial:
+            warnings.warn(f"VarianceProbe: {_INITIAL}", stacklevel=2)
         epoch = len(self.metrics) + 1
         train_pass, eval_pass, noisy = None, None, None
         if loader is not None:

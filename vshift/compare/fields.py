@@ -1,7 +1,8 @@
 """The fields of a set of runs: what a table can be grouped, filtered, sorted and filled by.
 
 A field is a dotted key of the config (`network.noise.rate`), a number or word of summary.json
-(`test_error`), `name`, `seed` or `status`, or `run.` and a key of run.json (`run.torch`).
+(`test_error`), `name`, `seed` or `status`, or `run.` and a key of run.json (`run.torch`). A config
+key's last part will do where no other ends like it: `rate`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from textwrap import fill
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,11 +21,19 @@ from vshift.config.noise import places_of, read_noise
 from vshift.config.schema import Config
 from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord, number
-from vshift.text import escape_control, format_value, list_names, natural, suggest
+from vshift.text import (
+    OTHER_NAMES,
+    did_you_mean,
+    escape_control,
+    format_value,
+    join_words,
+    list_names,
+    natural,
+)
 
 Row = dict[str, Any]
 OWN = ("name", "seed", "status")
-_SHOWN = 40  # names in an error
+_SHOWN = 30  # names in an error
 _ACCURACY_OF = {"test_error": "test_accuracy", "validation_error": "validation_accuracy"}
 
 
@@ -32,6 +42,7 @@ class Fields:
 
     def __init__(self, runs: Iterable[RunRecord]) -> None:
         self.runs = list(runs)
+        self.notes: list[str] = []
         self._configs: dict[str, Row] = {}
         self._trainings: dict[str, str] = {}
 
@@ -60,6 +71,16 @@ class Fields:
     def leaves(self) -> list[str]:
         """The config keys that are not sections."""
         return [key for key, is_section in self.config_keys.items() if not is_section]
+
+    @cached_property
+    def differing(self) -> set[str]:
+        """The config keys that have several values in these runs."""
+        configs = {run.config_hash or str(run.path): self.config(run) for run in self.runs}
+        return {
+            key
+            for key in self.leaves
+            if len({repr(value_at(config, key)) for config in configs.values() if config}) > 1
+        }
 
     @cached_property
     def _run_keys(self) -> set[str]:
@@ -127,8 +148,34 @@ class Fields:
             return places[0] if len(places) == 1 else places or None
         return value_at(self.config(run), key)
 
+    def resolve(self, key: str, option: str) -> str:
+        """The field that a name means: itself, or the one config key that it ends.
+
+        `rate` is `network.noise.rate`. Of several, it is the only one in which the runs differ,
+        which `notes` tells; a name that matches nothing is returned as it is.
+
+        Raises:
+            VShiftError: several keys may be meant, which are listed.
+        """
+        if self.is_known(key):
+            return key
+        endings = {f".{name}" for name in (key, OTHER_NAMES.get(key, key))}
+        found = [known for known in self.config_keys if known.endswith(tuple(endings))]
+        differing = [known for known in found if known in self.differing]
+        if len(found) > 1 and len(differing) == 1:
+            others = list_names([name for name in found if name != differing[0]])
+            note = f"{option}: {key} is {differing[0]}; {others} is the same in all runs"
+            self.notes += [] if note in self.notes else [note]
+            return differing[0]
+        if len(found) > 1:
+            raise VShiftError(
+                f"{option}: `{escape_control(key)}` may be {join_words(found, 'or')}; "
+                "write the one that is meant"
+            )
+        return found[0] if found else key
+
     def require(self, key: str, option: str, *, section: bool = False) -> str:
-        """Return the key, if there is such a field.
+        """Return the field that a name means, see `resolve`.
 
         Args:
             option: the one that named it, for the message.
@@ -137,15 +184,13 @@ class Fields:
         Raises:
             VShiftError: no run has it, or it is a section, with the nearest and the possible names.
         """
+        key = self.resolve(key, option)
         if not self.is_known(key):
-            names = [*OWN, *self.leaves, *self.metrics]
             new = new_name(key)
-            hint = f"it is now `{new}`; " if new in names else suggest_field(key, names)
-            raise VShiftError(
-                f"{option}: none of these runs has a `{escape_control(key)}`; "
-                f"{hint}config keys: {list_names(self.leaves, _SHOWN)}; "
-                f"of summary.json: {list_names(self.metrics, _SHOWN)}; and {', '.join(OWN)}"
-            )
+            known = [*OWN, *self.leaves, *self.metrics]
+            hint = f"it is now `{new}`" if new in known else self.suggest(key)
+            names = self.config_names | {"of summary.json": self.metrics, "of every run": OWN}
+            raise unknown(f"{option} {escape_control(key)}: no run has such a field", hint, names)
         if self.is_of_config(key) and self.config_keys[key] and not section:
             inside = [k for k in self.config_keys if k.startswith(f"{key}.")]
             raise VShiftError(
@@ -162,17 +207,38 @@ class Fields:
         """
         if key in self.metrics or _ACCURACY_OF.get(key) in self.metrics:
             return key
-        raise VShiftError(
-            f"{option}: no summary.json has a `{escape_control(key)}`; {suggest(key, self.metrics)}"
-            f"there are: {list_names(self.metrics, _SHOWN) or 'none'}"
-        )
+        what = f"{option} {escape_control(key)}: no summary.json has it"
+        raise unknown(what, did_you_mean(key, self.metrics), {"there are": self.metrics})
+
+    def suggest(self, key: str) -> str:
+        """The field that a name that is none is nearest to, by all of it or by its last part."""
+        known = [*OWN, *self.leaves, *self.metrics]
+        by_leaf = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
+        whole, leaf = did_you_mean(key, known), did_you_mean(key, by_leaf)
+        if "." in key or not leaf:
+            return whole
+        return leaf.replace(leaf[14:-2], by_leaf[leaf[14:-2]])
+
+    @property
+    def config_names(self) -> dict[str, Sequence[str]]:
+        """The config keys to choose from, under a heading: those that differ, or else all."""
+        differing = [key for key in self.leaves if key in self.differing]
+        head = "config keys in which these runs differ" if differing else "config keys"
+        return {head: differing or self.leaves}
 
 
-def suggest_field(key: str, names: Sequence[str]) -> str:
-    """`suggest` for dotted keys: also those that end alike, as `network.noise.rate` for `rate`."""
-    leaf = key.rsplit(".", 1)[-1]
-    found = [f"`{name}`" for name in names if name.rsplit(".", 1)[-1] == leaf and name != key]
-    return suggest(key, names) or (f"did you mean {' or '.join(found[:3])}? " if found else "")
+def unknown(what: str, hint: str, names: Mapping[str, Sequence[str]]) -> VShiftError:
+    """An error about a name that there is not, with those that there are on lines of their own.
+
+    Args:
+        names: by a heading.
+    """
+    lines = [
+        fill(f"{head}: {list_names(some, _SHOWN)}", 98, initial_indent="  ",
+             subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+        for head, some in names.items() if some
+    ]  # fmt: skip
+    return VShiftError("\n".join([f"{what}; {hint}" if hint else what, *lines]))
 
 
 def active_noise(config: Row) -> list[Row]:

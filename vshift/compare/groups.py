@@ -216,13 +216,7 @@ def _first_hashes(fields: Fields, notes: list[str]) -> dict[str, dict[str, str]]
 
 
 def group_by_values(fields: Fields, keys: Sequence[str], notes: list[str]) -> list[Group]:
-    """One group for each combination of the keys' values, in order of the values.
-
-    Raises:
-        VShiftError: no run has such a key.
-    """
-    for key in keys:
-        fields.require(key, "--by", section=True)
+    """One group for each combination of the keys' values, in order of the values."""
     of_config = [key for key in keys if fields.is_of_config(key)]
     members: dict[tuple[str, ...], list[RunRecord]] = defaultdict(list)
     values: dict[tuple[str, ...], tuple[Any, ...]] = {}

@@ -65,6 +65,7 @@ def table_of(runs: Iterable[RunRecord], options: CompareOptions) -> Table:
                 f"--where {options.where}: matches none of the {len(fields.runs)} runs"
             )
         notes.append(f"--where keeps {len(kept)} of {len(fields.runs)} runs")
+        notes += fields.notes
         fields = fields.only(kept)
     if options.view is not None:
         found = view_of(fields, options.view)
@@ -82,4 +83,4 @@ def table_of(runs: Iterable[RunRecord], options: CompareOptions) -> Table:
                 sort=options.sort,
             )
         )
-    return replace(found, notes=[*notes, *found.notes])
+    return replace(found, notes=[*notes, *fields.notes, *found.notes])

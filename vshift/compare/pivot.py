@@ -39,6 +39,8 @@ def pivot(
     for key in rows:
         if key in columns:
             raise VShiftError(f"--rows and --columns both name {escape_control(key)}")
+    rows = [fields.require(key, "--rows", section=True) for key in rows]
+    columns = [fields.require(key, "--columns", section=True) for key in columns]
     by = (*rows, *columns)
     is_difference = value == DIFFERENCE
     metrics = [] if is_difference else [fields.require_metric(value, "--value")]

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vshift.compare.baseline import choose, data_name, differences_to, note_differing_keys, unit_of
-from vshift.compare.fields import Fields, Row, metric, sort_key
+from vshift.compare.fields import Fields, Row, metric, sort_key, unknown
 from vshift.compare.groups import Group, group_by_config, group_by_values
 from vshift.compare.statistics import Difference
-from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord, number
 from vshift.runs.schema import SITE_KINDS, SUMMARY_COLUMNS, Column, column_name
-from vshift.text import escape_control, join_words, list_names, pluralize, suggest
+from vshift.text import did_you_mean, escape_control, join_words, list_names, pluralize
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,6 +140,7 @@ def compare(
         VShiftError: there is no such field, metric, column or baseline.
     """
     fields = runs if isinstance(runs, Fields) else Fields(runs)
+    by = [fields.require(key, "--by", section=True) for key in by]
     for key in metrics:
         fields.require_metric(key, "--metrics")
     if difference is not None:
@@ -303,19 +303,20 @@ def _order(
     """
     word = sort.removeprefix("-")
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    key = next((key for key in (word, f"{word}_mean") if key in columns), word)
-    if key in columns:
+    heads = {_plain(column.heading): row_key(column) for column in SHOWN.values()}
+    names = (word, f"{word}_mean", heads.get(_plain(word)))
+    key = next((key for key in names if key in columns), "")
+    if key:
         values = [row.get(key) for row in rows]
-    elif fields.is_known(word):  # a config key's value is that of the first run
-        fields.require(word, "--sort")
-        values = [fields.value(g.runs[0], word) if g.runs else None for g in groups]
+    elif fields.is_known(key := fields.resolve(word, "--sort")):  # a config key's, of the first run
+        fields.require(key, "--sort")
+        values = [fields.value(g.runs[0], key) if g.runs else None for g in groups]
     else:
-        raise VShiftError(
-            f"--sort {escape_control(sort)}: there is no such column; "
-            f"{suggest(word, [*columns, *fields.leaves])}"
-            f"there are: {escape_control(', '.join(columns))}; and config keys such as "
-            "network.noise.rate"
-        )
+        filled = [key for key in columns if any(row.get(key) not in (None, []) for row in rows)]
+        filled = [key.removesuffix("_mean") for key in filled]
+        hint = did_you_mean(word, [*filled, *heads]) or fields.suggest(word)
+        what = f"--sort {escape_control(sort)}: there is no such column"
+        raise unknown(what, hint, {"columns": filled} | fields.config_names)
     if key.startswith("test_") and any(row["validation_error_mean"] is not None for row in rows):
         notes.append(
             f"sorted by {key}; to choose a setting, sort by validation_error: the test images are "
@@ -324,6 +325,11 @@ def _order(
     some = [place for place, value in enumerate(values) if value is not None]
     some.sort(key=lambda place: sort_key(values[place]), reverse=sort.startswith("-"))
     return some + [place for place, value in enumerate(values) if value is None]
+
+
+def _plain(heading: str) -> str:
+    """A heading as somebody types it: `test error` for `test error %`."""
+    return " ".join(heading.replace("%", "").lower().split())
 
 
 def _caption(rows: list[Row], baseline: Group | None, reason: str, of: str, tests: int) -> str:

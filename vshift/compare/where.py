@@ -4,9 +4,10 @@
     comparison  ==  !=  <  <=  >  >=  in  not in, also 0.1 <= network.noise.rate <= 0.5
     value       a number, true, false, null as in YAML; a word; "text in quotes"; [a, list]
 
-A word that names a field (see `fields`) is that field, any other is text. A run that lacks a field
-has null there: it equals null, and is in no order. Python's parser finds the structure of a text in
-which every word is blanked out; nothing is ever evaluated as code.
+A word that names a field (see `fields`) is that field, any other is text; where a comparison has no
+such word, the first that is the end of a config key is a field, as `rate` in `rate < 0.5`. A run
+that lacks a field has null there: it equals null, and is in no order. Python's parser finds the
+structure of a text in which every word is blanked out; nothing is ever evaluated as code.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from vshift.compare.fields import OWN, Fields, suggest_field
+from vshift.compare.fields import Fields
 from vshift.config.yaml12 import parse_scalar
 from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord, number
@@ -100,30 +101,38 @@ class _Parser:
         if not isinstance(node, ast.Compare):
             self.fail(node.end_col_offset or 0, _ADVICE)
         nodes = [node.left, *node.comparators]
-        values = [self.operand(each) for each in nodes]
-        if not any(map(self.is_field, nodes)):
-            word = self.word(nodes[0])
-            names = [*self.fields.config_keys, *self.fields.metrics, *OWN]
-            self.fail(
-                node.col_offset,
-                f"no field is called {escape_control(word)}; {suggest_field(word, names)}a field "
-                "is a config key such as network.noise.rate, a key of summary.json such as "
-                "test_error, or name, seed, status",
-            )
+        keys = [self.field(each) for each in nodes]
+        if not any(keys):  # the first that is the end of a config key, as `rate`
+            short = ((i, key) for i, each in enumerate(nodes) if (key := self.short_field(each)))
+            first, key = next(short, (0, ""))
+            if not key:
+                for each in nodes:  # what is no value at all is said first
+                    self.operand(each)
+                word = self.word(nodes[0])
+                hint = self.fields.suggest(word)
+                self.fail(
+                    node.col_offset,
+                    f"no field is called {escape_control(word)}; {hint and f'{hint} '}a field is a "
+                    "config key such as network.noise.rate or its last part, a key of summary.json "
+                    "such as test_error, or name, seed, status",
+                )
+            keys[first] = key
+        values = [self.operand(*pair) for pair in zip(nodes, keys, strict=True)]
         tests = [_TESTS[type(sign)] for sign in node.ops]
         steps = list(zip(values, tests, values[1:], strict=False))
         return lambda run: all(test(one(run), other(run)) for one, test, other in steps)
 
-    def operand(self, node: ast.expr) -> Callable[[RunRecord], Any]:
+    def operand(self, node: ast.expr, key: str = "") -> Callable[[RunRecord], Any]:
+        """A function from a run to its value: of the field `key`, or else of what is written."""
         word = self.word(node)
         if isinstance(node, ast.List):
             values = [self.operand(item) for item in node.elts]
-            for item in filter(self.is_field, node.elts):
+            for item in filter(self.field, node.elts):
                 what = f"a list holds values, and `{self.word(item)}` is a field"
                 self.fail(node.col_offset, what)
             return lambda run: [value(run) for value in values]
-        if self.is_field(node):
-            key = self.fields.require(word, "--where", section=True)
+        if key:
+            key = self.fields.require(key, "--where", section=True)
             return lambda run: self.fields.value(run, key)
         if isinstance(node, ast.Name):
             value = _scalar(word)
@@ -136,10 +145,20 @@ class _Parser:
     def word(self, node: ast.expr) -> str:
         return self.text[node.col_offset : node.end_col_offset]
 
-    def is_field(self, node: ast.expr) -> bool:
+    def field(self, node: ast.expr) -> str:
+        """The field that a word names in full; empty for a value."""
         word = self.word(node)
         known = self.fields.is_known(word) or word.split(".")[0] in self.fields.config_keys
-        return isinstance(node, ast.Name) and known and isinstance(_scalar(word), str)
+        is_word = isinstance(node, ast.Name) and isinstance(_scalar(word), str)
+        return word if known and is_word else ""
+
+    def short_field(self, node: ast.expr) -> str:
+        """The field that a word names by its end; empty for a value."""
+        word = self.word(node)
+        if not isinstance(node, ast.Name) or not isinstance(_scalar(word), str):
+            return ""
+        key = self.fields.resolve(word, "--where")
+        return key if self.fields.is_known(key) else ""
 
 
 def _scalar(word: str) -> Any:

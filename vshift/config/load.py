@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -45,9 +47,9 @@ def gather(path: AnyPath, sets: Sequence[str] = (), seeds: Sequence[int] | None 
         old = tree.to_python()
         if (new := upgrade(old)) != old:  # its values lose their locations
             tree = from_python(new, SourceLocation(tree.location.source))
-    if "name" not in tree.value:
-        tree = put(tree, ["name"], from_python(folder_name(Path(path).stem), tree.location))
     tree = _apply(tree, sets)
+    if "name" not in tree.value:
+        tree = put(tree, ["name"], from_python(_name_of(Path(path)), tree.location))
     if seeds is not None:
         location = SourceLocation("--seed " + " --seed ".join(str(seed) for seed in seeds))
         tree = put(tree, ["seeds"], from_python(list(seeds), location))
@@ -223,7 +225,7 @@ def read_file(path: Path) -> Node:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ConfigError(f"{source}: the text is UTF-16; save it as UTF-8")
     try:
-        tree = parse(data.decode(), source)
+        tree = parse(data.removeprefix(codecs.BOM_UTF8).decode(), source)
     except UnicodeDecodeError as error:
         before = data[: error.start]
         line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
@@ -341,8 +343,30 @@ def put(tree: Node, keys: Sequence[str], node: Node, above: tuple[str, ...] = ()
     return replace(tree, value={**tree.value, key: put(below, rest, node, (*above, key))})
 
 
+def _name_of(path: Path) -> str:
+    """The name of a config that has none, from its file's.
+
+    Raises:
+        ConfigError: letters would be lost, and two files might get one name.
+    """
+    lost = [char for char in _plain(path.stem) if char.isalnum() and not char.isascii()]
+    if lost:
+        raise ConfigError(
+            f"{one_line(str(path), 300)}: the file's name cannot name a run folder, for the sake "
+            f"of `{''.join(lost[:10])}`; give the config one with `name:` (letters a to z, digits, "
+            "and . _ = + - after the first)"
+        )
+    return folder_name(path.stem)
+
+
+def _plain(text: str) -> str:
+    """The text with `ä` as `a`: letters without their accents."""
+    parts = unicodedata.normalize("NFKD", text)
+    return "".join(char for char in parts if not unicodedata.combining(char))
+
+
 def folder_name(text: str) -> str:
     """The nearest text that can name a run folder."""
-    safe = re.sub(r"[^A-Za-z0-9._=+-]+", "_", text).lstrip("._=+-")
+    safe = re.sub(r"[^A-Za-z0-9._=+-]+", "_", _plain(text)).lstrip("._=+-")
     safe = f"run-{safe}" if RESERVED.fullmatch(safe) else safe
     return safe[:NAME_LENGTH] or "run"

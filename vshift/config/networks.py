@@ -26,6 +26,12 @@ class _WithNoise(Section):
     def noises(self) -> tuple[AnyNoise, ...]:
         return tuple(as_list(self.noise))
 
+    def noise_key(self, entry: AnyNoise) -> str:
+        """The dotted key of one of `noises`: with its number where there are several."""
+        return (
+            f"network.noise.{self.noises.index(entry)}" if len(self.noises) > 1 else "network.noise"
+        )
+
 
 class _Network(_WithNoise):
     """The keys that every family shares. A validator sees the fields above its own."""

@@ -151,8 +151,11 @@ def own_frames(error: BaseException) -> list[str]:
     ]
 
 
-def call(part: OwnPart, **offered: Any) -> Any:
+def call(part: OwnPart, section: str = "", /, **offered: Any) -> Any:
     """Call a part's object with its `args`, and with those offered keywords that it asks for.
+
+    Args:
+        section: its dotted key, for messages, where that is not the part's only one.
 
     Raises:
         ConfigError: not callable, an argument that it does not take, or an exception in it.
@@ -162,19 +165,21 @@ def call(part: OwnPart, **offered: Any) -> Any:
         raise ConfigError(
             f"{part.reference} is {show_value(type(target).__name__)}, which cannot be called"
         )
-    given = arguments(target, part, offered)
+    given = arguments(target, part, offered, section)
     with running(part.reference):
         return target(**given)
 
 
-def takes_no(part: OwnPart, name: str, allowed: Iterable[str]) -> str:
+def takes_no(part: OwnPart, name: str, allowed: Iterable[str], section: str = "") -> str:
     """A message about a key of a part's `args`, with the nearest name of those allowed."""
-    key = ".".join(filter(None, (part.section, "args", name)))
+    key = ".".join(filter(None, (section or part.section, "args", name)))
     hint = did_you_mean(name, allowed) or f"it takes {', '.join(allowed) or 'nothing'}"
     return f"{key}: {part.reference} takes no {name!r}; {hint}"
 
 
-def arguments(target: Callable[..., Any], part: OwnPart, offered: dict[str, Any]) -> dict[str, Any]:
+def arguments(
+    target: Callable[..., Any], part: OwnPart, offered: dict[str, Any], section: str = ""
+) -> dict[str, Any]:
     """The keywords of a call: `args`, and what is offered under a name of the signature.
 
     Raises:
@@ -190,7 +195,8 @@ def arguments(target: Callable[..., Any], part: OwnPart, offered: dict[str, Any]
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
     if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
-        problems = [takes_no(part, name, named) for name in part.args if name not in named]
+        wrong = [name for name in part.args if name not in named]
+        problems = [takes_no(part, name, named, section) for name in wrong]
         if problems:
             raise ConfigError(*map(one_line, problems))
     given = {**{name: value for name, value in offered.items() if name in named}, **part.args}

@@ -106,6 +106,11 @@ class SchemaLocation:
         return list(_strip(self.type).model_fields)
 
     @property
+    def is_optional(self) -> bool:
+        """Whether null is allowed."""
+        return self.field is not None and types.NoneType in get_args(self.field.annotation)
+
+    @property
     def description(self) -> str:
         """The field's first sentence, to stand in brackets or after a semicolon."""
         text = (self.field.description or "") if self.field else ""
@@ -239,6 +244,8 @@ def _what(here: SchemaLocation, item: ErrorDetails) -> str:
             return _not_among(value, "not allowed", words)
         case "model_type" | "model_attributes_type":
             text = f"{shown} is not a section of keys"
+            if here.is_optional and str(value).lower() in (*_NO, "none", "false"):
+                return f"{text}; write null"
             if branches:
                 is_reference = here.forms and ":" in str(value)
                 named = isinstance(value, str) and (value in here.sections or is_reference)
@@ -268,6 +275,8 @@ def _renamed(item: ErrorDetails) -> str:
     section = _resolve(item["loc"][:-1])
     key = ".".join(map(str, (*section.path, item["loc"][-1])))
     new = new_name(key)
+    if isinstance(item["input"], int) and f"{key}_limit" in ("data.train_limit", "data.test_limit"):
+        return ""  # a number of images, which never was a folder
     if new.partition(".")[2] not in section.keys:
         return ""
     how = "; null: the simple average over all batches" if key == "norm.cumulative" else ""
@@ -283,6 +292,8 @@ def _unknown_key(here: SchemaLocation, location: Path) -> str:
     having = [tag for tag, kind in siblings if _is_section(kind) and key in kind.model_fields]
     if key in FILE_KEYS:
         hint = f"`{key}` is only allowed at the top of a file; "
+    elif f"{key}_limit" in section.keys:
+        hint = f"a number of images is `{key}_limit`; "
     elif "args" in section.keys and (having or not suggest(key, allowed)):
         hint = f"what the object is called with goes into args: {{{one_line(key, 40)}: …}}; "
     elif having:

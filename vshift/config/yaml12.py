@@ -38,6 +38,12 @@ _WORDS = {
 _NOT_YAML = re.compile(
     "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 )
+# A path whose backslashes were read as escapes: `"C:\temp"` has a tab in it.
+_WINDOWS = re.compile(r"[A-Za-z]:|\\")
+_ESCAPES = (
+    "in double quotes a backslash begins an escape; a Windows path goes into single quotes, "
+    "'C:\\data', or is written with slashes, C:/data"
+)
 _NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -147,8 +153,6 @@ class _Reader:
         found = _NOT_YAML.search(self.text)
         if found:  # the parser would give a byte offset only
             what = f"the character U+{ord(found[0]):04X} is not allowed in YAML; remove it"
-            if found[0] == "\ufeff":
-                what = "a byte order mark; save the file as UTF-8 without one"
             before = self.text[: found.start()]
             line, column = before.count("\n"), len(before) - before.rfind("\n") - 1
             self.fail(yaml.Mark(self.source, found.start(), line, column, None, 0), what)
@@ -198,6 +202,8 @@ class _Reader:
             value = parse_scalar(value) if event.style in (None, "") else value
         except ValueError as error:
             self.complain(event.start_mark, str(error))
+        if event.style == '"' and _WINDOWS.match(value) and not value.isprintable():
+            self.complain(event.start_mark, f"a path with control characters: {_ESCAPES}")
         if isinstance(value, str) and _NOT_TEXT.search(value):
             what = f"{show_value(value)} contains a character that is not text"
             self.complain(event.start_mark, what)
@@ -284,6 +290,8 @@ class _Reader:
         if context and mark and context.line < mark.line:
             begun = f" ({error.context or 'begun'}, which starts at line {context.line + 1})"
         advice = ""
+        if "escape" in problem:
+            return f"{problem}; {_ESCAPES}"
         if "mapping values" in problem:
             advice = "; is the indentation right? a value that contains `: ` needs quotes"
         return f"not valid YAML: {problem}{begun}{advice}"

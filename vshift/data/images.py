@@ -46,6 +46,7 @@ class ImageSet:
         mean, std: float32 [C] of the training images: in 0..1 of uint8, else in their own units.
         target_std: the unit of the numbers to predict in their own units, float64 [D]; None for
             classes.
+        note: what a user should know of the data; empty for nothing.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ImageSet:
     mean: Tensor
     std: Tensor
     target_std: Tensor | None = None
+    note: str = ""
 
     @property
     def outputs(self) -> int:

@@ -5,7 +5,7 @@ Describing and listing need neither torch nor pixels; `load` imports torch when 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -134,7 +134,7 @@ def load(config: Data, device: torch.device | str = "cpu") -> ImageSet:
         images = with_numbers(
             images, standardize=source.standardize, mirror_negates=source.mirror_negates
         )
-    return images.to(device)
+    return replace(images, note=source.note).to(device)
 
 
 def open_source(config: Data) -> Source:

@@ -46,10 +46,12 @@ def open_own(config: OwnData) -> Source:
         test, test_labels = _read(made[1], f"{what}: the test")
     _check_alike(train, test, f"{what}: the training images are", "the test images")
     _check_alike(train_labels, test_labels, f"{what}: the training targets are", "the test targets")
+    note = ""
     if train_labels.dtype == np.int64:
         classes = _classes(train_labels, test_labels, config.classes, what)
     elif config.classes is None:
         classes = ()
+        note = _ONE_HOT.format(what) if _is_one_hot(train_labels) else ""
     else:
         raise DataError(
             f"data.classes: {config.classes}, but the targets are floats, which are numbers to "
@@ -62,7 +64,20 @@ def open_own(config: OwnData) -> Source:
         test_labels,
         lambda chosen, chosen_test: (train[chosen], test[chosen_test]),
         standardize=config.standardize,
+        note=note,
     )
+
+
+_ONE_HOT = (
+    "{}: the targets are floats with a single 1 in every row, and are predicted as numbers; to "
+    "train a classifier, give the classes: targets.argmax(1)"
+)
+
+
+def _is_one_hot(numbers: Labels) -> bool:
+    """Whether numbers [N, D] look like classes."""
+    is_binary = bool(((numbers == 0) | (numbers == 1)).all())
+    return is_binary and numbers.shape[1] > 1 and bool((numbers.sum(1) == 1).all())
 
 
 def _read(part: Any, what: str) -> tuple[Pixels, Labels]:

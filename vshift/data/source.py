@@ -28,6 +28,7 @@ class Source:
             images, uint8 or float32 [n, H, W, C]; it may raise DataError.
         mirror_negates: the mirror image of a number's image shows its negative.
         standardize: numbers are brought to mean 0 and standard deviation 1.
+        note: what a user should know of the data; empty for nothing.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Source:
     read: Callable[[Indices, Indices], tuple[Pixels, Pixels]]
     mirror_negates: bool = False
     standardize: bool = True
+    note: str = ""
 
 
 @dataclass(frozen=True)

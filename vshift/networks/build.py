@@ -77,7 +77,7 @@ def build(
         else:
             model = _of_family(config_, network, images, classes)
         by_tracing = isinstance(network, config.OwnNetwork)  # families have a block order
-        make = partial(_noise, epochs=config_.epochs)
+        make = partial(_noise, network=network, epochs=config_.epochs)
         place_noise(model, network.noises, make, channels=channels, size=size, positions=by_tracing)
     return model
 
@@ -97,9 +97,10 @@ def _seeded(seed: int | None) -> Iterator[None]:
             set_outside_state(outside)
 
 
-def _noise(entry: AnyNoise, epochs: int) -> nn.Module:
+def _noise(entry: AnyNoise, network: config.Network, epochs: int) -> nn.Module:
     """The module of an entry of `network.noise`, which knows when it acts in a run of `epochs`."""
-    noise, acting = make_noise(entry), entry.epochs(epochs)
+    section = network.noise_key(entry) if isinstance(entry, OwnNoise) else "network.noise"
+    noise, acting = make_noise(entry, section), entry.epochs(epochs)
     if len(acting) < epochs:
         as_noise(noise).epochs = acting
         if isinstance(entry, OwnNoise):  # its code knows nothing of that
@@ -134,7 +135,9 @@ def _of_family(
         outputs=images.values if isinstance(network, config.Autoencoder) else classes,
         norm=lambda width: make_norm(norm, width),
         group_norm=lambda width: make_group_norm(norm, width),
-        noise=lambda index, place: _noise(network.noises[index].at_depth(place), config_.epochs),
+        noise=lambda index, place: _noise(
+            network.noises[index].at_depth(place), network, config_.epochs
+        ),
         places=iter(places_over_depth(sum(network.stages))),
         bias=network.bias,
     )

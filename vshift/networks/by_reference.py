@@ -61,7 +61,7 @@ def own_module(key: str, part: OwnPart, **offered: Any) -> nn.Module:
             f"{key}: {part.reference} is a module that exists already, and every run needs one of "
             "its own; name the class or function that makes it"
         )
-    module = own_code.call(part, **offered)
+    module = own_code.call(part, key.rpartition(".")[0], **offered)
     if not isinstance(module, nn.Module):
         raise ConfigError(
             f"{key}: {part.reference} returned {describe_type(module)}, not a torch.nn.Module"

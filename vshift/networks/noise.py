@@ -299,8 +299,11 @@ def places_over_depth(count: int) -> list[float]:
     return [i / max(1, count - 1) for i in range(count)]
 
 
-def make_noise(noise: config.AnyNoise) -> nn.Module:
+def make_noise(noise: config.AnyNoise, section: str = "network.noise") -> nn.Module:
     """The module that a config's entry of `network.noise` describes.
+
+    Args:
+        section: the entry's dotted key, for messages.
 
     Raises:
         ConfigError: code of one's own that returns no module.
@@ -325,7 +328,7 @@ def make_noise(noise: config.AnyNoise) -> nn.Module:
         case config.OwnNoise():
             from vshift.networks.by_reference import own_module
 
-            module = own_module("network.noise.kind", noise)
+            module = own_module(f"{section}.kind", noise)
             return module if isinstance(module, _DropoutNd) else as_noise(module)
 
 

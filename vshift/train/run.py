@@ -67,6 +67,8 @@ def train_seeds(config: Config, runs_dir: Path, fresh: bool, reporter: Reporter)
         device = choose_device(config.hardware.device)
         configure(config.hardware, device)
         images = load(config.data, device)
+        if images.note:
+            reporter.say(f"note: {images.note}")
         _rehearse(TrainingContext(config, waiting[0], images))
     with catch_stop_signals("" if reporter.quiet else _STOPPING) as stop:
         for seed in waiting:
