@@ -48,7 +48,10 @@ def test_keys_that_may_be_meant_are_listed(runs):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"by": ("widhts",)}, "--by widhts: no run has such a field; did you mean `network.widths`"),
+        (
+            {"by": ("widhts",)},
+            "--by widhts: no run has such a field; did you mean `network.widths`",
+        ),
         ({"sort": "ratte"}, "--sort ratte: there is no such column; did you mean `network.noise."),
         ({"sort": "shift maen"}, "there is no such column; did you mean `shift mean`?"),
         ({"metrics": ("tset_error",)}, "no summary.json has it; did you mean `test_error`?"),
