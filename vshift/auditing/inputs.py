@@ -282,7 +282,7 @@ def _image_folder(
                 f"{flag}: {path} holds {', '.join(names)}, which are no classes; name one of them, "
                 f"{path / names[0]}"
             )
-        files = [folder.image_files(path / name) for name in names]
+        files = [[path / name / file for file in folder.image_files(path / name)] for name in names]
     except OSError as error:
         raise AuditError(f"{flag}: cannot list {error.filename}: {error.strerror}") from error
     empty = [name for name, found in zip(names, files, strict=True) if not found]

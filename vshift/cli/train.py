@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
@@ -35,6 +36,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a config, once per seed. Unfinished runs resume from their last checkpoint."""
+    since = time.perf_counter()
     from vshift.config import load, refuse_study
 
     chosen = load(config, changes_of(sets, device, seeds))
@@ -53,4 +55,4 @@ def train(
 
     # What code of the user's own prints is no data, and must not fail where nobody reads stdout.
     with redirect_stdout(sys.stderr):
-        train_seeds(chosen, runs_dir, fresh, Reporter(quiet))
+        train_seeds(chosen, runs_dir, fresh, Reporter(quiet), since)

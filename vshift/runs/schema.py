@@ -275,6 +275,29 @@ class EpochRow(_Row):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class TimingRow(_Row):
+    """`timing` in run.json: wall seconds by phase, over all attempts at the run."""
+
+    start: float = _column(
+        "before the first step: imports, images, network, and compiling where it is needed",
+        unit="s",
+    )
+    steps: float = _column(
+        "training steps, with augmentation, the log of every layer and checkpoints inside an epoch",
+        unit="s",
+    )
+    test: float = _column("scores of test and validation images, and in train mode", unit="s")
+    measure: float = _column(
+        "every layer in eval mode and its explanation, the training images' scores in eval mode, "
+        "and what else `measure` asks for",
+        unit="s",
+    )
+    recalibrate: float = _column("new BN statistics, and tests with them", unit="s")
+    write: float = _column("files, checkpoints and all else", unit="s")
+    steps_share: float = _column("share of `steps` in the sum of these", unit="%")
+
+
 # What `kind` can be in a row of layers.jsonl, each in words.
 SITE_KINDS = {
     "bn": "BN layers",
@@ -288,6 +311,7 @@ SITE_KINDS = {
 }
 LAYER_COLUMNS = columns_of(LayerRow)
 EPOCH_COLUMNS = columns_of(EpochRow)
+TIMING_COLUMNS = columns_of(TimingRow)
 
 
 def _calibration(part: str, of_what: str, mode: str = "") -> Iterator[Column]:
@@ -494,6 +518,7 @@ def fill_document(text: str) -> str:
     tables = {
         "EpochRow": EPOCH_COLUMNS,
         "LayerRow": LAYER_COLUMNS,
+        "TimingRow": TIMING_COLUMNS,
         "the summary": {column.key: column for column in summary},
     }
     for name, columns in tables.items():

@@ -64,6 +64,7 @@ def run_passes(
     sites: Sequence[Site],
     seed: int = 0,
     beside: AbstractContextManager[object] | None = None,
+    evaluated: Stats | None = None,
 ) -> Passes:
     """Run the three passes; the model does not change.
 
@@ -71,14 +72,16 @@ def run_passes(
         batches: called once per pass; gives the same inputs every time.
         seed: of the noise.
         beside: entered for the train pass, for other measurements of it.
+        evaluated: the eval pass of the same batches, where it has been run already.
 
     Raises:
         ValueError: there are no batches; from PyTorch, for a batch of one value per channel.
     """
     with seeded(model, seed), modes(model, noise=True, norm="training"), beside or nullcontext():
         train = site_stats(model, batches(), sites)
-    with _eval_mode(model):
-        evaluated = site_stats(model, batches(), sites)
+    if evaluated is None:
+        with _eval_mode(model):
+            evaluated = site_stats(model, batches(), sites)
     if not train or not evaluated:
         raise ValueError("no batches, or no site that ran")
     with _eval_mode(model):

@@ -96,6 +96,13 @@ class InputStats:
         self._means.append(mean)
         self._variances.append(variance)
 
+    def copy(self) -> InputStats:
+        """What was accumulated so far; later batches are not added to it."""
+        copied = InputStats()
+        copied.counts, copied._means = self.counts.copy(), self._means.copy()
+        copied._variances = self._variances.copy()
+        return copied
+
     def _stacked(self) -> tuple[Tensor, Tensor]:
         if not self.counts:
             raise ValueError("no batches to take statistics of")
@@ -261,15 +268,24 @@ def site_stats(
     model: nn.Module, batches: Iterable[Tensor], sites: Sequence[Site] | None = None
 ) -> dict[str, InputStats]:
     """As `pooled_moments`, with what was accumulated."""
+    with collecting_stats(model, sites) as found:
+        for images in batches:
+            model(images)
+    return found
+
+
+@contextmanager
+def collecting_stats(
+    model: nn.Module, sites: Sequence[Site] | None = None
+) -> Iterator[dict[str, InputStats]]:
+    """Accumulate, by site, the statistics of every forward inside."""
     found: dict[str, InputStats] = {}
 
     def add(site: Site, x: Tensor) -> None:
         found.setdefault(site.name, InputStats()).add(x)
 
     with capturing(model, bn_sites(model) if sites is None else sites, add):
-        for images in batches:
-            model(images)
-    return found
+        yield found
 
 
 class TrainingLog:

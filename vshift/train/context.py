@@ -29,7 +29,11 @@ from vshift.train.average import WeightAverage, shares
 from vshift.train.objective import MetricAccumulator, make_objective
 from vshift.train.optimizer import Optimizer, make_optimizer
 from vshift.train.schedule import learning_rates
+from vshift.train.timing import Timing
 
+# Images per batch in eval mode, where the size changes no result: on a CPU the activations stay in
+# its caches, which was 1.2 times as fast as 1,000 in bf16 and 1.7 times in float32.
+TEST_BATCH = {"cpu": 125, "cuda": 1000}
 MAX_STEPS = 10**8  # per run; each has its learning rate in a list
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -128,6 +132,7 @@ class TrainingContext:
         check_stop: called after every step and before every batch of an evaluation, so that a
             signal can interrupt an evaluation that takes minutes; what it raises ends the run.
         say: shows a person a line.
+        timing: the run's stopwatch; by default a new one.
 
     Attributes:
         model: with the seed's initial weights, on the images' device.
@@ -146,9 +151,11 @@ class TrainingContext:
         images: ImageSet,
         check_stop: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = lambda text: None,
+        timing: Timing | None = None,
     ) -> None:
         self.config, self.seed, self.images = config, seed, images
         self.check_stop, self.say = check_stop, say
+        self.timing = timing or Timing()
         self.device = images.train.images.device
         model = build_model(config, images, seed)
         self.model = model.to(self.device)
@@ -228,7 +235,8 @@ class TrainingContext:
         """Every image of a part, for scores in eval mode."""
         if getattr(self.config.norm, "eval_statistics", "running") == "batch":
             return self.plain(part)()  # the score depends on who is in a batch
-        return self._checked(plain_stream(self.images, part).plain())
+        size = TEST_BATCH[self.device.type]
+        return self._checked(plain_stream(self.images, part).plain(size))
 
     def _checked(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches:

@@ -24,7 +24,7 @@ from vshift.runs.schema import (
     with_errors,
 )
 from vshift.shift.calibration import Calibration, CalibrationSums
-from vshift.shift.comparison import SiteComparison, compare_passes, run_passes
+from vshift.shift.comparison import SiteComparison, Stats, compare_passes, run_passes
 from vshift.shift.decompose import Decomposer, Decomposition
 from vshift.shift.mode_matrix import (
     MonteCarlo,
@@ -41,6 +41,7 @@ from vshift.shift.stats import (
     Moments,
     PooledMoments,
     averaged_batches,
+    collecting_stats,
     pooled_moments,
     ratio_error,
     running_moments,
@@ -73,20 +74,33 @@ def _images(batches: Batches) -> Callable[[], Iterator[Tensor]]:
     return lambda: (images for images, _ in batches())
 
 
-@torch.no_grad()
+class Scorer:
+    """Mean loss and scores over batches, in the mode that the model is in when they are added."""
+
+    def __init__(self, context: TrainingContext) -> None:
+        self.context, self.metrics = context, context.make_metrics()
+        self.calibration = CalibrationSums(context.device)
+
+    @torch.no_grad()
+    def add(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        context, classes = self.context, len(self.context.images.classes)
+        for images, labels in batches:
+            with context.autocast():
+                output = context.model(images).float()
+            self.metrics.add(*context.objective(output, images, labels), len(labels))
+            if labels.dtype == torch.int64 and output.shape == (len(labels), classes):
+                self.calibration.add(output.double().log_softmax(1), labels)
+
+    def compute(self) -> Scores:
+        found = self.metrics.compute_and_reset()
+        return Scores(found, None if found.accuracy is None else self.calibration.compute())
+
+
 def evaluate(context: TrainingContext, batches: Iterable[tuple[Tensor, Tensor]]) -> Scores:
     """Mean loss and scores over batches, in the model's present mode."""
-    metrics = context.make_metrics()
-    calibration = CalibrationSums(context.device)
-    classes = len(context.images.classes)
-    for images, labels in batches:
-        with context.autocast():
-            output = context.model(images).float()
-        metrics.add(*context.objective(output, images, labels), len(labels))
-        if labels.dtype == torch.int64 and output.shape == (len(labels), classes):
-            calibration.add(output.double().log_softmax(1), labels)
-    found = metrics.compute_and_reset()
-    return Scores(found, None if found.accuracy is None else calibration.compute())
+    scorer = Scorer(context)
+    scorer.add(batches)
+    return scorer.compute()
 
 
 def test_scores(context: TrainingContext) -> Row:
@@ -102,20 +116,14 @@ def test_scores(context: TrainingContext) -> Row:
     return row
 
 
-def train_scores(context: TrainingContext) -> Row:
-    """Scores on all augmented training images, in eval and in train mode.
-
-    In train mode noise is on and BN uses each batch's statistics; buffers stay as they are.
-    """
+def train_mode_scores(context: TrainingContext) -> Row:
+    """Scores on all augmented training images in train mode; buffers stay as they are."""
     epoch = context.config.epochs
-    row: Row = {}
-    for mode in ("eval", "train"):
-        with restoring_state(context.model):
-            context.model.train(mode == "train")
-            torch.manual_seed(derive_seed(context.seed, epoch, "final noise"))
-            scores = evaluate(context, context.augmented(epoch, None)())
-        row |= scores.columns(f"train_{{}}_{mode}_mode")
-    return row
+    with restoring_state(context.model):
+        context.model.train()
+        torch.manual_seed(derive_seed(context.seed, epoch, "final noise"))
+        scores = evaluate(context, context.augmented(epoch, None)())
+    return scores.columns("train_{}_train_mode")
 
 
 @torch.no_grad()
@@ -133,26 +141,46 @@ def code_scores(context: TrainingContext) -> Row:
     return {"code_mean_activity": mean, "code_share_above_half": active}
 
 
-def measure_layers(context: TrainingContext, epoch: int, folder: RunFolder) -> list[LayerRow]:
-    """The epoch's rows of layers.jsonl, where it is measured; resets the layer log.
+@dataclass(frozen=True)
+class Measured:
+    """What is measured after an epoch.
+
+    Attributes:
+        rows: of layers.jsonl; none where the epoch is not measured.
+        train_scores: of all augmented training images in eval mode, after the last epoch.
+    """
+
+    rows: list[LayerRow]
+    train_scores: Scores | None = None
+
+
+NOT_MEASURED = Measured([])
+
+
+def measure_layers(context: TrainingContext, epoch: int, folder: RunFolder) -> Measured:
+    """Measure every site, where the epoch is measured; resets the layer log.
 
     After the last epoch writes channels.safetensors too.
     """
     config, model, log = context.config, context.model, context.layer_log
     train = {} if log is None else log.compute_and_reset()
     last = epoch == config.epochs
-    if log is None or not (last or epoch % config.measure.every == 0):
-        return []
+    if log is None:
+        return Measured([], evaluate_training(context, epoch).scores) if last else NOT_MEASURED
+    if not (last or epoch % config.measure.every == 0):
+        return NOT_MEASURED
     evaluated: dict[str, PooledMoments] = {}
     found = Explained({}, {})
+    scores = None
     if last or config.measure.eval_epochs == "all" or epoch in config.measure.eval_epochs:
-        evaluated = eval_moments(context, epoch)
-        found = explained(context, epoch)
+        in_eval = evaluate_training(context, epoch)
+        scores, evaluated = in_eval.scores, in_eval.moments
+        found = explained(context, epoch, in_eval.explaining)
     running, noisy = running_moments(model), context.noisy_layers
     if last:
         folder.write_channels(_channel_vectors(train, running, evaluated))
     averaged = partial(_averaged_batches, context, epoch)
-    return [
+    rows = [
         LayerRow(
             epoch=epoch,
             index=index,
@@ -168,6 +196,7 @@ def measure_layers(context: TrainingContext, epoch: int, folder: RunFolder) -> l
         )
         for index, site in enumerate(log.sites)
     ]
+    return Measured(rows, scores)
 
 
 def _mean_variance(moments: Moments | None) -> float | None:
@@ -241,6 +270,40 @@ def _channel_vectors(
     }
 
 
+@dataclass(frozen=True)
+class InEval:
+    """What a pass over augmented training batches in eval mode gives.
+
+    Attributes:
+        scores: of all of them, after the last epoch; None after another.
+        moments: of every site's values over `measure.eval_batches`.
+        explaining: the statistics of the first `measure.explain_batches`.
+    """
+
+    scores: Scores | None
+    moments: dict[str, PooledMoments]
+    explaining: Stats
+
+
+def evaluate_training(context: TrainingContext, epoch: int) -> InEval:
+    """Score and measure the network in eval mode in one pass over the batches that need it."""
+    measure, last = context.config.measure, epoch == context.config.epochs
+    batches = iter(context.augmented(epoch, None)())
+    sites = [] if context.layer_log is None else context.sites
+    scorer, done, after = Scorer(context), 0, dict[int, Stats]()
+    with restoring_state(context.model):
+        context.model.eval()
+        torch.manual_seed(derive_seed(context.seed, epoch, "final noise"))
+        with collecting_stats(context.model, sites) as found:
+            for limit in sorted({measure.explain_batches, measure.eval_batches}):
+                scorer.add(islice(batches, limit - done))
+                done, after[limit] = limit, {name: stats.copy() for name, stats in found.items()}
+        if last:
+            scorer.add(batches)
+    moments = {name: stats.pooled() for name, stats in after[measure.eval_batches].items()}
+    return InEval(scorer.compute() if last else None, moments, after[measure.explain_batches])
+
+
 def eval_moments(context: TrainingContext, epoch: int) -> dict[str, PooledMoments]:
     """Every site's values in eval mode, on augmented training batches."""
     batches = context.augmented(epoch, context.config.measure.eval_batches)
@@ -257,9 +320,13 @@ class Explained:
     decompositions: dict[str, Decomposition]
 
 
-def explained(context: TrainingContext, epoch: int) -> Explained:
+def explained(context: TrainingContext, epoch: int, evaluated: Stats) -> Explained:
     """Every site in train against eval mode, and each BN layer's shift in local and inherited,
-    with the prediction; nothing if turned off."""
+    with the prediction; nothing if turned off.
+
+    Args:
+        evaluated: the statistics of the same batches in eval mode.
+    """
     limit = context.config.measure.explain_batches
     if not limit or not context.sites:
         return Explained({}, {})
@@ -268,7 +335,7 @@ def explained(context: TrainingContext, epoch: int) -> Explained:
     decomposer = _decomposer(context)
     beside = decomposer.observing() if decomposer else None
     with context.autocast():
-        passes = run_passes(context.model, batches, context.sites, seed, beside)
+        passes = run_passes(context.model, batches, context.sites, seed, beside, evaluated)
     return Explained(
         compare_passes(context.sites, passes), decomposer.compare(passes) if decomposer else {}
     )
@@ -498,21 +565,25 @@ def _class_scores(found: MonteCarlo) -> tuple[Row, Row]:
 
 
 def evaluate_final_model(
-    context: TrainingContext, row: EpochRow, layers: list[LayerRow], folder: RunFolder
+    context: TrainingContext, row: EpochRow, measured: Measured, folder: RunFolder
 ) -> None:
     """After the last epoch: recalibrate, take the mode matrix, and write the summary."""
-    config = context.config
+    config, timing = context.config, context.timing
+    assert measured.train_scores is not None
+    timing.enter("test")
     epoch_row = row.to_dict()
     final = {k: v for k, v in epoch_row.items() if k.startswith(("test_", "validation_"))}
     summary: Row = {
         "epoch": row.epoch,
         **with_errors(final),
         **{k: v for k, v in epoch_row.items() if k.startswith("train_")},
-        **summarize_layers(layers),
+        **summarize_layers(measured.rows),
         "bn_layers": len(context.bn_layers),  # also where none was measured
         "parameters": sum(p.numel() for p in context.model.parameters()),
-        **train_scores(context),
+        **measured.train_scores.columns("train_{}_eval_mode"),
+        **train_mode_scores(context),
     }
+    timing.enter("recalibrate")
     rows, states = recalibrations(context, config.recalibration)
     tested = {key: value for key, value in final.items() if key.startswith("test_")}
     folder.write_recalibration([{"method": "none", **tested}, *rows], states)
@@ -528,6 +599,7 @@ def evaluate_final_model(
         summary["test_loss_recalibrated"] = rows[0]["test_loss"]
         if "test_rmse" in final:
             summary["test_rmse_recalibrated"] = rows[0].get("test_rmse")
+    timing.enter("measure")
     summary |= average_summary(context)
     if config.network.name == "autoencoder":
         summary |= code_scores(context)
@@ -537,4 +609,5 @@ def evaluate_final_model(
         summary |= mode_summary(modes)
     for found in monte_carlo_rows(context):
         summary |= {k: v for k, v in found.items() if k.startswith(f"{found['method']}_")}
+    timing.enter("write")
     folder.write_summary(summary)

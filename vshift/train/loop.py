@@ -13,7 +13,12 @@ from vshift.runs import RunFolder
 from vshift.runs.schema import EpochRow, summarize_layers
 from vshift.train.checkpointer import Checkpointer
 from vshift.train.context import TrainingContext, derive_seed
-from vshift.train.evaluate import evaluate_final_model, measure_layers, test_scores
+from vshift.train.evaluate import (
+    NOT_MEASURED,
+    evaluate_final_model,
+    measure_layers,
+    test_scores,
+)
 from vshift.train.progress import Reporter
 
 
@@ -112,6 +117,7 @@ def train(
             reporter.step(start + first)
 
             data_seed = derive_seed(context.seed, epoch, "data")
+            context.timing.enter("steps")
             for step in train_step.epoch(data_seed, rates[start : start + steps], first):
                 reporter.step(start + step)
                 checkpointer.after_step(step)  # before a stop: it keeps the sums of a whole epoch
@@ -120,9 +126,12 @@ def train(
             # Evaluate. A stop from here on repeats the evaluation when the run is resumed.
             trained = context.metrics.compute_and_reset()
             training_seconds = time.perf_counter() - started
+            context.timing.enter("test")
             scores = test_scores(context)
+            context.timing.enter("measure")
             diverged = not math.isfinite(trained.loss)
-            layers = [] if diverged else measure_layers(context, epoch, folder)
+            measured = NOT_MEASURED if diverged else measure_layers(context, epoch, folder)
+            context.timing.enter("write")
             row = EpochRow(
                 epoch=epoch,
                 step=epoch * steps,
@@ -134,13 +143,13 @@ def train(
             )
             # Write. Rows of an epoch without a checkpoint are cut off when the run is resumed.
             folder.append_metrics(row.to_dict())
-            folder.append_layers(layer.to_dict() for layer in layers)
-            shift = summarize_layers(layers)
+            folder.append_layers(layer.to_dict() for layer in measured.rows)
+            shift = summarize_layers(measured.rows)
             if diverged:
                 reporter.epoch(row, shift)
                 return "diverged"
             if epoch == config.epochs:
-                evaluate_final_model(context, row, layers, folder)
+                evaluate_final_model(context, row, measured, folder)
             checkpointer.after_epoch(epoch)
             reporter.epoch(row, shift)
             if epoch < config.epochs:

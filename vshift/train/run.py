@@ -30,8 +30,9 @@ from vshift.errors import (
 from vshift.networks.by_reference import describe_type
 from vshift.networks.hooks import checked_shapes
 from vshift.runs import RunFolder, next_action, number, prepare, run_path
+from vshift.runs.schema import TimingRow
 from vshift.shift.modes import noise_modules
-from vshift.text import pluralize
+from vshift.text import format_duration, format_number, pluralize
 from vshift.train.checkpointer import Checkpointer
 from vshift.train.context import TrainingContext
 from vshift.train.device import choose_device, configure, device_name
@@ -39,20 +40,31 @@ from vshift.train.fast_steps import make_train_step, works_on
 from vshift.train.loop import TrainStep, train
 from vshift.train.progress import Reporter
 from vshift.train.signals import NO_STOP, StopSignal, catch_stop_signals
+from vshift.train.timing import Timing
 
 _OF_FORWARD = (OwnNetwork, OwnNoise, OwnNorm)
 _STOPPING = "stopping after this step, with a checkpoint; Ctrl-C again stops at once"
 
 
-def train_seeds(config: Config, runs_dir: Path, fresh: bool, reporter: Reporter) -> None:
+def train_seeds(
+    config: Config,
+    runs_dir: Path,
+    fresh: bool,
+    reporter: Reporter,
+    since: float | None = None,
+) -> None:
     """Train each of the config's seeds that is not done yet.
 
     Data and network are made before anything is written, so that an error leaves no trace.
+
+    Args:
+        since: `time.perf_counter()` when the command began, for the first seed's `timing`.
 
     Raises:
         TrainingFailed: after the last seed, if a run diverged.
         VShiftError: the device, data or network that the config asks for is not available.
     """
+    timing = Timing(since)
     waiting, diverged = [], []
     for seed in config.seeds:
         path = run_path(runs_dir, config.name, seed)
@@ -77,8 +89,10 @@ def train_seeds(config: Config, runs_dir: Path, fresh: bool, reporter: Reporter)
                     f"{config.name}: stopped before seed {seed}; repeat the command to train it",
                     stop.exit_code,
                 )
-            if train_one(config, seed, images, runs_dir, fresh, reporter, stop) == "diverged":
+            status = train_one(config, seed, images, runs_dir, fresh, reporter, stop, timing)
+            if status == "diverged":
                 diverged.append(seed)
+            timing = Timing()
     if diverged:
         raise TrainingFailed(
             f"{config.name}: the loss became NaN or infinite with seed "
@@ -149,8 +163,12 @@ def train_one(
     fresh: bool,
     reporter: Reporter,
     stop: StopSignal = NO_STOP,
+    timing: Timing | None = None,
 ) -> str:
     """Train one run in its folder, from prepare to finish; returns its status.
+
+    Args:
+        timing: the run's stopwatch; by default a new one.
 
     Raises:
         Interrupted: `stop` or a KeyboardInterrupt ended it; it can be resumed.
@@ -160,12 +178,12 @@ def train_one(
     if action in ("done", "diverged"):
         return action
     device = images.train.images.device
-    started = time.perf_counter()
+    started, timing = time.perf_counter(), timing or Timing()
     status = "failed"
     try:
         _restore_threads(folder, reporter)
         folder.update_run(device=device_name(device), threads=torch.get_num_threads())
-        status = train_in(folder, config, seed, images, reporter, stop)
+        status = train_in(folder, config, seed, images, reporter, stop, timing)
     except (KeyboardInterrupt, Stopped) as stopped:
         status = "interrupted"
         saved = isinstance(stopped, Stopped) and not stopped.at_once
@@ -191,10 +209,14 @@ def train_one(
         # Where the disk itself failed, its own error is already on the way up.
         with suppress(RunError):
             if folder.is_held:
-                folder.mark_finished(status, **_speed(folder, time.perf_counter() - started))
+                folder.mark_finished(
+                    status,
+                    **_speed(folder, time.perf_counter() - started),
+                    timing=timing.row(folder.run.get("timing")).to_dict(),
+                )
         folder.close()
     hint = f"; next: vshift compare {runs_dir}" if status == "done" else ""
-    reporter.say(f"{folder.path}: {status}{hint}")
+    reporter.say(f"{folder.path}: {status} {_in_words(timing.row())}{hint}")
     return status
 
 
@@ -205,6 +227,7 @@ def train_in(
     images: ImageSet,
     reporter: Reporter,
     stop: StopSignal = NO_STOP,
+    timing: Timing | None = None,
 ) -> str:
     """Train in a prepared folder, from its last checkpoint if there is one.
 
@@ -224,7 +247,7 @@ def train_in(
     def say(text: str) -> None:
         reporter.say(f"{folder.path}: {text}")
 
-    context = TrainingContext(config, seed, images, check_stop, say)
+    context = TrainingContext(config, seed, images, check_stop, say, timing)
     if context.layer_log is not None and context.noisy_layers is None:
         say(
             "torch.fx cannot trace this network; which noise reaches a layer, and its predictions, "
@@ -247,6 +270,13 @@ def _restore_threads(folder: RunFolder, reporter: Reporter) -> None:
     if isinstance(threads, int) and 0 < threads < 4096 and threads != torch.get_num_threads():
         reporter.say(f"{folder.path}: with {pluralize(threads, 'thread')}, as it began")
         torch.set_num_threads(threads)
+
+
+def _in_words(spent: TimingRow) -> str:
+    """`in 4 min, 86 % of it training steps`."""
+    total = sum(value for key, value in spent.to_dict().items() if key != "steps_share")
+    share = format_number(spent.steps_share, 0)
+    return f"in {format_duration(total)}, {share} % of it training steps"
 
 
 def _speed(folder: RunFolder, seconds: float) -> dict[str, float | None]:
