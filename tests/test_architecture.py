@@ -21,6 +21,7 @@ FLOORS = [
     ["shift", "kernels"],
     ["train", "compare"],
     ["sweep", "auditing", "report", "live"],
+    ["integrations"],
     ["cli"],
 ]
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
