@@ -1,8 +1,9 @@
 # make demo and make test set up everything they need in .venv; nothing else is installed or changed.
 PYTHON  ?= python3
 VENV    ?= .venv
-# Extra arguments for pip, for instance --index-url with PyTorch's CPU-only index on a machine without a GPU.
+# Extra arguments for pip, for instance --extra-index-url with PyTorch's CPU-only index.
 PIP_ARGS ?=
+EXTRAS  ?= dev
 RUNS    ?= runs
 # Runs at a time; default: one per GPU, or one without GPUs.
 JOBS    ?=
@@ -28,9 +29,16 @@ DATA_ROOT ?=
 VSHIFT  := $(VENV)/bin/vshift
 AT_A_TIME = $(if $(JOBS),--jobs $(JOBS))
 READY   := $(VENV)/.ready
+FAST    := $(addprefix tests/,auditing/test_audit.py auditing/test_exported.py auditing/test_probe.py \
+  auditing/test_recalibrate.py cli/test_compare.py cli/test_main.py cli/test_recalibrate.py \
+  cli/test_train.py compare/test_statistics.py compare/test_table.py config/test_load.py \
+  config/test_problems.py kernels/test_functions.py kernels/test_modules.py live/test_tensorboard.py \
+  networks/test_build.py report/test_page.py runs/test_folder.py runs/test_frames.py \
+  shift/test_recalibration.py shift/test_stats.py sweep/test_slurm.py train/test_checkpointer.py \
+  train/test_loop.py train/test_optimizer.py train/test_recalibrate.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint sweep compare studies paper bench gpu clean
+.PHONY: help setup demo test fast soak lint sweep compare studies paper bench gpu clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,7 +49,7 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "vshift needs Python 3.11 or newer; '$(PYTHON)' is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[$(EXTRAS)]'
 	@touch $@
 
 demo: $(READY)  ## train four small networks on the embedded images and compare them
@@ -49,6 +57,9 @@ demo: $(READY)  ## train four small networks on the embedded images and compare 
 
 test: $(READY)  ## run the whole test suite
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
+
+fast: $(READY)  ## run the tests of what everybody uses: train, resume, compare, recalibrate, audit
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m 'not slow' $(FAST)
 
 slurm-test: $(READY)  ## test sweeps on a real Slurm on this machine; as root, installs slurm-wlm if missing
 	tests/slurm/cluster.sh start

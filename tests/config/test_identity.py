@@ -292,7 +292,14 @@ def test_the_hash_ignores_name_seeds_grid_and_arms_only(write) -> None:
     first = config_hash(load("good.yaml"))
     assert len(first) == 16
     assert int(first, 16) >= 0
-    same = ["name=x", "seeds=[4]", "grid={epochs: [1]}", "arms={a: {}}", "network.noise.rate=5e-1"]
+    same = [
+        "name=x",
+        "notes=why",
+        "seeds=[4]",
+        "grid={epochs: [1]}",
+        "arms={a: {}}",
+        "network.noise.rate=5e-1",
+    ]
     assert config_hash(load("good.yaml", same)) == first
     for other in ("epochs=4", "network.noise.rate=0.4", "norm.eps=1e-4"):
         assert config_hash(load("good.yaml", [other])) != first

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.factory import make_run, write_rows
+from tests.factory import config_of, dropout, make_run, write_rows
 from vshift.errors import RunError, VShiftError
 from vshift.live.tensorboard import TensorBoardWriter
 from vshift.live.watch import watch
@@ -39,7 +39,7 @@ def read_back(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_scalars_and_ratios_by_layer(tmp_path: Path) -> None:
     run = make_run(tmp_path, metrics=METRICS, layers=LAYERS)
-    watch([tmp_path], once=True, tensorboard=True)
+    watch([tmp_path], once=True, writer=TensorBoardWriter())
     found = read_back(run)
     assert found["accuracy/test"] == [(1, 41.0), (2, 42.0)]
     assert found["loss/train"] == [(1, 2.0), (2, 1.0)]
@@ -81,7 +81,7 @@ def test_the_runs_own_files_stay_as_they_are(tmp_path: Path) -> None:
             for p in run.iterdir() if p.is_file()}  # fmt: skip
 
     before = files()
-    watch([tmp_path], once=True, tensorboard=True)
+    watch([tmp_path], once=True, writer=TensorBoardWriter())
     assert files() == before
     assert [record.path for record in find_runs([tmp_path])] == [run]
 
@@ -113,5 +113,63 @@ def test_event_files_behind_a_link_are_not_deleted(tmp_path: Path, what: str) ->
     events.mkdir()
     (events / "events.out.tfevents.1.mine").write_text("mine")
     with pytest.raises(RunError, match="leads through a link"):
-        watch([tmp_path / "runs"], once=True, tensorboard=True)
+        watch([tmp_path / "runs"], once=True, writer=TensorBoardWriter())
     assert [p.name for p in events.iterdir()] == ["events.out.tfevents.1.mine"]
+
+
+def test_a_finished_run_has_its_config_and_final_scores(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
+
+    noisy = {**config_of(noise=dropout(0.5)), "notes": "try this"}
+    runs = tmp_path / "runs"
+    summary = {"epoch": 2, "test_error": 58.5, "test_accuracy": 41.5, "shift_ratio_mean": 1.5}
+    make_run(runs, "a", config=config_of(), metrics=METRICS, summary=summary)
+    make_run(runs, "b", 3, config=noisy, metrics=METRICS, summary=summary)
+    make_run(runs, "c", status="running", metrics=METRICS)
+    writer = TensorBoardWriter(tmp_path / "out" / "tb")
+    writer.update(find_runs([runs]))
+    writer.update(find_runs([runs]))
+    writer.close()
+    written = [path.parent for path in (tmp_path / "out" / "tb").rglob("events*")]
+    assert sorted(str(p.relative_to(tmp_path / "out")) for p in written) == [
+        "tb/a/seed-0", "tb/b/seed-3", "tb/c/seed-0"
+    ]  # fmt: skip
+    assert not list(runs.glob("*/*/tensorboard"))
+    found = {}
+    for folder in written:
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        tags = events.Tags()["scalars"]
+        if folder.parent.name == "c":
+            assert not any(tag.startswith("final/") for tag in tags)
+            continue
+        assert {tag for tag in tags if tag.startswith("final/")} == {
+            "final/test_error", "final/shift_ratio_mean"
+        }  # fmt: skip
+        assert [(e.step, e.value) for e in events.Scalars("final/test_error")] == [(2, 58.5)]
+        parts = events.PluginTagToContent("hparams")
+        start = metadata.parse_session_start_info_plugin_data(parts["_hparams_/session_start_info"])
+        values = {k: v.number_value or v.string_value for k, v in start.hparams.items()}
+        whole = metadata.parse_experiment_plugin_data(parts["_hparams_/experiment"])
+        found[folder.parent.name] = values
+        # Of all runs, as TensorBoard takes its columns from the first one.
+        assert {"network.noise.rate", "seed"} <= {info.name for info in whole.hparam_infos}
+    assert found["b"]["network.noise.rate"] == 0.5
+    assert found["b"]["seed"] == 3
+    assert found["b"]["name"] == "b"
+    assert "network.noise.rate" not in found["a"]
+    assert "notes" not in found["b"]
+
+
+def test_two_runs_of_one_name_do_not_share_a_folder(tmp_path: Path) -> None:
+    for study in ("one", "two"):
+        make_run(tmp_path / study, "a", metrics=METRICS)
+    with pytest.raises(VShiftError, match="would both be"):
+        TensorBoardWriter(tmp_path / "out").update(find_runs([tmp_path]))
+
+
+def test_a_folder_among_the_runs_is_refused(tmp_path: Path) -> None:
+    make_run(tmp_path, metrics=METRICS)
+    with pytest.raises(VShiftError, match="would be taken for runs"):
+        watch([tmp_path], once=True, writer=TensorBoardWriter(tmp_path / "out"))

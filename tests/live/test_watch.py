@@ -57,7 +57,7 @@ def test_a_running_run(runs: Path) -> None:
     now = max(p.stat().st_mtime for p in path.iterdir()) + 4
     seen = snapshot(read_run(path), now)
     assert (seen.name, seen.seed, seen.status) == ("going", 1, "running")
-    assert (seen.epoch, seen.epochs, seen.score) == (2, 12, "42.00")
+    assert (seen.epoch, seen.epochs, cells(seen)["test acc %"]) == (2, 12, "42.00")
     assert seen.shift == pytest.approx(2.1)  # of the last measured epoch, mean over layers
     assert seen.left == pytest.approx(96.0)  # 10 epochs of 10 s, of which 4 s are over
     assert seen.age == pytest.approx(4.0)
@@ -119,7 +119,8 @@ def test_new_runs_turn_up_and_an_empty_folder_waits(tmp_path: Path) -> None:
 
 
 def seen(name: str, status: str = "running") -> RunSnapshot:
-    return RunSnapshot(name, 0, status, 2, 12, "42.00", 2.1, 250.4, 96.0, 4.0)
+    last = {"test_accuracy": 42.0, "test_loss": 1.0, "train_loss": float("nan")}
+    return RunSnapshot(Path(name), name, 0, status, 2, 12, last, 2.1, 250.4, 96.0, 4.0)
 
 
 def drawn(runs: list[RunSnapshot], width: int, height: int) -> str:
@@ -216,3 +217,17 @@ def test_it_leaves_cleanly(runs: Path, how: str) -> None:
     assert b"\x1b[?25h" in rest  # and its cursor
     assert termios.tcgetattr(ours) == before  # and its keys
     os.close(ours)
+
+
+def test_json_has_the_tables_numbers(runs: Path, vshift: Any) -> None:
+    code, out, _ = vshift("watch", runs, "--once", "--json")
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert list(rows) == ["going", "broken", "done"]  # those that need attention first
+    going = rows["going"]
+    assert (going["path"], going["seed"]) == (str(runs / "going" / "seed-1"), 1)
+    assert (going["status"], going["epoch"], going["epochs"]) == ("running", 2, 12)
+    assert (going["test_accuracy"], going["test_loss"], going["test_rmse"]) == (42.0, 1.0, None)
+    assert going["shift_ratio_mean"] == pytest.approx(2.1)
+    assert 0 < going["seconds_left"] <= 100
+    assert rows["broken"]["seconds_left"] is None

@@ -73,6 +73,21 @@ def test_what_would_end_the_same_way_is_not_tried_again(bench, behaviour, state)
         raise_if_failed(list(entries.values()))
 
 
+def test_fail_fast_stops_the_other_runs_and_the_same_sweep_resumes_them(bench):
+    bench.seeds = 4
+    bench.behaviours = {"s seed 0": ["sleep:60", "done"], "s seed 1": ["fail", "done"]}
+    entries = bench.sweep(jobs=2, fail_fast=True)
+    assert bench.begun() == ["seed 0", "seed 1"]  # without a retry, and nothing after it
+    assert states(entries) == {
+        "seed 0": "resume", "seed 1": "failed", "seed 2": "new", "seed 3": "new"
+    }  # fmt: skip
+    assert [row["what"] for row in bench.journal if row["label"] == "s seed 0"] == [
+        "begin", "stopped"
+    ]  # fmt: skip
+    assert "stopped at the first failure, with 3 of 4 runs to go" in bench.said
+    assert set(states(bench.sweep(fail_fast=True)).values()) == {"done"}
+
+
 def test_a_process_that_is_killed_is_tried_again(bench):
     bench.behaviours = {"s seed 0": ["kill", "done"]}
     assert states(bench.sweep())["seed 0"] == "done"

@@ -11,6 +11,7 @@ import typer
 from vshift.cli.compare import print_comparison
 from vshift.cli.options import DeviceOption, Fresh, Quiet, RunsDir, Seeds, Sets, changes_of
 from vshift.cli.streams import silence
+from vshift.errors import VShiftError
 
 
 def sweep(
@@ -34,6 +35,10 @@ def sweep(
     retries: Annotated[
         int, typer.Option("--retries", min=0, help="Further attempts at a run that failed.")
     ] = 1,
+    fail_fast: Annotated[
+        bool,
+        typer.Option("--fail-fast", help="Stop at the first run that fails; it is not retried."),
+    ] = False,
     part: Annotated[
         str | None,
         typer.Option("--shard", metavar="I/N", help="Only the I-th of N parts of the runs."),
@@ -83,7 +88,7 @@ def sweep(
 
     planned = plan.plan(configs, changes_of(sets, device, seeds))
     planned = plan.shard(planned, part) if part else planned
-    here = local.LocalOptions(jobs, jobs_per_gpu, retries, fresh, wait)
+    here = local.LocalOptions(jobs, jobs_per_gpu, retries, fresh, wait, fail_fast)
     if dry_run:
         slots = (jobs or 100) if on_slurm else len(local.local_slots(planned, here)[0])
         lines, rows, total = progress.dry_run(planned, runs_dir, slots, fresh)
@@ -94,6 +99,10 @@ def sweep(
     if on_slurm:
         from vshift.sweep import slurm
 
+        if fail_fast:
+            raise VShiftError(
+                "--fail-fast stops runs of this machine; those of Slurm are stopped by scancel"
+            )
         options = slurm.SlurmOptions(
             jobs or 100, partition, account, slurm.parse_time(limit), gpus, cpus, mem, constraint,
             tuple(setup or ()), tuple(slurm_sets or ()), retries, fresh, wait,

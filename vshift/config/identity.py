@@ -37,6 +37,7 @@ class Scope(IntEnum):
 # A key that is not here, or not below one that is, changes the trained network.
 SCOPES = {
     "name": Scope.NOTHING,
+    "notes": Scope.NOTHING,
     "seeds": Scope.NOTHING,  # a run has one; it is compared beside the config
     "grid": Scope.NOTHING,
     "zip": Scope.NOTHING,

@@ -18,6 +18,7 @@ from vshift.config.identity import TAG_KEYS, is_file_reference, upgrade, with_re
 from vshift.config.own import absolute, with_sources
 from vshift.config.problems import explain
 from vshift.config.schema import FILE_KEYS, NAME_LENGTH, RESERVED, Config
+from vshift.config.shipped import find_config, shipped
 from vshift.config.yaml12 import MAX_DEPTH, Node, SourceLocation, from_python, parse, to_yaml
 from vshift.errors import ConfigError
 from vshift.text import did_you_mean, one_line, show_value
@@ -42,14 +43,15 @@ def load(path: AnyPath, sets: Sequence[str] = (), seed: int | None = None) -> Co
 
 def gather(path: AnyPath, sets: Sequence[str] = (), seeds: Sequence[int] | None = None) -> Node:
     """Everything that makes up a config, not yet validated: bases, file, `--set`, seeds, name."""
-    tree = resolve(Path(path))
-    if Path(path).with_name("run.json").is_file():  # a run folder's, maybe of an older version
+    path = find_config(Path(path), os.fspath(path))
+    tree = resolve(path)
+    if path.with_name("run.json").is_file():  # a run folder's, maybe of an older version
         old = tree.to_python()
         if (new := upgrade(old)) != old:  # its values lose their locations
             tree = from_python(new, SourceLocation(tree.location.source))
     tree = _apply(tree, sets)
     if "name" not in tree.value:
-        tree = put(tree, ["name"], from_python(_name_of(Path(path)), tree.location))
+        tree = put(tree, ["name"], from_python(_name_of(path), tree.location))
     if seeds is not None:
         location = SourceLocation("--seed " + " --seed ".join(str(seed) for seed in seeds))
         tree = put(tree, ["seeds"], from_python(list(seeds), location))
@@ -154,7 +156,8 @@ def _resolve(path: Path, chain: tuple[Path, ...], resolved: dict[str, Node]) -> 
         raise ConfigError(*problems)
     chain, bases = (*chain, path), []
     for entry in entries:
-        below, where = Path(os.path.normpath(path.parent / entry.value)), f"{entry.location}: base"
+        below = find_config(Path(os.path.normpath(path.parent / entry.value)), entry.value)
+        where = f"{entry.location}: base"
         if os.path.realpath(below) in [os.path.realpath(file) for file in chain]:
             files = " → ".join(str(file) for file in (*chain, below))
             raise ConfigError(one_line(f"{where}: the files name each other in a circle: {files}"))
@@ -243,11 +246,12 @@ def read_file(path: Path) -> Node:
 def _nearest(path: Path) -> str:
     """A hint from the names around a path that is wrong."""
     folder = path if path.is_dir() else path.parent
+    ours = did_you_mean(path.as_posix(), shipped())
     try:
         names = sorted(p.name for p in folder.iterdir() if p.suffix in (".yaml", ".yml"))
     except OSError:
-        return f"; there is no folder {one_line(str(folder), 300)}"
-    hint = did_you_mean(path.name, names) or did_you_mean(f"{path.name}.yaml", names)
+        return f"; {ours or f'there is no folder {one_line(str(folder), 300)}'}"
+    hint = did_you_mean(path.name, names) or did_you_mean(f"{path.name}.yaml", names) or ours
     if hint and folder != path:
         return one_line(f"; {hint}")
     if not names:

@@ -74,6 +74,9 @@ class Config(Section):
     """One study arm: what is trained, how, and what is measured."""
 
     name: str = Field(description="The run folder's name; default: the file's stem.")
+    notes: str | None = Field(
+        None, max_length=10_000, description="Anything worth keeping with the run; changes nothing."
+    )
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], no_repeats("seed")] = Field(
         [0], min_length=1, max_length=10_000, description="One run each."
     )

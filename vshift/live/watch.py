@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import sys
@@ -18,7 +19,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from vshift.errors import RunError, Stopped
+from vshift.errors import RunError, Stopped, VShiftError
 from vshift.live.tensorboard import TensorBoardWriter
 from vshift.runs import find_runs
 from vshift.runs.folder import RUN
@@ -48,25 +49,39 @@ _FRAME = 5  # lines of the display that are not runs
 
 
 def watch(
-    folders: Sequence[Path], *, once: bool = False, every: float = 2.0, tensorboard: bool = False
+    folders: Sequence[Path],
+    *,
+    once: bool = False,
+    as_json: bool = False,
+    every: float = 2.0,
+    writer: TensorBoardWriter | None = None,
 ) -> None:
     """Show the runs until q or Ctrl-C; only once with `once` or without a terminal.
 
     Args:
+        as_json: print a list of objects, once.
         every: seconds between two looks.
-        tensorboard: also write every run's numbers into `<run>/tensorboard`.
+        writer: also writes every run's numbers.
 
     Raises:
-        VShiftError: a folder is missing; tensorboard is requested and not installed.
+        VShiftError: a folder is missing, or the writer's own is among the runs.
     """
+    for folder in folders:
+        if writer and writer.out and writer.out.resolve().is_relative_to(folder.resolve()):
+            raise VShiftError(
+                f"--out {writer.out}: it lies in {folder}, where its folders would be taken for "
+                "runs; name one elsewhere"
+            )
     watcher = Watcher(folders)
-    writer = TensorBoardWriter() if tensorboard else None
     runs = watcher.look()
     console = Console()
-    if once or not console.is_terminal:
+    if once or as_json or not console.is_terminal:
         if writer is not None:
             writer.update(find_runs(folders))
-        write(to_table(runs), "table", sys.stdout, terminal=False)
+        if as_json:
+            print(json.dumps([to_json(run) for run in runs], indent=1))
+        else:
+            write(to_table(runs), "table", sys.stdout, terminal=False)
         return
     # Ctrl-C is a normal way to leave; nothing is lost.
     with (
@@ -120,19 +135,20 @@ class RunSnapshot:
 
     Attributes:
         status: from run.json; `silent` if a running run has stopped writing.
-        score: test accuracy in percent; `RMSE 3.1` or `loss 0.2` if the network is no classifier.
+        last: the last epoch's row of metrics.jsonl.
         shift: mean shift ratio, None before it is measured.
         speed: training images per second.
         left: seconds to the last epoch, by the last epochs' speed; None if not running.
         age: seconds since the run wrote anything.
     """
 
+    path: Path
     name: str
     seed: int
     status: str
     epoch: int
     epochs: int | None
-    score: str
+    last: dict[str, Any]
     shift: float | None
     speed: float | None
     left: float | None
@@ -140,6 +156,7 @@ class RunSnapshot:
 
 
 def _score(row: dict[str, Any]) -> str:
+    """Test accuracy in percent; `RMSE 3.1` or `loss 0.2` if the network is no classifier."""
     accuracy = number(row.get("test_accuracy"))
     for word, value in (("RMSE", row.get("test_rmse")), ("loss", row.get("test_loss"))):
         if accuracy is None and number(value) is not None:
@@ -173,12 +190,13 @@ def snapshot(run: RunRecord, now: float) -> RunSnapshot:
         elif epochs is not None:
             left = max(0.0, (epochs - epoch) * seconds - min(age or 0.0, seconds))
     return RunSnapshot(
+        path=run.path,
         name=escape_control(run.name),
         seed=run.seed,
         status=status,
         epoch=int(epoch),
         epochs=None if epochs is None else int(epochs),
-        score=_score(last),
+        last=last,
         shift=shift,
         speed=number(last.get("images_per_second")),
         left=left,
@@ -244,12 +262,29 @@ def _cells(run: RunSnapshot) -> list[str]:
         f"{run.name} seed {run.seed}",
         run.status,
         f"{run.epoch}/{NONE if run.epochs is None else run.epochs}",
-        run.score,
+        _score(run.last),
         format_number(run.shift, 3),
         format_integer(run.speed),
         format_duration(run.left),
         NONE if run.status == "done" else format_duration(run.age),
     ]
+
+
+def to_json(run: RunSnapshot) -> dict[str, Any]:
+    """What the table shows of a run, as numbers; those of epochs under metrics.jsonl's names."""
+    keys = ("test_accuracy", "test_rmse", "test_loss", "train_loss", "images_per_second")
+    return {
+        "path": str(run.path),
+        "name": run.name,
+        "seed": run.seed,
+        "status": run.status,
+        "epoch": run.epoch,
+        "epochs": run.epochs,
+        **{key: number(run.last.get(key)) for key in keys},
+        "shift_ratio_mean": run.shift,
+        "seconds_left": run.left,
+        "seconds_since_change": run.age,
+    }
 
 
 def counts(runs: Sequence[RunSnapshot]) -> str:

@@ -31,7 +31,6 @@ SUMMARY = "summary.json"
 RECALIBRATION = "recalibration.json"
 RECALIBRATED = "recalibration.safetensors"
 MODES = "modes.json"
-TENSORBOARD = "tensorboard"  # a folder; `vshift watch --tensorboard` writes it
 # Written after the last epoch; a resumed run writes them again.
 RESULTS = (SUMMARY, MODES, RECALIBRATED, RECALIBRATION, CHANNELS)
 # In the order in which `clear` removes them: a kill in between never leaves a checkpoint that a
@@ -146,19 +145,6 @@ class RunFolder:
                 f"{list_names(found)}, which a run would replace; move that folder away, or choose "
                 "another name (--set name=…) or --runs-dir"
             )
-
-    def clear_tensorboard(self) -> Path:
-        """The folder for TensorBoard's event files, without those of an earlier writer.
-
-        Raises:
-            RunError: it or the run is a link, or cannot be written to.
-        """
-        folder = self.path.absolute() / TENSORBOARD
-        files.refuse_links(folder.parents[2], folder)
-        with files.explained(folder, "write"):
-            for old in folder.glob("events.out.tfevents.*"):
-                old.unlink()
-        return folder
 
     def has(self, name: str) -> bool:
         with files.explained(self.path, "open"):

@@ -42,6 +42,7 @@ class LocalOptions:
         retries: of a run that failed, unless it diverged or its config is to blame.
         fresh: replace existing runs.
         wait: also for runs that other processes train.
+        fail_fast: at the first run that fails, without a retry, stop the others as a signal would.
     """
 
     jobs: int | None = None
@@ -49,6 +50,7 @@ class LocalOptions:
     retries: int = 1
     fresh: bool = False
     wait: bool = False
+    fail_fast: bool = False
     patience: float = PATIENCE
 
 
@@ -128,6 +130,7 @@ class _Pool:
         self.held: list[Entry] = []  # by other processes
         self.running: list[_Running] = []
         self.processes = ProcessGroup()
+        self.failed_fast = False
         self.free, warnings = local_slots([entry.job for entry in self.todo], options)
         for text in warnings:
             reporter.say(text)
@@ -160,14 +163,24 @@ class _Pool:
                 f"{' without --fresh' if self.options.fresh else ''} resumes them",
                 self.processes.stop.exit_code,
             )
+        if self.failed_fast and left:
+            self.reporter.say(
+                f"stopped at the first failure, with {left} of {total} runs to go; the same "
+                "command resumes them"
+            )
+            return
         for entry in self.held:
             self.reporter.say(f"{entry.job.label}: skipped, {entry.by} is training it")
+
+    @property
+    def _is_stopping(self) -> bool:
+        return self.failed_fast or self.processes.stop.requested
 
     def _is_busy(self) -> bool:
         if self.running:
             self.idle_since = time.monotonic()
             return True
-        if self.processes.stop.requested:
+        if self._is_stopping:
             return False
         is_patient = time.monotonic() - self.idle_since < self.options.patience
         return bool(self.todo or (self.held and (self.options.wait or is_patient)))
@@ -185,7 +198,7 @@ class _Pool:
 
     def _fill(self) -> None:
         """Start runs while there are free slots; skip those that others train or have trained."""
-        while self.todo and self.free and not self.processes.stop.requested:
+        while self.todo and self.free and not self._is_stopping:
             entry = self.todo.popleft()
             replace = self.options.fresh and entry.attempts == 0
             try:
@@ -194,13 +207,13 @@ class _Pool:
                     entry.state, entry.by = State.running, status.by
                     self.held.append(entry)
                 elif status.state.settled and not replace:
-                    self.progress.settle(entry, status.state)
+                    self._settle(entry, status.state)
                 else:
                     if replace:
                         discard(self.runs_dir, entry.job.config.name, entry.job.seed)
                     self._start(entry)
             except (VShiftError, OSError) as error:
-                self.progress.settle(entry, State.failed, str(error))
+                self._settle(entry, State.failed, str(error))
 
     def _start(self, entry: Entry) -> None:
         job, slot = entry.job, self.free.pop(0)
@@ -225,19 +238,20 @@ class _Pool:
 
     def _reap(self) -> None:
         """Free the slots of processes that have ended, and settle or retry their runs."""
+        retries = 0 if self.options.fail_fast else self.options.retries
         for one in [one for one in self.running if one.process.poll() is not None]:
             self.running.remove(one)
             self.free.insert(0, one.slot)
             one.log.close()
             entry, code, log = one.entry, one.process.returncode, log_path(one.entry.path)
-            match outcome(entry.job, self.runs_dir, code, self.processes.stop.requested):
+            match outcome(entry.job, self.runs_dir, code, self._is_stopping):
                 case (Outcome.done | Outcome.diverged) as end:
-                    self.progress.settle(entry, State(end))
+                    self._settle(entry, State(end))
                 case (Outcome.stopped | Outcome.elsewhere) as end:
                     entry.state = State.resume
                     entry.attempts -= 1
                     (self.held if end is Outcome.elsewhere else self.todo).append(entry)
-                case Outcome.failed if entry.attempts <= self.options.retries:
+                case Outcome.failed if entry.attempts <= retries:
                     entry.state = State.resume
                     reason = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
                     reason += ", perhaps for its memory" if code == -9 else ""
@@ -247,4 +261,10 @@ class _Pool:
                     )
                     self.todo.append(entry)
                 case _:
-                    self.progress.settle(entry, State.failed, excerpt(log))
+                    self._settle(entry, State.failed, excerpt(log))
+
+    def _settle(self, entry: Entry, state: State, fault: str = "") -> None:
+        self.progress.settle(entry, state, fault)
+        if self.options.fail_fast and state is not State.done and not self.failed_fast:
+            self.failed_fast = True
+            self.processes.terminate()

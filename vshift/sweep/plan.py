@@ -14,6 +14,7 @@ from vshift.config.batches import has_single_values, lone_images
 from vshift.config.data import Cifar, OwnData
 from vshift.config.load import is_base
 from vshift.config.schema import Config
+from vshift.config.shipped import find_config
 from vshift.data import counts, describe, fetch
 from vshift.errors import ConfigError, DataError, VShiftError
 from vshift.runs import run_path
@@ -52,10 +53,11 @@ def train_command(config: Path, seed: int, runs_dir: Path) -> list[str]:
 def config_files(paths: Iterable[Path]) -> list[Path]:
     """Files as they are; folders replaced by the *.yaml files in them, sorted by name.
 
-    In folders, files that are bases of others only are left out.
+    In folders, files that are bases of others only are left out. What does not exist is looked for
+    among the configs that vshift ships.
     """
     files: list[Path] = []
-    for path in paths:
+    for path in (find_config(path, str(path)) for path in paths):
         inside = sorted(p for p in path.glob("*.y*ml") if p.is_file()) if path.is_dir() else [path]
         if path.is_dir() and inside and not (inside := [p for p in inside if not is_base(p)]):
             raise ConfigError(f"{path}: every *.yaml in this folder is a base of others only")
