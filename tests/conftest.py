@@ -3,6 +3,10 @@
 import os
 import sys
 
+# Before anything trains, also in processes of their own: a trial would take seconds for each
+# network, and choose by how busy the machine is.
+os.environ["VSHIFT_PRECISION"] = "bf16"
+
 import pytest
 import torch
 

@@ -70,7 +70,7 @@ def unfinished(one_thread: None, images: Any, tmp_path_factory: pytest.TempPathF
     quiet = Reporter(quiet=True)
     from vshift.train.run import train_in
 
-    folder, _ = prepare(runs, TINY, 0, threads=1)
+    folder, _ = prepare(runs, TINY, 0)
     with pytest.raises(Stopped):
         train_in(folder, TINY, 0, images, quiet, Two())
     folder.mark_finished("interrupted")

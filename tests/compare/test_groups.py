@@ -9,6 +9,7 @@ import pytest
 
 from tests.factory import config_of, dropout, make_run, summary_of
 from vshift.compare import Comparison, compare
+from vshift.compare.fields import Fields
 from vshift.compare.groups import (
     NO_NOISE,
     Group,
@@ -137,6 +138,31 @@ def test_kinds_of_step_draw_other_noise(tmp_path: Path, rate: float, verdict: st
     comparison = grouped(tmp_path, "run.step", baseline="step=eager")
     assert comparison.rows[1]["n"] == 3
     assert comparison.rows[1]["verdict"].startswith(verdict)
+
+
+def test_what_auto_became_is_part_of_a_run(tmp_path: Path) -> None:
+    """One config, trained where float32 was faster and where bf16 was."""
+    for seed, precision in enumerate(["bf16", "bf16", "float32"]):
+        config = config_of() | {"hardware": {"precision": precision}}
+        run = {"precision": precision, "step": "fused", "config_hash": "0123456789abcdef"}
+        make_run(tmp_path, "a", seed, 90.0 + seed, config=config, run=run)
+    comparison = compare(find_runs([tmp_path]))
+    (row,) = comparison.rows
+    assert row["n"] == 3
+    assert comparison.notes == [
+        "a puts runs together that differ in hardware.precision (bf16, float32): `auto` chose on "
+        "the machine of each run; set it to compare like with like"
+    ]
+    config = config_of() | {"hardware": {"precision": "float32"}}
+    run = {"precision": "float32", "step": "fused", "config_hash": "0123456789abcdef"}
+    make_run(tmp_path, "a", 0, 80.0, config=config, run=run, folder="elsewhere")
+    rows = grouped(tmp_path, "hardware.precision").rows
+    assert [(row["label"], row["n"]) for row in rows] == [
+        ("precision=bf16", 2), ("precision=float32", 2),
+    ]  # fmt: skip
+    fields = Fields(find_runs([tmp_path]))
+    same_seed = [run for run in fields.runs if run.seed == 0]
+    assert len({fields.training(run) for run in same_seed}) == 2
 
 
 def test_by_name_seed_status_and_metric(tmp_path: Path) -> None:

@@ -135,8 +135,8 @@ BASES: list[dict[str, Any]] = [
 ]
 # Values to try where a key's own value does not suggest another one.
 OTHERS: list[Any] = [
-    None, True, False, 0, 1, 2, 3, 5, 7, 16, 22, 32, 40, 100, 0.25, 0.75, 1.5, "x", "all", "bf16",
-    "float32", "cpu", "cuda", "eager", "fused", "channel", "batch", "running", "average",
+    None, True, False, 0, 1, 2, 3, 5, 7, 16, 22, 32, 40, 100, 0.25, 0.75, 1.5, "x", "all",
+    "float32", "bf16", "cpu", "cuda", "eager", "fused", "channel", "batch", "running", "average",
     "variance", "basic", [1], [2, 4], ["swap"], ["before_last_conv"], "before_last_conv",
     "conv3x3 bn relu conv3x3 bn relu", "fc bn relu", {"network.depth": [8, 20]},
     {"b": {"epochs": 2}}, [16, 16], 3.0, 64, "norm", [0.5, 0.5], {"eps": 0.1}, "copied",
@@ -364,6 +364,17 @@ def test_a_rename_changes_no_hash() -> None:
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     expected = hashlib.sha256(text.encode()).hexdigest()[:16]
     assert config_hash(Config.model_validate(upgrade(OLD))) == expected
+
+
+def test_another_default_changes_no_hash() -> None:
+    """`precision: bf16` was the default before `auto`; each run tells what it became."""
+    auto, bf16, float32 = (
+        Config.model_validate({**BASES[0], "hardware": {"precision": precision, "threads": 2}})
+        for precision in ("auto", "bf16", "float32")
+    )
+    without = Config.model_validate(BASES[0])
+    assert config_hash(bf16) == config_hash(auto) == config_hash(without) != config_hash(float32)
+    assert list(differences(auto, bf16)) == ["hardware.precision"]
 
 
 def test_an_old_run_folders_config_is_loaded(write) -> None:

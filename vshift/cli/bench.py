@@ -21,6 +21,16 @@ class Switch(StrEnum):
 
 
 def bench(
+    configs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[CONFIG]…", help="With --trial.")
+    ] = None,
+    trial: Annotated[
+        bool,
+        typer.Option(
+            "--trial",
+            help="Only repeat the trial that decides hardware.precision: auto for these configs.",
+        ),
+    ] = False,
     networks: Annotated[
         str,
         typer.Option(
@@ -72,6 +82,11 @@ def bench(
     quiet: Quiet = False,
 ) -> None:
     """Measure training speed in images per second, against bounds and other loops."""
+    if bool(configs) != trial:
+        raise ConfigError("vshift bench: --trial goes with the configs to try, and only with them")
+    if configs:
+        _show_trials(configs, device, threads, quiet)
+        return
     _find_benchmarks()
     if tables:
         from benchmarks.render import render_all
@@ -97,6 +112,35 @@ def bench(
         threads=threads,
     )
     bench_and_print(plan, as_json, quiet)
+
+
+def _show_trials(configs: list[Path], device: Device, threads: int | None, quiet: bool) -> None:
+    """Try every config's settings anew, for later runs as well, and print what was measured."""
+    from vshift.cli.options import changes_of
+    from vshift.config import load, refuse_study
+    from vshift.data import load as load_images
+    from vshift.tables import Column, Table, write
+    from vshift.text import NONE, format_integer
+    from vshift.train.device import choose_device, configure
+    from vshift.train.progress import Reporter
+    from vshift.train.trial import choose
+
+    reporter = Reporter(quiet)
+    rows = []
+    for path in configs:
+        sets = [] if threads is None else [f"hardware.threads={threads}"]
+        config = load(path, changes_of([*sets, "hardware.precision=auto"], device))
+        refuse_study(config, path)
+        on = choose_device(config.hardware.device)
+        configure(config.hardware, on)
+        choice = choose(config, load_images(config.data, on), reporter.say, anew=True)
+        auto = f"{choice.hardware.precision} {choice.step}"
+        for setting, speed in (choice.trial.speeds if choice.trial else {auto: None}).items():
+            chosen = "chosen" if setting == auto else NONE
+            rows.append([config.name, *setting.split(), format_integer(speed), chosen])
+    heads = {"config": True, "precision": True, "step": True, "images/s": False, "auto": True}
+    columns = [Column(head, is_text=is_text) for head, is_text in heads.items()]
+    write(Table(columns, rows), "table", sys.stdout)
 
 
 def _find_benchmarks() -> None:

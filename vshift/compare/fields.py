@@ -89,9 +89,9 @@ class Fields:
     def config(self, run: RunRecord) -> Row:
         """The complete config, defaults filled in; {} where config.yaml cannot be read.
 
-        Runs with one config_hash share one, so only the first of them is read.
+        Runs with one config_hash that also ran alike share one: only the first of them is read.
         """
-        key = run.config_hash or str(run.path)
+        key = self._as_it_ran(run)
         if not self._configs.get(key):
             config = run.config
             with suppress(ValidationError, RecursionError):  # keys that this version does not know
@@ -105,7 +105,7 @@ class Fields:
         Noise of strength 0 at a position is no noise, at whichever position. Noise makes another
         observation of another kind of step or device, which draw other numbers from one seed.
         """
-        key = f"{run.config_hash or run.path} {self._drawn_by(run)}"
+        key = self._as_it_ran(run)
         if key not in self._trainings:
             values = identity(self.config(run), Scope.TRAINING)
             network, noises = values.get("network"), active_noise(values)
@@ -115,6 +115,12 @@ class Fields:
                 values["drawn by"] = self._drawn_by(run)
             self._trainings[key] = json.dumps(values, sort_keys=True) if values else key
         return self._trainings[key]
+
+    def _as_it_ran(self, run: RunRecord) -> str:
+        """A text that runs share if they have one config, of which `auto` became the same."""
+        device = str(run.run.get("device")).split(":")[0]
+        became = f"{run.run.get('precision')} {run.run.get('step')} {device}"
+        return f"{run.config_hash or run.path} {became}"
 
     def _drawn_by(self, run: RunRecord) -> str:
         """The kind of step and of device that a run drew its noise with, as far as is known."""

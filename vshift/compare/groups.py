@@ -188,7 +188,13 @@ def group_by_config(fields: Fields, notes: list[str]) -> list[Group]:
     for name, own in sorted(members, key=lambda key: (natural(key[0]), key[1] or "")):
         label = f"{name} ({(own or 'no hash')[:8]})" if names[name] > 1 else name
         group = _group(fields, members[name, own], name, notes, one_config=True)
-        groups.append(replace(group, config_hash=own, label=label))
+        mixed = _mixed(fields, group.runs, ())
+        if mixed:
+            notes.append(
+                f"{_puts_together(label, mixed)}: `auto` chose on the machine of each run; set it "
+                "to compare like with like"
+            )
+        groups.append(replace(group, config_hash=own, label=label, mixed=tuple(mixed)))
     for name in (name for name, count in names.items() if count > 1):
         labels = ", ".join(group.label for group in groups if group.name == name)
         notes.append(f"{name} is the name of different configs, each with its own row: {labels}")
@@ -239,13 +245,7 @@ def group_by_values(fields: Fields, keys: Sequence[str], notes: list[str]) -> li
         group = _group(fields, members[text], name, notes)
         mixed = _mixed(fields, group.runs, keys)
         if mixed:
-            texts = [
-                f"{key} ({', '.join(map(format_value, found[:4]))}{'…' * (len(found) > 4)})"
-                for key, found in mixed.items()
-            ]
-            notes.append(
-                f"{name} puts runs together that differ in {list_names(texts, noun='keys')}"
-            )
+            notes.append(_puts_together(name, mixed))
         groups.append(replace(group, key=values[text], mixed=tuple(mixed)))
     if unreadable:
         why = f"its config.yaml does not say {of_config[0]}"
@@ -257,7 +257,7 @@ def group_by_values(fields: Fields, keys: Sequence[str], notes: list[str]) -> li
 
 def _mixed(fields: Fields, runs: list[RunRecord], keys: Sequence[str]) -> dict[str, list[Any]]:
     """The config keys besides `keys` in which runs differ, with their values."""
-    configs = [fields.config(run) for run in {run.config_hash: run for run in runs}.values()]
+    configs = list({id(config): config for config in map(fields.config, runs)}.values())
     found: dict[str, list[Any]] = {}
     for config in configs[1:]:
         pairs = differing(configs[0], config)
@@ -265,6 +265,14 @@ def _mixed(fields: Fields, runs: list[RunRecord], keys: Sequence[str]) -> dict[s
             values = found.setdefault(key, [pairs[key][0]])
             values += [pairs[key][1]] if pairs[key][1] not in values else []
     return found
+
+
+def _puts_together(name: str, mixed: dict[str, list[Any]]) -> str:
+    texts = [
+        f"{key} ({', '.join(map(format_value, found[:4]))}{'…' * (len(found) > 4)})"
+        for key, found in mixed.items()
+    ]
+    return f"{name} puts runs together that differ in {list_names(texts, noun='keys')}"
 
 
 def _group(

@@ -170,7 +170,10 @@ def short_references(value: Any, key: str = "") -> Any:
     return with_references(value, lambda text: re.split(r"[/\\]", text)[-1], key)
 
 
-# ---- keys that have been renamed
+# ---- keys that have been renamed, or have another default
+
+# Then and now. In one row of a table they may meet: what `auto` became is told there.
+_DEFAULT_PRECISIONS = ("bf16", "auto")
 
 # By section: the old name → PyTorch's, or one that says more. `train` and `test` of an imagefolder
 # only: in shapes they are numbers of images. `cumulative: true` is `momentum: null`, as in PyTorch.
@@ -208,8 +211,12 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def original(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The reverse of `upgrade`, for the config's hash: a rename must not change it."""
+    """The reverse of `upgrade`, for the config's hash: neither a rename nor a new default must
+    change it."""
     restored = dict(values)
+    hardware = restored.get("hardware")
+    if isinstance(hardware, Mapping) and hardware.get("precision") in _DEFAULT_PRECISIONS:
+        restored["hardware"] = {key: v for key, v in hardware.items() if key != "precision"}
     for name, section in _renamed_sections(values):
         old = {new: key for key, new in RENAMED[name].items() if new != "momentum"}
         if name == "norm" and section.get("momentum", 0) is None:

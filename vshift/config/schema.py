@@ -33,8 +33,10 @@ class Hardware(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: a GPU if there is one."
     )
-    precision: Literal["bf16", "float32"] = Field(
-        "bf16", description="bf16: autocast, with weights and BN statistics in float32."
+    precision: Literal["auto", "bf16", "float32"] = Field(
+        "auto",
+        description="bf16: autocast, with weights and BN statistics in float32. auto: on a GPU "
+        "bf16, on a CPU the faster one in a trial of a few steps, which the cache folder keeps.",
     )
     step: Literal["auto", "eager", "fused", "compiled", "captured"] = Field(
         "auto",

@@ -4,8 +4,17 @@
 with PyTorch's operations, which stay the reference: tests hold one against the other.
 """
 
-from vshift.kernels.build import KernelsMissing, library
+from vshift.kernels.build import KernelsMissing, library, machine
 from vshift.kernels.functions import affine, fits, multiply, normalise
 from vshift.kernels.modules import fuse
 
-__all__ = ["KernelsMissing", "affine", "fits", "fuse", "library", "multiply", "normalise"]
+__all__ = [
+    "KernelsMissing",
+    "affine",
+    "fits",
+    "fuse",
+    "library",
+    "machine",
+    "multiply",
+    "normalise",
+]

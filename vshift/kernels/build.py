@@ -22,6 +22,7 @@ import torch  # its libraries are loaded before the kernels ask for OpenMP
 from vshift.cache import cache_folder, remove_old, replacing
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
+_CAPS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # of PyTorch's and of oneDNN's operations
 _FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-w"]
 
 
@@ -39,7 +40,7 @@ def library() -> ctypes.CDLL:
     compiler = find_compiler()
     version = _run([compiler, "--version"])
     flags = [*_FLAGS, *_native_flag(), *_openmp_flag(version)]
-    words = [SOURCE.read_text("utf-8"), *flags, version, _processor(), torch.__version__]
+    words = [*machine(), *flags, version, torch.__version__]
     name = "kernels-" + hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
     folder = cache_folder() / "native"
     found: list[Path] = []
@@ -165,10 +166,13 @@ def _openmp_flag(version: str) -> list[str]:
     return ["-fopenmp"] if hasattr(ctypes.CDLL(None), entry) else []
 
 
-def _processor() -> str:
-    """The processor's flags, which decide what `-march=native` means."""
+def machine() -> list[str]:
+    """What decides how fast the kernels and PyTorch's own operations are here: the kernels' source,
+    the processor with its flags, and what PyTorch may use of them."""
+    words = [SOURCE.read_text("utf-8"), *(os.environ.get(name, "") for name in _CAPS)]
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        return [*words, platform.machine(), platform.processor()]
+    wanted = ("model name", "flags", "Features")
+    return [*words, *dict.fromkeys(line for line in lines if line.startswith(wanted))]

@@ -17,10 +17,11 @@ from vshift.runs.read import number
 from vshift.text import first_lines, list_names, to_json
 
 if TYPE_CHECKING:
-    from vshift.config.schema import Config
+    from vshift.config.schema import Config, Hardware
 
 Action = Literal["new", "resume", "done", "diverged"]
 _SHOWN = 12
+_LEFT_OPEN = {"precision", "step", "threads"}  # by `auto` or null; run.json has what they became
 _REMEDIES = (
     "give this one another name (--set name=…) or another --runs-dir, "
     "or replace that run with --fresh"
@@ -32,7 +33,11 @@ def run_path(runs_dir: Path | str, name: str, seed: int) -> Path:
 
 
 def prepare(
-    runs_dir: Path | str, config: Config, seed: int, fresh: bool = False, threads: int | None = None
+    runs_dir: Path | str,
+    config: Config,
+    seed: int,
+    fresh: bool = False,
+    hardware: Hardware | None = None,
 ) -> tuple[RunFolder, Action]:
     """Make or open the run folder of a config with one seed, and return what is to be done in it.
 
@@ -41,8 +46,8 @@ def prepare(
     `close`. `done` and `diverged`: finished, nothing was changed.
 
     Args:
-        threads: for a new run's config.yaml if the config leaves it open, because results are
-            bit-identical only with the same number of threads.
+        hardware: for a new run's config.yaml, the config's section with what it leaves open filled
+            in, because results are bit-identical only with the same precision and threads.
 
     Raises:
         RunError: the folder holds another config's run, is in use or damaged, or cannot be written;
@@ -63,9 +68,7 @@ def prepare(
         action = next_action(folder, config)
         if action == "new":
             folder.clear()
-            hardware = config.hardware
-            if hardware.threads is None:
-                hardware = hardware.model_copy(update={"threads": threads})
+            asked, hardware = config.hardware, hardware or config.hardware
             own = {"seeds": [seed], "grid": None, "zip": None, "arms": None, "hardware": hardware}
             folder.write_source(contents)
             folder.write_config(
@@ -86,8 +89,10 @@ def prepare(
                     "images_per_second": None,
                     "device": None,
                     "data": config.data.name,
-                    "precision": config.hardware.precision,
-                    "step": config.hardware.step,
+                    "precision": hardware.precision,
+                    "precision_asked": asked.precision,
+                    "step": hardware.step,
+                    "step_asked": asked.step,
                     "threads": hardware.threads,
                     **versions(),
                     **_versions_of(config),
@@ -139,6 +144,7 @@ def next_action(folder: RunFolder, config: Config) -> Action:
 
 def _refuse_another_config(folder: RunFolder, config: Config, run: dict[str, Any]) -> None:
     from vshift.config import config_hash, differences, load
+    from vshift.config.schema import Hardware
 
     path = folder.path
     if not folder.has(CONFIG):
@@ -154,8 +160,9 @@ def _refuse_another_config(folder: RunFolder, config: Config, run: dict[str, Any
             f"{path} holds a run whose {CONFIG} cannot be read; {_REMEDIES}\n{error}"
         ) from error
     changed = differences(old, config)
-    if config.hardware.threads is None:  # a resumed run keeps its own number
-        changed.pop("hardware.threads", None)
+    for key, value in config.hardware.model_dump(include=_LEFT_OPEN).items():
+        if value == Hardware.model_fields[key].default:  # a resumed run keeps its own
+            changed.pop(f"hardware.{key}", None)
     if not changed:
         return
     lines = [

@@ -102,7 +102,8 @@ def cost_key(config: Config) -> str:
     for key in ("noise", "block"):
         sections["network"].pop(key, None)
     sections["data"].pop("augment", None)
-    sections["hardware"].pop("threads", None)  # a finished run's config has the number it was given
+    for key in ("threads", "precision"):  # a finished run's config has what `auto` became
+        sections["hardware"].pop(key, None)
     return json.dumps(sections, sort_keys=True)
 
 

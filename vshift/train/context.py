@@ -194,10 +194,17 @@ class TrainingContext:
         ]
         return any(changed)
 
+    @property
+    def precision(self) -> str:
+        """The precision of convolutions and matrix products; `auto` that nobody resolved is bf16.
+
+        See `vshift.train.trial.choose`.
+        """
+        return "float32" if self.config.hardware.precision == "float32" else "bf16"
+
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 in convolutions and matrix products, or nothing with float32."""
-        enabled = self.config.hardware.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     @cached_property
     def bn_layers(self) -> dict[str, _BatchNorm]:

@@ -36,11 +36,12 @@ from vshift.text import format_duration, format_number, pluralize
 from vshift.train.checkpointer import Checkpointer
 from vshift.train.context import TrainingContext
 from vshift.train.device import choose_device, configure, device_name
-from vshift.train.fast_steps import make_train_step, works_on
+from vshift.train.fast_steps import TRAIN_STEPS, make_train_step, works_on
 from vshift.train.loop import TrainStep, train
 from vshift.train.progress import Reporter
 from vshift.train.signals import NO_STOP, StopSignal, catch_stop_signals
 from vshift.train.timing import Timing
+from vshift.train.trial import PRECISIONS, Choice, choose
 
 _OF_FORWARD = (OwnNetwork, OwnNoise, OwnNorm)
 _STOPPING = "stopping after this step, with a checkpoint; Ctrl-C again stops at once"
@@ -65,7 +66,7 @@ def train_seeds(
         VShiftError: the device, data or network that the config asks for is not available.
     """
     timing = Timing(since)
-    waiting, diverged = [], []
+    waiting, diverged, is_new = [], [], False
     for seed in config.seeds:
         path = run_path(runs_dir, config.name, seed)
         action = "new" if fresh else next_action(RunFolder(path), config)
@@ -75,6 +76,7 @@ def train_seeds(
             diverged.append(seed)
         else:
             waiting.append(seed)
+            is_new |= action == "new"
     if waiting:
         device = choose_device(config.hardware.device)
         configure(config.hardware, device)
@@ -82,6 +84,9 @@ def train_seeds(
         if images.note:
             reporter.say(f"note: {images.note}")
         _rehearse(TrainingContext(config, waiting[0], images))
+    choice = Choice(config.hardware)
+    if is_new:
+        choice = choose(config, images, reporter.say)
     with catch_stop_signals("" if reporter.quiet else _STOPPING) as stop:
         for seed in waiting:
             if stop.requested:
@@ -89,7 +94,9 @@ def train_seeds(
                     f"{config.name}: stopped before seed {seed}; repeat the command to train it",
                     stop.exit_code,
                 )
-            status = train_one(config, seed, images, runs_dir, fresh, reporter, stop, timing)
+            status = train_one(
+                config, seed, images, runs_dir, fresh, reporter, stop, timing, choice
+            )
             if status == "diverged":
                 diverged.append(seed)
             timing = Timing()
@@ -164,24 +171,33 @@ def train_one(
     reporter: Reporter,
     stop: StopSignal = NO_STOP,
     timing: Timing | None = None,
+    choice: Choice | None = None,
 ) -> str:
     """Train one run in its folder, from prepare to finish; returns its status.
 
     Args:
         timing: the run's stopwatch; by default a new one.
+        choice: what a new run makes of `hardware.precision: auto`; None takes the config's word.
 
     Raises:
         Interrupted: `stop` or a KeyboardInterrupt ended it; it can be resumed.
         RunLost: its folder failed: a full disk, a deleted folder, another process.
     """
-    folder, action = prepare(runs_dir, config, seed, fresh, torch.get_num_threads())
+    choice = choice or Choice(config.hardware)
+    threads = choice.hardware.threads or torch.get_num_threads()
+    hardware = choice.hardware.model_copy(update={"threads": threads})
+    folder, action = prepare(runs_dir, config, seed, fresh, hardware)
     if action in ("done", "diverged"):
         return action
     device = images.train.images.device
     started, timing = time.perf_counter(), timing or Timing()
     status = "failed"
     try:
-        _restore_threads(folder, reporter)
+        if action == "new":
+            config = config.model_copy(update={"hardware": choice.hardware})
+            if choice.trial is not None:
+                folder.update_run(trial=choice.trial.speeds)
+        config = _as_it_began(folder, config, reporter)
         folder.update_run(device=device_name(device), threads=torch.get_num_threads())
         status = train_in(folder, config, seed, images, reporter, stop, timing)
     except (KeyboardInterrupt, Stopped) as stopped:
@@ -260,16 +276,23 @@ def train_in(
     earlier = str(folder.run.get("step"))
     keep = resumed and works_on(earlier, context.device.type)
     train_step = make_train_step(earlier if keep else config.hardware.step, context, reporter.say)
-    folder.update_run(step=train_step.name)
+    if resumed and earlier in TRAIN_STEPS and earlier != train_step.name:
+        say(f"began with the {earlier} step, which does not work here; now {train_step.name}")
+    folder.update_run(precision=context.precision, step=train_step.name)
     return train(context, train_step, checkpointer, folder, reporter)
 
 
-def _restore_threads(folder: RunFolder, reporter: Reporter) -> None:
-    """Resume with the number of threads that the run began with: others round differently."""
-    threads = folder.run.get("threads")
+def _as_it_began(folder: RunFolder, config: Config, reporter: Reporter) -> Config:
+    """The config with the precision that the run began with, on as many threads: others round
+    differently."""
+    threads, precision = folder.run.get("threads"), folder.run.get("precision")
     if isinstance(threads, int) and 0 < threads < 4096 and threads != torch.get_num_threads():
         reporter.say(f"{folder.path}: with {pluralize(threads, 'thread')}, as it began")
         torch.set_num_threads(threads)
+    if precision not in PRECISIONS:
+        return config
+    hardware = config.hardware.model_copy(update={"precision": precision})
+    return config.model_copy(update={"hardware": hardware})
 
 
 def _in_words(spent: TimingRow) -> str:
