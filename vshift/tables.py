@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from vshift.errors import VShiftError
@@ -283,6 +284,11 @@ def html_table(table: Table) -> str:
         "",
     ]
     return "\n".join(lines).encode("ascii", "xmlcharrefreplace").decode()
+
+
+def page_style() -> str:
+    """The style sheet of every page that has such tables."""
+    return (resources.files("vshift") / "style.css").read_text("utf-8")
 
 
 # ---- terminal

@@ -37,7 +37,7 @@ def test_accuracy_counts_though_the_loss_rises():
     after = scores([1.2] * 100, [1.0] * 90 + [0.0] * 10)
     found = Gain.between(before, after, "x")
     assert found.severity == "high"
-    assert "accuracy from 60.0 to 90.0 %" in found.in_words()
+    assert "accuracy rises from 60.0 to 90.0 %" in found.in_words()
     one = scores([1.2] * 100, [1.0] * 61 + [0.0] * 39)
     assert Gain.between(before, one, "x").severity == "info"  # one image is no gain
 
@@ -64,7 +64,7 @@ def test_outputs_are_compared_with_their_own_spread():
     assert output_change(before, before * math.nan) == math.inf
     found = Gain.between(Scores(None, None, before), Scores(None, None, before + 0.2), "doing it")
     assert found.severity == "medium"
-    assert found.in_words() == "doing it changes the output by 20.0 %"
+    assert found.in_words() == "doing it: the output changes by 20.0 %"
 
 
 def test_labels_that_are_none_are_not_scored():

@@ -71,7 +71,10 @@ def test_lost_statistics_of_ones_own_norm_are_a_gap_at_that_module() -> None:
     (finding,) = audit(model, batches).findings
     assert (finding.code, finding.layer) == ("unexplained_gap", "conv2.1")
     assert finding.severity in ("medium", "high")
-    assert "Ruled out: the running statistics of 3 batch norms, which fit" in finding.message
+    assert (
+        "Ruled out: running statistics (3 of 3 batch norms fit these inputs), noise"
+        in finding.message
+    )
 
 
 def test_a_model_wrapped_after_eval_is_judged() -> None:
@@ -105,7 +108,7 @@ def test_a_mode_set_in_forward_is_named_with_a_repair_that_works() -> None:
     model, batches = trained(0, SwitchesInForward())
     found = [f for f in audit(model, batches).findings if f.code != "tiny_batches"]
     assert [(f.code, f.layer) for f in found] == [("bn_wrong_mode", "bn2")]
-    assert "switched to training mode by the forward itself" in found[0].message
+    assert "switched to training mode by forward() itself" in found[0].message
     assert found[0].gain is not None
 
 
@@ -121,7 +124,7 @@ def test_what_cannot_be_restored_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(sys.modules["vshift.auditing.audit"], "_conclude", leaking)
     notes = audit(model, batches).notes
-    assert "bn1 could not be restored: rebuild the model before using it" in notes
+    assert '"bn1" could not be restored: rebuild the model before using it' in notes
 
 
 def test_nan_in_buffers_is_no_change() -> None:

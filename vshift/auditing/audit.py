@@ -161,7 +161,7 @@ def _conclude(evidence: Evidence) -> Audit:
         tests=evidence.tests,
         scores=all_scores,
         notes=[*model.notes, *notes_on_unknowns(evidence, findings)],
-        gap=Gain.between(evidence.eval_scores, evidence.best_scores, "train mode"),
+        gap=Gain.between(evidence.eval_scores, evidence.best_scores, evidence.best_mode),
         fixed=fixed,
         buffers={name: value for repair in helpful for name, value in repair.buffers.items()},
     )

@@ -111,9 +111,9 @@ def run_audit(
                 + "; ".join([reason, *advice[:1]])
             ) from error
     if weights is None and is_library(spec):
-        prefix = "No --weights were given: these are the values that the model is built with."
+        more = "No --weights were given: these are the values that the model is built with."
         findings = [
-            replace(f, found=f"{prefix} {f.found}") if f.code == "never_updated" else f
+            replace(f, found=f"{f.found}\n{more}") if f.code == "never_updated" else f
             for f in result.findings
         ]
         result = replace(result, findings=findings)

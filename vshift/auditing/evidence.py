@@ -29,7 +29,7 @@ from vshift.auditing.passes import (
 )
 from vshift.auditing.samples import AuditError, Samples, order_effect
 from vshift.auditing.severity import Scores
-from vshift.auditing.trace import NoiseSource
+from vshift.auditing.trace import NoiseSource, plain_name
 from vshift.shift.stats import (
     Estimate,
     Moments,
@@ -86,11 +86,12 @@ class Evidence:
     ) -> None:
         """Run every pass and test."""
         self.model, self.samples, self.train_samples = model, samples, train_samples
-        # As they are printed, too: `drop (dropout at net.py:12)`.
-        self.allowed_noise = [name.split(" (")[0] for name in allowed_noise]
+        # As they are printed, too: `"drop" (dropout at net.py:12)`.
+        self.allowed_noise = [plain_name(name.split(" (")[0].strip('"')) for name in allowed_noise]
         if isinstance(reference, nn.Module):
             reference = reference.state_dict()
-        self.reference = fit_to_names(reference or {}, model.module.state_dict())
+        fitting = fit_to_names(reference or {}, model.module.state_dict())
+        self.reference = {plain_name(name): tensor for name, tensor in fitting.items()}
         self.explained_by: dict[str, str] = {}
         # The state that was handed over is evidence itself, where modes do not describe it.
         self.given_scores: dict[str, Scores] = {}
@@ -112,7 +113,7 @@ class Evidence:
                 and any_trains(layer.parameters(recurse=False)) is False
             }
         with model.mode("eval"):
-            modules = model.module.named_modules()
+            modules = model.registered.items()
             self.still_training = frozenset(name for name, m in modules if m.training)
         self.eval_trace = model.trace("eval", samples)
         self.train_trace = model.trace("train", train_samples)
@@ -185,13 +186,23 @@ class Evidence:
         """Scores of plain eval mode on `samples`."""
         return self.scores[SCORE_NAMES["eval"]]
 
-    @cached_property
+    @property
     def best_scores(self) -> Scores:
         """Of the modes with batch statistics, the lower loss; eval mode's own without labels."""
-        modes: tuple[Mode, ...] = ("train", "noise_off")
-        found = [self.scores.get(SCORE_NAMES[mode]) for mode in modes]
-        known = [scores for scores in found if scores is not None and scores.loss is not None]
-        return min(known, key=lambda scores: scores.loss or 0.0, default=self.eval_scores)
+        return self._best[0]
+
+    @property
+    def best_mode(self) -> str:
+        """What `best_scores` are of, for a sentence."""
+        return self._best[1]
+
+    @cached_property
+    def _best(self) -> tuple[Scores, str]:
+        words: dict[Mode, str] = {"train": "train mode", "noise_off": "train mode without noise"}
+        found = [(self.scores.get(SCORE_NAMES[mode]), text) for mode, text in words.items()]
+        known = [(s, text) for s, text in found if s is not None and s.loss is not None]
+        default = (self.eval_scores, "train mode")
+        return min(known, key=lambda pair: pair[0].loss or 0.0, default=default)
 
     # ---- layers and their statistics
 

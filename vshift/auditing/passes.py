@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vshift.auditing.guard import SavedState, seed_everything
 from vshift.auditing.samples import AuditError, Batch, Samples, call, main_output, tensors_of
 from vshift.auditing.severity import Loss, Scorer, Scores, output_change
-from vshift.auditing.trace import ModuleTracker, Trace, trace
+from vshift.auditing.trace import ModuleTracker, Trace, plain_name, trace
 from vshift.shift.stats import Moments, batch_moments
 from vshift.text import join_words
 
@@ -64,7 +64,9 @@ class AuditedModel:
             self.frozen = frozenset(frozen | {n for n, m in self.norms.items() if not m.training})
             module.eval()
             module.train(self.given_training[""])
-            self.changed_by_switch = self.saved.changed_modules(module)
+            self.changed_by_switch = list(
+                dict.fromkeys(map(plain_name, self.saved.changed_modules(module)))
+            )
         finally:
             self.saved.restore()
 
@@ -106,9 +108,14 @@ class AuditedModel:
             self.saved.restore()
 
     @property
+    def registered(self) -> dict[str, nn.Module]:
+        """Every module that eval() reaches, by name."""
+        return {plain_name(name): module for name, module in self.module.named_modules()}
+
+    @property
     def modules(self) -> dict[str, nn.Module]:
         """Every module by name, including those that eval() does not reach."""
-        return dict(self.module.named_modules()) | self.tracker.hidden
+        return self.registered | self.tracker.hidden
 
     @property
     def norms(self) -> dict[str, _BatchNorm]:
@@ -179,7 +186,7 @@ class AuditedModel:
             outputs = []
             for each in (batch, turned):
                 with self.mode("eval"):
-                    seed_everything(self.seed)
+                    seed_everything(self.seed + 1)  # another one: noise in eval mode shows
                     outputs.append(main_output(call(self.module, each.inputs)).detach().float())
         except CANNOT_RUN:
             return False

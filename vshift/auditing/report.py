@@ -5,18 +5,18 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from vshift.auditing.comparisons import EvalTests
 from vshift.auditing.evidence import REPAIRED, Evidence, any_trains, is_usable
 from vshift.auditing.findings import Finding
 from vshift.auditing.findings.base import list_layers
+from vshift.auditing.page import LEGEND, page
 from vshift.auditing.samples import tensors_of
 from vshift.auditing.severity import SEVERITIES, Gain
-from vshift.auditing.trace import NoiseSource
+from vshift.auditing.trace import NoiseSource, plain_name
 from vshift.shift.stats import Moments, shift_ratio
-from vshift.tables import Column, Table, html_table, render
+from vshift.tables import Column, Table, render
 from vshift.text import (
     NONE,
     escape_control,
@@ -90,11 +90,13 @@ class Audit:
     def fixed_state(self, model: nn.Module) -> dict[str, Tensor]:
         """The model's state dict with the buffers that gained something."""
         state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        changed = dict(self.buffers)
+        changed = {plain_name(name): value for name, value in self.buffers.items()}
         for layer, moments in self.fixed.items():
             changed[f"{layer}.running_mean".removeprefix(".")] = moments.mean
             changed[f"{layer}.running_var".removeprefix(".")] = moments.variance
-        return state | {n: value.to(state[n]) for n, value in changed.items() if n in state}
+        names = {plain_name(name): name for name in state}
+        fitting = {names[name]: value for name, value in changed.items() if name in names}
+        return state | {name: value.to(state[name]) for name, value in fitting.items()}
 
     def to_dict(self) -> Row:
         """Everything, in what JSON can hold; numbers that are not finite are None."""
@@ -123,102 +125,92 @@ class Audit:
             width: in characters, of the text, and with `terminal` of the tables, which then have
                 colours.
         """
-        parts = [textwrap.fill(self._headline(), width)]
+
+        def wrap(text: str, first: str = "", others: str = "") -> str:
+            return textwrap.fill(
+                text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
+            )
+
+        parts = [wrap(self.verdict), self.count] if self.verdict else [self.count]
         for number, finding in enumerate(self.findings, 1):
-            where = f" at {finding.layer}" if finding.layer else ""
-            heading = f"{number}. [{finding.severity}] {finding.code}{where}: {finding.title}"
-            parts.append(textwrap.fill(heading, width, subsequent_indent="   "))
-            for sentence in finding.sentences:
-                wrapped = textwrap.fill(
-                    sentence, width, initial_indent="   ", subsequent_indent="     "
-                )
-                parts.append(wrapped)
-        notes = [textwrap.fill(f"Note: {note}.", width) for note in self.notes]
+            first, *others = finding.sentences
+            heading = f"{number}. [{finding.severity}] {finding.code}: {first}"
+            parts += ["", wrap(heading, others="   ")]
+            parts += [wrap(sentence, "   ", "     ") for sentence in others]
+        notes = [wrap(f"Note: {note}.", others="  ") for note in self.notes]
         if not terminal:
-            return escape_lines("\n".join([*parts, "", *self._tables("table"), *notes]))
-        tables = self._tables("table", width)  # with colours, which escaping would spoil
+            text = [*parts, "", *self._tables("table", width), *notes]
+            return escape_lines("\n".join(text))
+        tables = self._tables("table", width, terminal=True)  # colours would be escaped
         return "\n".join(
             [escape_lines("\n".join(parts)), "", *tables, escape_lines("\n".join(notes))]
         )
 
     def to_markdown(self) -> str:
         """The audit as a Markdown document."""
-        parts = [self._headline(), ""]
+        parts = [f"{self.verdict} {self.count}".strip(), ""]
         for finding in self.findings:
-            where = f" at `{finding.layer}`" if finding.layer else ""
-            message = finding.message.replace("<", "&lt;")
-            parts += [f"### {finding.title.capitalize()}{where}", ""]
-            parts += [f"`{finding.code}`, severity **{finding.severity}**. {message}", ""]
+            first, *others = finding.sentences
+            where = f", at `{finding.layer}`" if finding.layer else ""
+            sentences = "".join(f"- {sentence}\n" for sentence in others).replace("<", "&lt;")
+            parts += [f"### {first.removesuffix('.').replace('<', '&lt;')}", ""]
+            parts += [f"`{finding.code}`, severity **{finding.severity}**{where}.", "", sentences]
         parts += self._tables("md")
         parts += ["- " + note.replace("<", "&lt;") for note in self.notes]
         return escape_lines("\n".join(parts))
 
     def to_html(self, title: str) -> str:
         """The audit as one self-contained HTML file without scripts."""
-        heading = f"Audit of {_html(title)}"
-        findings = "".join(
-            f'<article class="{finding.severity}"><h3>{_html(finding.title)}'
-            + (f" at <code>{_html(finding.layer)}</code>" if finding.layer else "")
-            + f"</h3><p><code>{finding.code}</code>, severity {finding.severity}</p>"
-            + "".join(f"<p>{_html(sentence)}</p>" for sentence in finding.sentences)
-            + "</article>"
-            for finding in self.findings
-        )
-        notes = "".join(f"<li>{_html(note)}</li>" for note in self.notes)
-        layers = f'<div class="wide">{html_table(self._layer_table(_COLUMNS))}</div>'
-        return (
-            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-            f'content="width=device-width, initial-scale=1"><title>{heading}</title>'
-            f"<style>{_STYLE}</style></head><body><h1>{heading}</h1>"
-            f"<p>{_html(self._headline())}</p>{findings}"
-            f"<h2>Scores</h2>{html_table(self._score_table())}"
-            + (f"<h2>Layers</h2><p>{_LEGEND}</p>{layers}" if self.layers else "")
-            + (f"<h2>Notes</h2><ul>{notes}</ul>" if notes else "")
-            + "</body></html>\n"
-        )
+        return page(self, f"Audit of {title}", self.score_table(), self.layer_table(_COLUMNS))
 
-    def _headline(self) -> str:
-        """What eval mode loses, what repairs give back, and the number of findings."""
-        count = f"{pluralize(len(self.findings), 'finding')}, the most harmful first"
-        counted = f"{count}:" if self.findings else "No findings."
+    @property
+    def verdict(self) -> str:
+        """What eval mode loses, and how much of it repairs give back; empty without labels."""
         gap = self.gap
-        if gap is None or gap.fall is None:
-            return counted
+        if gap is None or gap.loss_before is None or gap.loss_after is None:
+            return ""
+        before, after, error = gap.accuracy_before, gap.accuracy_after, gap.accuracy_error
+        numbers = f"loss {gap.loss_before:.3f} against {gap.loss_after:.3f}"
+        numbers += "" if gap.loss_error is None else f" (± {gap.loss_error:.3f})"
+        if before is not None and after is not None:
+            numbers += f", accuracy {before:.1f} against {after:.1f} %"
+            numbers += "" if error is None else f" (± {error:.1f})"
         if gap.severity == "info":
-            return f"Eval mode is not measurably worse than train mode. {counted}"
-        key, unit, digits, sign = "loss", "", 3, -1
-        before, after = gap.accuracy_before, gap.accuracy_after
-        if before is not None and after is not None and after - before >= 0.05:
-            key, unit, digits, sign = "accuracy", " points", 1, 1
-        error = gap.accuracy_error if key == "accuracy" else gap.loss_error
-        lost = sign * (getattr(gap, f"{key}_after") - getattr(gap, f"{key}_before"))
-        spread = f" ± {error:.{digits}f}" if error else ""
-        text = f"Eval mode loses {lost:.{digits}f}{spread}{unit} against train mode"
-        text += " in the loss" if key == "loss" else ""
-        repaired = self.scores.get(REPAIRED)
-        if repaired and repaired[key] is not None:
-            back = sign * (repaired[key] - getattr(gap, f"{key}_before"))
-            text += f"; the repairs below give back {back:.{digits}f}"
-        return f"{text}. {counted}"
+            return f"Eval mode is not measurably worse than {gap.repair}: {numbers}."
+        repaired = self.scores.get(REPAIRED, {})
+        if before is None or after is None or after - before <= 2 * (error or 0.0):
+            more = f"; repairs bring the loss to {repaired['loss']:.3f}" if repaired else ""
+            return f"Eval mode is worse than {gap.repair}: {numbers}{more}."
+        lost = f"{after - before:.1f}" + ("" if error is None else f" ± {error:.1f}")
+        more = f"; repairs give back {repaired['accuracy'] - before:.1f}" if repaired else ""
+        return f"Eval mode loses {lost} points against {gap.repair}{more}."
 
-    def _tables(self, kind: str, width: int | None = None) -> list[str]:
-        layers = self._layer_table([c for c in _COLUMNS if c[0] not in _ONLY_IN_HTML])
+    @property
+    def count(self) -> str:
+        """The number of findings, as the line before them."""
+        if not self.findings:
+            return "No findings."
+        order = ", the most harmful first" if len(self.findings) > 1 else ""
+        return f"{pluralize(len(self.findings), 'finding')}{order}:"
+
+    def _tables(self, kind: str, width: int | None = None, *, terminal: bool = False) -> list[str]:
+        layers = self.layer_table([c for c in _COLUMNS if c[0] not in _ONLY_IN_HTML])
         layers = replace(layers, rows=layers.rows[:MOST_LAYERS])
         parts = [
-            render(table, kind, terminal_width=width)
-            for table in (self._score_table(), layers)
+            render(table, kind, terminal_width=width if terminal else None)
+            for table in (self.score_table(), layers)
             if table.rows
         ]
-        if layers.rows:
-            parts.append(
-                textwrap.fill(_LEGEND, width or 100) if kind == "table" else f"\n{_LEGEND}\n"
-            )
+        if layers.rows and kind == "table":
+            parts += [textwrap.fill(line, width or 100, subsequent_indent="  ") for line in LEGEND]
+        elif layers.rows:
+            parts += [*(f"- {line}" for line in LEGEND), ""]
         more = len(self.layers) - MOST_LAYERS
         if more > 0:
             parts.append(f"… and {pluralize(more, 'more layer')} (--format json has all)")
         return parts
 
-    def _score_table(self) -> Table:
+    def score_table(self) -> Table:
         return Table(
             [Column("mode", is_text=True), Column("loss"), Column("accuracy %")],
             [
@@ -227,7 +219,7 @@ class Audit:
             ],
         )
 
-    def _layer_table(self, columns: Sequence[tuple[str, str, str]]) -> Table:
+    def layer_table(self, columns: Sequence[tuple[str, str, str]]) -> Table:
         return Table(
             [Column(head, is_text=not form) for _, head, form in columns],
             [[_format(row[key], form) for key, _, form in columns] for row in self.layers],
@@ -248,10 +240,6 @@ _COLUMNS = (
     ("local_ratio", "local", ".3f"),
     ("inherited_ratio", "inherited", ".3f"),
 )
-_LEGEND = (
-    "shift: running/eval variance, the larger over the smaller; local: the part that noise in "
-    "front of the layer causes; inherited: what arrives from the layers before it."
-)
 _ONLY_IN_HTML = ("channels", "noise", "noise_off_variance")
 
 
@@ -261,23 +249,6 @@ def _format(value: Any, form: str) -> str:
     if isinstance(value, list):
         return escape_control(", ".join(value)) or NONE
     return escape_control(value) or "(the model)"
-
-
-def _html(text: str) -> str:
-    return escape(escape_control(text))
-
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0 }
-th, td { border-bottom: 1px solid #ccc; padding: .2rem .6rem; text-align: left }
-.number { text-align: right }
-.wide { overflow-x: auto }
-article { border-left: .4rem solid #999; margin: 1rem 0; padding: .1rem 1rem }
-article.high { border-color: #b00020 } article.medium { border-color: #c25e00 }
-article.low { border-color: #9a7d00 } code { background: #8882; padding: 0 .2rem }
-@media (prefers-color-scheme: dark) { body { background: #111; color: #ddd } }
-"""
 
 
 # ---- rows and notes
@@ -366,8 +337,8 @@ def notes_on_unknowns(evidence: Evidence, findings: Sequence[Finding]) -> list[s
         )
     if not evidence.layers:
         notes.append("no batch norm module ran: there are no running statistics to judge")
-    elif not evidence.has_train_loader:
-        notes.append(
+    elif not (evidence.has_train_loader or any(f.code == "stale" for f in findings)):
+        notes.append(  # `stale` says it itself
             "whether eval inputs differ from training inputs cannot be known from one loader: pass "
             "train_loader (--train-data)"
         )

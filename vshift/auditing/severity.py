@@ -172,8 +172,10 @@ class Gain:
 
     @property
     def harms(self) -> bool:
-        """Whether the loss rises by more than two standard errors."""
-        return self.fall is not None and -self.fall > 2 * (self.loss_error or math.inf)
+        """Whether the loss rises by more than two standard errors, and by what would count."""
+        least = LEAST_FALL if self.accuracy_before is not None else 0.0
+        rise = -(self.fall or 0.0)
+        return rise >= least and rise > 2 * (self.loss_error or math.inf)
 
     @property
     def severity(self) -> str:
@@ -210,13 +212,30 @@ class Gain:
 
     def in_words(self) -> str:
         """One sentence without its full stop; ± is the standard error of the change."""
-        if self.loss_before is None or self.loss_after is None:
-            return f"{self.repair} changes the output by {format_change(self.output_change)}"
-        text = f"{self.repair} takes the loss from {self.loss_before:.3f} to {self.loss_after:.3f}"
-        if self.accuracy_before is None or self.accuracy_after is None:
-            return text + (f" (± {self.loss_error:.2g})" if self.loss_error else "")
-        text += f", the accuracy from {self.accuracy_before:.1f} to {self.accuracy_after:.1f} %"
-        return text + (f" (± {self.accuracy_error:.1f} points)" if self.accuracy_error else "")
+        loss = _move("loss", self.loss_before, self.loss_after, self.loss_error, 3)
+        hits = (self.accuracy_before, self.accuracy_after, self.accuracy_error)
+        moves = [loss, _move("accuracy", *hits, 1, " %")]
+        moved = f"the output changes by {format_change(self.output_change)}"
+        return f"{self.repair}: {', '.join(filter(None, moves)) or moved}"
+
+
+def _move(
+    what: str,
+    before: float | None,
+    after: float | None,
+    error: float | None,
+    digits: int,
+    unit: str = "",
+) -> str:
+    """`the loss falls from 2.100 to 0.300 (± 0.020)`; empty where it is not known."""
+    if before is None or after is None:
+        return ""
+    old, new = (f"{value:.{digits}f}" for value in (before, after))
+    if old == new:
+        return f"the {what} stays at {new}{unit}"
+    verb = "falls" if after < before else "rises" if after > before else "changes"
+    spread = f" (± {error:.{digits}f})" if error is not None and math.isfinite(error) else ""
+    return f"the {what} {verb} from {old} to {new}{unit}{spread}"
 
 
 def format_change(change: float) -> str:

@@ -30,6 +30,17 @@ from vshift.auditing.samples import Batch, call, main_output, tensors_of
 
 # ---- which module is running
 
+
+def plain_name(name: str) -> str:
+    """A module's or tensor's name without what torch.compile puts into it."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def in_quotes(name: str) -> str:
+    """A module's name for a sentence."""
+    return f'"{name}"' if name else "the model"
+
+
 Enter = Callable[[str, nn.Module, Any], None]
 Leave = Callable[[str, nn.Module, Any, Any], None]
 
@@ -50,7 +61,7 @@ class ModuleTracker:
         self.hidden: dict[str, nn.Module] = {}
         self.built: set[str] = set()
         self.eval_hidden = False
-        self._names: dict[int, str] = {id(m): name for name, m in model.named_modules()}
+        self._names: dict[int, str] = {id(m): plain_name(n) for n, m in model.named_modules()}
         self._contained: dict[int, str] = {}  # names of modules in lists, tuples and dicts
         for owner, module in model.named_modules():
             for attribute, value in vars(module).items():
@@ -60,7 +71,7 @@ class ModuleTracker:
                     for inner, part in contained.named_modules():
                         if id(part) not in self._names:
                             path = f"{owner}.{attribute}{where}.{inner}"
-                            self._contained[id(part)] = path.strip(".")
+                            self._contained[id(part)] = plain_name(path.strip("."))
 
     @property
     def current(self) -> str:
@@ -137,8 +148,9 @@ class NoiseSource:
 
     @property
     def with_line(self) -> str:
+        """For a sentence: `"drop" (dropout at net.py:12)`."""
         where = f" at {self.line}" if self.line else ""
-        return f"{self.layer or 'the model'} ({self.function}{where})"
+        return f"{in_quotes(self.layer)} ({self.function}{where})"
 
     def __str__(self) -> str:
         return f"{self.layer or 'the model'} ({self.function})"

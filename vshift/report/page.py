@@ -28,6 +28,7 @@ from vshift.report.answers import bold, join_html, say
 from vshift.report.figures import FIGURES, frames, specs
 from vshift.report.layouts import StudyGroup, grouped
 from vshift.report.study import Study
+from vshift.tables import page_style
 from vshift.text import escape_control, join_words, pluralize, to_jsonable
 
 _DIGITS = 4  # significant: more than any figure shows
@@ -36,7 +37,7 @@ _CROWD, _SHOWN = 24, 12  # more configs than the first begin with the second num
 
 def render(study: Study, title: str, vega: str) -> str:
     """The whole page as text, with the text of `vega_script` in it."""
-    style, script = (_asset(name) for name in ("style.css", "script.js"))
+    style, script = page_style() + _asset("style.css"), _asset("script.js")
     hidden = at_first_hidden(study)
     drawn = specs(study)
     data = {figure.data for figure in FIGURES if figure.id in drawn}

@@ -17,7 +17,7 @@ def test_unshuffled_evaluation_data_is_a_note_and_no_finding():
     by_class = list(zip(images[order].split(32), labels[order].split(32), strict=True))
     result = audit(model, by_class)
     assert result.findings == []
-    assert any("no random samples" in note for note in result.notes)
+    assert any("resemble each other" in note for note in result.notes)
 
 
 @pytest.mark.parametrize("momentum", [0.5, 0.9, 0.99])

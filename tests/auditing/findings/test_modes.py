@@ -14,7 +14,7 @@ def test_several_layers_in_the_wrong_mode_are_one_finding():
     model.bn2, model.bn3 = Stubborn(8), Stubborn(8)
     (finding,) = audit(*trained(0, model)).findings
     assert (finding.code, finding.evidence["layers"]) == ("bn_wrong_mode", ["bn2", "bn3"])
-    assert "2 batch norms are still in training mode (bn2, bn3)" in finding.message
+    assert '"bn2", "bn3" are still in training mode after model.eval()' in finding.message
 
 
 def test_a_batch_norm_made_in_forward_is_out_of_reach():
@@ -36,5 +36,5 @@ def test_a_hidden_batch_norm_in_eval_mode_is_no_finding():
 
 def test_what_keeps_no_statistics_is_said_to_be_the_reason():
     (finding,) = examine(FAULTS["batch_dependent"](0, True)).findings
-    assert "first at bn2: it keeps no running statistics." in finding.message
+    assert 'first at "bn2". That layer keeps no running statistics.' in finding.message
     assert finding.evidence["batch_mates_change"] > 0

@@ -26,10 +26,9 @@ def test_live_noise_is_named_by_its_line_and_hides_the_shift():
     assert finding.code == "noise_live"
     lines = Path(__file__).read_text(encoding="utf-8").splitlines()
     line = next(i for i, text in enumerate(lines, 1) if "# the line that is named" in text)
-    assert f"the model (dropout at test_noise.py:{line})" in finding.message
+    assert f"The model (dropout at test_noise.py:{line})" in finding.message
     assert finding.evidence["places"] == [f"test_noise.py:{line}"]
-    assert "It reaches bn2 in both modes alike" in finding.message
-    assert "audit again then" in finding.message
+    assert 'It reaches "bn2" in both modes alike: audit again once' in finding.message
 
 
 def test_live_noise_behind_the_last_batch_norm_hides_nothing():
@@ -56,7 +55,7 @@ def test_layers_shifted_the_other_way_are_told_apart():
 
 def test_one_layer_that_inherits_is_in_the_singular(shifted):
     (finding,) = audit(*shifted).findings
-    assert "bn3 only inherits a shift." in finding.message
+    assert '"bn3" only inherits a shift.' in finding.message
 
 
 def test_the_scale_of_noise_is_the_keep_rate():
@@ -92,7 +91,7 @@ def test_allowed_noise_may_be_named_as_it_is_printed_and_a_typo_is_refused():
     (finding,) = audit(model, batches).findings
     assert finding.severity != "info"  # random answers are never nothing
     printed = finding.found.split(":")[0]
-    assert printed.startswith("after_bn (dropout at")
+    assert printed.startswith('"after_bn" (dropout at')
     assert audit(model, batches, allow_noise=[f"{printed}:9)"]).findings == []
     with pytest.raises(AuditError, match="no module is called 'after_bm'; did you mean `after_bn`"):
         audit(model, batches, allow_noise=["after_bm"])

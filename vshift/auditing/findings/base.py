@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 from vshift.auditing.evidence import Evidence
 from vshift.auditing.repairs import Repair
 from vshift.auditing.severity import SEVERITIES, Gain
+from vshift.auditing.trace import in_quotes
 from vshift.text import list_names
 
 FAR = 0.5  # standard deviations; augmentation of training data makes up to 0.3
+LEAVE_IT = "Repairing it makes eval worse: leave it."
 RECALIBRATE = "re-estimate with `vshift.recalibrate(model, loader)` or `vshift audit --fix`"
 
 
@@ -25,7 +27,8 @@ class Finding:
         title: what it is called.
         layer: the layer that causes the problem, or None.
         severity: info, low, medium or high: what the repair measurably gained.
-        found: what was found; tried: what the repair gained, empty without one.
+        found: what was found; tried: what the repair gained, empty without one. A sentence a line,
+            the first of `found` says it all.
         causes, advice: usual causes, and what to do.
         evidence: numbers; `layers` lists every layer concerned, `inherits` those that only inherit,
             `repair` is the gain.
@@ -45,9 +48,10 @@ class Finding:
 
     @property
     def sentences(self) -> list[str]:
-        """What was found, usual causes, what to do, what the repair gained."""
-        causes, advice = f"Usual causes: {self.causes}.", f"What to do: {self.advice}."
-        return [self.found, causes, advice, *([self.tried] if self.tried else [])]
+        """What was found, what the repair gained, what to do, usual causes."""
+        tried = self.tried.splitlines()
+        advice = [] if LEAVE_IT in tried else [f"What to do: {self.advice}."]
+        return [*self.found.splitlines(), *tried, *advice, f"Usual causes: {self.causes}."]
 
     @property
     def message(self) -> str:
@@ -70,7 +74,7 @@ class CandidateFinding:
 
     Attributes:
         check: that made it.
-        message: what was found, with the number, in one or two sentences.
+        message: what was found, with the number, a sentence a line.
         repair: tried on top of earlier candidates' repairs; None if nothing can be tried.
         drop_if_no_gain: leave it out if its repair gains nothing.
         drop_if_harmful: leave it out if its repair measurably raises the loss.
@@ -102,19 +106,24 @@ class CandidateFinding:
         if gain is not None:
             numbers["repair"] = gain.to_dict()
             severity = gain.severity
-            tried = f"Tried: {gain.in_words()}"
-            if severity == "info":
-                tried += ": next to nothing" if gain.fall is None else ": no measurable gain"
-                tried += ". It makes eval mode worse: leave it" if gain.harms else ""
-            tried += "."
+            tried = f"Tried {gain.in_words()}."
+            if gain.harms and severity != "info":
+                tried += "\nIt gives accuracy and costs loss."
+            elif gain.harms:
+                tried += f"\n{LEAVE_IT}"
+            elif severity == "info":
+                tried += "\nThat is next to nothing." * (gain.fall is None)
+                tried += "\nThat is no measurable gain." * (gain.fall is not None)
         if self.explained is not None:
             numbers["explained"] = self.explained.to_dict()
+            tried = f"Compared with {self.explained.in_words()}.\n{tried}".rstrip()
             severities = [self.explained.severity, *([severity] if gain else [])]
             severity = max(severities, key=SEVERITIES.index)
             gain = max([self.explained, *([gain] if gain else [])], key=lambda g: g.size)
         severity = max(severity, self.least, key=SEVERITIES.index)
+        found = "\n".join(line[:1].upper() + line[1:] for line in self.message.splitlines())
         return Finding(
-            check.code, check.title, self.layer, severity, self.message, check.causes,
+            check.code, check.title, self.layer, severity, found, check.causes,
             check.advice, tried, numbers, gain,
         )  # fmt: skip
 
@@ -187,22 +196,31 @@ class BufferCheck(Check):
 
 def list_layers(names: Sequence[str]) -> str:
     """Names of layers for a sentence."""
-    return list_names([name or "the model" for name in names])
+    return list_names(list(map(in_quotes, names)))
 
 
 def which_layers(evidence: Evidence, layers: Sequence[str]) -> str:
-    """These layers, and of how many, for a sentence."""
+    """These batch norms, and of how many, for a sentence."""
+    count = len(evidence.layers)
     if len(layers) == 1:
-        return layers[0] or "the batch norm"
-    return f"{len(layers)} of {len(evidence.layers)} batch norms ({list_layers(layers)})"
+        return in_quotes(layers[0])
+    if len(layers) == count:
+        return f"{'both' if count == 2 else f'all {count}'} batch norms"
+    return f"{len(layers)} of {count} batch norms ({list_layers(layers)})"
+
+
+def plural(layers: Sequence[str], one: str, several: str) -> str:
+    """The word that agrees with this number of layers."""
+    return one if len(layers) == 1 else several
 
 
 def distance_in_words(evidence: Evidence, layers: Sequence[str]) -> str:
     """How far the worst of these layers is off, for a sentence."""
     worst = max(layers, key=lambda name: evidence.distance[name])
+    where = f" at {in_quotes(worst)}" if len(layers) > 1 else ""
     return (
-        f"{evidence.distance[worst]:.2g} standard deviations from what training batches show at "
-        f"{worst or 'it'} (expected noise {evidence.noise_floor[worst]:.2g})"
+        f"off by {evidence.distance[worst]:.2g} standard deviations{where} (healthy: "
+        f"{evidence.noise_floor[worst]:.1g})"
     )
 
 
@@ -216,7 +234,7 @@ def harmless_note(evidence: Evidence, layers: Sequence[str]) -> str:
     if evidence.has_train_loader or (far >= FAR and evidence.judged[0] not in evidence.mismatched):
         return ""
     return (
-        f"the running statistics of {which_layers(evidence, layers)} are up to {far:.2g} standard "
-        "deviations from what these inputs show, which does no measurable harm; training inputs "
-        "that are augmented or otherwise different explain it"
+        f"the running statistics of {which_layers(evidence, layers)} are off by up to {far:.2g} "
+        "standard deviations on these inputs, without measurable harm; training inputs that were "
+        "augmented or otherwise different explain it"
     )

@@ -17,10 +17,13 @@ from vshift.auditing.findings.base import (
     BufferCheck,
     CandidateFinding,
     Check,
+    plural,
     which_layers,
 )
 from vshift.auditing.repairs import Repair, statistics_by_call
 from vshift.auditing.samples import tensors_of
+from vshift.auditing.severity import LEAST_FALL
+from vshift.auditing.trace import in_quotes
 from vshift.shift.stats import Moments, averaged_batches
 
 SMALL_SAMPLE = 100  # n_eff below which the noise floor is above 0.1
@@ -54,13 +57,14 @@ class MomentumHigh(BufferCheck):
                 effective_sample_size(evidence.layers[n], evidence.train_stats(n).count)
                 for n in layers
             )
-            batches = f"{averaged_batches(momentum):.2g}"
+            batches = averaged_batches(momentum)
+            last = f"{batches:.2g} batches" if batches >= 1.5 else "batch"
             yield self.candidate(
                 evidence,
                 layers,
-                f"Momentum is {momentum:g} at {which_layers(evidence, layers)}: the running "
-                f"statistics average over no more than {batches} "
-                f"batch{'' if batches == '1' else 'es'} ({values:.0f} values per channel).",
+                f"a momentum of {momentum:g} lets {which_layers(evidence, layers)} forget all but "
+                f"the last {last}.\n"
+                f"The running statistics are of {values:,.0f} values per channel only.",
                 momentum=momentum,
                 values=values,
             )
@@ -105,10 +109,10 @@ class TinyBatches(BufferCheck):
             yield self.candidate(
                 evidence,
                 layers,
-                f"With {samples.batch_size} samples per batch {which_layers(evidence, layers)} "
-                f"{'normalises' if len(layers) == 1 else 'normalise'} by {counts[worst]} values "
-                f"per channel: running statistics are off by {noise:.2g} standard deviations from "
-                "this noise alone.",
+                f"{which_layers(evidence, layers)} {plural(layers, 'normalises', 'normalise')} by "
+                f"{counts[worst]} values per channel: batches of {samples.batch_size} are too "
+                "small.\n"
+                f"That noise alone puts running statistics off by {noise:.2g} standard deviations.",
                 batch_size=samples.batch_size,
                 values=counts[worst],
                 expected_noise=noise,
@@ -140,8 +144,9 @@ class SeveralDistributions(BufferCheck):
                 yield self.candidate(
                     evidence,
                     [name],
-                    f"{name or 'The batch norm'} runs {stats.calls} times per forward, on inputs "
-                    f"whose statistics differ by {far:.2g} standard deviations between calls.",
+                    f"{in_quotes(name)} runs {stats.calls} times per forward, on inputs that "
+                    f"differ by {far:.2g} standard deviations.\n"
+                    "One set of running statistics cannot fit them all.",
                     repair=Repair("giving each call its own statistics", changes=[change]),
                     calls=stats.calls,
                     between_calls=far,
@@ -171,8 +176,8 @@ class BatchesNotRandom(BufferCheck):
         ]
         if not layers and not evidence.has_train_loader:
             evidence.model.notes.append(
-                f"the loader's batches are no random samples (they differ {effect:.1f} times as "
-                "much as random ones would); the audit shuffled them"
+                f"samples in the loader's batches resemble each other (batches differ {effect:.1f} "
+                "times as much as random ones would); the audit shuffled them"
             )
             return
         within = {
@@ -185,9 +190,23 @@ class BatchesNotRandom(BufferCheck):
         worst = min(within, key=lambda n: within[n], default=None)
         low = within[worst] if worst is not None else math.nan
         message = (
-            f"Batches differ {effect:.1f} times as much as random ones would; within a batch the "
-            f"variance at {worst or 'the first layer'} is {100 * low:.0f} % of the whole."
+            f"samples in a batch resemble each other: batches differ {effect:.1f} times as much as "
+            "random ones would."
         )
+        if worst is not None:
+            message += (
+                f"\nWithin a batch the variance at {in_quotes(worst)} is {100 * low:.0f} % of that "
+                "over all samples."
+            )
+        in_order_loss = evidence.loader_order_pass.scores.loss
+        shuffled_loss = evidence.train_pass.scores.loss
+        least = max(LEAST_FALL, 0.1 * abs(in_order_loss or 0.0))
+        if in_order_loss is not None and (shuffled_loss or 0.0) - in_order_loss > least:
+            message += (
+                "\nThe network uses its batch mates: shuffling alone raises the loss of train mode "
+                f"from {in_order_loss:.3f} to {shuffled_loss:.3f}.\n"
+                "Re-estimating helps only partly: retrain with shuffled batches."
+            )
         if layers:
             yield self.candidate(
                 evidence, layers, message, order_effect=effect, within_over_pooled=low
@@ -236,9 +255,10 @@ class InputDiffers(Check):
         yield CandidateFinding(
             self,
             None,
-            f"The loader's inputs have {ratio:.3g} times the standard deviation of the training "
-            f"loader's and means up to {moved:.2g} standard deviations away"
-            + (f"; shapes {shapes[0]} and {shapes[1]}." if shapes[0] != shapes[1] else "."),
+            f"the loader's inputs have {ratio:.3g} times the standard deviation of the training "
+            f"loader's, and means up to {moved:.2g} standard deviations away."
+            + f"\nTheir shapes are {shapes[0]} and {shapes[1]}."
+            * (shapes[0] != shapes[1]),
             numbers={"distance": distance, "limit": limit, "shapes": [list(s) for s in shapes]},
             repair=Repair(
                 "rescaling each channel to the training loader's",

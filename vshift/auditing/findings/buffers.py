@@ -16,10 +16,12 @@ from vshift.auditing.findings.base import (
     distance_in_words,
     harmless_note,
     list_layers,
+    plural,
     which_layers,
 )
 from vshift.auditing.repairs import Repair, set_eps
 from vshift.auditing.severity import Gain
+from vshift.auditing.trace import in_quotes
 from vshift.text import pluralize
 
 
@@ -40,15 +42,16 @@ class NonFinite(BufferCheck):
             found = self.candidate(
                 evidence,
                 bad,
-                f"The running statistics of {which_layers(evidence, bad)} hold inf, NaN or a "
-                "negative variance; the first layer in forward order is "
-                f"{bad[0] or 'the model'}.{self._too_large(evidence, bad)}",
+                f"the running statistics of {which_layers(evidence, bad)} hold inf, NaN or a "
+                "negative variance."
+                + f"\nThe first in forward order is {in_quotes(bad[0])}." * (len(bad) > 1)
+                + self._too_large(evidence, bad),
                 layer=bad[0],
                 first=bad[0],
             )
             # Re-estimating may not fit into the layer's type: the loss is that against train mode.
             found.explained = Gain.between(
-                evidence.eval_scores, evidence.best_scores, "normalising by each batch"
+                evidence.eval_scores, evidence.best_scores, "batch statistics"
             )
             yield found
 
@@ -60,8 +63,9 @@ class NonFinite(BufferCheck):
             if buffer is not None and largest > torch.finfo(buffer.dtype).max:
                 limit = torch.finfo(buffer.dtype).max
                 return (
-                    f" Its variance is {largest:,.0f}, and {str(buffer.dtype)[6:]} ends at "
-                    f"{limit:,.0f}: keep that layer in float32, re-estimating does not help."
+                    f"\nThe variance at {in_quotes(name)} is {largest:,.0f}, and "
+                    f"{str(buffer.dtype)[6:]} ends at {limit:,.0f}: keep that layer in float32, "
+                    "re-estimating does not help."
                 )
         return ""
 
@@ -84,17 +88,31 @@ class NeverUpdated(BufferCheck):
             yield self.candidate(
                 evidence,
                 layers,
-                f"The running statistics of {which_layers(evidence, layers)} are still exactly "
-                f"mean 0 and variance 1, {distance_in_words(evidence, layers)}.",
+                f"{which_layers(evidence, layers)} still {plural(layers, 'holds', 'hold')} the "
+                f"initial values, mean 0 and variance 1; {self._updates(evidence, layers)}.\n"
+                "In training mode the inputs have others: "
+                f"{distance_in_words(evidence, layers)}.",
                 drop_if_harmful=True,
                 note_if_dropped=(
-                    f"the running statistics of {which_layers(evidence, layers)} are still the "
-                    "initial ones, and re-estimating them makes eval mode worse: frozen on "
-                    "purpose, it seems"
+                    f"the running statistics of {which_layers(evidence, layers)} are the initial "
+                    "ones, and re-estimating them makes eval mode worse: frozen on purpose, it "
+                    "seems"
                 ),
                 momentum=sorted({str(evidence.layers[n].momentum) for n in layers}),
                 batches_tracked=[evidence.batches_tracked(n) for n in layers],
             )
+
+    def _updates(self, evidence: Evidence, layers: list[str]) -> str:
+        """What the layers' counters say, for a sentence."""
+        tracked = [count for n in layers if (count := evidence.batches_tracked(n)) is not None]
+        if not tracked:
+            return "they count no updates" if len(layers) > 1 else "it counts no updates"
+        if not max(tracked):
+            return "no update was counted"
+        counted = pluralize(max(tracked), "update was", "updates were") + " counted"
+        if all(evidence.layers[n].momentum == 0 for n in layers):
+            return f"{counted}, but momentum = 0 makes each do nothing"
+        return f"{counted}, so the values were lost or set back afterwards"
 
 
 class Drift(BufferCheck):
@@ -131,12 +149,13 @@ class Drift(BufferCheck):
         layers = list(distances)
         evidence.claim(layers, self.code)
         worst = max(layers, key=lambda n: distances[n])
+        where = f" at {in_quotes(worst)}" if len(layers) > 1 else ""
         yield CandidateFinding(
             self,
             worst,
-            f"The parameters of {pluralize(len(layers), 'batch norm')} ({list_layers(layers)}) are "
-            f"the reference's, and the running statistics are not: {distances[worst]:.2g} standard "
-            f"deviations apart at {worst or 'it'}.",
+            f"{which_layers(evidence, layers)} {plural(layers, 'has', 'have')} the reference's "
+            "parameters, but running statistics that drifted: by "
+            f"{distances[worst]:.2g} standard deviations{where}.",
             layers,
             {"distances": distances},
             Repair("restoring the reference's buffers", statistics=reference),
@@ -169,23 +188,33 @@ class Stale(BufferCheck):
         if far < self.at_least:
             return
         referenced = [n for n in layers if evidence.has_reference_statistics(n)]
-        more = f" {len(referenced)} of them still hold the reference's buffers." * bool(referenced)
+        more = ""
+        if evidence.inheriting:
+            verb = plural(evidence.inheriting, "inherits", "inherit")
+            more += f"\n{list_layers(evidence.inheriting)} only {verb} the error."
+        if referenced:
+            verb = plural(referenced, "holds", "hold")
+            more += f"\n{list_layers(referenced)} still {verb} the reference's buffers."
         simple = [
             n for n in layers if evidence.layers[n].momentum is None and evidence.batches_tracked(n)
         ]
         if simple:
             more += (
-                f" Momentum None averages over all {evidence.batches_tracked(simple[0])} batches "
-                "since the statistics were reset, the first of them as much as the last."
+                f"\nA momentum of None averages over all {evidence.batches_tracked(simple[0]):,} "
+                "batches since the statistics were reset, the first of them as much as the last."
             )
         if not evidence.has_train_loader:
-            more += " A training loader would distinguish changed inputs from changed weights."
+            more += (
+                "\nPass train_loader= (--train-data): if the statistics fit the training data, "
+                "your eval inputs are preprocessed differently; if not, the statistics are wrong."
+            )
         may_drop = not (referenced and far >= FAR)
         note = harmless_note(evidence, layers) if may_drop else ""
         yield self.candidate(
             evidence,
             layers,
-            f"The running statistics of {which_layers(evidence, layers)} are "
+            f"{which_layers(evidence, layers)} {plural(layers, 'holds', 'hold')} other running "
+            "statistics than the inputs have in training mode: "
             f"{distance_in_words(evidence, layers)}.{more}",
             drop_if_no_gain=may_drop and (bool(note) or far < FAR),
             note_if_dropped=note,
@@ -220,9 +249,9 @@ class VarianceBelowEps(Check):
         yield CandidateFinding(
             self,
             worst,
-            f"{100 * shares[worst]:.0f} % of the channels of {worst or 'the batch norm'} have a "
-            f"running variance below eps = {eps:g}: eps decides their scale, and another eps "
-            "another output.",
+            f"an eps of {eps:g} is more than the running variance in {100 * shares[worst]:.0f} % "
+            f"of the channels of {in_quotes(worst)}.\n"
+            "There eps decides the scale, and another eps gives another output.",
             list(shares),
             {
                 "share": shares,

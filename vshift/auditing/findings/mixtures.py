@@ -51,7 +51,7 @@ class _InitialValues(BufferCheck):
         worst = max(shares, key=lambda n: shares[n])
         tracked, momentum = evidence.batches_tracked(worst), evidence.layers[worst].momentum
         batches = (
-            "an unknown number of batches"
+            "An unknown number of batches"
             if tracked is None
             else pluralize(tracked, "batch", "batches")
         )
@@ -59,8 +59,8 @@ class _InitialValues(BufferCheck):
             evidence,
             list(shares),
             f"{100 * shares[worst]:.0f} % of the initial values (mean 0, variance 1) remain in the "
-            f"running statistics of {which_layers(evidence, list(shares))}, after {batches} at "
-            f"momentum {momentum}.",
+            f"running statistics of {which_layers(evidence, list(shares))}.\n"
+            f"{batches} at momentum {momentum} were averaged.",
             drop_if_no_gain=True,
             initial_share=shares,
             batches_tracked=tracked,
@@ -171,10 +171,11 @@ class Polluted(BufferCheck):
         yield self.candidate(
             evidence,
             layers,
-            f"The running statistics of {which_layers(evidence, layers)} are a mixture of "
+            f"the running statistics of {which_layers(evidence, layers)} are "
             f"{100 * (1 - mixture.share):.0f} % training data and {100 * mixture.share:.0f} % "
-            f"{mixture.inputs}, as {pluralize(max(1, round(mixture.forwards)), 'forward')} in "
-            f"train mode would leave ({100 * mixture.explained:.0f} % of the deviation explained).",
+            f"{mixture.inputs}.\n"
+            f"{pluralize(max(1, round(mixture.forwards)), 'forward')} of {mixture.inputs} in train "
+            f"mode would leave that ({100 * mixture.explained:.0f} % of the deviation explained).",
             drop_if_no_gain=mixture.explained < EXACT and bool(note),
             note_if_dropped=note,
             inputs=mixture.inputs,

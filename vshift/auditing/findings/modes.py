@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vshift.auditing.comparisons import first_departure
 from vshift.auditing.evidence import AFTER_EVAL, AS_GIVEN, SWITCHED, Evidence
-from vshift.auditing.findings.base import CandidateFinding, Check, list_layers
+from vshift.auditing.findings.base import CandidateFinding, Check, list_layers, plural
 from vshift.auditing.repairs import Repair, eval_hidden, hold_in_eval, set_mode
 from vshift.auditing.severity import (
     LEAST_CHANGE,
@@ -16,6 +16,7 @@ from vshift.auditing.severity import (
     least_severity,
     severity_of_change,
 )
+from vshift.auditing.trace import in_quotes
 from vshift.text import join_words, pluralize
 
 ALONE = 0.01  # relative change of a sample's output; kernels of another batch size round by less
@@ -42,7 +43,7 @@ class ModeSwitchChangesState(Check):
         given, switched = evidence.given_scores[AS_GIVEN], evidence.given_scores[SWITCHED]
         # Either may be the better one: a stale cache loses as given, a lost statistic afterwards.
         gains = [
-            Gain.between(given, switched, "calling train() and eval()"),
+            Gain.between(given, switched, "the model after these calls"),
             Gain.between(switched, given, "the model as it was given"),
         ]
         gain = max(gains, key=lambda gain: SEVERITIES.index(gain.severity))
@@ -51,9 +52,9 @@ class ModeSwitchChangesState(Check):
         yield CandidateFinding(
             self,
             layers[0],
-            f"The same samples in the same mode, before and after one call of train() and eval(): "
-            f"the output changes by {format_change(gain.output_change)}, and "
-            f"{gain.in_words()}. These calls change more than modes in {list_layers(layers)}.",
+            f"one call of train() and eval() changes the output by "
+            f"{format_change(gain.output_change)}, on the same samples in the same mode.\n"
+            f"These calls change more than modes in {list_layers(layers)}.",
             layers,
             {"switch_change": gain.output_change},
             explained=gain,
@@ -75,16 +76,15 @@ class MixedModes(Check):
         parents = {name.rpartition(".")[0] for name, training in flags.items() if training}
         layers = [name for name, training in flags.items() if training and name not in parents]
         gain = Gain.between(
-            evidence.given_scores[AS_GIVEN], evidence.given_scores[AFTER_EVAL], "calling eval()"
+            evidence.given_scores[AS_GIVEN], evidence.given_scores[AFTER_EVAL], "eval mode"
         )
         if gain.output_change >= LEAST_CHANGE:
             yield CandidateFinding(
                 self,
                 layers[0],
-                f"model.training is False, and {list_layers(layers)} "
-                f"{'is' if len(layers) == 1 else 'are'} in training mode. As given the loss is "
-                "another than in eval mode, which all other scores are of: "
-                f"{gain.in_words()}.",
+                f"the model is in eval mode, but {list_layers(layers)} "
+                f"{plural(layers, 'is', 'are')} in training mode.\n"
+                "Every score but `as given` is of the model after its own train() or eval().",
                 layers,
                 explained=gain,
             )
@@ -108,16 +108,15 @@ class BNWrongMode(Check):
         registered = dict(evidence.model.module.named_modules())
         layers = [n for n in evidence.eval_trace.norms_in_training if n in registered]
         if layers:
-            count = pluralize(len(layers), "batch norm is", "batch norms are")
-            when = "still in training mode"
+            verb = plural(layers, "is", "are")
+            when = f"{verb} still in training mode after model.eval()"
             if not evidence.still_training.intersection(layers):
-                when = "switched to training mode by the forward itself"
+                when = f"{verb} switched to training mode by forward() itself"
             yield CandidateFinding(
                 self,
                 layers[0],
-                f"After model.eval() {count} {when} "
-                f"({list_layers(layers)}): every forward normalises by its own batch and moves the "
-                "buffers.",
+                f"{list_layers(layers)} {when}.\n"
+                "Every forward normalises by its own batch and moves the running statistics.",
                 layers,
                 {"batch_mates_change": evidence.tests.mates_change},
                 Repair("putting them into eval mode", changes=[hold_in_eval(layers)]),
@@ -147,13 +146,12 @@ class BNOutOfReach(Check):
         kept = [n for n in ran if n in tracker.hidden and n not in built and norms[n].training]
         layers = [*kept, *built]
         if layers:
-            count = pluralize(len(layers), "batch norm is", "batch norms are")
             changes = [set_mode(kept, False), *([eval_hidden] if built else [])]
             yield CandidateFinding(
                 self,
                 layers[0],
-                f"{count} not among the model's modules ({list_layers(layers)}), so eval() does "
-                "not reach them and no checkpoint holds them.",
+                f"{list_layers(layers)} {plural(layers, 'is', 'are')} not among the model's "
+                "modules: out of eval()'s reach, and in no checkpoint.",
                 layers,
                 {"made_in_forward": bool(built)},
                 Repair("putting them into eval mode", changes=changes),
@@ -196,9 +194,10 @@ class BatchDependent(Check):
         yield CandidateFinding(
             self,
             culprit,
-            f"The same samples with other batch mates give outputs that differ by "
-            f"{format_change(change)}, first at {culprit or 'the model'}"
-            + (": it keeps no running statistics." if layers else "."),
+            f"other samples in the batch change a sample's own output by {format_change(change)}, "
+            f"first at {in_quotes(culprit)}."
+            + "\nThat layer keeps no running statistics."
+            * bool(layers),
             layers or [culprit],
             {"batch_mates_change": change},
             repair if layers else None,
@@ -213,8 +212,8 @@ class BatchDependent(Check):
             yield CandidateFinding(
                 self,
                 None,
-                f"A sample alone and the same sample in a batch give outputs that differ by "
-                f"{format_change(change)}: forward() does something else for a single one.",
+                "a sample alone gives another output than in a batch: they differ by "
+                f"{format_change(change)}.\nforward() does something else for a single sample.",
                 numbers={"alone_change": change},
                 severity=severity_of_change(change),
             )
@@ -239,8 +238,8 @@ class UnexplainedGap(Check):
         if evidence.is_accounted:
             return
         eval_, repaired, best = evidence.eval_scores, evidence.repaired_scores, evidence.best_scores
-        gap = Gain.between(eval_, best, "train mode")
-        left = Gain.between(repaired, best, "train mode")
+        gap = Gain.between(eval_, best, evidence.best_mode)
+        left = Gain.between(repaired, best, evidence.best_mode)
         if gap.fall is None or left.fall is None or left.fall <= 0.5 * gap.fall:
             return
         if SEVERITIES.index(left.severity) < SEVERITIES.index("medium"):
@@ -250,30 +249,25 @@ class UnexplainedGap(Check):
         where = ""
         if layer is not None:
             where = (
-                f" Run in both modes, the model departs first at {layer or 'its own forward'}: "
-                f"from the same input its output differs by {format_change(change)}."
+                f"\nThe modes part first at {in_quotes(layer)}: from the same input its output "
+                f"differs by {format_change(change)}."
             )
         ruled_out = [
             text
             for text, holds in (
                 (
-                    f"the running statistics of {pluralize(len(evidence.judged), 'batch norm')}, "
-                    "which fit these inputs",
+                    f"running statistics ({len(evidence.judged)} of {len(evidence.layers)} batch "
+                    "norms fit these inputs)",
                     evidence.judged and not evidence.mismatched,
                 ),
                 ("noise in eval mode", evidence.tests.repeat_at is None),
                 ("the other samples of a batch", evidence.tests.mates_at is None),
-                ("modules that eval() does not reach", not evidence.still_training),
+                ("modules out of eval()'s reach", not evidence.still_training),
             )
             if holds
         ]
         if ruled_out:
-            where += f" Ruled out: {join_words(ruled_out)}."
-        accuracies = ""
-        if left.accuracy_before is not None and left.accuracy_after is not None:
-            accuracies = (
-                f", the accuracy {left.accuracy_before:.1f} and {left.accuracy_after:.1f} %"
-            )
+            where += f"\nRuled out: {join_words(ruled_out)}."
         repair = None
         if evidence.judged:
             count = pluralize(len(evidence.judged), "batch norm")
@@ -282,9 +276,8 @@ class UnexplainedGap(Check):
         yield CandidateFinding(
             self,
             layer,
-            f"On the same samples the loss is {left.loss_before:.3f} in eval mode"
-            f"{' with the repairs' if repaired is not eval_ else ''} and {left.loss_after:.3f} in "
-            f"train mode{accuracies}.{where}",
+            f"eval mode{', repaired as below,' if repaired is not eval_ else ''} is worse than "
+            f"{evidence.best_mode} on the same samples, and nothing found explains it.{where}",
             [] if layer is None else [layer],
             {"gap": gap.fall, "unexplained": left.fall, "departure": change},
             repair,

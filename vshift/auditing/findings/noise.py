@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from vshift.auditing.evidence import Evidence
-from vshift.auditing.findings.base import CandidateFinding, Check, list_layers
+from vshift.auditing.findings.base import CandidateFinding, Check, list_layers, plural
 from vshift.auditing.guard import seed_everything
 from vshift.auditing.repairs import Repair, eval_hidden, scale_outputs, set_mode, silence
 from vshift.auditing.samples import call, tensors_of
 from vshift.auditing.severity import format_change, least_severity, severity_of_change
-from vshift.auditing.trace import SILENCEABLE, NoiseSource
-from vshift.text import pluralize
+from vshift.auditing.trace import SILENCEABLE, NoiseSource, in_quotes
+from vshift.text import list_names, pluralize
 
 DRAWS = 32  # of a noise layer, to see its mean
 
@@ -48,8 +48,9 @@ class _NoiseInEval(Check):
     ) -> CandidateFinding:
         change = evidence.tests.repeat_change
         message = (
-            f"{list_layers([source.with_line for source in sources])}: {what}. Two passes over the "
-            f"same batch differ by {_change_of_output(change)}."
+            f"{list_names([source.with_line for source in sources])} "
+            f"{'is' if len(sources) == 1 else 'are'} {what}.\n"
+            f"Two passes over the same batch differ by {_change_of_output(change)}."
         )
         # In both modes alike: the noise hides the shift of variance that it may cause.
         reached = [
@@ -57,8 +58,8 @@ class _NoiseInEval(Check):
         ]
         if reached:
             message += (
-                f" It reaches {list_layers(reached)} in both modes alike: whether it shifts the "
-                "variance there can only be seen once it follows the mode; audit again then."
+                f"\nIt reaches {list_layers(reached)} in both modes alike: audit again once it "
+                "follows the mode, to see whether it shifts the variance there."
             )
         return CandidateFinding(
             self,
@@ -105,7 +106,7 @@ class NoiseOutOfReach(_NoiseInEval):
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         if sources := self.sources(evidence):
-            what = "not among the model's modules, so eval() does not reach it"
+            what = "out of eval()'s reach, as it is not among the model's modules"
             repair = Repair("switching it off", changes=[eval_hidden, silence])
             yield self.candidate(evidence, sources, what, repair)
 
@@ -131,10 +132,10 @@ class NoiseLive(_NoiseInEval):
             yield CandidateFinding(
                 self,
                 layer,
-                f"Two passes over the same batch in eval mode differ by "
-                f"{_change_of_output(change)}, first at {layer or 'the model'}, though no random "
-                "operation of PyTorch ran: the randomness is Python's or NumPy's, or state kept "
-                "between calls.",
+                f"two passes over the same batch in eval mode differ by "
+                f"{_change_of_output(change)}, first at {in_quotes(layer)}.\n"
+                "No random operation of PyTorch ran: the randomness is Python's or NumPy's, or "
+                "state is kept between calls.",
                 [layer],
                 {"functions": [], "repeat_change": change},
                 severity=severity_of_change(change),
@@ -157,7 +158,7 @@ class NoiseScale(Check):
     advice = "divide by 1 − rate in training, or use nn.Dropout"
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
-        modules = dict(evidence.model.module.named_modules())
+        modules = evidence.model.registered
         random_in_eval = {source.layer for source in evidence.eval_trace.sources}
         scales = {}
         for source in evidence.train_trace.sources:
@@ -175,8 +176,10 @@ class NoiseScale(Check):
             yield CandidateFinding(
                 self,
                 worst,
-                f"In training {worst or 'the noise'} gives on average {scales[worst]:.3g} times "
-                f"what it gives in eval mode ({list_layers(list(scales))}).",
+                f"{in_quotes(worst)} gives on average {scales[worst]:.3g} times as much in "
+                "training as in eval mode."
+                + f"\nNoise that changes the mean: {list_layers(list(scales))}."
+                * (len(scales) > 1),
                 list(scales),
                 {"training_over_eval": scales},
                 Repair("scaling its output in eval mode likewise", changes=[scale_outputs(scales)]),
@@ -226,7 +229,7 @@ class VarianceShift(Check):
     causes = "dropout or stochastic depth before a batch norm"
     advice = (
         "move the noise after the last batch norm, lower its rate, use uniform noise, or "
-        "re-estimate with `vshift.recalibrate` if that helped below"
+        "re-estimate with `vshift.recalibrate` if trying it helped"
     )
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
@@ -244,17 +247,18 @@ class VarianceShift(Check):
             (same, "further", "likewise"), (len(shifted) - 1 - same, "other", "the other way")
         ):  # fmt: skip
             if count:
-                more += f" {pluralize(count, f'{which} layer is', f'{which} layers are')}"
+                more += f"\n{pluralize(count, f'{which} layer is', f'{which} layers are')}"
                 more += f" shifted {how}."
         if inheriting:
-            verb = "inherits" if len(inheriting) == 1 else "inherit"
-            more += f" {list_layers(inheriting)} only {verb} a shift."
+            verb = plural(inheriting, "inherits", "inherit")
+            more += f"\n{list_layers(inheriting)} only {verb} a shift."
         yield CandidateFinding(
             self,
             worst,
-            f"{list_layers(noise)} in front of {worst or 'the batch norm'} makes the variance in "
-            f"training {local.value:.2f} ± {local.error:.2f} times that without noise; the factor "
-            f"inherited from earlier layers is {inherited:.2f}.{more}",
+            f"{list_names([source.with_line for source in evidence.noise_reaching(worst)])} in "
+            f"front of {in_quotes(worst)} makes the variance in training {local.value:.2f} ± "
+            f"{local.error:.2f} times that without noise.\n"
+            f"The factor inherited from earlier layers is {inherited:.2f}.{more}",
             list(shifted),
             {
                 "noise": noise,

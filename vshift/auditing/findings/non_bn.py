@@ -12,9 +12,10 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm as _SpectralNormHook
 
 from vshift.auditing.evidence import Evidence
-from vshift.auditing.findings.base import CandidateFinding, Check, list_layers
+from vshift.auditing.findings.base import CandidateFinding, Check, list_layers, plural
 from vshift.auditing.repairs import Repair, set_mode
 from vshift.auditing.samples import call, tensors_of
+from vshift.auditing.trace import in_quotes
 
 WRONG_NORM = 1.2  # one power iteration per step lags behind moving weights by less
 POWER_STEPS = 50  # of power iteration: the norm to about a percent
@@ -34,15 +35,15 @@ class InstanceNorm(Check):
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         layers = [
             name
-            for name, module in evidence.model.module.named_modules()
+            for name, module in evidence.model.registered.items()
             if isinstance(module, _InstanceNorm) and module.running_mean is not None
         ]
         if layers:
             yield CandidateFinding(
                 self,
                 layers[0],
-                f"{list_layers(layers)}: normalised by each sample's own statistics in training, "
-                "and by running ones in eval mode.",
+                f"{list_layers(layers)} {plural(layers, 'normalises', 'normalise')} by each "
+                "sample's own statistics in training, and by running ones in eval mode.",
                 layers,
                 repair=Repair(
                     "normalising each sample by itself", changes=[set_mode(layers, True)]
@@ -87,8 +88,10 @@ class SpectralNorm(Check):
             yield CandidateFinding(
                 self,
                 worst,
-                f"The largest singular value of {worst or 'the weight'} is {ratios[worst]:.3g} "
-                f"times what spectral norm divides by in eval mode ({list_layers(list(ratios))}).",
+                f"spectral norm divides {list_layers(list(ratios))} by a wrong norm in eval "
+                "mode.\n"
+                f"The largest singular value of {in_quotes(worst)} is {ratios[worst]:.3g} times "
+                "that norm.",
                 list(ratios),
                 {"true_over_used": ratios},
                 Repair("giving spectral norm the right vectors", buffers=buffers),
@@ -142,8 +145,8 @@ class OutputNonFinite(Check):
         yield CandidateFinding(
             self,
             layer,
-            f"The output is finite in training mode and not in eval mode, first at "
-            f"{layer or 'the model'}; all running statistics are finite.",
+            f"the output is inf or NaN in eval mode only, first at {in_quotes(layer)}.\n"
+            "All running statistics are finite.",
             [layer],
             severity="high",
         )

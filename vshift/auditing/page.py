@@ -1,0 +1,80 @@
+"""An audit as one HTML file, in the style of the report on runs."""
+
+from __future__ import annotations
+
+import re
+from html import escape
+from typing import TYPE_CHECKING
+
+from vshift.tables import Table, html_table, page_style
+from vshift.text import escape_control
+
+if TYPE_CHECKING:
+    from vshift.auditing.report import Audit
+
+LEGEND = (
+    "shift: running and eval variance, the larger over the smaller.",
+    "local: what noise in front of the layer does to its variance in training.",
+    "inherited: what arrives from the layers before it in eval mode.",
+)
+
+
+def page(audit: Audit, title: str, scores: Table, layers: Table) -> str:
+    """The whole page; everything inside, no scripts, nothing loaded from elsewhere."""
+    cards = []
+    for finding in audit.findings:
+        first, *others = finding.sentences
+        at = f" at <code>{_text(finding.layer)}</code>" if finding.layer else ""
+        cards.append(
+            f'<article class="card {finding.severity}"><h3><span class="badge">{finding.severity}'
+            f'</span> {finding.code}{at}</h3><p class="answer">{_text(first)}</p>'
+            + "".join(f"<p>{_text(sentence)}</p>" for sentence in others)
+            + "</article>"
+        )
+    legend = "".join(f'<p class="data">{_text(line)}</p>' for line in LEGEND)
+    notes = "".join(f"<li>{_text(note)}.</li>" for note in audit.notes)
+    sections = {
+        "Findings": "".join(cards),
+        "Scores": scores.rows and _scrolled(scores, "Scores by mode"),
+        "Layers": layers.rows
+        and _scrolled(layers, "Batch norms") + f'<div class="data">{legend}</div>',
+        "Notes": notes and f"<ul>{notes}</ul>",
+    }
+    body = "".join(
+        f"<section><h2>{heading}</h2>{content}</section>"
+        for heading, content in sections.items()
+        if content
+    )
+    verdict = _text(audit.verdict or audit.count)
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width, initial-scale=1"><title>{_text(title)}</title>'
+        f"<style>{page_style()}{_STYLE}</style></head><body><header><div><h1>{_text(title)}</h1>"
+        f'<p class="facts">{verdict}</p></div></header><main>{body}</main></body></html>\n'
+    )
+
+
+def _scrolled(table: Table, label: str) -> str:
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">'
+        f"{html_table(table)}</div>"
+    )
+
+
+def _text(text: str) -> str:
+    """Escaped, with what stands in backticks as code."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", escape(escape_control(text)))
+
+
+_STYLE = """
+code { white-space: normal; overflow-wrap: anywhere; background: var(--grid); padding: 0 3px; }
+.card { border-left: 5px solid var(--line); margin-bottom: 14px; max-width: 80ch; }
+.card.high { border-left-color: #d5322d; }
+.card.medium { border-left-color: #d57800; }
+.card.low { border-left-color: #b59a00; }
+.card .badge { background: var(--paper); color: var(--ink); }
+.data, li { max-width: 80ch; }
+li { margin-bottom: 6px; }
+table { width: auto; }
+thead th { padding: 6px 7px; font-weight: 600; }
+"""
