@@ -16,7 +16,12 @@ from vshift.config.load import is_base, read_file
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CONFIG_PAGE = (ROOT / "docs" / "config.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "AGENTS.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks" / "README.md",
+]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))

@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 import vshift
@@ -127,3 +128,35 @@ def test_the_classifiers_are_the_pythons_that_ci_tests() -> None:
     named = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
     assert named == re.findall(r"3\.\d+", re.search(r"^PYTHONS=.*", CI, re.MULTILINE)[0])
     assert PROJECT["requires-python"] == f">={named[0]}"
+
+
+# ---- publishing
+
+
+def test_citations_name_this_version_and_address() -> None:
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    bib = (ROOT / "CITATION.bib").read_text("utf-8")
+    ours, papers = re.findall(r"^@\w+\{.*?^\}$", bib, re.MULTILINE | re.DOTALL)
+    (paper,) = cff["references"]
+    assert cff["version"] == vshift.__version__
+    assert f"version = {{{vshift.__version__}}}" in ours
+    address = PROJECT["urls"]["Repository"]
+    assert cff["repository-code"] == address
+    assert f"url     = {{{address}}}" in ours
+    assert all(url.startswith(address) for url in PROJECT["urls"].values())
+    for text in (paper["title"], paper["doi"], *(a["family-names"] for a in paper["authors"])):
+        assert text in papers
+
+
+def test_a_release_is_tested_as_ci_tests_and_publishes_without_a_token() -> None:
+    text = (ROOT / ".github" / "workflows" / "release.yml").read_text("utf-8")
+    jobs = yaml.safe_load(text)["jobs"]
+    tested = {row["python"] for row in jobs["test"]["strategy"]["matrix"]["include"]}
+    assert [f"Python :: {version}" for version in sorted(tested)] == [
+        line.removeprefix("Programming Language :: ")
+        for line in PROJECT["classifiers"]
+        if line.startswith("Programming Language")
+    ]
+    assert set(jobs["publish"]["needs"]) == {"test", "build"}
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert "secrets." not in text
