@@ -32,6 +32,7 @@ from benchmarks.race import (
     OutOfTime,
     Ready,
     Runner,
+    failure_line,
     prepare,
     race,
     time_epoch,
@@ -282,8 +283,7 @@ class _CaseRace:
                 reason = f"its set-up was stopped after {left:.0f} s, no time was left"
             except Exception as error:  # must not end the bench; it is reported
                 failed = True
-                first_line = (str(error).strip().splitlines() or [""])[0][:300]
-                reason = f"failed: {type(error).__name__}: {first_line}"
+                reason = f"failed: {failure_line(error)}"
         self.reporter.say(f"  {entry.name}: left out, {reason}")
         self.left_out.append(LeftOut(contender=entry.name, reason=reason, failed=failed))
 

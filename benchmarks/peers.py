@@ -8,6 +8,7 @@ SGD with momentum, weights in float32. Only how they do it differs.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -67,6 +68,12 @@ class Images(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
 
 
+def ignore_stop_signals(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach a DataLoader's workers too, and are their parent's to answer."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def plain(work: Work) -> Epoch:
     """(a) The loop most people run: float32 (TF32 on a GPU), a DataLoader with 2 workers.
 
@@ -84,6 +91,7 @@ def plain(work: Work) -> Epoch:
         num_workers=2,
         persistent_workers=True,
         pin_memory=cuda,
+        worker_init_fn=ignore_stop_signals,
     )
 
     def epoch() -> float:

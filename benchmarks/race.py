@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
+from vshift.errors import VShiftError
+
 Clock = Callable[[], float]
 Epoch = Callable[[], float]  # trains for an epoch and returns its mean loss
 
@@ -39,6 +41,12 @@ class Budget:
         """An equal part of what is left, beginning now."""
         left = self.left()
         return Budget(None if math.isinf(left) else left / parts, self._clock)
+
+
+def failure_line(error: Exception) -> str:
+    """An error in a line: its kind, unless it is written for people, and its message's first."""
+    line = (str(error).strip().splitlines() or ["no message"])[0][:300]
+    return line if isinstance(error, VShiftError) else f"{type(error).__name__}: {line}"
 
 
 class OutOfTime(BaseException):

@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks import environment
 from benchmarks.cases import make_cases, numbers, words
-from benchmarks.race import Budget, Ready, prepare, race
+from benchmarks.race import Budget, Ready, failure_line, prepare, race
 from benchmarks.render import render_together
 from benchmarks.results import IN_TURN, Series, paired, slug
 from benchmarks.ways import CONTENDERS, Processes, Work, say
@@ -48,8 +48,7 @@ def race_together(work: Work, repeats: int, budget: Budget) -> dict[str, Any]:
         try:
             ready.append(prepare(name, lambda make=make: make(work), work.device))  # type: ignore[misc]
         except Exception as error:  # a contender that fails must not end the race; it is reported
-            kind = "" if isinstance(error, VShiftError) else f"{type(error).__name__}: "
-            left_out[name] = f"{kind}{str(error).splitlines()[0][:300]}"
+            left_out[name] = failure_line(error)
     try:
         race(ready, repeats, work.device, budget)
     finally:

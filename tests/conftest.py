@@ -10,9 +10,12 @@ os.environ["VSHIFT_PRECISION"] = "bf16"
 import pytest
 import torch
 
+from tests.recorded import RecordedGraph, record
 from tests.soak.harness import Trainer, fork_server
 from vshift import cli
+from vshift.train import optimizer
 
+FUSED = {"foreach": False, "fused": True}
 # PostScript, which Pillow hands to a program.
 EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
 %%BoundingBox: 0 0 8 8
@@ -64,6 +67,36 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def device_settings(request, monkeypatch):
+    """Leaves PyTorch's settings of the device as they were before a test marked `gpu`."""
+    if request.node.get_closest_marker("gpu") is None:
+        yield
+        return
+    backends = torch.backends
+    for module, name in (
+        (backends.cudnn, "benchmark"),
+        (backends.cudnn, "allow_tf32"),
+        (backends.cuda.matmul, "allow_tf32"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.cuda.set_stream(torch.cuda.default_stream())
+
+
+@pytest.fixture
+def recorded_graphs(monkeypatch):
+    """Lets a captured step capture and replay on the CPU."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", RecordedGraph)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    # As on a GPU: its kernel reads the learning rate, and Python does not.
+    sgd = optimizer.sgd
+    monkeypatch.setattr(
+        optimizer, "sgd", lambda *words, **options: sgd(*words, **{**options, **FUSED})
+    )
 
 
 @pytest.fixture

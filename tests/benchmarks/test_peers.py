@@ -1,5 +1,9 @@
 """The peers: the same architecture, weights and recipe as vshift, from PyTorch's own layers."""
 
+import multiprocessing
+import os
+import signal
+
 import pytest
 import torch
 from torch import nn
@@ -20,6 +24,19 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def make(network="preresnet-8", noise="none"):
     config = make_config(Case(network, 16, noise))
     return build(config, classes=10, channels=3, size=32, seed=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_stop_of_the_whole_group_is_the_parents_to_answer():
+    """A worker killed by it would be an error about a DataLoader in the middle of the goodbye."""
+    epoch = make_peer("plain", Case("preresnet-8", 8, "none"), random_images(8, 2, CPU))
+    epoch.epoch()
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
+    assert epoch.epoch() > 0
+    assert all(worker.is_alive() for worker in workers)
 
 
 def test_the_three_are_there():

@@ -8,7 +8,6 @@ import torch
 from benchmarks.cases import Case, make_config
 from benchmarks.stack import Stack, StackedStream, seed_of, stacked_context
 from benchmarks.training import random_images
-from tests.train.test_fast_steps import capture_on_the_cpu
 from vshift.config.data import Augment
 from vshift.data import Stream, train_stream
 from vshift.networks.norm import BatchNorm
@@ -77,7 +76,7 @@ class SeedOf:
         (CapturedStep, "preresnet-8"),
     ],
 )
-def test_a_stack_trains_each_seed_as_it_is_trained_alone(kind, network):
+def test_a_stack_trains_each_seed_as_it_is_trained_alone(recorded_graphs, kind, network):
     config, images, models = parts(network=network)
     models = [model.double() for model in models]
     alone = copy.deepcopy(models)
@@ -106,12 +105,11 @@ def test_a_stack_trains_each_seed_as_it_is_trained_alone(kind, network):
             close(stacked[name][place], tensor, name)
 
 
-def test_a_stack_can_be_captured(monkeypatch):
+def test_a_stack_can_be_captured(recorded_graphs):
     """Its batches begin with the copies, not with the images: no graph is looked up by that."""
     config, images, models = parts()
     context = stacked_context(TrainingContext(config, 0, images), models)
     step = CapturedStep(context, compile=False)
-    capture_on_the_cpu(monkeypatch, step)
     step.prepare()
     assert (1, 8) in step._graphs
 

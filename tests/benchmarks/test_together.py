@@ -44,16 +44,17 @@ def test_all_ways_race_and_do_the_same_work(run):
     assert "| streams | – | 0 | streams are CUDA's |" in said.out
 
 
-def test_a_contender_that_fails_is_left_out_with_its_reason(run, monkeypatch):
+@pytest.mark.parametrize(("words", "line"), [("no room\nat all", "no room"), ("", "no message")])
+def test_a_contender_that_fails_is_left_out_with_its_reason(run, monkeypatch, words, line):
     def broken(work):
-        raise RuntimeError("no room\nat all")
+        raise RuntimeError(words)
 
     monkeypatch.setitem(together.CONTENDERS, "stacked", broken)
     monkeypatch.delitem(together.CONTENDERS, "processes")
     code, said, found = run(*WORDS)
     assert code == 0
-    assert found["cases"][0]["left_out"]["stacked"] == "RuntimeError: no room"
-    assert "| stacked | – | 0 | RuntimeError: no room |" in said.out
+    assert found["cases"][0]["left_out"]["stacked"] == f"RuntimeError: {line}"
+    assert f"| stacked | – | 0 | RuntimeError: {line} |" in said.out
 
 
 def test_a_stack_with_dropout_on_a_cpu_is_left_out(run, monkeypatch):

@@ -219,7 +219,7 @@ def test_stopped_and_resumed(tmp_path, kind: str) -> None:
     assert differences(whole.path, folder.path) == []
 
 
-def test_a_captured_step_is_the_eager_one() -> None:
+def test_a_captured_step_is_the_eager_one(recorded_graphs: None) -> None:
     results = [
         trained_by(make(context_of(**SECTIONS)), epochs=1)
         for make in (lambda context: CapturedStep(context, compile=False), TrainStep)

@@ -88,7 +88,7 @@ def test_an_average_is_that_of_pytorch(average, buffers):
 
 
 @pytest.mark.parametrize("average", AVERAGES[1:3], ids=str)
-def test_a_captured_step_averages_as_the_eager_one_bit_for_bit(average):
+def test_a_captured_step_averages_as_the_eager_one_bit_for_bit(recorded_graphs, average):
     found = []
     for make in (lambda context: CapturedStep(context, compile=False), TrainStep):
         step = make(context_of(network=NET, data=LEFT_OVER, average=average))
@@ -103,10 +103,9 @@ def test_capturing_restores_the_average():
     context = context_of(network=NET, average={"kind": "ema"})
     step = CapturedStep(context, compile=False)
     step._send_plan(0, [0.1] * 5, 0)
-    before = step._state()
-    step.advance(64)
-    assert all(tensor.any() for tensor in context.average.tensors())
-    step._restore(before)
+    with step._restored():
+        step.advance(64)
+        assert all(tensor.any() for tensor in context.average.tensors())
     assert not any(tensor.any() for tensor in context.average.tensors())
 
 

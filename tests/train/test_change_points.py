@@ -13,8 +13,6 @@ from tests.train.test_checkpointer import attempt
 from tests.train.test_fast_steps import context_of, equal
 from vshift.data import load
 from vshift.errors import ConfigError
-from vshift.networks.noise import Noise
-from vshift.networks.norm import BatchNorm
 from vshift.shift.modes import modes
 from vshift.train.context import TrainingContext, build_model, derive_seed
 from vshift.train.fast_steps import CapturedStep
@@ -76,39 +74,17 @@ def trained(step, epochs=3):
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_a_captured_step_is_the_eager_one_over_the_change(monkeypatch, arm):
-    """A graph replays what was captured: on the CPU, a stand-in that notes the layers' state."""
+def test_a_captured_step_is_the_eager_one_over_the_change(recorded_graphs, monkeypatch, arm):
+    """A graph replays what was captured: before the change, and anew after it."""
     sections = config_of(arm).model_dump(exclude={"name"})
     reference = trained(TrainStep(context_of(**sections)))
-    context = context_of(**sections)
-    step = CapturedStep(context, compile=False)
-    made = []
-
-    def present():
-        modules = list(context.model.modules())
-        frozen = [m.frozen for m in modules if isinstance(m, BatchNorm)]
-        return frozen + [m.active for m in modules if isinstance(m, Noise)]
-
-    def captured(sizes):
-        state = present()
-        made.append(state)
-
-        def replay():
-            assert present() == state, "a graph captured before the change"
-            for size in sizes:
-                CapturedStep.advance(step, size)
-
-        return replay
-
-    monkeypatch.setattr(
-        step,
-        "_run",
-        lambda count, size: step._graphs.setdefault((count, size), captured([size] * count))(),
-    )
+    step = CapturedStep(context_of(**sections), compile=False)
+    made, capture = [], step._capture
+    monkeypatch.setattr(step, "_capture", lambda *key: made.append(key) or capture(*key))
     scores, weights = trained(step)
     assert scores == reference[0]
     equal(reference[1], weights)
-    assert len({str(state) for state in made}) == (1 if arm == "renorm" else 2)
+    assert made == [(1, 20)] * (1 if arm == "renorm" else 2)
 
 
 def test_frozen_epochs_move_no_running_statistics_and_log_the_batches(tmp_path):

@@ -112,7 +112,7 @@ def test_adamws_defaults_are_pytorchs():
 
 
 @pytest.mark.parametrize("optimizer", [{"name": "adamw"}, {"name": "adamw", "amsgrad": True}])
-def test_a_captured_adamw_step_is_the_eager_one(optimizer):
+def test_a_captured_adamw_step_is_the_eager_one(recorded_graphs, optimizer):
     """But for the learning rate, which is a float32 on the device."""
     results = []
     for make in (lambda context: CapturedStep(context, compile=False), TrainStep):

@@ -156,7 +156,7 @@ def test_mirrored_figures_are_turned_the_other_way():
 
 
 @pytest.mark.parametrize("data", [MIXED, {**MIXED, "target": "class"}], ids=["angle", "class"])
-def test_the_captured_step_is_the_eager_one_with_mixtures_too(data):
+def test_the_captured_step_is_the_eager_one_with_mixtures_too(recorded_graphs, data):
     results = []
     for make in (lambda context: CapturedStep(context, compile=False), TrainStep):
         results.append(trained(make(context_of(data=data))))

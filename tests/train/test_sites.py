@@ -49,7 +49,7 @@ def test_measuring_more_changes_no_bit_of_the_fused_step():
         torch.testing.assert_close(more[name].variance, moments.variance, rtol=2e-2, atol=1e-2)
 
 
-def test_what_a_graph_captures_is_the_eager_step_bit_for_bit():
+def test_what_a_graph_captures_is_the_eager_step_bit_for_bit(recorded_graphs):
     (_, captured, weights), (_, eager, eager_weights) = (
         trained(make(context("all")), epochs=1)
         for make in (lambda context: CapturedStep(context, compile=False), TrainStep)

@@ -45,6 +45,7 @@ SCOPES = {
     "checkpoint": Scope.NOTHING,
     "data.root": Scope.EXECUTION,  # where a download lies; of an image folder it names the images
     "hardware.threads": Scope.ROUNDING,
+    "hardware.deterministic": Scope.ROUNDING,
     "hardware.device": Scope.EXECUTION,
     "hardware.step": Scope.EXECUTION,  # draws other noise: `Fields.training` tells them apart
     "average": Scope.MEASUREMENT,

@@ -35,8 +35,9 @@ class Hardware(Section):
     )
     precision: Literal["auto", "bf16", "float32"] = Field(
         "auto",
-        description="bf16: autocast, with weights and BN statistics in float32. auto: on a GPU "
-        "bf16, on a CPU the faster one in a trial of a few steps, which the cache folder keeps.",
+        description="bf16: autocast, with weights and BN statistics in float32. float32: PyTorch's "
+        "default, on a GPU with convolutions in TF32. auto: on a GPU bf16, on a CPU the faster one "
+        "in a trial of a few steps, which the cache folder keeps.",
     )
     step: Literal["auto", "eager", "fused", "compiled", "captured"] = Field(
         "auto",
@@ -46,6 +47,11 @@ class Hardware(Section):
     )
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="CPU threads; default: PyTorch's own choice."
+    )
+    deterministic: bool = Field(
+        False,
+        description="On a GPU, deterministic algorithms only: a run that is repeated or resumed "
+        "there ends in the same bits, more slowly. On a CPU it does so anyway.",
     )
 
 

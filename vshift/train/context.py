@@ -203,7 +203,8 @@ class TrainingContext:
         return "float32" if self.config.hardware.precision == "float32" else "bf16"
 
     def autocast(self) -> AbstractContextManager[object]:
-        """bf16 in convolutions and matrix products, or nothing with float32."""
+        """bf16 in convolutions and matrix products; with float32 nothing, and on a GPU PyTorch's
+        default: TF32 in convolutions, float32 in matrix products."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 
 import torch
@@ -42,8 +43,15 @@ def device_name(device: torch.device) -> str:
 
 
 def configure(hardware: Hardware, device: torch.device) -> None:
-    """Set the number of CPU threads, and let cuDNN search for its fastest kernels."""
+    """Set the number of CPU threads; on a GPU let cuDNN search for its fastest kernels, or allow
+    deterministic ones only."""
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
+    if device.type != "cuda":
+        return
+    # What is fastest is measured, and not the same in every process.
+    torch.backends.cudnn.benchmark = not hardware.deterministic
+    if hardware.deterministic:
+        # Read by cuBLAS when it starts; PyTorch refuses to go on without it.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +24,7 @@ from vshift.networks.generators import outside_state, set_outside_state
 from vshift.networks.norm import BatchRenorm
 from vshift.networks.own import needs_contiguous
 from vshift.shift.modes import restoring_state
+from vshift.text import pluralize
 from vshift.train.context import TrainingContext
 from vshift.train.loop import TrainStep
 from vshift.train.optimizer import FixedStateOptimizer
@@ -61,9 +66,8 @@ class CompiledStep(TrainStep):
         super().__init__(context)
         self._compiled = compile_network(context.model)
         self._full: torch.Size | None = None
-        self.forward = self._by_size
 
-    def _by_size(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         network = self._compiled if images.shape == self._full else self.context.model
         output: Tensor = network(images)
         return output
@@ -87,7 +91,7 @@ class CompiledStep(TrainStep):
                 loss, _ = context.objective(output.float(), images, labels)
                 loss.backward()  # type: ignore[no-untyped-call]
         except Exception as error:  # whatever a compiler raises, there is a step without it
-            raise CannotCompile(_first_line(error)) from error
+            raise CannotCompile(_reason(error)) from error
         finally:
             context.optimizer.zero_grad()
 
@@ -105,20 +109,43 @@ def compile_network(model: nn.Module) -> Any:
     return torch.compile(model, dynamic=False)
 
 
-def _first_line(error: BaseException) -> str:
-    """An error's kind and the first line of its message."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+def _reason(error: BaseException) -> str:
+    """The error that began a chain, with its last place in code that is not PyTorch's, in a line.
+
+    The end of a failed capture raises an error of its own, which hides the one that failed it. What
+    PyTorch caught and got over has no place in other code and is passed by.
+    """
+    place = _last_place(error)
+    earlier = error
+    while (inside := earlier.__cause__ or earlier.__context__) is not None:
+        earlier = inside
+        if inner := _last_place(earlier):
+            error, place = earlier, inner
+    lines = [line for line in str(error).splitlines() if line.strip()] or ["no message"]
+    text = " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])
+    return f"{type(error).__name__}: {text}{f' ({place})' if place else ''}"
+
+
+def _last_place(error: BaseException) -> str:
+    """`norm.py, line 31`: where an error was last in a file that is not PyTorch's or Python's."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(_NOT_OURS)
+    ]
+    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+
+
+_NOT_OURS = str(Path(torch.__file__).parent), str(Path(traceback.__file__).parent)
 
 
 class CapturedStep(CompiledStep):
     """Whole steps in one CUDA graph: from the gather of the images to the logging sums.
 
     Everything, also which step it is, is read from tensors on the device. An epoch's plan (order,
-    crops, flips) and learning rates are sent once. `advance` is a step as the device sees it; on
-    CUDA it is captured, STEPS_PER_GRAPH and one of it for full batches and one for the last,
-    smaller batch, and replayed, so that a step costs the host nothing. Without CUDA the same
-    function is called instead, which is how tests hold it against `TrainStep`.
+    crops, flips) and learning rates are sent once. `advance` is a step as the device sees it; it is
+    captured, STEPS_PER_GRAPH and one of it for full batches and one for the last, smaller batch,
+    and replayed, so that a step costs the host nothing.
 
     Raises:
         CannotCompile: the optimizer's state is not in tensors that stay in their place.
@@ -132,12 +159,15 @@ class CapturedStep(CompiledStep):
         if not isinstance(optimizer, FixedStateOptimizer):
             name = context.config.optimizer.name
             raise CannotCompile(f"the optimizer must be sgd or adamw, and it is {name}")
-        self._optimizer = optimizer
-        if not compile:
-            self.forward = context.model
+        self._optimizer, self._compile = optimizer, compile
         self._graphs: dict[tuple[int, int], Any] = {}
         self._stream: Stream | None = None
-        on_cuda = next(context.model.parameters()).is_cuda
+        on_cuda = context.device.type == "cuda"
+        self._generator = (
+            torch.cuda.default_generators[torch.cuda.current_device()]
+            if on_cuda
+            else torch.default_generator
+        )
         self._pool: Any = torch.cuda.graph_pool_handle() if on_cuda else None
         # Whatever runs before a capture runs on the stream of the capture: autograd and cuBLAS
         # cache the stream on which a weight was first used, and a graph must not wait for another.
@@ -151,7 +181,10 @@ class CapturedStep(CompiledStep):
         while step < stream.steps:
             left = len(stream.part) - step * size
             count = STEPS_PER_GRAPH if left >= STEPS_PER_GRAPH * size else 1
-            self._run(count, min(size, left))
+            key = count, min(size, left)
+            if key not in self._graphs:
+                self._graphs[key] = self._capture(*key)
+            self._graphs[key].replay()
             step += count
             yield step
 
@@ -168,36 +201,23 @@ class CapturedStep(CompiledStep):
         self._now += 1
 
     def prepare(self) -> None:
-        """Compile, capture every graph of an epoch, and try one. No state changes.
+        """Compile, and capture and check every graph of an epoch. No state changes.
 
         Raises:
-            CannotCompile: the compiler's or CUDA's reason, or a loss far from the eager step's.
+            CannotCompile: the compiler's or CUDA's reason, or what a graph does otherwise than the
+                eager step.
         """
         stream = self.context.stream
-        with self._aside():
-            batch = next(stream.epoch(0))
-            if self.forward != self.context.model:
-                self.compile(*batch)
+        self.context.model.train()  # a graph keeps the mode that it was captured in
+        if self._compile:
+            with self._aside():
+                self.compile(*next(stream.epoch(0)))
         self._send_plan(0, [0.0] * stream.steps, 0)
         full, count = stream.batch_size, len(stream.part)
         for size in sorted({min(full, count), count % full} - {0}, reverse=True):
             self._graphs[1, size] = self._capture(1, size)
         if count >= STEPS_PER_GRAPH * full:
             self._graphs[STEPS_PER_GRAPH, full] = self._capture(STEPS_PER_GRAPH, full)
-        self._check(min(full, count))
-
-    def _check(self, size: int) -> None:
-        """A graph that read the wrong memory would show in its loss; noise moves it a little."""
-        before = self._state()
-        losses = []
-        for work in (self._graphs[1, size].replay, lambda: self.advance(size)):
-            self.context.metrics.compute_and_reset()
-            with self._aside():
-                work()
-            losses.append(self.context.metrics.compute_and_reset().loss)
-            self._restore(before)
-        if not abs(losses[0] - losses[1]) <= 0.25 * abs(losses[1]):
-            raise CannotCompile(f"a captured step's loss is {losses[0]:.4g}, not {losses[1]:.4g}")
 
     def _send_plan(self, seed: int, rates: Sequence[float], first: int) -> None:
         """Send an epoch's plan and rates into the tensors that the graphs read."""
@@ -223,36 +243,69 @@ class CapturedStep(CompiledStep):
         for group in self.context.optimizer.param_groups:  # a restored state brings its own
             group["lr"] = self._rate
 
-    def _run(self, count: int, size: int) -> None:
-        if self._rate.device.type != "cuda":
-            for _ in range(count):
-                self.advance(size)
-            return
-        key = count, size
-        if key not in self._graphs:
-            self._graphs[key] = self._capture(count, size)
-        self._graphs[key].replay()
-
     def _capture(self, count: int, size: int) -> Any:
-        """A graph of `count` steps, captured and not yet executed.
+        """A graph of `count` steps, captured and checked. No state changes.
 
         Raises:
-            CannotCompile: with PyTorch's reason.
+            CannotCompile: with PyTorch's reason, or what the graph does otherwise than it should.
         """
-        before = self._state()
+        graph = torch.cuda.CUDAGraph()
         try:
-            with self._aside():  # one ordinary step fills caches and chooses kernels
+            # One ordinary step fills caches and chooses kernels.
+            with self._restored(), self._aside():
                 self.advance(size)
-            graph = torch.cuda.CUDAGraph()
             self.context.optimizer.zero_grad()
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._side):
+            with self._restored(), _capturing(graph, self._pool, self._side):
                 for _ in range(count):
                     self.advance(size)
         except Exception as error:  # whatever CUDA raises, there is a step without it
-            raise CannotCompile(_first_line(error)) from error
-        finally:
-            self._restore(before)
+            raise CannotCompile(_reason(error)) from error
+        self._check(graph, count, size)
         return graph
+
+    def _check(self, graph: Any, count: int, size: int) -> None:
+        """Refuse a graph that does not do what the eager step does.
+
+        Its steps are taken three times from the same state, with another plan, other learning rates
+        and other random numbers than in the capture: twice by `TrainStep.epoch`, for what rounding
+        may change, and by the graph. Every tensor that a step changes is compared.
+
+        Raises:
+            CannotCompile: with the name of what differs.
+        """
+        stream = self.context.stream
+        last = len(stream.part) // size if size == stream.batch_size else stream.steps
+        first = last - count
+        rates = [0.01 / (1 + step % 2) for step in range(stream.steps)]
+
+        def eager() -> None:
+            for _ in islice(TrainStep.epoch(self, 1, rates, first), count):
+                pass
+            self._first += count * size
+            self._now += count
+            self._rate.fill_(rates[last - 1])
+
+        found = []
+        for steps in (eager, eager, graph.replay):
+            with self._restored(), self._aside():
+                self._send_plan(1, rates, first)
+                self._generator.manual_seed(1)
+                steps()
+                found.append({name: t.detach().clone() for name, t in self._state().items()})
+                found[-1]["the random generator"] = self._generator.get_state()
+        self.context.optimizer.zero_grad()
+        before = {**self._state(), "the random generator": self._generator.get_state()}
+        one, other, replayed = found
+        for name, tensor in one.items():
+            off = _distance(replayed[name], tensor)
+            changed = _distance(before[name], tensor)
+            rounding = 0.25 * changed + 10 * _distance(other[name], tensor)
+            if off and not off <= (rounding if tensor.is_floating_point() else 0):
+                raise CannotCompile(
+                    f"{pluralize(count, 'captured step')} with {size} images "
+                    f"leave {name} at a distance of {off:.3g} from the eager step's, which changes "
+                    f"it by {changed:.3g}"
+                )
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
@@ -267,23 +320,69 @@ class CapturedStep(CompiledStep):
         finally:
             torch.cuda.current_stream().wait_stream(self._side)
 
-    def _state(self) -> list[tuple[Tensor, Tensor]]:
-        """Every tensor that a step changes, with a copy."""
+    def _state(self) -> dict[str, Tensor]:
+        """Every tensor that a step changes, by a name for messages."""
         context = self.context
-        tensors = [*context.model.parameters(), *context.model.buffers()]
-        tensors += [*self._optimizer.tensors(), *context.metrics.tensors()]
-        tensors += [] if context.layer_log is None else context.layer_log.tensors()
-        tensors += [] if context.average is None else context.average.tensors()
-        tensors += [self._first, self._now, self._rate]
-        self._random = torch.cuda.get_rng_state() if self._rate.is_cuda else None
-        return [(tensor, tensor.detach().clone()) for tensor in tensors]
+        kept = {"optimizer": self._optimizer.tensors(), "metrics": context.metrics.tensors()}
+        if context.layer_log is not None:
+            kept["layer log"] = context.layer_log.tensors()
+        if context.average is not None:
+            kept["average"] = context.average.tensors()
+        return {
+            **dict(context.model.named_parameters()),
+            **dict(context.model.named_buffers()),
+            **{f"{part} {i}": t for part, tensors in kept.items() for i, t in enumerate(tensors)},
+            "the first image": self._first,
+            "the step number": self._now,
+            "the learning rate": self._rate,
+        }
 
-    @torch.no_grad()
-    def _restore(self, before: list[tuple[Tensor, Tensor]]) -> None:
-        for tensor, old in before:
-            tensor.copy_(old)
-        if self._random is not None:
-            torch.cuda.set_rng_state(self._random)
+    @contextmanager
+    def _restored(self) -> Iterator[None]:
+        """On exit all that a step changes and reads is as it was, the generator too."""
+        read = [tensor for tensor in (*self._plan, self._rates) if tensor is not None]
+        before = [(t, t.detach().clone()) for t in (*self._state().values(), *read)]
+        random = self._generator.get_state()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, old in before:
+                    tensor.copy_(old)
+            self._generator.set_state(random)
+
+
+@torch.no_grad()
+def _distance(a: Tensor, b: Tensor) -> float:
+    """Norm of the difference; NaN is as far from NaN as 1 from 1."""
+    equal = (a == b) | (a.isnan() & b.isnan())
+    return float(torch.where(equal, 0.0, a.double() - b.double()).norm())
+
+
+@contextmanager
+def _capturing(graph: Any, pool: Any, stream: Any) -> Iterator[None]:
+    """`torch.cuda.graph` without Python's collector, and undone where it fails.
+
+    The collector might free an older graph, which is forbidden in a capture. After a failed one
+    PyTorch (2.11) leaves its stream the present one, and the generator in capturing mode, where no
+    noise can be drawn, until another capture ends.
+    """
+    present = None if stream is None else torch.cuda.current_stream()
+    gc.collect()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
+            yield
+    except BaseException:
+        if present is not None:
+            torch.cuda.set_stream(present)
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
+                torch.zeros((), device="cuda")
+        raise
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _capture_stream() -> torch.cuda.Stream:
@@ -367,10 +466,14 @@ def _prepared(name: str, context: TrainingContext, say: Callable[[str], None]) -
     step = TRAIN_STEPS[name](context)
     try:
         step.prepare()
-    except CannotCompile as reason:
+        return step
+    except CannotCompile as error:
         if name != "captured":
             raise
-        say(f"captured step without the compiler: {reason}")
-        step = CapturedStep(context, compile=False)
-        step.prepare()
+        reason = str(error)
+    # Out of `except`: the error holds what the first try computed, and streams with it, which no
+    # capture may meet.
+    say(f"captured step without the compiler: {reason}")
+    step = CapturedStep(context, compile=False)
+    step.prepare()
     return step

@@ -217,6 +217,11 @@ def train_one(
     except RunError as error:
         raise RunLost(str(error)) from error
     except Exception as error:
+        if config.hardware.deterministic and "deterministic implementation" in str(error):
+            raise TrainingFailed(
+                f"{folder.path}: hardware.deterministic: {str(error).split(',')[0]}; without that "
+                "key the network trains, and a resumed run ends in other last bits"
+            ) from error
         if not own_frames(error):
             raise
         raise TrainingFailed(f"{folder.path}: {describe_error(error)}") from error
