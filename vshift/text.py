@@ -123,7 +123,12 @@ def escape_control(text: str) -> str:
     )
 
 
-PLAINER = str.maketrans({"±": "+/-", "−": "-", "–": "-", "─": "-", "×": "x", "β": "beta"})
+# Characters of ours → what they become where a stream has ASCII only.
+PLAINER = str.maketrans({
+    "±": "+/-", "−": "-", "–": "-", "─": "-", "━": "-", "×": "x", "·": "*", "…": "...", "→": "->",
+    "≤": "<=", "≥": ">=", "²": "2", "³": "3", "α": "alpha", "β": "beta", "γ": "gamma",
+    "σ": "sigma", "’": "'", "“": '"', "”": '"', "\N{NO-BREAK SPACE}": " ",
+})  # fmt: skip
 PLAIN = "vshift-plain"  # a handler of encoding errors: PLAINER, and what is not in it as an escape
 
 

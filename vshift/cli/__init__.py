@@ -19,7 +19,7 @@ from vshift.cli.inspect import inspect
 from vshift.cli.recalibrate import RecalibrateCommand, recalibrate
 from vshift.cli.report import report
 from vshift.cli.schema import schema
-from vshift.cli.streams import forgiving_streams, silence
+from vshift.cli.streams import echo, forgiving_streams, silence
 from vshift.cli.sweep import sweep
 from vshift.cli.train import train
 from vshift.cli.usage import Command, Commands
@@ -43,7 +43,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from vshift._version import __version__
 
-        typer.echo(__version__)
+        echo(__version__)
         raise typer.Exit
 
 
@@ -111,4 +111,4 @@ def main() -> None:
 
 
 def _say(text: str) -> None:
-    typer.echo(escape_lines(text), err=True)
+    echo(escape_lines(text), err=True)

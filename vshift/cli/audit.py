@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from vshift.cli.options import Device
+from vshift.cli.streams import echo
 
 
 class AuditFormat(StrEnum):
@@ -115,10 +116,10 @@ def audit(
         "md": result.to_markdown,
         "json": result.to_json,
     }
-    typer.echo(forms[form.value]())
+    echo(forms[form.value]())
     if report is not None:
         write_named(report, "--report", result.to_html(model).encode())
     if fix is not None:
-        typer.echo(command.write_fixed(result, loaded, fix, weights), err=True)
+        echo(command.write_fixed(result, loaded, fix, weights), err=True)
     if fail_on is not None and result.fails(fail_on):
         raise typer.Exit(3)

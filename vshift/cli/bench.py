@@ -11,6 +11,7 @@ import typer
 
 import vshift
 from vshift.cli.options import Device, Quiet
+from vshift.cli.streams import echo
 from vshift.errors import ConfigError
 
 
@@ -92,7 +93,7 @@ def bench(
         from benchmarks.render import render_all
         from benchmarks.results import read_results
 
-        typer.echo(render_all(map(read_results, tables)), nl=False)
+        echo(render_all(map(read_results, tables)), end="")
         return
     from benchmarks.cases import make_cases, numbers, words
 

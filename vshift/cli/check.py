@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vshift.cli.options import Sets
+from vshift.cli.streams import echo
 from vshift.errors import ConfigError
 from vshift.text import escape_control, escape_lines, pluralize
 
@@ -31,7 +32,7 @@ def check(
             problems += error.problems
             continue
         runs = sum(len(point.config.seeds) for point in points)
-        typer.echo(f"{escape_control(str(path))}: ok, {pluralize(runs, 'run')}")
+        echo(f"{escape_control(str(path))}: ok, {pluralize(runs, 'run')}")
         parts = [(k, p) for point in points for k, p in own_parts(point.config).items()]
         names = dict.fromkeys(f"{k}.{p.tag_key} {p.reference}" for k, p in parts)
         if names:
@@ -41,12 +42,12 @@ def check(
                 else ("were not run, so only their names are")
             )
             note = f"note: {path}: {', '.join(names)} {what} checked"
-            typer.echo(escape_lines(note), err=True)
+            echo(escape_lines(note), err=True)
         roots = dict.fromkeys(getattr(point.config.data, "root", None) for point in points)
         for root in roots:
             # Not an error: the runs may be meant for another machine.
             if root and not Path(root).expanduser().is_dir():
                 note = f"warning: {path}: data.root: there is no folder {root} on this machine"
-                typer.echo(escape_lines(note), err=True)
+                echo(escape_lines(note), err=True)
     if problems:
         raise ConfigError(*problems)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vshift.cli.options import RunsDirs
+from vshift.cli.streams import echo
 from vshift.errors import VShiftError
 
 if TYPE_CHECKING:
@@ -109,4 +110,4 @@ def print_comparison(
     table = table_of(find_runs(runs), options or CompareOptions())
     write(table, form.value, sys.stdout)
     for note in table.notes:
-        typer.echo(note, err=True)
+        echo(note, err=True)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vshift.cli.streams import echo
 from vshift.cli.usage import Command, Commands
 
 app = typer.Typer(cls=Commands, help="The data sets.", no_args_is_help=True, rich_markup_mode=None)
@@ -39,4 +40,4 @@ def data_fetch(
     """Download a data set once into the user's cache folder."""
     from vshift.data import fetch
 
-    typer.echo(fetch(name))
+    echo(fetch(name))

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vshift.cli.options import ConfigPath, Sets
+from vshift.cli.streams import echo
 
 
 def inspect(
@@ -31,16 +32,16 @@ def inspect(
     model = build(chosen, classes=data.outputs, channels=data.channels, size=data.size)
     summary = summarise(model, data.channels, data.size)
     if as_json:
-        typer.echo(json.dumps(summary))
+        echo(json.dumps(summary))
         return
-    typer.echo(
+    echo(
         f"{chosen.network.name}: {summary['parameters']:,} parameters, "
         f"{summary['macs'] / 1e6:,.1f} M multiply-accumulates per image, "
         f"{summary['bn_layers']} BN layers"
     )
     if chosen.network.order:
-        typer.echo(f"block order: {' '.join(chosen.network.order)}")
-    typer.echo()
+        echo(f"block order: {' '.join(chosen.network.order)}")
+    echo()
     columns = [Column(head, is_text=True) for head in ("layer", "operation", "output")]
     rows = [
         [

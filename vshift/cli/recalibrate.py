@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperOption
 
 from vshift.cli.options import DeviceOption, changes_of
+from vshift.cli.streams import echo
 from vshift.cli.usage import Command
 from vshift.errors import VShiftError
 from vshift.text import NONE, escape_control, format_number, join_words, suggest
@@ -109,16 +110,16 @@ def recalibrate(
         known = {key: record.summary[key] for key in _SHIFTS if key in record.summary}
         rows = [{**known, **before}, *others]
         if not as_json:
-            typer.echo("\n" * bool(results) + escape_control(str(record.path)))
+            echo("\n" * bool(results) + escape_control(str(record.path)))
             write(scores_table(rows), "table", sys.stdout)
             if modes:
                 matrix = RunFolder(record.path).modes()
-                typer.echo()
+                echo()
                 write(modes_table(matrix), "table", sys.stdout)
-                typer.echo(costs_in_words(matrix))
+                echo(costs_in_words(matrix))
         results[str(record.path)] = rows
     if as_json:
-        typer.echo(json.dumps(results))
+        echo(json.dumps(results))
 
 
 def scores_table(rows: Sequence[dict[str, Any]]) -> Table:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vshift.cli.options import RunsDirs
+from vshift.cli.streams import echo
 
 
 def report(
@@ -26,4 +27,4 @@ def report(
 
     for path in write_report(runs_dirs, out, figures, baseline):
         if not is_stdout(path):
-            typer.echo(path)
+            echo(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import typer
+from vshift.cli.streams import echo
 
 
 def schema() -> None:
@@ -11,4 +11,4 @@ def schema() -> None:
 
     from vshift.config import json_schema
 
-    typer.echo(json.dumps(json_schema(), indent=2))
+    echo(json.dumps(json_schema(), indent=2))

@@ -69,6 +69,14 @@ def _soften(stream: Any) -> None:
         stream.reconfigure(errors=PLAIN)
 
 
+def echo(text: object = "", *, err: bool = False, end: str = "\n") -> None:
+    """Print to stdout, or a message to stderr, at once; characters as `forgiving_streams` has them.
+
+    Not typer's, which writes UTF-8 wherever a stream has ASCII only.
+    """
+    print(text, file=sys.stderr if err else sys.stdout, end=end, flush=True)
+
+
 def silence(stream: Any) -> None:
     """Keep Python from complaining when it flushes what cannot be written."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

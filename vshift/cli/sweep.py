@@ -10,7 +10,7 @@ import typer
 
 from vshift.cli.compare import print_comparison
 from vshift.cli.options import DeviceOption, Fresh, Quiet, RunsDir, Seeds, Sets, changes_of
-from vshift.cli.streams import silence
+from vshift.cli.streams import echo, silence
 from vshift.errors import VShiftError
 
 
@@ -92,8 +92,8 @@ def sweep(
     if dry_run:
         slots = (jobs or 100) if on_slurm else len(local.local_slots(planned, here)[0])
         lines, rows, total = progress.dry_run(planned, runs_dir, slots, fresh)
-        typer.echo(rows if as_json else lines)
-        typer.echo(total, err=True)
+        echo(rows if as_json else lines)
+        echo(total, err=True)
         return
     reporter = Reporter(quiet)
     if on_slurm:

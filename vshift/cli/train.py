@@ -20,6 +20,7 @@ from vshift.cli.options import (
     Sets,
     changes_of,
 )
+from vshift.cli.streams import echo
 from vshift.text import pluralize
 
 
@@ -48,7 +49,7 @@ def train(
             path = run_path(runs_dir, chosen.name, seed)
             action = "new" if fresh else next_action(RunFolder(path), chosen)
             epochs = pluralize(chosen.epochs, "epoch")
-            typer.echo(f"{path}: {action}, {epochs} of {chosen.data.name}")
+            echo(f"{path}: {action}, {epochs} of {chosen.data.name}")
         return
     from vshift.train.progress import Reporter
     from vshift.train.run import train_seeds

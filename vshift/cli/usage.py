@@ -7,6 +7,7 @@ classes and attributes are read, and of their words what both versions say alike
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from vshift.errors import VShiftError
-from vshift.text import did_you_mean, escape_control, suggest
+from vshift.text import PLAIN, did_you_mean, escape_control, suggest
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 # click's words about a value → ours.
@@ -30,7 +31,10 @@ _FOR_SEVERAL = {"train": "vshift sweep"}
 
 
 class Command(TyperCommand):
-    """A command whose usage errors are VShiftErrors."""
+    """A command whose usage errors are VShiftErrors, and whose help any stdout can hold."""
+
+    def get_help(self, ctx: Any) -> str:
+        return _printable(super().get_help(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given = [*args]
@@ -41,7 +45,10 @@ class Command(TyperCommand):
 
 
 class Commands(TyperGroup):
-    """A group of commands whose usage errors are VShiftErrors."""
+    """A group of such commands, and one itself."""
+
+    def get_help(self, ctx: Any) -> str:
+        return _printable(super().get_help(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given = [*args]
@@ -64,6 +71,11 @@ class Commands(TyperGroup):
             f"{_name(ctx)} {escape_control(word)}: there is no such command; {hint}"
             f"there are: {', '.join(names)}"
         )
+
+
+def _printable(text: str) -> str:
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, PLAIN).decode(encoding)
 
 
 def _name(ctx: Any) -> str:
