@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vshift.text import first_lines, format_duration, pluralize
+from vshift.text import first_lines, format_duration, format_p, pluralize
 
 
 def test_one_is_singular_and_all_else_plural() -> None:
@@ -30,3 +30,9 @@ def test_many_lines_end_in_how_many_more_there_are() -> None:
     assert first_lines(lines, 2) == ["0", "1", "and 1,298 more"]
     assert first_lines(lines[:3], 2, "  and {:,} more runs") == ["0", "1", "  and 1 more runs"]
     assert first_lines(lines[:2], 2) == ["0", "1"]
+
+
+def test_p_values_at_both_ends():
+    """A page of corrected p has many that are 1, and none that only rounds to it."""
+    texts = [format_p(p) for p in (1.0, 0.9996, 0.9994, 0.05, 0.0009, None)]
+    assert texts == ["p = 1", "p > 0.999", "p = 0.999", "p = 0.050", "p < 0.001", ""]

@@ -12,13 +12,14 @@ import io
 import math
 import re
 import shutil
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from vshift.errors import VShiftError
-from vshift.text import PLAINER, escape_control, suggest, to_json, to_jsonable
+from vshift.text import PLAINER, escape_control, pluralize, suggest, to_json, to_jsonable
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -59,6 +60,7 @@ class Table:
         records: flat objects with full precision, for JSON and CSV; not always one per row.
         notes: for stderr; no format prints them.
         labels: how many columns, from the left, say what a row is.
+        name: of LaTeX's label; letters, digits and hyphens.
         panels: a narrow terminal gets the other columns in parts, one below the other, instead of
             leaving some out.
     """
@@ -70,6 +72,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
     labels: int = 1
     panels: bool = False
+    name: str = "vshift"
 
     def without(self, labels: Sequence[int]) -> Table:
         """The table without some of its label columns, given by number."""
@@ -85,13 +88,16 @@ class Table:
         )
 
 
-def render(table: Table, kind: str, *, terminal_width: int | None = None) -> str:
+def render(
+    table: Table, kind: str, *, terminal_width: int | None = None, verbose: bool = False
+) -> str:
     """The table as text that ends in a newline.
 
     Args:
         kind: one of FORMATS.
         terminal_width: in characters; `table` then has colours and leaves out what does not fit.
             Without it nothing is ever cut.
+        verbose: the whole caption on a terminal, too.
 
     Raises:
         VShiftError: there is no such format.
@@ -106,15 +112,22 @@ def render(table: Table, kind: str, *, terminal_width: int | None = None) -> str
             f"allowed: {', '.join(FORMATS)}"
         )
     if kind == "table" and terminal_width is not None:
-        return render_terminal(table, terminal_width)
+        return render_terminal(table, terminal_width, verbose)
     return writers[kind](table)
 
 
-def write(table: Table, kind: str, stream: TextIO, *, terminal: bool | None = None) -> None:
+def write(
+    table: Table,
+    kind: str,
+    stream: TextIO,
+    *,
+    terminal: bool | None = None,
+    verbose: bool = False,
+) -> None:
     """Print the table; `terminal` says whether the stream is one (default: ask it)."""
     is_terminal = stream.isatty() if terminal is None else terminal
     width = shutil.get_terminal_size().columns if is_terminal else None
-    text = render(table, kind, terminal_width=width)
+    text = render(table, kind, terminal_width=width, verbose=verbose)
     encoding = stream.encoding or "utf-8"
     try:
         text.encode(encoding)
@@ -215,9 +228,7 @@ _TEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': "{''}",
-    "'": "{'}",
     "`": "{`}",
-    "-": "{-}",  # two would become a dash
     "[": "{[}",  # at a row's start it would be an argument of the line break before it
     "]": "{]}",
     "*": "{*}",
@@ -229,12 +240,15 @@ _TEX = {
 }
 
 
+_TEX_PAIRS = re.compile(r"([-'])(?=\1)")  # two would become a dash, or a closing quotation mark
+
+
 def _tex(text: str) -> str:
-    return "".join(_TEX.get(char, char) for char in text)
+    return _TEX_PAIRS.sub(r"{\1}", "".join(_TEX.get(char, char) for char in text))
 
 
 def latex(table: Table) -> str:
-    """A booktabs table with its caption."""
+    """A booktabs table with its caption and a label, `tab:` and the table's name."""
     lines = [[column.one_line for column in table.columns], *table.rows]
     head, *body = (f"    {' & '.join(map(_tex, line))} \\\\" for line in lines)
     alignment = "".join("l" if column.is_text else "r" for column in table.columns)
@@ -244,6 +258,7 @@ def latex(table: Table) -> str:
             "\\begin{table}",
             "  \\centering",
             *([f"  \\caption{{{_tex(table.caption)}}}"] if table.caption else []),
+            *([f"  \\label{{tab:{table.name}}}"] if table.caption else []),
             f"  \\begin{{tabular}}{{{alignment}}}",
             "    \\toprule",
             head,
@@ -294,42 +309,95 @@ def page_style() -> str:
 # ---- terminal
 
 _GAP = 2  # between columns: one of padding, one of the box's invisible line
-_NAME = 14  # a label is folded to this width before a column is left out
+_NAME = 14  # a label is broken, between its parts, to this width before a column is left out
 _LIVE_NAME = 16  # the same in a live table, where a label is one line
 _LEAST_NAME = 8
+_CAPTION_LINES = 3
+# Where a name may be broken: after a sign between its words, but in no number.
+_BREAK = re.compile(r"(?<=[-_=/ ])(?=.)|(?<=\.)(?=\D)")
 
 
-def render_terminal(table: Table, width: int) -> str:
-    """The table with colours for a terminal of `width` characters."""
+def render_terminal(table: Table, width: int, verbose: bool = False) -> str:
+    """The table with colours for a terminal of `width` characters.
+
+    Args:
+        verbose: the whole caption, not its first three lines.
+    """
     from rich.console import Console
     from rich.text import Text
 
-    caption = table.caption
+    hidden: list[str] = []
+    least = [_least_label(table, index) for index in range(table.labels)]
     if table.panels:
-        parts = _parts(table, width)
+        parts = _parts(table, width, least)
     else:
-        kept = _fitting(table, width)
-        dropped = [c.one_line for i, c in enumerate(table.columns) if i not in kept]
-        parts = [kept]
-        if dropped:
-            heads = ", ".join(dropped)
-            caption += f" Too narrow for: {heads}; a wider terminal or a pipe shows them."
+        parts = [_fitting(table, width, least)]
+        hidden = [c.one_line for i, c in enumerate(table.columns) if i not in parts[0]]
     buffer = io.StringIO()
     for number, kept in enumerate(parts):
         part = table.part(kept)
+        others = sum(_width(part, i) + _GAP for i in range(part.labels, len(part.columns)))
+        labels = _label_widths(part, width - others, least)
         # Narrower than one number and a bit of a name, the terminal itself has to wrap.
-        least = sum(_widths(part, _LEAST_NAME)) - _GAP
-        console = Console(file=buffer, force_terminal=True, width=max(width, least))
+        whole = sum(size + _GAP for size in labels) + others - _GAP
+        console = Console(file=buffer, force_terminal=True, width=max(width, whole))
         if number:
             console.print()
-        console.print(_rich_table(part))
-    if caption:
+        console.print(_rich_table(part, labels))
+    if caption := _caption(table.caption, hidden, width, verbose):
         console = Console(file=buffer, force_terminal=True, width=width)
         console.print(Text(f"\n{caption}", style="dim"))
     return buffer.getvalue()
 
 
-def _rich_table(table: Table) -> RichTable:
+def _caption(text: str, hidden: Sequence[str], width: int, verbose: bool) -> str:
+    """The sentences of a caption that fit three lines, and which columns are not shown."""
+    if verbose:
+        more = f"Too narrow for: {', '.join(hidden)}; a wider terminal or a pipe shows them."
+        return f"{text} {more}".strip() if hidden else text
+    kept = re.split(r"(?<=\.) ", text) if text else []
+    more = [f"{pluralize(len(hidden), 'more column')}: --verbose."] if hidden else []
+    while kept and len(textwrap.wrap(" ".join([*kept, *more]), width)) > _CAPTION_LINES:
+        kept.pop()
+        more = more or ["More: --verbose."]
+    return " ".join([*kept, *more])
+
+
+def _least_label(table: Table, index: int) -> int:
+    """The width down to which a label may be broken: never inside a part of it."""
+    from rich.cells import cell_len
+
+    cells = (row[index] for row in table.rows)
+    parts = [cell_len(part.rstrip()) for text in cells for part in _BREAK.split(text)]
+    return max(min(_NAME, _width(table, index)), *parts, 0)
+
+
+def _label_widths(table: Table, room: int, least: Sequence[int]) -> list[int]:
+    """The labels' widths where all of them together have some room: in full if possible."""
+    full = [_width(table, index) for index in range(table.labels)]
+    left = room - sum(least) - _GAP * (len(least) - 1)
+    if left < 0:  # even single parts have to be folded
+        return [max(_LEAST_NAME, min(size, room // len(least) - _GAP)) for size in least]
+    widths = []
+    for whole, size in zip(full, least, strict=True):
+        widths.append(min(whole, size + left))
+        left -= widths[-1] - size
+    return widths
+
+
+def _broken(text: str, width: int) -> str:
+    """The text on lines of at most a width, broken after `-`, `_`, `.`, `=`, `/` and spaces."""
+    from rich.cells import cell_len
+
+    lines = [""]
+    for part in _BREAK.split(text):
+        if lines[-1] and cell_len(lines[-1] + part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _rich_table(table: Table, labels: Sequence[int]) -> RichTable:
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -338,16 +406,18 @@ def _rich_table(table: Table) -> RichTable:
         box=box.SIMPLE_HEAD, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False
     )
     for index, column in enumerate(table.columns):
-        is_label = index < table.labels
+        size = labels[index] if index < table.labels else _width(table, index)
         drawn.add_column(
             Text(column.head),  # never markup: a name may say [red]
             justify="left" if column.is_text else "right",
             overflow="fold",
-            no_wrap=not is_label,
-            min_width=None if is_label else _width(table, index),
+            no_wrap=index >= table.labels,
+            min_width=size,
+            max_width=size,
         )
     for row in table.rows:
-        drawn.add_row(*map(Text, row))
+        names = [_broken(text, size) for text, size in zip(row, labels, strict=False)]
+        drawn.add_row(*map(Text, [*names, *row[table.labels :]]))
     return drawn
 
 
@@ -363,7 +433,8 @@ def live_table(table: Table, width: int, styles: Sequence[str]) -> RichTable:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = table.part(_fitting(table, width, _LIVE_NAME, least=2))
+    least = [min(_LIVE_NAME, _width(table, 0))]
+    table = table.part(_fitting(table, width, least, others_kept=2))
     others = [_width(table, index) for index in range(1, len(table.columns))]
     name = max(_LEAST_NAME, min(_width(table, 0), width - sum(others) - _GAP * len(others)))
     drawn = RichTable(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, show_edge=False)
@@ -392,19 +463,21 @@ def _width(table: Table, index: int) -> int:
     return max(cell_len(text) for text in [*cells, *table.columns[index].head.split("\n")])
 
 
-def _widths(table: Table, label: int) -> list[int]:
-    """Every column's width with the gap after it; labels are folded to `label`."""
-    widths = [_width(table, index) for index in range(len(table.columns))]
-    labels = [min(label, width) for width in widths[: table.labels]]
-    return [width + _GAP for width in (*labels, *widths[table.labels :])]
+def _widths(table: Table, least: Sequence[int]) -> list[int]:
+    """Every column's width with the gap after it; labels are broken as far as they may be."""
+    others = [_width(table, index) for index in range(table.labels, len(table.columns))]
+    return [width + _GAP for width in (*least, *others)]
 
 
-def _fitting(table: Table, width: int, label: int = _NAME, least: int = 1) -> list[int]:
+def _fitting(table: Table, width: int, least: Sequence[int], others_kept: int = 1) -> list[int]:
     """The numbers of the columns that fit, those of high priority first.
 
-    The labels and `least` others always stay.
+    The labels and `others_kept` others always stay.
+
+    Args:
+        least: the labels' smallest widths.
     """
-    widths, kept = _widths(table, label), list(range(table.labels))
+    widths, kept = _widths(table, least), list(range(table.labels))
     others = range(table.labels, len(table.columns))
     tried: set[int] = set()
     for index in sorted(others, key=lambda i: -table.columns[i].priority):
@@ -412,15 +485,15 @@ def _fitting(table: Table, width: int, label: int = _NAME, least: int = 1) -> li
         some = [i for i in others if word and table.columns[i].together == word] or [index]
         needed = sum(widths[i] for i in [*kept, *some]) - _GAP
         is_new = tried.isdisjoint(some)
-        if is_new and (needed <= width or len(kept) < table.labels + least):
+        if is_new and (needed <= width or len(kept) < table.labels + others_kept):
             kept += some
         tried.update(some)
     return sorted(kept)
 
 
-def _parts(table: Table, width: int) -> Sequence[list[int]]:
+def _parts(table: Table, width: int, least: Sequence[int]) -> Sequence[list[int]]:
     """The columns in parts that fit, each with the labels and at least one more column."""
-    widths, labels = _widths(table, _NAME), list(range(table.labels))
+    widths, labels = _widths(table, least), list(range(table.labels))
     parts = [[*labels]]
     for index in range(table.labels, len(table.columns)):
         full = sum(widths[i] for i in [*parts[-1], index]) - _GAP > width

@@ -49,9 +49,11 @@ def format_spread(
 
 
 def format_p(p: float | None) -> str:
-    """`p = 0.025`, `p < 0.001`; empty where there was no test."""
+    """`p = 0.025`, `p < 0.001`, `p = 1`; empty where there was no test."""
     if p is None:
         return ""
+    if p >= 0.9995:  # 1 is Holm's limit, which many rows reach
+        return "p = 1" if p == 1 else "p > 0.999"
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 

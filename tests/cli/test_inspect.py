@@ -42,3 +42,18 @@ def test_noise_by_pattern_fits_a_terminal(vshift, config):
     _, table = out.split("\n\n")
     assert "layer1.0.bn2.noise1    Dropout variance=0.4286, before bn2" in table
     assert max(map(len, table.splitlines())) <= 80
+
+
+def test_the_order_is_that_in_which_a_block_runs(vshift, config):
+    """A residual block adds, then its last activation acts."""
+    code, out, _ = vshift("inspect", config, "--set", "network={name: resnet, depth: 8}", "--json")
+    assert code == 0
+    ops = {layer["name"]: layer["op"] for layer in json.loads(out)["layers"]}
+    names = [name for name in ops if name.startswith("stage1.block1")]
+    assert names[-3:] == ["stage1.block1.branch.bn2", "stage1.block1", "stage1.block1.exit"]
+    assert [ops[name] for name in names[-2:]] == ["add", "ReLU"]
+
+
+def test_multiply_accumulates_are_called_macs(vshift, config):
+    _, out, _ = vshift("inspect", config)
+    assert " M MACs per image, 7 BN layers" in out

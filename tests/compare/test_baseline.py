@@ -40,7 +40,7 @@ def test_the_same_training_is_one_test_and_a_note(twice: Path) -> None:
     noisy, again = rows["noisy"], rows["noisy-again"]
     assert comparison.tests == 1
     assert noisy["p_adjusted"] == noisy["p_value"] == again["p_adjusted"]
-    assert "Holm over 1 difference." in comparison.caption
+    assert "Holm over 1 difference)." in comparison.caption
     assert (
         "noisy and noisy-again are the same training with the same seeds under 2 names; they "
         "count once"

@@ -22,7 +22,7 @@ from vshift.compare.table import SHOWN, row_key
 from vshift.errors import VShiftError
 from vshift.runs import find_runs
 from vshift.runs.schema import AVERAGE_BUFFERS, SUMMARY_COLUMNS
-from vshift.tables import FORMATS
+from vshift.tables import FORMATS, Column, Table
 from vshift.text import format_number, format_spread
 
 EVIL = [
@@ -115,9 +115,9 @@ def test_a_terminal_never_cuts_a_number(
         assert max(map(len, (line.rstrip() for line in lines))) <= width
         assert "1.050" in text
     if width == 60:
-        assert "Too narrow for:" in text
+        assert re.search(r"\d+ more\s+columns: --verbose\.", text)
     if width == 200:
-        assert "Too narrow" not in text
+        assert "--verbose" not in text
         assert "block2.bn1" in text
 
 
@@ -128,9 +128,38 @@ def test_the_columns_of_an_average_stay_together(tmp_path: Path) -> None:
     table = to_table(compare(find_runs([tmp_path])))
     counts = set()
     for width in range(20, 260, 5):
-        shown = plain_of(render(table, "table", terminal_width=width)).split("Too narrow")[0]
+        shown = plain_of(render(table, "table", terminal_width=width))
         counts.add(shown.split("Mean ±")[0].count("average,"))
     assert counts == {0, 4}
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_caption_has_three_lines_on_a_terminal_and_the_rest_with_verbose(
+    width: int, small: Comparison
+) -> None:
+    table = to_table(small)
+    below = plain_of(render(table, "table", terminal_width=width)).split("\n\n")[1]
+    assert len(below.splitlines()) <= 3
+    assert "--verbose" in below or width == 120
+    whole = plain_of(render(table, "table", terminal_width=width, verbose=True)).split("\n\n")[1]
+    words = " ".join(whole.split())
+    assert words.startswith(table.caption)
+    assert "Too narrow for: " in words
+
+
+def test_names_break_between_their_parts_and_only_where_columns_need_it(tmp_path: Path) -> None:
+    for name in ("study-before_last_bn-rate=0.25-x", "base"):
+        make_run(tmp_path, name)
+    table = to_table(compare(find_runs([tmp_path])))
+    for width in range(30, 200, 5):
+        lines = plain_of(render(table, "table", terminal_width=width)).split("\n\n")[0].splitlines()
+        parts = [line.split("  ")[0] for line in lines[lines.index(max(lines)) :]]
+        first = [part for part in parts if part and not part.startswith(("base", "─"))]
+        assert "".join(first).endswith("study-before_last_bn-rate=0.25-x"), width
+        assert all(part.endswith(("-", "_", "=")) for part in first[-4:-1]), (width, first)
+    assert "study-before_last_bn-rate=0.25-x  " in plain_of(
+        render(table, "table", terminal_width=200)
+    )
 
 
 def test_markdown_columns(small: Comparison) -> None:
@@ -145,7 +174,15 @@ def test_latex_is_booktabs(small: Comparison) -> None:
     for word in ("\\toprule", "\\midrule", "\\bottomrule", "\\begin{tabular}{lrr", "\\caption{"):
         assert word in text
     assert "9.25 $\\pm$ 1.06 (n=2)" not in text.splitlines()[0]
+    assert "\n  \\label{tab:compare}\n" in text
     assert "9.25 $\\pm$ 1.06 (n=2) & +2.25 $\\pm$ 1.25" in text
+
+
+def test_latex_leaves_single_hyphens_and_apostrophes_as_they_are() -> None:
+    table = Table([Column("re-estimated")], [["BN's -- a ''b''"]])
+    text = render(table, "latex")
+    assert "re-estimated" in text
+    assert "BN's {-}- a {'}'b{'}'" in text
 
 
 def test_csv_reads_back_with_full_precision(small: Comparison) -> None:
@@ -277,7 +314,7 @@ def test_the_statistics_columns(tmp_path: Path) -> None:
     assert cells["single"]["significant"] == "one seed"
     assert cells["base"]["significant"] == "–"
     assert cells["base"]["difference"] == "baseline"
-    assert "with Holm over 2 differences" in comparison.caption
+    assert "(Welch, Holm over 2 differences)" in comparison.caption
     rows = {row["name"]: row for row in comparison.rows}
     assert rows["close"]["verdict"] == (
         "not significant (p = 0.288; about 21 seeds per config would be needed)"

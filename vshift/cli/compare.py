@@ -68,6 +68,9 @@ def compare(
         str | None,
         typer.Option("--view", help="A table of the paper: table3, table4, table6 or figure4."),
     ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="The whole caption on a terminal, not three lines.")
+    ] = False,
 ) -> None:
     """Compare runs in a table: one row per config, with errors, differences and shift ratios."""
     from vshift.compare import CompareOptions
@@ -84,7 +87,7 @@ def compare(
         where=where,
         view=view,
     )
-    print_comparison(runs_dirs, form, options)
+    print_comparison(runs_dirs, form, options, verbose)
 
 
 def names(text: str | None, option: str) -> tuple[str, ...]:
@@ -100,7 +103,10 @@ def names(text: str | None, option: str) -> tuple[str, ...]:
 
 
 def print_comparison(
-    runs: list[Path], form: Format = Format.table, options: CompareOptions | None = None
+    runs: list[Path],
+    form: Format = Format.table,
+    options: CompareOptions | None = None,
+    verbose: bool = False,
 ) -> None:
     """Write the table to stdout and its notes to stderr."""
     from vshift.compare import CompareOptions, table_of
@@ -108,6 +114,6 @@ def print_comparison(
     from vshift.tables import write
 
     table = table_of(find_runs(runs), options or CompareOptions())
-    write(table, form.value, sys.stdout)
+    write(table, form.value, sys.stdout, verbose=verbose)
     for note in table.notes:
         echo(note, err=True)

@@ -36,7 +36,7 @@ def inspect(
         return
     echo(
         f"{chosen.network.name}: {summary['parameters']:,} parameters, "
-        f"{summary['macs'] / 1e6:,.1f} M multiply-accumulates per image, "
+        f"{summary['macs'] / 1e6:,.1f} M MACs per image, "
         f"{summary['bn_layers']} BN layers"
     )
     if chosen.network.order:

@@ -79,6 +79,7 @@ def to_table(comparison: Comparison) -> Table:
         comparison.rows,
         comparison.notes,
         labels=len(labels),
+        name="compare",
     )
 
 

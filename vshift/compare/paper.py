@@ -362,6 +362,7 @@ def view_of(fields: Fields, name: str) -> Table:
         [escape_control(note) for note in notes],
         labels=4,
         panels=True,
+        name=view.name,
     )
     return table.without(shared)
 

@@ -85,6 +85,7 @@ def pivot(
         table.notes,
         labels=len(rows),
         panels=True,
+        name="pivot",
     )
 
 

@@ -342,8 +342,8 @@ def _caption(rows: list[Row], baseline: Group | None, reason: str, of: str, test
         )
     if tests:
         text += (
-            " Interval: Welch, 95 %. *, yes: significant by Welch's test at 5 % with Holm over "
-            f"{pluralize(tests, 'difference')}."
+            f" *, yes: significant (Welch, Holm over {pluralize(tests, 'difference')}). Interval: "
+            "Welch, 95 %."
         )
     elif any(row["verdict"] for row in rows):
         text += " One seed per config leaves differences untested; take 3 or more."

@@ -50,8 +50,12 @@ def trace(model: nn.Module, channels: int, size: int) -> list[Layer]:
     def note(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         read, made = _first_tensor((args, kwargs)), _first_tensor(output)
         if read is not None and made is not None:
-            macs = _macs(module, made)
-            layers.append(Layer(name, module, read[0].numel(), tuple(made.shape[1:]), macs))
+            layer = Layer(name, module, read[0].numel(), tuple(made.shape[1:]), _macs(module, made))
+            place = len(layers)
+            if isinstance(module, Residual):  # a block's sum is taken before its exit runs
+                exit_ = (i for i, one in enumerate(layers) if one.module in module.exit.modules())
+                place = next(exit_, place)
+            layers.insert(place, layer)
 
     handles = [
         # Before the noise after it, which is a hook of its own.
