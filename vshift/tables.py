@@ -353,8 +353,8 @@ def render_terminal(table: Table, width: int, verbose: bool = False) -> str:
 def _caption(text: str, hidden: Sequence[str], width: int, verbose: bool) -> str:
     """The sentences of a caption that fit three lines, and which columns are not shown."""
     if verbose:
-        more = f"Too narrow for: {', '.join(hidden)}; a wider terminal or a pipe shows them."
-        return f"{text} {more}".strip() if hidden else text
+        rest = f"Too narrow for: {', '.join(hidden)}; a wider terminal or a pipe shows them."
+        return f"{text} {rest}".strip() if hidden else text
     kept = re.split(r"(?<=\.) ", text) if text else []
     more = [f"{pluralize(len(hidden), 'more column')}: --verbose."] if hidden else []
     while kept and len(textwrap.wrap(" ".join([*kept, *more]), width)) > _CAPTION_LINES:
