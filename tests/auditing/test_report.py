@@ -5,6 +5,7 @@ import json
 import math
 import re
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -12,6 +13,9 @@ from torch import nn
 from examples.broken_models import FAULTS, examine
 from examples.patients import data, trained
 from vshift import audit
+from vshift.auditing.findings import CHECKS
+from vshift.auditing.findings.base import CandidateFinding
+from vshift.auditing.severity import Gain
 
 
 def test_labels_that_cannot_be_used_are_told():
@@ -124,12 +128,47 @@ def test_the_verdict_comes_first_with_its_standard_error():
     assert "eval mode, repaired" not in healthy.scores
 
 
-def test_the_text_fits_and_has_a_sentence_per_line():
-    found = examine(FAULTS["variance_shift"](7, True))
-    lines = found.to_text(60).splitlines()
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_text_fits_and_has_a_sentence_per_line(width):
+    patient = FAULTS["variance_shift"](7, True)
+    patient.model.norm_of_the_stage_with_a_long_name = patient.model.bn1
+    found = examine(patient)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", found.to_text(width, terminal=True))
+    assert max(map(len, shown.splitlines())) <= width
+    lines = found.to_text(width).splitlines()
     text = lines[: next(i for i, line in enumerate(lines) if line.startswith("mode "))]
-    assert max(map(len, text)) <= 60
+    assert max(map(len, text)) <= width
     starts = [line.strip().split(":")[0] for line in text]
     assert {"Usual causes", "What to do"} <= set(starts)
     assert any(start.startswith("Tried re-estimating") for start in starts)
     assert found.findings[0].message == " ".join(found.findings[0].sentences)
+
+
+def test_layers_of_compiled_parts_have_their_names_and_can_be_fixed():
+    model, batches = trained(0)
+    model.bn2.running_var *= 20
+    model.conv2 = torch.compile(model.conv2, backend="eager")
+    model.bn2 = torch.compile(model.bn2, backend="eager")
+    result = audit(model, batches)
+    (finding,) = result.findings
+    assert (finding.code, finding.layer) == ("stale", "bn2")
+    assert "_orig_mod" not in result.to_json()
+    assert "as given" not in result.scores
+    assert not any("restored" in note for note in result.notes)
+    changed = {
+        name
+        for name, tensor in result.fixed_state(model).items()
+        if not torch.equal(tensor, model.state_dict()[name])
+    }
+    assert changed == {"bn2._orig_mod.running_mean", "bn2._orig_mod.running_var"}
+
+
+def test_a_repair_that_harms_is_advised_against():
+    gain = Gain("doing it", 0.1, 0.5, 0.01, 99.0, 80.0, 1.0, 0.3, True, True)
+    finding = CandidateFinding(CHECKS[0], "bn1", "something.").to_finding(gain)
+    assert finding.sentences[1:3] == [
+        "Tried doing it: the loss rises from 0.100 to 0.500 (± 0.010), the accuracy falls from "
+        "99.0 to 80.0 % (± 1.0).",
+        "Repairing it makes eval worse: leave it.",
+    ]
+    assert not any(sentence.startswith("What to do") for sentence in finding.sentences)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -190,6 +191,7 @@ def test_a_sample_alone_that_gets_another_output_is_found() -> None:
     ("loader", "options", "says"),
     [
         (data(0), {"batches": -1}, "batches is -1; an audit compares batches"),
+        (data(0), {"samples": -1}, "samples is -1; an audit needs at least 4"),
         (
             torch.utils.data.TensorDataset(torch.rand(64, 3, 8, 8)),
             {},
@@ -231,3 +233,27 @@ def test_small_batches_in_testing_are_no_small_batches_in_training() -> None:
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     small = list(zip(images.split(2), labels.split(2), strict=True))
     assert "tiny_batches" not in codes(audit(model, small, batches=64))
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "used"),
+    [
+        (8, {"samples": 64}, 8),
+        (8, {"samples": 100}, 13),
+        (32, {"samples": 64}, 8),
+        (32, {"samples": 64, "batches": 3}, 3),
+        (32, {"samples": None}, 16),
+    ],
+)
+def test_samples_decide_how_many_batches_are_used(
+    size: int, options: dict[str, Any], used: int
+) -> None:
+    model, given = Net(), []
+
+    def loader() -> Iterator[Any]:
+        for batch in data(0, 512, size):
+            given.append(batch)
+            yield batch
+
+    audit(model, loader(), **options)
+    assert len(given) == used

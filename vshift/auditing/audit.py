@@ -38,7 +38,8 @@ def audit(
     loss: Loss | None = None,
     unpack: Unpack = unpack,
     allow_noise: Sequence[str] = (),
-    batches: int | None = 32,
+    samples: int | None = 1024,
+    batches: int | None = None,
     seed: int = 0,
 ) -> Audit:
     """Find out why a model behaves differently in train() and in eval(), and what repairs it.
@@ -47,7 +48,7 @@ def audit(
     itself. Its parameters, buffers, modes, hooks and attributes, and all random states, are
     restored bit for bit, also after an error; what could not be is said in the notes. Costs about
     three forward passes over the samples, with a train_loader three more over the loader's, and one
-    per finding. The samples of `batches` batches are kept in memory.
+    per finding. The samples used are kept in memory.
 
     Args:
         model: any module; compiled and DDP-wrapped ones are unwrapped.
@@ -61,7 +62,9 @@ def audit(
         unpack: from one batch to (inputs, labels or None); inputs that are a mapping are given to
             the model as keyword arguments, a tuple or list as positional ones.
         allow_noise: names of modules, or patterns, whose noise in eval mode is wanted.
-        batches: number of batches used of each loader; None is all.
+        samples: number of samples used of each loader, in whole batches, and at least 8 of them;
+            None is all.
+        batches: number of batches used instead.
         seed: of the noise and of the order of the samples.
 
     Returns:
@@ -86,16 +89,16 @@ def audit(
     with preserving_random_state(loaders), torch.no_grad(), run_eagerly(model):
         device = next((t.device for t in [*model.parameters(), *model.buffers()]), None)
         device = device or torch.device("cpu")
-        samples = collect(loader, device, batches, unpack, seed)
-        train_samples = samples
+        given_how = (device, batches, unpack, seed)
+        scored = judged = collect(loader, *given_how, enough=samples)
         if train_loader is not None:
-            train_samples = collect(train_loader, device, batches, unpack, seed, "train_loader")
+            judged = collect(train_loader, *given_how, "train_loader", samples)
         given = SavedState(model)
         copied, why_not = copy_of(model)
         try:
             audited = AuditedModel(copied, seed, loss)
             try:
-                evidence = Evidence(audited, samples, train_samples, reference, allow_noise)
+                evidence = Evidence(audited, scored, judged, reference, allow_noise)
                 result = _conclude(evidence)
             finally:
                 audited.saved.restore()

@@ -50,7 +50,8 @@ def run_audit(
     weights: Path | None,
     reference: Path | None,
     classes: int | None,
-    batches: int,
+    samples: int,
+    batches: int | None,
     batch_size: int | None,
     images: ImageOptions,
     allow_noise: list[str],
@@ -97,6 +98,7 @@ def run_audit(
                 train_loader=train_loader,
                 reference=None if reference is None else read_state(reference),
                 allow_noise=allow_noise,
+                samples=samples,
                 batches=batches,
                 seed=images.seed,
             )

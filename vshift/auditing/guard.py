@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -105,7 +106,8 @@ class SavedState:
 
     def _differs(self, saved: _Saved, mode: bool = True) -> bool:
         content = saved.content
-        if not mode and isinstance(saved.value, nn.Module):
+        # A compiled module has no mode of its own, but that of the module inside.
+        if not mode and isinstance(saved.value, nn.Module) and "training" in content:
             content = {**content, "training": saved.value.training}
         return not saved.kind.is_unchanged(saved.value, content)
 
@@ -410,7 +412,9 @@ def run_eagerly(model: nn.Module) -> Iterator[None]:
     if not compiled and not any(hasattr(m, "_orig_mod") for m in model.modules()):
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        # Global hooks run twice at such a part: for it, and for the module inside.
+        warnings.filterwarnings("ignore", message="Using `torch.compile", category=UserWarning)
         yield
 
 

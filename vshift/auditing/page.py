@@ -75,6 +75,7 @@ code { white-space: normal; overflow-wrap: anywhere; background: var(--grid); pa
 .card .badge { background: var(--paper); color: var(--ink); }
 .data, li { max-width: 80ch; }
 li { margin-bottom: 6px; }
+.scroll { width: fit-content; max-width: 100%; }
 table { width: auto; }
 thead th { padding: 6px 7px; font-weight: 600; }
 """

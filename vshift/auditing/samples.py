@@ -18,6 +18,8 @@ from torch.utils.data import Dataset, IterableDataset
 from vshift.errors import VShiftError
 from vshift.text import pluralize
 
+LEAST_SAMPLES = 4
+LEAST_BATCHES = 8  # if there are as many: errors are estimated between batches
 LABEL_KEYS = ("labels", "label", "targets", "target")
 Unpack = Callable[[Any], tuple[Any, Any]]
 
@@ -214,8 +216,12 @@ def collect(
     unpack: Unpack = unpack,
     seed: int = 0,
     name: str = "loader",
+    enough: int | None = None,
 ) -> Samples:
     """The first `limit` batches of a loader, on the model's device.
+
+    Args:
+        enough: a number of samples; without a limit, batches that follow these are left out.
 
     Raises:
         AuditError: fewer than two batches, batches without a tensor, or no batches but single
@@ -223,12 +229,15 @@ def collect(
     """
     if limit is not None and limit < 2:
         raise AuditError(f"batches is {limit}; an audit compares batches and needs at least 2")
+    if enough is not None and enough < LEAST_SAMPLES:
+        raise AuditError(f"samples is {enough}; an audit needs at least {LEAST_SAMPLES}")
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
         raise AuditError(
             f"the {name} is a data set, which gives single samples; wrap it: "
             "torch.utils.data.DataLoader(data_set, batch_size=…, shuffle=True)"
         )
-    batches = []
+    batches: list[Batch] = []
+    count = 0
     for item in islice(loader, limit):
         inputs, labels = unpack(item)
         if _is_detection(inputs, labels):
@@ -248,14 +257,20 @@ def collect(
             inputs = inputs.to(device)
         fits = isinstance(labels, Tensor) and labels.ndim
         batches.append(Batch(inputs, labels.detach().to(device) if fits else None))
+        count += batches[-1].count
+        is_enough = enough is not None and count >= enough and len(batches) >= LEAST_BATCHES
+        if limit is None and is_enough:
+            break
     if len(batches) < 2:
         raise AuditError(
             f"the {name} gave {pluralize(len(batches), 'batch', 'batches')}; an audit compares "
             "batches and needs at least 2: use a smaller batch size or more samples"
         )
     samples = Samples(batches, seed)
-    if samples.rows_are_samples and samples.count < 4:
-        raise AuditError(f"the {name} gave {samples.count} samples; an audit needs at least 4")
+    if samples.rows_are_samples and samples.count < LEAST_SAMPLES:
+        raise AuditError(
+            f"the {name} gave {samples.count} samples; an audit needs at least {LEAST_SAMPLES}"
+        )
     return samples
 
 

@@ -73,7 +73,12 @@ def audit(
         list[str] | None,
         typer.Option("--allow-noise", help="A module whose noise in eval is intended; repeatable."),
     ] = None,
-    batches: Annotated[int, typer.Option("--batches", help="Batches to use, at least 2.")] = 16,
+    samples: Annotated[
+        int, typer.Option("--samples", help="Samples to use, in whole batches, at least 8 of them.")
+    ] = 512,
+    batches: Annotated[
+        int | None, typer.Option("--batches", help="Batches to use instead, at least 2.")
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option("--batch-size", min=1, help="Of images, as in training.", show_default="32"),
@@ -101,6 +106,7 @@ def audit(
         weights=weights,
         reference=reference,
         classes=classes,
+        samples=samples,
         batches=batches,
         batch_size=batch_size,
         images=ImageOptions(size=size, normalise=normalise, seed=seed),
