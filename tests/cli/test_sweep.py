@@ -11,7 +11,11 @@ def test_sweep_runs_a_grid_ends_with_its_table_and_skips_what_is_done(vshift, co
     code, out, err = vshift("sweep", config, *grid, "--dry-run")
     assert code == 0
     assert len(out.splitlines()) == 2
-    assert "2 runs, 2 to do; the time of 2 of them is unknown" in err
+    assert err.startswith("timing some training steps of preresnet-8 on cpu")
+    assert "\n2 runs, 2 to do: about " in err
+    assert "; from training steps timed now on random images where no run is finished yet" in err
+    code, _, err = vshift("sweep", config, *grid, "--dry-run", "--slurm")
+    assert (code, "the time of 2 of them is unknown" in err) == (0, True)
     code, table, err = vshift("sweep", config, *grid, "--jobs", "2")
     assert code == 0, err
     assert "2 runs, 0 of them done" in err

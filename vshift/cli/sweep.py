@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from vshift.cli.compare import print_comparison
 from vshift.cli.options import DeviceOption, Fresh, Quiet, RunsDir, Seeds, Sets, changes_of
 from vshift.cli.streams import echo, silence
 from vshift.errors import VShiftError
+
+if TYPE_CHECKING:
+    from vshift.config import Config
 
 
 def sweep(
@@ -88,14 +91,24 @@ def sweep(
 
     planned = plan.plan(configs, changes_of(sets, device, seeds))
     planned = plan.shard(planned, part) if part else planned
+    reporter = Reporter(quiet)
     here = local.LocalOptions(jobs, jobs_per_gpu, retries, fresh, wait, fail_fast)
     if dry_run:
-        slots = (jobs or 100) if on_slurm else len(local.local_slots(planned, here)[0])
-        lines, rows, total = progress.dry_run(planned, runs_dir, slots, fresh)
+        if on_slurm:  # on other machines than this one
+            found = progress.dry_run(planned, runs_dir, jobs or 100, fresh)
+        else:
+            slots, _ = local.local_slots(planned, here)
+
+            def time_epoch(config: Config) -> float | None:
+                from vshift.sweep.timing import epoch_seconds
+
+                return epoch_seconds(config, slots[0].threads, reporter.say)
+
+            found = progress.dry_run(planned, runs_dir, len(slots), fresh, time_epoch)
+        lines, rows, total = found
         echo(rows if as_json else lines)
         echo(total, err=True)
         return
-    reporter = Reporter(quiet)
     if on_slurm:
         from vshift.sweep import slurm
 

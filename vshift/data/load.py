@@ -13,7 +13,7 @@ import numpy as np
 from vshift.config.data import Cifar, Data, ImageFolder, OwnData, Shapes
 from vshift.data import library, shapes
 from vshift.data.folder import describe_folder, open_folder
-from vshift.data.source import Labels, Pixels, Source, select
+from vshift.data.source import Labels, Pixels, Selection, Source, select
 
 if TYPE_CHECKING:
     import torch
@@ -111,14 +111,7 @@ def load(config: Data, device: torch.device | str = "cpu") -> ImageSet:
     from vshift.data.images import image_set, with_numbers
 
     source = open_source(config)
-    chosen = select(
-        source.train_labels,
-        source.test_labels,
-        source.classes,
-        train_limit=config.train_limit,
-        test_limit=config.test_limit,
-        validation=config.validation,
-    )
+    chosen = selected(config, source)
     kept = np.union1d(chosen.train, chosen.validation)
     pixels, test_pixels = source.read(kept, chosen.test)
     labels = source.train_labels[kept]
@@ -135,6 +128,18 @@ def load(config: Data, device: torch.device | str = "cpu") -> ImageSet:
             images, standardize=source.standardize, mirror_negates=source.mirror_negates
         )
     return replace(images, note=source.note).to(device)
+
+
+def selected(config: Data, source: Source) -> Selection:
+    """The images of the data set that the config's limits keep."""
+    return select(
+        source.train_labels,
+        source.test_labels,
+        source.classes,
+        train_limit=config.train_limit,
+        test_limit=config.test_limit,
+        validation=config.validation,
+    )
 
 
 def open_source(config: Data) -> Source:

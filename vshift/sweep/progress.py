@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,12 +117,28 @@ def makespan(running: Iterable[float], waiting: Iterable[float], slots: int) -> 
     return max(free, default=0.0)
 
 
-def dry_run(jobs: Sequence[Job], runs_dir: Path, slots: int, fresh: bool) -> tuple[str, str, str]:
-    """(one line per run, the same as JSON, the total time). Nothing is written."""
+def dry_run(
+    jobs: Sequence[Job],
+    runs_dir: Path,
+    slots: int,
+    fresh: bool,
+    measure: Callable[[Config], float | None] = lambda _: None,
+) -> tuple[str, str, str]:
+    """(one line per run, the same as JSON, the total time). Nothing is written.
+
+    Args:
+        measure: gives the seconds of an epoch's training steps of a config that has no finished
+            run, or None.
+    """
     estimator = RuntimeEstimator()
     for job in jobs:
         estimator.add_run(job.path(runs_dir), job.config)
     estimator.add_others(jobs, runs_dir)
+    measured: set[str] = set()
+    for config in {cost_key(job.config): job.config for job in jobs}.values():
+        if estimator.seconds(config) is None and (seconds := measure(config)):
+            estimator.add(config, seconds * config.epochs)
+            measured.add(cost_key(config))
     rows: list[dict[str, Any]] = []
     lines: list[str] = []
     for job, status in zip(jobs, all_statuses(jobs, runs_dir), strict=True):
@@ -149,6 +165,11 @@ def dry_run(jobs: Sequence[Job], runs_dir: Path, slots: int, fresh: bool) -> tup
         total += (
             f": about {format_duration(sum(known))} one after the other, "
             f"{format_duration(makespan([], known, slots))} with {slots} at a time"
+        )
+    if measured:
+        total += (
+            "; from training steps timed now on random images where no run is finished yet, "
+            "without tests and measurements"
         )
     return "\n".join(lines), json.dumps(rows, indent=1), total
 
