@@ -70,19 +70,15 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True)
-def device_settings(request, monkeypatch):
+def device_settings(request):
     """Leaves PyTorch's settings of the device as they were before a test marked `gpu`."""
     if request.node.get_closest_marker("gpu") is None:
         yield
         return
-    backends = torch.backends
-    for module, name in (
-        (backends.cudnn, "benchmark"),
-        (backends.cudnn, "allow_tf32"),
-        (backends.cuda.matmul, "allow_tf32"),
-    ):
-        monkeypatch.setattr(module, name, getattr(module, name))
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.allow_tf32
     yield
+    cudnn.benchmark, cudnn.allow_tf32 = before
     torch.use_deterministic_algorithms(False)
     torch.cuda.set_stream(torch.cuda.default_stream())
 
