@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -31,6 +32,15 @@ def data(seed: int, count: int = 512, size: int = 32, scale: float = 1.0) -> Bat
     noise = torch.randn(count, 3, 8, 8, generator=generator)
     images = scale * (0.6 * patterns[labels] + noise + 0.5)
     return [(images[i : i + size], labels[i : i + size]) for i in range(0, count, size)]
+
+
+def vectors(seed: int, count: int = 1024, size: int = 32) -> Batches:
+    """Vectors [N, 20] of 4 classes, each a centre with noise, in random order."""
+    centres = torch.randn(4, 20, generator=torch.Generator().manual_seed(1234))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (count,), generator=generator)
+    rows = 0.7 * centres[labels] + torch.randn(count, 20, generator=generator) + 0.3
+    return [(rows[i : i + size], labels[i : i + size]) for i in range(0, count, size)]
 
 
 class Net(nn.Module):
@@ -57,6 +67,20 @@ class Net(nn.Module):
         return self.head(self.features(x))
 
 
+class Dense(Net):
+    """The same network of linear layers, which keep their names, for `vectors`."""
+
+    def __init__(self, momentum: float | None = 0.1, **noise: nn.Module) -> None:
+        super().__init__(momentum, **noise)
+        for i in (1, 2, 3):
+            setattr(self, f"conv{i}", nn.Linear(20 if i == 1 else 32, 32))
+            setattr(self, f"bn{i}", nn.BatchNorm1d(32, momentum=momentum))
+        self.fc = nn.Linear(32, 4)
+
+    def head(self, x: Tensor) -> Tensor:
+        return self.fc(self.after_bn(x))
+
+
 def fit(model: nn.Module, batches: Batches, epochs: int = 3, rate: float = 0.1) -> nn.Module:
     """Train with SGD and a linearly falling learning rate; the model stays in train mode."""
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9)
@@ -78,6 +102,6 @@ def trained(seed: int, model: nn.Module | None = None, **how: Any) -> tuple[nn.M
     return fit(Net() if model is None else model, batches, **how), batches
 
 
-def norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
+def norms(model: nn.Module) -> dict[str, _BatchNorm]:
     """The batch norms of a model by name."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    return {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm)}

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from vshift.auditing.passes import (
     rms,
     run_pass,
 )
+from vshift.auditing.repairs import Repair, applied
 from vshift.auditing.samples import AuditError, Samples, order_effect
 from vshift.auditing.severity import Scores
 from vshift.auditing.trace import NoiseSource, plain_name
@@ -40,6 +41,7 @@ from vshift.shift.stats import (
 )
 from vshift.text import list_names, suggest
 
+TRIED_BATCHES = 8  # of a train pass that tries a repair
 RELEVANT_CHANGE = 0.05  # relative change of a variance that is worth reporting
 
 # Names of the scores, in the order in which they are shown.
@@ -65,6 +67,8 @@ class Evidence:
         reference: an earlier state dict to compare with, under the model's names; empty for none.
         allowed_noise: names and patterns of modules whose noise in eval mode is wanted.
         explained_by: the code of the finding that explains a layer's running statistics.
+        following: layers whose buffers are right, and which are off as a fault before them changes
+            their input in training mode too.
         still_training: modules that are in training mode after the model's own eval().
         train_trace, eval_trace: noise traced in training mode and in eval mode.
         given_scores: of the model as given, and after `train()` and `eval()`; {} where it is in one
@@ -93,6 +97,7 @@ class Evidence:
         fitting = fit_to_names(reference or {}, model.module.state_dict())
         self.reference = {plain_name(name): tensor for name, tensor in fitting.items()}
         self.explained_by: dict[str, str] = {}
+        self.following: set[str] = set()
         # The state that was handed over is evidence itself, where modes do not describe it.
         self.given_scores: dict[str, Scores] = {}
         for each in {id(s): s for s in (samples, train_samples)}.values():
@@ -290,14 +295,29 @@ class Evidence:
         """The distance above which a layer's buffers are wrong: four standard deviations."""
         return {name: max(0.1, 4 * floor) for name, floor in self.noise_floor.items()}
 
-    @cached_property
+    @property
     def mismatched(self) -> list[str]:
         """Judged layers whose running statistics are not those they are trained with."""
         return [
             name
             for name in self.judged
-            if self.distance[name] > self.limit[name] and name not in self.re_estimated
+            if self.distance[name] > self.limit[name]
+            and name not in self.re_estimated
+            and name not in self.following
         ]
+
+    def follow(self, layers: Iterable[str]) -> None:
+        """Note that these layers' buffers are right, as a fault before them changes their input."""
+        self.following |= set(layers)
+
+    def train_distances(self, repair: Repair) -> dict[str, float]:
+        """The distances of the judged layers in a train pass with a repair, over a few batches."""
+        with applied(self.model, "train", [repair]):
+            found = run_pass(
+                self.model, lambda: islice(self.train_samples.shuffled(), TRIED_BATCHES)
+            )
+            measured = {name: found.average(name) for name in self.judged}
+            return {n: self.distance_to(m, n) for n, m in measured.items() if m is not None}
 
     def unexplained(self) -> list[str]:
         """The mismatched layers that no finding explains yet."""

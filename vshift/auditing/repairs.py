@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vshift.auditing.passes import AuditedModel, run_pass
+from vshift.auditing.passes import AuditedModel, Mode, run_pass
 from vshift.auditing.samples import Samples
 from vshift.auditing.severity import Scores
 from vshift.auditing.trace import Silenced
@@ -50,8 +50,15 @@ def try_repairs(model: AuditedModel, samples: Samples, repairs: Sequence[Repair]
     def change_inputs(inputs: Any) -> Any:
         return reduce(lambda value, change: change(value), changes, inputs)
 
+    with applied(model, "eval", repairs):
+        return run_pass(model, samples.shuffled, measure=False, change_inputs=change_inputs).scores
+
+
+@contextmanager
+def applied(model: AuditedModel, mode: Mode, repairs: Sequence[Repair]) -> Iterator[None]:
+    """The model in the mode of a pass with all these repairs, but for those of the inputs."""
     with ExitStack() as stack:
-        stack.enter_context(model.mode("eval"))
+        stack.enter_context(model.mode(mode))
         for repair in repairs:
             for name, value in repair.buffers.items():
                 with torch.no_grad():
@@ -60,7 +67,7 @@ def try_repairs(model: AuditedModel, samples: Samples, repairs: Sequence[Repair]
                 set_statistics(model.norms[name], moments)
             for change in repair.changes:
                 change(model, stack)
-        return run_pass(model, samples.shuffled, measure=False, change_inputs=change_inputs).scores
+        yield
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """The findings of an audit: a class each, and the order in which they are looked for."""
 
-from vshift.auditing.findings import batches, buffers, mixtures, modes, noise, non_bn
+from vshift.auditing.findings import batches, buffers, eps, mixtures, modes, noise, non_bn
 from vshift.auditing.findings.base import FAR, Check, Finding
 
 # The order decides twice. A layer's running statistics are explained by the first check that claims
@@ -20,6 +20,7 @@ CHECKS: tuple[Check, ...] = (
     modes.BatchDependent(),
     batches.InputDiffers(),
     buffers.Drift(),
+    eps.VarianceBelowEps(),
     batches.SeveralDistributions(),
     batches.BatchesNotRandom(),
     buffers.NeverUpdated(),
@@ -29,7 +30,6 @@ CHECKS: tuple[Check, ...] = (
     mixtures.InitialBias(),
     mixtures.Polluted(),
     buffers.Stale(at_least=FAR),
-    buffers.VarianceBelowEps(),
     non_bn.InstanceNorm(),
     non_bn.SpectralNorm(),
     noise.NoiseScale(),

@@ -1,4 +1,4 @@
-"""Running statistics that are broken, never updated, too small, drifted or stale."""
+"""Running statistics that are broken, never updated, drifted or stale."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from vshift.auditing.findings.base import (
     RECALIBRATE,
     BufferCheck,
     CandidateFinding,
-    Check,
     distance_in_words,
     harmless_note,
     list_layers,
     plural,
     which_layers,
 )
-from vshift.auditing.repairs import Repair, set_eps
+from vshift.auditing.repairs import Repair
 from vshift.auditing.severity import Gain
 from vshift.auditing.trace import in_quotes
 from vshift.text import pluralize
@@ -220,43 +219,4 @@ class Stale(BufferCheck):
             note_if_dropped=note,
             as_reference=referenced,
             distances={n: evidence.distance[n] for n in layers},
-        )
-
-
-class VarianceBelowEps(Check):
-    """Channels, dead ones aside, whose running variance is below eps."""
-
-    code = "variance_below_eps"
-    title = "eps outweighs the running variance"
-    causes = (
-        "an eps of another framework lost when the weights were loaded, or activations of a very "
-        "small scale"
-    )
-    advice = "set eps to the value of training; 1e-3 and 1e-5 are both usual"
-
-    def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
-        shares = {}  # by layer, of the live channels
-        for name in evidence.judged:
-            alive = evidence.train(name).variance > 1e-12
-            below = (evidence.running[name].variance < evidence.layers[name].eps) & alive
-            if alive.any() and float(below.sum() / alive.sum()) > 0.05:
-                shares[name] = float(below.sum() / alive.sum())
-        if not shares:
-            return
-        worst = max(shares, key=lambda n: shares[n])
-        eps = evidence.layers[worst].eps
-        other = 1e-5 if eps > 1e-4 else 1e-3
-        yield CandidateFinding(
-            self,
-            worst,
-            f"an eps of {eps:g} is more than the running variance in {100 * shares[worst]:.0f} % "
-            f"of the channels of {in_quotes(worst)}.\n"
-            "There eps decides the scale, and another eps gives another output.",
-            list(shares),
-            {
-                "share": shares,
-                "eps": eps,
-                "median_variance": float(evidence.running[worst].variance.median()),
-            },
-            Repair(f"eps = {other:g}", changes=[set_eps(dict.fromkeys(shares, other))]),
         )
