@@ -122,14 +122,14 @@ def audit(
 def _conclude(evidence: Evidence) -> Audit:
     """Look for every finding, and try its repair on top of those that helped so far."""
     model = evidence.model
-    *checks, last = CHECKS
     # All candidates before the first repair: checks see the model as it was given.
-    candidates = [candidate for check in checks for candidate in check.find(evidence)]
+    early = [found for check in CHECKS if not check.is_late for found in check.find(evidence)]
+    late = (found for check in CHECKS if check.is_late for found in check.find(evidence))
     findings: list[Finding] = []
     helpful: list[Repair] = []
     fixed: dict[str, Moments] = {}
     evidence.repaired_scores = evidence.eval_scores
-    for candidate in chain(candidates, last.find(evidence)):
+    for candidate in chain(early, late):
         scores = evidence.repaired_scores
         gain, repair = None, candidate.repair
         if repair is not None:
@@ -164,7 +164,7 @@ def _conclude(evidence: Evidence) -> Audit:
         tests=evidence.tests,
         scores=all_scores,
         notes=[*model.notes, *notes_on_unknowns(evidence, findings)],
-        gap=Gain.between(evidence.eval_scores, evidence.best_scores, evidence.best_mode),
+        gap=evidence.gap,
         fixed=fixed,
         buffers={name: value for repair in helpful for name, value in repair.buffers.items()},
     )

@@ -29,7 +29,7 @@ from vshift.auditing.passes import (
 )
 from vshift.auditing.repairs import Repair, applied
 from vshift.auditing.samples import AuditError, Samples, order_effect
-from vshift.auditing.severity import Scores
+from vshift.auditing.severity import Gain, Scores
 from vshift.auditing.trace import NoiseSource, plain_name
 from vshift.shift.stats import (
     Estimate,
@@ -183,6 +183,24 @@ class Evidence:
     is_accounted = False
 
     @property
+    def gap(self) -> Gain:
+        """From eval mode to the better mode with batch statistics."""
+        return Gain.between(self.eval_scores, self.best_scores, self.best_mode)
+
+    @property
+    def gap_left(self) -> Gain:
+        """The same from eval mode with the repairs so far."""
+        return Gain.between(self.repaired_scores, self.best_scores, self.best_mode)
+
+    @property
+    def has_open_gap(self) -> bool:
+        """Whether eval mode is worse by more than the findings so far account for."""
+        if self.is_accounted or self.gap.fall is None or self.gap_left.fall is None:
+            return False
+        is_grave = self.gap_left.severity in ("medium", "high")
+        return is_grave and self.gap_left.fall > 0.5 * self.gap.fall
+
+    @property
     def has_train_loader(self) -> bool:
         return self.train_samples is not self.samples
 
@@ -302,6 +320,20 @@ class Evidence:
             name
             for name in self.judged
             if self.distance[name] > self.limit[name]
+            and name not in self.re_estimated
+            and name not in self.following
+        ]
+
+    @property
+    def slightly_off(self) -> list[str]:
+        """Layers that are off by more than the noise explains, but by less than the limit.
+
+        Many small errors do harm together: whether these do, only the scores tell.
+        """
+        return [
+            name
+            for name in self.judged
+            if 2 * self.noise_floor[name] < self.distance[name] <= self.limit[name]
             and name not in self.re_estimated
             and name not in self.following
         ]

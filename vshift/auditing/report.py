@@ -265,12 +265,13 @@ def layer_rows(evidence: Evidence, findings: Sequence[Finding]) -> list[Row]:
         role = "frozen" if name in evidence.model.frozen else "ok"
         if name in evidence.explained_by:
             code = evidence.explained_by[name]
-            role = code if (code, name) in concerned else "off"
+            is_off = name in evidence.mismatched or name not in evidence.judged
+            role = code if (code, name) in concerned else "off" if is_off else "ok"
         elif name in evidence.re_estimated:
             role = "re-estimated"
         elif name in evidence.shifted:
             role = "variance_shift" if ("variance_shift", name) in concerned else "shifted"
-        elif name in evidence.inheriting:
+        elif name in evidence.inheriting or name in evidence.following:
             role = "inherits"
         elif running is None:
             role = "keeps no statistics"

@@ -2,10 +2,12 @@
 
 import copy
 
+import pytest
 import torch
+from torch import nn
 
 from examples.broken_models import FAULTS, examine
-from examples.patients import Net, data, fit, trained
+from examples.patients import Net, data, fit, norms, trained, vectors
 from tests.auditing.conftest import codes
 from vshift import audit
 
@@ -94,3 +96,42 @@ def test_what_overflows_in_low_precision_is_as_grave_as_what_it_costs():
     finding = next(f for f in audit(model.half(), half).findings if f.code == "nonfinite")
     assert finding.severity == "high"
     assert "float16 ends at 65,504: keep that layer in float32" in finding.message
+
+
+def deep(convolutional: bool) -> nn.Module:
+    """Ten linear or convolutional layers, each with its batch norm."""
+    layers: list[nn.Module] = []
+    for i in range(10):
+        if convolutional:
+            layers += [nn.Conv2d(12 if i else 3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU()]
+        else:
+            layers += [nn.Linear(64 if i else 20, 64), nn.BatchNorm1d(64), nn.ReLU()]
+    pool = [nn.AvgPool2d(2)] if convolutional else []
+    return nn.Sequential(*layers, *pool, nn.Flatten(), nn.Linear(192 if convolutional else 64, 4))
+
+
+@pytest.mark.parametrize("convolutional", [False, True])
+def test_small_errors_that_do_harm_together_are_found(convolutional):
+    """No layer is off by as much as 0.1, and healthy ones by up to 0.03."""
+    torch.manual_seed(0)
+    batches = data(0, 1024, 64) if convolutional else vectors(0, 2048, 128)
+    model = fit(deep(convolutional), batches, epochs=5, rate=0.02 if convolutional else 0.05)
+    assert audit(model, batches).findings == []
+    with torch.no_grad():
+        for layer in norms(model).values():
+            layer.running_mean += 0.08 * layer.running_var.sqrt()
+    result = audit(model, batches)
+    (finding,) = result.findings
+    assert finding.code == "stale"
+    assert max(row["distance"] for row in result.layers) < 0.1
+    assert finding.severity in ("medium", "high")
+    assert finding.gain.loss_after < 0.7 * finding.gain.loss_before
+
+
+def test_small_errors_without_harm_are_silent():
+    model, batches = trained(0)
+    with torch.no_grad():
+        for layer in norms(model).values():
+            layer.running_mean += 0.08 * layer.running_var.sqrt()
+        model.fc.weight *= 0
+    assert audit(model, batches).findings == []

@@ -72,4 +72,4 @@ def test_without_labels_and_layers_after_it_an_eps_is_a_note(healthy):
     model, batches = scaled(healthy, {3: 0.01}, 1e-3)
     result = audit(nn.Sequential(model), [x for x, _ in batches])
     assert codes(result) == []
-    assert any("0.001 outweighs the running variance of 0.bn3" in note for note in result.notes)
+    assert any('0.001 outweighs the running variance of "0.bn3"' in note for note in result.notes)

@@ -35,8 +35,9 @@ CHECKS: tuple[Check, ...] = (
     noise.NoiseScale(),
     non_bn.OutputNonFinite(),
     noise.VarianceShift(),
-    buffers.Stale(at_least=0.0),  # so little off that it counts only for what noise leaves
-    modes.UnexplainedGap(),  # looked for after all repairs
+    # These two are looked for after all repairs.
+    buffers.Stale(at_least=0.0),
+    modes.UnexplainedGap(),
 )
 
 __all__ = ["CHECKS", "Check", "Finding"]

@@ -139,12 +139,14 @@ class Check(ABC):
         title: the finding's name for people.
         causes: usual causes, as a list without a full stop.
         advice: what to do, without a full stop.
+        is_late: looked for after the repairs of all others have been tried.
     """
 
     code: ClassVar[str]
     title: ClassVar[str]
     causes: ClassVar[str]
     advice: ClassVar[str]
+    is_late: bool = False
 
     @abstractmethod
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:

@@ -164,9 +164,10 @@ class Drift(BufferCheck):
 class Stale(BufferCheck):
     """Layers that are still unexplained: their statistics are of other weights or other inputs.
 
-    Checked twice: once for layers that are far off, and again, after what noise explains, for those
+    Checked twice: once for layers that are far off, and again, after all other repairs, for those
     that are off so little that augmented training data could explain it. The latter count for what
-    their repair gains beyond that.
+    their repair gains beyond that; and with them those within the limit that are off by more than
+    the noise, if eval mode loses what nothing else explains.
     """
 
     code = "stale"
@@ -179,10 +180,13 @@ class Stale(BufferCheck):
     advice = RECALIBRATE
 
     def __init__(self, at_least: float) -> None:
-        self.at_least = at_least
+        self.at_least, self.is_late = at_least, not at_least
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         layers = evidence.unexplained()
+        if self.is_late and evidence.has_open_gap:
+            slightly = [n for n in evidence.slightly_off if n not in evidence.explained_by]
+            layers = sorted([*layers, *slightly], key=evidence.judged.index)
         far = max((evidence.distance[n] for n in layers), default=-1.0)
         if far < self.at_least:
             return

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from vshift.auditing.evidence import Evidence
-from vshift.auditing.findings.base import FAR, CandidateFinding, Check, list_layers
+from vshift.auditing.findings.base import FAR, CandidateFinding, Check, list_layers, plural
 from vshift.auditing.repairs import Repair, set_eps, try_repairs
+from vshift.auditing.trace import in_quotes
 from vshift.text import join_words
 
 # The usual ones first: of two that fit alike, the earlier is taken.
@@ -44,13 +45,13 @@ class VarianceBelowEps(Check):
         if eps:
             evidence.follow(explained)
             worst = next(iter(eps))
-            are = "fits its" if len(explained) == 1 else "fit their"
+            fit = plural(explained, "fits its", "fit their")
             yield self._candidate(
                 evidence,
                 eps,
                 worst,
-                f" With {_in_words(eps)} {list_layers(explained)}, after it, {are} running "
-                "statistics: those are right.",
+                f"\nWith {_in_words(eps)}, {list_layers(explained)} after it {fit} running "
+                "statistics, which are right.",
                 drop_if_no_gain=max(evidence.distance[name] for name in explained) < FAR,
             )
             return
@@ -64,8 +65,8 @@ class VarianceBelowEps(Check):
         return CandidateFinding(
             self,
             worst,
-            f"{worst or 'The batch norm'} has eps = {own:g} and a median running variance of "
-            f"{float(variance.median()):.2g}: eps decides its scale, and another eps another "
+            f"{in_quotes(worst)} has an eps of {own:g} and a running variance of "
+            f"{float(variance.median()):.1g}: eps decides the scale, and another eps gives another "
             f"output.{more}",
             list(eps),
             {
@@ -100,7 +101,7 @@ class VarianceBelowEps(Check):
         elif scores:
             evidence.model.notes.append(
                 f"eps = {evidence.layers[name].eps:g} outweighs the running variance of "
-                f"{list_layers([name])}; whether that was so in training cannot be known without "
+                f"{in_quotes(name)}; whether that was so in training cannot be known without "
                 "labels"
             )
 

@@ -7,9 +7,10 @@ inputs, can be found by least squares over all channels; or dummy forwards be re
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from typing import ClassVar
 
 import torch
@@ -122,9 +123,16 @@ def _initial_shares(evidence: Evidence) -> dict[str, float]:
 
 # ---- dummy inputs
 
-CLEAR = 0.9  # of the deviation explained
-EXACT = 0.97  # of it: a mixture that is no accident, harmful or not
 MOST_FORWARDS = 12  # more than these are no accident: the statistics are of other inputs
+UNSURE = 3  # forwards that may be estimated too many, as small batches of random numbers are noisy
+EXACT = 0.9  # of the deviation explained: a mixture that is no accident, harmful or not
+# A share of dummies is a mixture if it leaves at most this multiple of the noise in every layer,
+# explains this much of the deviation in units of the noise, and if the layers after the first want
+# this part of the first's share: scaled or shifted inputs move the first layer as dummies do, and
+# leave the others as they were.
+NOISE, EXPLAINED, LATER_SHARE = 2.0, 0.4, 0.4
+CLEAR = 0.9  # of the deviation explained, where no later layer confirms it
+INEXACT = 0.1  # of what dummies do to a layer: weights moved, batches were of another size
 # Without the dummies' forwards: the first layer's distance over that with them; the worst layer's
 # over its limit; and the RMS of all over that with them. The first layer decides, as it sees the
 # dummies themselves; scaled or shifted inputs leave 0.19 or more of it.
@@ -136,6 +144,22 @@ DUMMIES: dict[str, Callable[[Tensor], Tensor]] = {
     "normal random numbers": torch.randn_like,
     "uniform random numbers": torch.rand_like,
 }
+SIZES = (2, 4, 8, 32)  # of the batches of random numbers that are tried; deep layers notice
+VALUES, MOST_BATCHES = 4096, 64  # values per channel, and batches, to know what a dummy gives
+
+
+@dataclass(frozen=True)
+class _Dummies:
+    """The statistics that batches of dummy inputs give, by layer.
+
+    Attributes:
+        inputs: what they are, in words.
+        counts: values per channel in a batch; infinite if all batches are the same.
+    """
+
+    inputs: str
+    moments: Mapping[str, Moments]
+    counts: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -186,62 +210,136 @@ class Polluted(BufferCheck):
 
 
 def _find_mixture(evidence: Evidence) -> _Mixture | None:
-    """Any share by least squares; otherwise a whole number of forwards."""
+    """Any share that fits within the noise; otherwise a whole number of forwards."""
     # Dummies reach every layer: those that are within their limit have to fit as well.
     every = [
         n
         for n in evidence.judged
         if n not in evidence.explained_by and n not in evidence.re_estimated
     ]
-    dummies = {}
-    for inputs, make in DUMMIES.items():
-        with evidence.model.mode("train"):
-            found = run_pass(
-                evidence.model,
-                lambda: iter([evidence.train_samples.first()]),
-                change_inputs=partial(pytree.tree_map_only, Tensor, make),
-            )
-        dummies[inputs] = {n: found.stats[n].average() for n in every if n in found.stats}
-    best = max(
-        (_fit_share(evidence, inputs, moments) for inputs, moments in dummies.items()),
-        key=lambda mixture: mixture.explained,
-    )
-    if best.explained > CLEAR and best.share > 0.02 and best.forwards <= MOST_FORWARDS:
-        return best
-    # Says more than least squares if training itself left some deviation, or if the dummies'
-    # batches were of another size, which deep layers notice.
-    counted = [
+    dummies = list(_run_dummies(evidence, every))
+    found = [mixture for each in dummies if (mixture := _fit_share(evidence, each)) is not None]
+    # Says more if training itself left some deviation.
+    found = found or [
         mixture
-        for inputs, moments in dummies.items()
+        for each in dummies
         for forwards in range(1, MOST_FORWARDS + 1)
-        if (mixture := _remove_forwards(evidence, inputs, moments, forwards)) is not None
+        if (mixture := _remove_forwards(evidence, each, forwards)) is not None
     ]
-    return max(counted, key=lambda mixture: mixture.explained, default=None)
+    return max(found, key=lambda mixture: mixture.explained, default=None)
 
 
-def _fit_share(evidence: Evidence, inputs: str, dummies: Mapping[str, Moments]) -> _Mixture:
-    """Any share, by least squares over all layers' channels."""
-    if not dummies:
-        return _Mixture(inputs, 0.0, 1.0, 0.0)
-    train = {name: evidence.train(name) for name in dummies}
-    share, explained = _fit(
-        torch.cat([_standardize(evidence.running[n], train[n]) for n in dummies]),
-        torch.cat([_standardize(dummies[n], train[n]) for n in dummies]),
-    )
-    momentum = evidence.layers[next(iter(dummies))].momentum
-    if momentum is None or not (0 < momentum < 1 and 0 < share < 1):
-        forwards = math.inf if share >= 1 else 1.0
+def _run_dummies(evidence: Evidence, layers: Sequence[str]) -> Iterator[_Dummies]:
+    """Every kind of dummy inputs, random ones in batches of several sizes."""
+    samples = evidence.train_samples
+    first = samples.first()
+    sizes = SIZES if samples.rows_are_samples else (first.count,)
+    for inputs, make in DUMMIES.items():
+        is_random = "random" in inputs
+        for size in sizes if is_random else sizes[-1:]:
+            batch = first
+            if samples.rows_are_samples:
+                batch = first.select(partial(_of_size, size))
+            fewest = min(evidence.train_stats(n).count for n in layers) * size / first.count
+            times = math.ceil(min(VALUES / fewest, MOST_BATCHES)) if is_random else 1
+            with evidence.model.mode("train"):
+                found = run_pass(
+                    evidence.model,
+                    partial(repeat, batch, times),
+                    change_inputs=partial(pytree.tree_map_only, Tensor, make),
+                ).stats
+            reached = [n for n in layers if n in found]
+            if reached:
+                yield _Dummies(
+                    inputs,
+                    {n: found[n].average() for n in reached},
+                    {n: found[n].count if is_random else math.inf for n in reached},
+                )
+
+
+def _of_size(size: int, tensor: Tensor) -> Tensor:
+    return tensor[:1].expand(size, *tensor.shape[1:])
+
+
+def _fit_share(evidence: Evidence, dummies: _Dummies) -> _Mixture | None:
+    """The share that fits every layer within the noise, by weighted least squares."""
+    names = list(dummies.moments)
+    momenta = {evidence.layers[name].momentum for name in names}
+    if len(momenta) > 1 or momenta <= {0.0, 1.0}:
+        return None
+    momentum, tracked = momenta.pop(), evidence.batches_tracked(names[0])
+    rows = [_rows(evidence, dummies, name) for name in names]
+    layer = torch.cat([torch.full((len(row[0]),), i) for i, row in enumerate(rows)])
+    deviation, direction, healthy, sampling = map(torch.cat, zip(*rows, strict=True))
+    # A channel that is all but dead deviates in units of next to nothing, and would decide alone.
+    usual = direction.abs() <= torch.quantile(direction.abs(), 0.9)
+    deviation, direction, layer = deviation[usual], direction[usual], layer[usual]
+    share, forwards, noise = 0.5, 0.0, healthy[usual]
+    for _ in range(5):  # the noise depends on the share
+        if momentum is None:
+            forwards = share * (tracked or 1)
+            squares = share**2 / max(forwards, 1.0)
+        else:
+            forwards = math.log(1 - share) / math.log(1 - momentum)
+            squares = momentum / (2 - momentum) * (1 - (1 - momentum) ** (2 * forwards))
+        noise = (
+            (1 - share) ** 2 * healthy[usual]
+            + squares * sampling[usual]
+            + (INEXACT * share * direction).square()
+        )
+        share = _share(deviation, direction, noise)
+        if not 0.02 < share < 1:
+            return None
+    rest = deviation - share * direction
+    left, before = (_mean_by(x.square() / noise, layer) for x in (rest, deviation))
+    whole = 1 - float(rest.square().sum() / deviation.square().sum())
+    later = layer > 0
+    if later.any():
+        later_share = _share(deviation[later], direction[later], noise[later])
+        is_confirmed = later_share > LATER_SHARE * share
     else:
-        forwards = math.log(1 - share) / math.log(1 - momentum)
-    return _Mixture(inputs, share, forwards, explained)
+        is_confirmed = whole > CLEAR
+    fits = float(left.max()) < NOISE and 1 - float(left.sum() / before.sum()) > EXPLAINED
+    few = forwards <= MOST_FORWARDS + UNSURE
+    return (
+        _Mixture(dummies.inputs, share, forwards, whole) if is_confirmed and fits and few else None
+    )
 
 
-def _remove_forwards(
-    evidence: Evidence, inputs: str, dummies: Mapping[str, Moments], forwards: int
-) -> _Mixture | None:
+def _rows(
+    evidence: Evidence, dummies: _Dummies, name: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of a layer's means and variances [2C], in units of those of the train pass.
+
+    The deviation of the running statistics, what dummies deviate by, and two squares of noise: the
+    healthy layer's, and that of one batch of dummies.
+    """
+    train, dummy, count = evidence.train(name), dummies.moments[name], dummies.counts[name]
+    ratio = dummy.variance / train.variance.clamp(min=1e-12)
+    floor = torch.full_like(ratio, evidence.noise_floor[name] ** 2)
+    return (
+        _standardize(evidence.running[name], train),
+        _standardize(dummy, train),
+        torch.cat([floor, 2 * floor]),
+        torch.cat([ratio / count, 2 * ratio.square() / max(count - 1, 1)]),
+    )
+
+
+def _mean_by(values: Tensor, group: Tensor) -> Tensor:
+    """The mean of the values of each group; groups are numbered from 0."""
+    return torch.bincount(group, weights=values) / torch.bincount(group).clamp(min=1)
+
+
+def _share(deviation: Tensor, direction: Tensor, noise: Tensor) -> float:
+    """The least squares of deviation = share·direction, weighted by 1/noise."""
+    length = float((direction.square() / noise).sum())
+    return float((deviation * direction / noise).sum()) / length if length > 0 else 0.0
+
+
+def _remove_forwards(evidence: Evidence, dummies: _Dummies, forwards: int) -> _Mixture | None:
     """The mixture without whose forwards every layer is within its limit, if it is one."""
     shares, left = {}, {}
-    for name, dummy in dummies.items():
+    for name, dummy in dummies.moments.items():
         momentum = evidence.layers[name].momentum
         if momentum is None or not 0 < momentum < 1:
             return None
@@ -266,7 +364,7 @@ def _remove_forwards(
         and all(left[name] <= LEFT_AT_WORST * evidence.limit[name] for name in left)
         and rest <= LEFT
     )
-    return _Mixture(inputs, shares[first], float(forwards), 1 - rest**2) if fits else None
+    return _Mixture(dummies.inputs, shares[first], float(forwards), 1 - rest**2) if fits else None
 
 
 # ---- least squares

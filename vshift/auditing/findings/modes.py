@@ -233,17 +233,12 @@ class UnexplainedGap(Check):
         "the eval inputs may be preprocessed differently"
     )
 
+    is_late = True
+
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
-        """Called after all repairs have been tried."""
-        if evidence.is_accounted:
+        if not evidence.has_open_gap:
             return
-        eval_, repaired, best = evidence.eval_scores, evidence.repaired_scores, evidence.best_scores
-        gap = Gain.between(eval_, best, evidence.best_mode)
-        left = Gain.between(repaired, best, evidence.best_mode)
-        if gap.fall is None or left.fall is None or left.fall <= 0.5 * gap.fall:
-            return
-        if SEVERITIES.index(left.severity) < SEVERITIES.index("medium"):
-            return
+        gap, left = evidence.gap, evidence.gap_left
         departure = first_departure(evidence.model, evidence.samples.first())
         layer, change = departure or (None, 0.0)
         where = ""
@@ -268,7 +263,8 @@ class UnexplainedGap(Check):
         ]
         if ruled_out:
             where += f"\nRuled out: {join_words(ruled_out)}."
-        repair = None
+        is_repaired = evidence.repaired_scores is not evidence.eval_scores
+        repaired, repair = ", repaired as below," if is_repaired else "", None
         if evidence.judged:
             count = pluralize(len(evidence.judged), "batch norm")
             statistics = {name: evidence.train(name) for name in evidence.judged}
@@ -276,8 +272,8 @@ class UnexplainedGap(Check):
         yield CandidateFinding(
             self,
             layer,
-            f"eval mode{', repaired as below,' if repaired is not eval_ else ''} is worse than "
-            f"{evidence.best_mode} on the same samples, and nothing found explains it.{where}",
+            f"eval mode{repaired} is worse than {evidence.best_mode} on the same samples, and "
+            f"nothing found explains it.{where}",
             [] if layer is None else [layer],
             {"gap": gap.fall, "unexplained": left.fall, "departure": change},
             repair,
