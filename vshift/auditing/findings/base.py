@@ -50,7 +50,8 @@ class Finding:
     def sentences(self) -> list[str]:
         """What was found, what the repair gained, what to do, usual causes."""
         tried = self.tried.splitlines()
-        advice = [] if LEAVE_IT in tried else [f"What to do: {self.advice}."]
+        is_left = LEAVE_IT in tried and self.severity == "info"
+        advice = [] if is_left else [f"What to do: {self.advice}."]
         return [*self.found.splitlines(), *tried, *advice, f"Usual causes: {self.causes}."]
 
     @property
