@@ -1,58 +1,20 @@
-"""How the device is set up, as far as it shows without a GPU."""
+"""What is set up before a run."""
 
-import pytest
+import resource
+
 import torch
 
-from tests.configs import make_config
-from vshift.config.schema import Hardware
-from vshift.data import load
-from vshift.errors import TrainingFailed
-from vshift.train.device import configure
-from vshift.train.loop import TrainStep
-from vshift.train.progress import Reporter
-from vshift.train.run import train_one
-
-CUDA = torch.device("cuda")
+from vshift.train.device import keep_freed_memory
 
 
-@pytest.fixture
-def settings(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-    yield
-    torch.use_deterministic_algorithms(False)
+def test_memory_is_not_given_back_between_steps():
+    def faults():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-
-def test_a_gpus_kernels_are_the_fastest_unless_they_must_be_deterministic(settings):
-    configure(Hardware(), CUDA)
-    assert torch.backends.cudnn.benchmark
-    assert not torch.are_deterministic_algorithms_enabled()
-    configure(Hardware(deterministic=True), CUDA)
-    assert not torch.backends.cudnn.benchmark
-    assert torch.are_deterministic_algorithms_enabled()
-
-
-def test_on_a_cpu_nothing_changes(settings):
-    configure(Hardware(deterministic=True), torch.device("cpu"))
-    assert not torch.are_deterministic_algorithms_enabled()
-
-
-def test_an_operation_that_has_no_deterministic_form_is_told_of(tmp_path, monkeypatch):
-    def refused(step, images, labels):
-        raise RuntimeError(
-            "avg_pool3d_backward_cuda does not have a deterministic implementation, but "
-            "you set 'torch.use_deterministic_algorithms(True)'. You can turn off determinism"
-        )
-
-    monkeypatch.setattr(TrainStep, "__call__", refused)
-    hardware = {"device": "cpu", "precision": "float32", "step": "eager", "deterministic": True}
-    config = make_config(hardware=hardware, network={"name": "mlp", "widths": [8]})
-    images = load(config.data, torch.device("cpu"))
-    with pytest.raises(TrainingFailed) as caught:
-        train_one(config, 0, images, tmp_path, False, Reporter(quiet=True))
-    assert str(caught.value) == (
-        f"{tmp_path / 'test' / 'seed-0'}: hardware.deterministic: avg_pool3d_backward_cuda "
-        "does not have a deterministic implementation; without that key the network trains, and a "
-        "resumed run ends in other last bits"
-    )
+    keep_freed_memory()
+    for _ in range(2):  # the first may not fit into what is there
+        torch.ones(2**24)  # 64 MiB
+    before = faults()
+    for _ in range(3):
+        torch.ones(2**24)
+    assert faults() - before < 1000  # pages of 4 KiB; 49,152 where each time all are new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 
@@ -43,11 +44,12 @@ def device_name(device: torch.device) -> str:
 
 
 def configure(hardware: Hardware, device: torch.device) -> None:
-    """Set the number of CPU threads; on a GPU let cuDNN search for its fastest kernels, or allow
-    deterministic ones only."""
+    """Set the number of CPU threads, and on a CPU keep freed memory; on a GPU let cuDNN search for
+    its fastest kernels, or allow deterministic ones only."""
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
     if device.type != "cuda":
+        keep_freed_memory()
         return
     # What is fastest is measured, and not the same in every process.
     torch.backends.cudnn.benchmark = not hardware.deterministic
@@ -55,3 +57,18 @@ def configure(hardware: Hardware, device: torch.device) -> None:
         # Read by cuBLAS when it starts; PyTorch refuses to go on without it.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's malloc keep what is freed, for the next step, which asks for the same again.
+
+    By default it returns large pieces to the system, which clears every page of the next ones: 3 %
+    of a step of PreResNet-20 in bf16, 9 % in float32, 14 % of one of ResNet-18 in float32. Another
+    C library is left as it is.
+    """
+    if platform.system() == "Linux" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
+        for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            libc.mallopt(parameter, 2**30)
