@@ -103,10 +103,17 @@ def test_the_page_is_escaped_and_loads_nothing(vshift, tmp_path):
     vshift("audit", "mine.py:net", "--data", "mine.py:loader", "--report", "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "never_updated" in page
+    body = page.partition("<body>")[2]
+    assert "`" not in body
+    assert "<code>vshift audit --fix</code>" in body
+    headings = re.findall(r"<h2>(.*?)</h2>(.{12})", body)
+    assert [heading for heading, _ in headings] == ["Findings", "Scores", "Layers", "Notes"]
+    assert all("</section>" not in after for _, after in headings)
     assert "http" not in page
     assert "<script" not in page
     empty = Audit([], [], NoiseReport([], [], []), None, {}, ["<b>&"])
     assert "&lt;b&gt;&amp;" in empty.to_html("<script>alert(1)</script>")
+    assert "Findings" not in empty.to_html("x")
     assert "<script>" not in empty.to_html("<script>alert(1)</script>")
 
 

@@ -140,8 +140,7 @@ class _Saved:
 
 def _are_same(a: Iterable[Any], b: Iterable[Any]) -> bool:
     """Whether two sequences hold the same objects."""
-    a, b = list(a), list(b)
-    return len(a) == len(b) and all(one is other for one, other in zip(a, b, strict=True))
+    return list(map(id, a)) == list(map(id, b))
 
 
 def _save_tensor(tensor: Tensor) -> tuple[Any, tuple[()]]:
@@ -237,9 +236,7 @@ def _have_same_items(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
 _OBJECT = _Kind(
     lambda value: (dict(vars(value)), [*vars(value).values(), *type(value).__mro__]),
     _restore_attributes,
-    lambda value, content: (
-        list(vars(value)) == list(content) and _are_same(vars(value).values(), content.values())
-    ),
+    lambda value, content: _have_same_items(vars(value), content),
 )
 _SLOTTED = _Kind(
     lambda value: ((slots := _slots_of(value)), [*slots.values(), *type(value).__mro__]),

@@ -32,7 +32,7 @@ def page(audit: Audit, title: str, scores: Table, layers: Table) -> str:
             + "</article>"
         )
     legend = "".join(f'<p class="data">{_text(line)}</p>' for line in LEGEND)
-    notes = "".join(f"<li>{_text(note)}.</li>" for note in audit.notes)
+    notes = "".join(f"<li>{_text(note[:1].upper() + note[1:])}.</li>" for note in audit.notes)
     sections = {
         "Findings": "".join(cards),
         "Scores": scores.rows and _scrolled(scores, "Scores by mode"),

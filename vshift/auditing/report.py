@@ -317,9 +317,8 @@ def notes_on_unknowns(evidence: Evidence, findings: Sequence[Finding]) -> list[s
     notes, samples, scores = [], evidence.train_samples, evidence.eval_scores
     if not evidence.samples.rows_are_samples:
         notes.append(
-            "the rows of a batch are not known to be independent samples (in another order they "
-            "give other outputs, or the tensors have other lengths): batches were used as they "
-            "come, and the tests of batch mates and of the loader's order were left out"
+            "batches were used as they come (rows are not known to be independent samples): "
+            "the tests of batch mates and of the loader's order were left out"
         )
     elif samples.batch_size < 2:
         notes.append(
@@ -340,8 +339,8 @@ def notes_on_unknowns(evidence: Evidence, findings: Sequence[Finding]) -> list[s
         notes.append("no batch norm module ran: there are no running statistics to judge")
     elif not (evidence.has_train_loader or any(f.code == "stale" for f in findings)):
         notes.append(  # `stale` says it itself
-            "whether eval inputs differ from training inputs cannot be known from one loader: pass "
-            "train_loader (--train-data)"
+            "pass train_loader= (--train-data) to learn whether eval inputs differ from training "
+            "inputs"
         )
     if evidence.re_estimated:
         notes.append(
@@ -356,8 +355,8 @@ def notes_on_unknowns(evidence: Evidence, findings: Sequence[Finding]) -> list[s
     may_have_drifted = frozen_layers or any(finding.code == "stale" for finding in findings)
     if not evidence.reference and may_have_drifted:
         notes.append(
-            "whether frozen layers drifted cannot be known without an earlier checkpoint: pass "
-            "reference (--reference)"
+            "pass reference= (--reference), an earlier checkpoint, to learn whether frozen layers "
+            "drifted"
         )
     if evidence.reference and not any(
         f"{name}.running_mean".removeprefix(".") in evidence.reference for name in evidence.running
@@ -380,8 +379,5 @@ def notes_on_unknowns(evidence: Evidence, findings: Sequence[Finding]) -> list[s
                 "they numbered as in training?"
             )
     if frozen := sorted(evidence.model.frozen):
-        notes.append(
-            f"{pluralize(len(frozen), 'batch norm')} in eval mode in training too, not judged: "
-            f"{list_layers(frozen)}"
-        )
+        notes.append(f"not judged, as in eval mode in training too: {list_layers(frozen)}")
     return notes
