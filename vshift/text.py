@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
+from itertools import takewhile
 from pathlib import PurePath
 from typing import Any
 
@@ -89,6 +90,16 @@ def list_names(names: Sequence[str], limit: int = 4, noun: str = "") -> str:
     shown = ", ".join(map(escape_control, names[:limit]))
     hidden = len(names) - limit
     return f"{shown} and {hidden:,} more{noun and f' {noun}'}" if hidden > 0 else shown
+
+
+def short_labels(names: Sequence[str]) -> list[str]:
+    """Names without the words that all of them begin with, if what is left still is a name."""
+    escaped = [escape_control(name) for name in names]
+    words = [name.split("-") for name in escaped]
+    same = takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False))
+    start = sum(len(column[0]) + 1 for column in same) if len(escaped) > 1 else 0
+    rests = [name[start:] for name in escaped]
+    return rests if all(rest[:1].isalpha() for rest in rests) else escaped
 
 
 def first_lines(lines: Sequence[str], limit: int, rest: str = "and {:,} more") -> list[str]:

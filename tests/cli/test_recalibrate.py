@@ -25,7 +25,7 @@ def test_recalibrate(vshift, config):
     assert code == 2
     assert "--method prcise: no such method; did you mean `precise`?" in err
     code, out, _ = vshift("recalibrate", "runs", "--modes", "--method", "precise")
-    assert "test accuracy %" in out
+    assert "test error %" in out
     assert "\n\n data  noise  statistics" in out
     assert "the statistics cost" in out
     code, out, _ = vshift("recalibrate", Path("runs").rename("\x1b[1mruns"))
@@ -52,8 +52,8 @@ def test_rows_as_text():
         },
     ]
     _, *cells = (line.split() for line in render(scores_table(rows), "table").splitlines())
-    assert cells[0] == ["none", "40.00", "+0.00", "–", "–"]
-    assert cells[1] == ["precise", "55.50", "+15.50", "1.000", "1.500"]
+    assert cells[0] == ["none", "60.00", "+0.00", "–", "–"]
+    assert cells[1] == ["precise", "44.50", "+15.50", "1.000", "1.500"]
 
 
 def test_the_mode_matrix_is_shown_as_a_table():

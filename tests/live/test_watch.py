@@ -57,12 +57,12 @@ def test_a_running_run(runs: Path) -> None:
     now = max(p.stat().st_mtime for p in path.iterdir()) + 4
     seen = snapshot(read_run(path), now)
     assert (seen.name, seen.seed, seen.status) == ("going", 1, "running")
-    assert (seen.epoch, seen.epochs, cells(seen)["test acc %"]) == (2, 12, "42.00")
+    assert (seen.epoch, seen.epochs, cells(seen)["test"]) == (2, 12, "error 58.00 %")
     assert seen.shift == pytest.approx(2.1)  # of the last measured epoch, mean over layers
     assert seen.left == pytest.approx(96.0)  # 10 epochs of 10 s, of which 4 s are over
     assert seen.age == pytest.approx(4.0)
     assert list(cells(seen).values()) == [
-        "going seed 1", "running", "2/12", "42.00", "2.100", "250", "2 min", "4 s"
+        "going seed 1", "running", "2/12", "error 58.00 %", "2.100", "250", "2 min", "4 s"
     ]  # fmt: skip
 
 
@@ -81,16 +81,16 @@ def test_a_run_that_has_no_epoch_yet(tmp_path: Path) -> None:
     path = make_run(tmp_path, status="running", config=config_of(epochs=5))
     row = cells(snapshot(read_run(path), time.time()))
     assert row["epoch"] == "0/5"
-    assert row["left"] == row["test acc %"] == row["shift mean"] == "–"
+    assert row["left"] == row["test"] == row["shift mean"] == "–"
 
 
 def test_where_nothing_is_classified_the_loss_is_shown(tmp_path: Path) -> None:
     rows = [{"epoch": 1, "test_accuracy": None, "test_loss": 0.25}]
     seen = snapshot(read_run(make_run(tmp_path, metrics=rows)), time.time())
-    assert cells(seen)["test acc %"] == "loss 0.250"
+    assert cells(seen)["test"] == "loss 0.25"
     rows[0]["test_rmse"] = 3.1
     seen = snapshot(read_run(make_run(tmp_path, "numbers", metrics=rows)), time.time())
-    assert cells(seen)["test acc %"] == "RMSE 3.100"
+    assert cells(seen)["test"] == "RMSE 3.1"
 
 
 def test_what_needs_an_eye_comes_first_and_done_runs_are_read_once(
@@ -159,7 +159,20 @@ def test_a_pipe_gets_plain_text_and_everything(
     assert "1 running, 1 failed, 1 done" in out
     assert out.splitlines()[0].split("  ")[0] == "run"
     done = next(line for line in out.splitlines() if line.startswith("done"))
-    assert done.split() == ["done", "seed", "0", "done", "3/3", "43.00", "1.050", "250", "–", "–"]
+    assert done.split() == [
+        "done",
+        "seed",
+        "0",
+        "done",
+        "3/3",
+        "error",
+        "57.00",
+        "%",
+        "1.050",
+        "250",
+        "–",
+        "–",
+    ]
 
 
 def test_names_that_would_write_to_the_terminal_are_escaped(tmp_path: Path) -> None:
@@ -231,3 +244,10 @@ def test_json_has_the_tables_numbers(runs: Path, vshift: Any) -> None:
     assert going["shift_ratio_mean"] == pytest.approx(2.1)
     assert 0 < going["seconds_left"] <= 100
     assert rows["broken"]["seconds_left"] is None
+
+
+def test_a_live_table_leaves_out_what_all_names_begin_with() -> None:
+    text = drawn([seen("study-before-bn"), seen("study-before-conv")], 60, 20)
+    assert "bn seed" in text
+    assert "conv seed" in text
+    assert "study-" not in text

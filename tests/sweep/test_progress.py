@@ -55,7 +55,8 @@ def test_a_row_says_state_epoch_accuracy_speed_and_time_left(entries):
         "0",
         "running",
         "1/2",
-        "45.25",
+        "error",
+        "54.75",
         "%",
         "1,234",
         "30",
@@ -134,7 +135,7 @@ def test_a_terminal_gets_a_live_table_that_reads_the_runs(bench):
         board.settle(entries[0], State.done)
         board.settle(entries[1], State.failed, "error: why")
     text = said.console.file.getvalue()
-    assert "12.50 %" in text
+    assert "error 87.50 %" in text
     assert "1/2" in text
     assert "[2/2] s seed 1: failed\nerror: why" in text.replace("\r", "")
     assert "seed 0: done" not in text  # its row and the comparison say so

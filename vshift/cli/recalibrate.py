@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # A score → its heading and its decimals.
 _HEADS = {
     "accuracy": ("accuracy %", 2),
+    "error": ("error %", 2),
     "rmse": ("RMSE", 4),
     "loss": ("loss", 4),
     "r2": ("R²", 4),
@@ -100,13 +101,19 @@ def recalibrate(
     changes += [f"measure.modes={json.dumps(modes)}"]
     changes += [] if batches is None else [f"recalibration.batches={batches}"]
     records = find_runs(runs)
+    from vshift.train.progress import Reporter
     from vshift.train.recalibrate import recalibrate_run
 
+    reporter = Reporter()
     results: dict[str, list[dict[str, Any]]] = {}
     for record in records:
-        before, *others = recalibrate_run(
-            record.path, changes_of([*changes, *(sets or [])], device)
-        )
+        reporter.open(str(record.path))
+        try:
+            before, *others = recalibrate_run(
+                record.path, changes_of([*changes, *(sets or [])], device), reporter
+            )
+        finally:
+            reporter.stop()
         known = {key: record.summary[key] for key in _SHIFTS if key in record.summary}
         rows = [{**known, **before}, *others]
         if not as_json:
@@ -123,11 +130,12 @@ def recalibrate(
 
 
 def scores_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One row per method: accuracy and ECE in percent; RMSEs of numbers; else losses."""
+    """One row per method: error and ECE in percent; RMSEs of numbers; else losses."""
+    from vshift.runs.schema import error_of
     from vshift.tables import Column, Table
 
     of = next((w for w in ("accuracy", "rmse") if rows[0].get(f"test_{w}") is not None), "loss")
-    key, (head, digits) = f"test_{of}", _HEADS[of]
+    key, (head, digits) = f"test_{of}", _HEADS["error" if of == "accuracy" else of]
     calibration = [
         (f"test_{score}", *_HEADS[score])
         for score in ("nll", "brier", "ece")
@@ -144,7 +152,7 @@ def scores_table(rows: Sequence[dict[str, Any]]) -> Table:
     cells = [
         [
             row["method"],
-            format_number(value, digits),
+            format_number(error_of(value) if of == "accuracy" else value, digits),
             format_number(None if None in (value, before) else value - before, digits, "+"),
             *(format_number(row.get(score), places) for score, _, places in calibration),
             format_number(row.get("shift_ratio_mean"), 3),

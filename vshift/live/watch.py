@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,8 +24,16 @@ from vshift.live.tensorboard import TensorBoardWriter
 from vshift.runs import find_runs
 from vshift.runs.folder import RUN
 from vshift.runs.read import RunRecord, number
+from vshift.runs.schema import score_in_words
 from vshift.tables import Column, Table, live_table, write
-from vshift.text import NONE, escape_control, format_duration, format_integer, format_number
+from vshift.text import (
+    NONE,
+    escape_control,
+    format_duration,
+    format_integer,
+    format_number,
+    short_labels,
+)
 
 _LAST = 3  # epochs that the speed is averaged over
 # A running run is silent if it wrote nothing for this many of its epochs, and at least a minute.
@@ -39,7 +47,7 @@ _COLUMNS = (
     Column("run", is_text=True),
     Column("status", 99, is_text=True),
     Column("epoch", 98),
-    Column("test acc %", 50),
+    Column("test", 50),
     Column("shift mean", 20),
     Column("images/s", 10),
     Column("left", 40),
@@ -155,15 +163,6 @@ class RunSnapshot:
     age: float | None
 
 
-def _score(row: dict[str, Any]) -> str:
-    """Test accuracy in percent; `RMSE 3.1` or `loss 0.2` if the network is no classifier."""
-    accuracy = number(row.get("test_accuracy"))
-    for word, value in (("RMSE", row.get("test_rmse")), ("loss", row.get("test_loss"))):
-        if accuracy is None and number(value) is not None:
-            return f"{word} {format_number(number(value), 3)}"
-    return format_number(accuracy, 2)
-
-
 def snapshot(run: RunRecord, now: float) -> RunSnapshot:
     """A run as its files are at `now`, on time.time()'s clock."""
     last = run.metrics[-1] if run.metrics else {}
@@ -246,7 +245,10 @@ class Watcher:
 def display(runs: Sequence[RunSnapshot], width: int, height: int) -> RenderableType:
     """The runs that fit a terminal, with colours; the others are counted below."""
     room = max(1, height - _FRAME)
-    table, styles = to_table(runs[:room]), [_STYLES.get(run.status, "") for run in runs[:room]]
+    names = list(dict.fromkeys(run.name for run in runs))
+    short = dict(zip(names, short_labels(names), strict=True))
+    shown = [replace(run, name=short[run.name]) for run in runs[:room]]
+    table, styles = to_table(shown), [_STYLES.get(run.status, "") for run in runs[:room]]
     more = f", {len(runs) - room} more below" if len(runs) > room else ""
     foot = f"\n{counts(runs)}{more}. q leaves; training continues."
     return Group(live_table(table, width, styles), Text(foot, style="dim"))
@@ -262,7 +264,7 @@ def _cells(run: RunSnapshot) -> list[str]:
         f"{run.name} seed {run.seed}",
         run.status,
         f"{run.epoch}/{NONE if run.epochs is None else run.epochs}",
-        _score(run.last),
+        score_in_words(run.last) or NONE,
         format_number(run.shift, 3),
         format_integer(run.speed),
         format_duration(run.left),

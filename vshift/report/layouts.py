@@ -8,7 +8,7 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import combinations, takewhile
+from itertools import combinations
 from typing import Any, TypeVar, get_args
 
 from vshift.compare import Comparison
@@ -27,6 +27,7 @@ from vshift.text import (
     join_words,
     natural,
     pluralize,
+    short_labels,
 )
 
 K = TypeVar("K")
@@ -79,16 +80,6 @@ def make_groups(comparison: Comparison) -> list[StudyGroup]:
             groups[index] = replace(group, colour=PALETTE[place % len(PALETTE)], shape=shape)
             place += 1
     return groups
-
-
-def short_labels(names: Sequence[str]) -> list[str]:
-    """Names without the words that all of them begin with, if what is left still is a name."""
-    escaped = [escape_control(name) for name in names]
-    words = [name.split("-") for name in escaped]
-    same = takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False))
-    start = sum(len(column[0]) + 1 for column in same) if len(escaped) > 1 else 0
-    rests = [name[start:] for name in escaped]
-    return rests if all(rest[:1].isalpha() for rest in rests) else escaped
 
 
 def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:

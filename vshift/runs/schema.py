@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
-from vshift.text import escape_control
+from vshift.text import escape_control, format_number, format_significant
 
 
 @dataclass(frozen=True)
@@ -436,6 +436,20 @@ def column_name(key: str) -> str:
 def error_of(accuracy: float | None) -> float | None:
     """The error in percent of an accuracy in percent; None where nothing is classified."""
     return None if accuracy is None else 100 - accuracy
+
+
+def score_in_words(row: Mapping[str, Any]) -> str:
+    """`error 10.69 %`, or `RMSE 3.1` or `loss 0.2` if the network is no classifier.
+
+    Empty before the first epoch.
+    """
+    accuracy, rmse, loss = (row.get(f"test_{key}") for key in ("accuracy", "rmse", "loss"))
+    if isinstance(accuracy, int | float):
+        return f"error {format_number(error_of(accuracy), 2)} %"
+    for word, value in (("RMSE", rmse), ("loss", loss)):
+        if isinstance(value, int | float):
+            return f"{word} {format_significant(value, 3)}"
+    return ""
 
 
 def with_errors(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,18 +23,17 @@ from vshift.errors import TrainingFailed, VShiftError
 from vshift.runs import RunFolder, find_runs, number
 from vshift.runs.files import Row
 from vshift.runs.folder import CONFIG
+from vshift.runs.schema import score_in_words
 from vshift.sweep.logs import log_path
 from vshift.sweep.plan import Job
 from vshift.sweep.status import State, all_statuses, last_epoch
 from vshift.tables import Column, Table, live_table
 from vshift.text import (
     NONE,
-    escape_lines,
     first_lines,
     format_duration,
     format_integer,
-    format_number,
-    format_significant,
+    short_labels,
 )
 from vshift.train.progress import Reporter
 
@@ -292,7 +291,7 @@ class ProgressTable:
         text = f"[{over}/{len(self.entries)}] {entry.job.label}: {entry.word}"
         if entry.started:
             text += f" after {format_duration(entry.ended - entry.started)}"
-        if tested := _tested(entry.last):
+        if tested := score_in_words(entry.last):
             text += f", test {tested}"
         self.reporter.say(text + self._about_left() + (f"\n{fault}" if fault else ""))
 
@@ -324,7 +323,9 @@ class ProgressTable:
         recent.sort(key=lambda entry: entry.ended or 0.0)
         recent = recent[-min(_RECENT, max(0, room - 1)) :] if room > 1 else []
         shown = running[: room - len(recent)] + recent
-        rows = Table(_COLUMNS, [_cells(entry, self.estimator) for entry in shown])
+        names = list(dict.fromkeys(entry.job.config.name for entry in self.entries))
+        short = dict(zip(names, short_labels(names), strict=True))
+        rows = Table(_COLUMNS, [_cells(entry, self.estimator, short) for entry in shown])
         styles = [_STYLES.get(entry.word, "") for entry in shown]
         hidden = len(running) - sum(entry.state is State.running for entry in shown)
         text = counts(self.entries) + self._about_left()
@@ -333,28 +334,18 @@ class ProgressTable:
         return Group(head, live_table(rows, width, styles), *foot)
 
 
-def _cells(entry: Entry, estimator: RuntimeEstimator) -> list[str]:
+def _cells(entry: Entry, estimator: RuntimeEstimator, short: Mapping[str, str]) -> list[str]:
+    """The row of a run, under the short name of its config."""
     running = entry.state is State.running
     epoch = f"{number(entry.last.get('epoch')) or 0:.0f}/{entry.job.config.epochs}"
     return [
-        escape_lines(entry.job.label),
+        f"{short[entry.job.config.name]} seed {entry.job.seed}",
         entry.word + (f" ({entry.by})" if entry.by else ""),
         epoch if entry.last or running else NONE,
-        _tested(entry.last) or NONE,
+        score_in_words(entry.last) or NONE,
         format_integer(number(entry.last.get("images_per_second"))),
         format_duration(entry.seconds_left(estimator) if running else None),
     ]
-
-
-def _tested(row: Row) -> str:
-    """`89.31 %`, or RMSE or loss if the network is no classifier; empty before the first epoch."""
-    accuracy = number(row.get("test_accuracy"))
-    if accuracy is not None:
-        return f"{format_number(accuracy, 2)} %"
-    for word, key in (("RMSE", "test_rmse"), ("loss", "test_loss")):
-        if (value := number(row.get(key))) is not None:
-            return f"{word} {format_significant(value, 3)}"
-    return ""
 
 
 # ---- at its end

@@ -28,8 +28,9 @@ from vshift.text import pluralize
 from vshift.train.average import WeightAverage, shares
 from vshift.train.objective import MetricAccumulator, make_objective
 from vshift.train.optimizer import Optimizer, make_optimizer
+from vshift.train.progress import Reporter
 from vshift.train.schedule import learning_rates
-from vshift.train.timing import Timing
+from vshift.train.timing import PHASES, Phase, Timing
 
 # Images per batch in eval mode, where the size changes no result: on a CPU the activations stay in
 # its caches, which was 1.2 times as fast as 1,000 in bf16 and 1.7 times in float32.
@@ -132,6 +133,7 @@ class TrainingContext:
         check_stop: called after every step and before every batch of an evaluation, so that a
             signal can interrupt an evaluation that takes minutes; what it raises ends the run.
         say: shows a person a line.
+        reporter: shows the phases of an evaluation; by default nothing does.
         timing: the run's stopwatch; by default a new one.
 
     Attributes:
@@ -152,9 +154,11 @@ class TrainingContext:
         check_stop: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = lambda text: None,
         timing: Timing | None = None,
+        reporter: Reporter | None = None,
     ) -> None:
         self.config, self.seed, self.images = config, seed, images
         self.check_stop, self.say = check_stop, say
+        self.reporter = reporter or Reporter(quiet=True)
         self.timing = timing or Timing()
         self.device = images.train.images.device
         model = build_model(config, images, seed)
@@ -178,6 +182,11 @@ class TrainingContext:
         # An autoencoder predicts pixels, whatever targets the images have.
         is_coder = isinstance(self.config.network, Autoencoder)
         return MetricAccumulator(self.device, None if is_coder else self.images.target_std)
+
+    def enter_phase(self, phase: Phase) -> None:
+        """Begin a phase of the run: the stopwatch counts it, and a terminal shows it."""
+        self.timing.enter(phase)
+        self.reporter.phase(PHASES[phase])
 
     def enter_epoch(self, epoch: int) -> bool:
         """Bring the network into the state of an epoch of training, counted from 1.
@@ -224,7 +233,8 @@ class TrainingContext:
     def augmented(self, epoch: int, limit: int | None) -> Batches:
         """Training batches with crop and flip, the same at every call; all with limit None."""
         seed = derive_seed(self.seed, epoch, "measure")
-        return lambda: self._checked(islice(self.stream.epoch(seed), limit))
+        count = self.stream.steps if limit is None else min(limit, self.stream.steps)
+        return lambda: self._checked(islice(self.stream.epoch(seed), limit), count)
 
     def plain(self, part: Part, limit: int | None = None) -> Batches:
         """A part's images as they are, shuffled, in batches of the training's size.
@@ -237,16 +247,21 @@ class TrainingContext:
             size += 1
         stream = plain_stream(self.images, part, size)
         seed = derive_seed(self.seed, 0, "shuffle")
-        return lambda: self._checked(islice(stream.epoch(seed), limit))
+        count = stream.steps if limit is None else min(limit, stream.steps)
+        return lambda: self._checked(islice(stream.epoch(seed), limit), count)
 
     def to_test(self, part: Part) -> Iterable[tuple[Tensor, Tensor]]:
         """Every image of a part, for scores in eval mode."""
         if getattr(self.config.norm, "eval_statistics", "running") == "batch":
             return self.plain(part)()  # the score depends on who is in a batch
         size = TEST_BATCH[self.device.type]
-        return self._checked(plain_stream(self.images, part).plain(size))
+        return self._checked(plain_stream(self.images, part).plain(size), -(-len(part) // size))
 
-    def _checked(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in batches:
+    def _checked(
+        self, batches: Iterable[tuple[Tensor, Tensor]], count: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches, `count` of them: each is shown, and a stop signal ends the pass."""
+        for done, batch in enumerate(batches, 1):
             self.check_stop()
             yield batch
+            self.reporter.batch(done, count)

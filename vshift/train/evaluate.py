@@ -372,6 +372,7 @@ def recalibrations(
     rows: list[Row] = []
     states: dict[str, BNState] = {}
     for method in how.methods:
+        context.reporter.phase(f"recalibrating: {method}")
         with restoring_state(context.model):
             if method == "batch" or method == "mix":
                 weight = 1.0 if method == "batch" else how.batch_weight
@@ -568,9 +569,9 @@ def evaluate_final_model(
     context: TrainingContext, row: EpochRow, measured: Measured, folder: RunFolder
 ) -> None:
     """After the last epoch: recalibrate, take the mode matrix, and write the summary."""
-    config, timing = context.config, context.timing
+    config = context.config
     assert measured.train_scores is not None
-    timing.enter("test")
+    context.enter_phase("test")
     epoch_row = row.to_dict()
     final = {k: v for k, v in epoch_row.items() if k.startswith(("test_", "validation_"))}
     summary: Row = {
@@ -583,7 +584,7 @@ def evaluate_final_model(
         **measured.train_scores.columns("train_{}_eval_mode"),
         **train_mode_scores(context),
     }
-    timing.enter("recalibrate")
+    context.enter_phase("recalibrate")
     rows, states = recalibrations(context, config.recalibration)
     tested = {key: value for key, value in final.items() if key.startswith("test_")}
     folder.write_recalibration([{"method": "none", **tested}, *rows], states)
@@ -599,7 +600,7 @@ def evaluate_final_model(
         summary["test_loss_recalibrated"] = rows[0]["test_loss"]
         if "test_rmse" in final:
             summary["test_rmse_recalibrated"] = rows[0].get("test_rmse")
-    timing.enter("measure")
+    context.enter_phase("measure")
     summary |= average_summary(context)
     if config.network.name == "autoencoder":
         summary |= code_scores(context)
@@ -609,5 +610,5 @@ def evaluate_final_model(
         summary |= mode_summary(modes)
     for found in monte_carlo_rows(context):
         summary |= {k: v for k, v in found.items() if k.startswith(f"{found['method']}_")}
-    timing.enter("write")
+    context.enter_phase("write")
     folder.write_summary(summary)

@@ -118,7 +118,7 @@ def train(
             reporter.step(start + first)
 
             data_seed = derive_seed(context.seed, epoch, "data")
-            context.timing.enter("steps")
+            context.enter_phase("steps")
             for step in train_step.epoch(data_seed, rates[start : start + steps], first):
                 reporter.step(start + step)
                 checkpointer.after_step(step)  # before a stop: it keeps the sums of a whole epoch
@@ -127,12 +127,12 @@ def train(
             # Evaluate. A stop from here on repeats the evaluation when the run is resumed.
             trained = context.metrics.compute_and_reset()
             training_seconds = time.perf_counter() - started
-            context.timing.enter("test")
+            context.enter_phase("test")
             scores = test_scores(context)
-            context.timing.enter("measure")
+            context.enter_phase("measure")
             diverged = not math.isfinite(trained.loss)
             measured = NOT_MEASURED if diverged else measure_layers(context, epoch, folder)
-            context.timing.enter("write")
+            context.enter_phase("write")
             row = EpochRow(
                 epoch=epoch,
                 step=epoch * steps,

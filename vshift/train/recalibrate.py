@@ -13,11 +13,14 @@ from vshift.runs import PROBE, RunFolder
 from vshift.train.context import TrainingContext
 from vshift.train.device import choose_device, configure
 from vshift.train.evaluate import mode_rows, monte_carlo_rows, recalibrations, test_scores
+from vshift.train.progress import Reporter
 
 Row = dict[str, Any]
 
 
-def open_run(path: Path, sets: Sequence[str] = ()) -> TrainingContext:
+def open_run(
+    path: Path, sets: Sequence[str] = (), reporter: Reporter | None = None
+) -> TrainingContext:
     """The trained network of a finished run with its data.
 
     Args:
@@ -42,7 +45,8 @@ def open_run(path: Path, sets: Sequence[str] = ()) -> TrainingContext:
     config = load_config(path / "config.yaml", sets)
     device = choose_device(config.hardware.device)
     configure(config.hardware, device)
-    context = TrainingContext(config, config.seeds[0], load_images(config.data, device))
+    images = load_images(config.data, device)
+    context = TrainingContext(config, config.seeds[0], images, reporter=reporter)
     try:
         context.model.load_state_dict(folder.load_checkpoint()["model"])
     except (KeyError, RuntimeError) as error:
@@ -52,7 +56,7 @@ def open_run(path: Path, sets: Sequence[str] = ()) -> TrainingContext:
     return context
 
 
-def recalibrate_run(path: Path, sets: Sequence[str]) -> list[Row]:
+def recalibrate_run(path: Path, sets: Sequence[str], reporter: Reporter | None = None) -> list[Row]:
     """Re-estimate by every method, test, and write the results beside the run.
 
     The config's sections recalibration and measure, changed by `sets`, say what is done. The
@@ -62,12 +66,14 @@ def recalibrate_run(path: Path, sets: Sequence[str]) -> list[Row]:
         A row for the run as it was trained (method `none`), one per method, and one each with
         measure.monte_carlo and measure.monte_carlo_bn (methods of these names).
     """
-    context = open_run(path, sets)
+    context = open_run(path, sets, reporter)
     folder = RunFolder(path)
     if not context.bn_layers:
         raise RunError(f"{path}: the network has no BN layer to recalibrate")
+    context.enter_phase("test")
     before = {"method": "none", **test_scores(context)}
     rows, states = recalibrations(context, context.config.recalibration)
+    context.enter_phase("measure")
     modes = mode_rows(context, states) if context.config.measure.modes else []
     rows += monte_carlo_rows(context)
     with folder.writing():

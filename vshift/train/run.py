@@ -268,7 +268,7 @@ def train_in(
     def say(text: str) -> None:
         reporter.say(f"{folder.path}: {text}")
 
-    context = TrainingContext(config, seed, images, check_stop, say, timing)
+    context = TrainingContext(config, seed, images, check_stop, say, timing, reporter)
     if context.layer_log is not None and context.noisy_layers is None:
         say(
             "torch.fx cannot trace this network; which noise reaches a layer, and its predictions, "

@@ -10,6 +10,12 @@ from vshift.runs.schema import TimingRow
 
 Phase = Literal["start", "steps", "test", "measure", "recalibrate", "write"]
 
+# What a terminal shows during each; nothing in steps, which have a bar of their own.
+PHASES: dict[Phase, str] = {
+    "start": "", "steps": "", "test": "testing", "measure": "measuring",
+    "recalibrate": "recalibrating", "write": "writing",
+}  # fmt: skip
+
 
 class Timing:
     """Wall seconds by phase, from the start on; together they are the whole time.
