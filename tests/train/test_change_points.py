@@ -15,7 +15,7 @@ from vshift.data import load
 from vshift.errors import ConfigError
 from vshift.shift.modes import modes
 from vshift.train.context import TrainingContext, build_model, derive_seed
-from vshift.train.fast_steps import CapturedStep
+from vshift.train.fast_steps import CannotCompile, CapturedStep
 from vshift.train.loop import TrainStep
 from vshift.train.recalibrate import open_run, recalibrate_run
 
@@ -85,6 +85,24 @@ def test_a_captured_step_is_the_eager_one_over_the_change(recorded_graphs, monke
     assert scores == reference[0]
     equal(reference[1], weights)
     assert made == [(1, 20)] * (1 if arm == "renorm" else 2)
+
+
+def test_steps_that_can_no_longer_be_captured_run_without(monkeypatch):
+    """The same steps, and one line that says so."""
+    sections = config_of("frozen").model_dump(exclude={"name"})
+    reference = trained(TrainStep(context_of(**sections)))
+    context, said = context_of(**sections), []
+    context.say = said.append
+    step = CapturedStep(context, compile=False)
+
+    def refused(*key):
+        raise CannotCompile("no memory")
+
+    monkeypatch.setattr(step, "_capture", refused)
+    scores, weights = trained(step)
+    assert scores == reference[0]
+    equal(reference[1], weights)
+    assert set(said) == {"no captured step from here on: no memory; using a slower one"}
 
 
 def test_frozen_epochs_move_no_running_statistics_and_log_the_batches(tmp_path):

@@ -183,8 +183,13 @@ class CapturedStep(CompiledStep):
             count = STEPS_PER_GRAPH if left >= STEPS_PER_GRAPH * size else 1
             key = count, min(size, left)
             if key not in self._graphs:
-                self._graphs[key] = self._capture(*key)
-            self._graphs[key].replay()
+                self._graphs[key] = self._captured_anew(*key)
+            graph = self._graphs[key]
+            if graph is not None:
+                graph.replay()
+            else:
+                for _ in range(count):
+                    self.advance(key[1])
             step += count
             yield step
 
@@ -262,6 +267,15 @@ class CapturedStep(CompiledStep):
             raise CannotCompile(_reason(error)) from error
         self._check(graph, count, size)
         return graph
+
+    def _captured_anew(self, count: int, size: int) -> Any:
+        """A graph for a network that has changed since `prepare`; None, with a line, if there is
+        none: then the steps run uncaptured."""
+        try:
+            return self._capture(count, size)
+        except CannotCompile as reason:
+            self.context.say(f"no captured step from here on: {reason}; using a slower one")
+            return None
 
     def _check(self, graph: Any, count: int, size: int) -> None:
         """Refuse a graph that does not do what the eager step does.
