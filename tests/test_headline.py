@@ -1,0 +1,52 @@
+"""The headline study's files, table and page in docs/ say the same numbers."""
+
+import tarfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from vshift import load_runs
+
+DOCS = Path(__file__).parents[1] / "docs"
+EXACT_ERRORS = 3  # standard errors within which a prediction called exact is said to hold
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("headline")
+    with tarfile.open(DOCS / "data" / "headline.tar.xz") as packed:
+        packed.extractall(folder, filter="data")
+    return load_runs(folder)
+
+
+def spread(values: pd.Series) -> str:
+    mean = f"{values.mean():.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {values.std():.2f}"
+
+
+def test_the_table_and_the_page_are_those_of_the_runs(runs):
+    table = (DOCS / "studies.md").read_text("utf-8")
+    page = (DOCS / "headline.html").read_text("utf-8")
+    rows = runs.summary.groupby("name")
+    assert len(rows) == 10
+    for name, seeds in rows:
+        error = spread(seeds["test_error"])
+        monte_carlo = 100 - seeds["monte_carlo_accuracy"].mean()
+        row = [str(len(seeds)), error, spread(seeds["test_error_recalibrated"])]
+        row += [f"{monte_carlo:.2f}", f"{seeds['shift_ratio_mean'].mean():.3f}"]
+        row += [f"{seeds['shift_ratio_max'].mean():.3f}"]
+        assert f"| {' | '.join(row)} |" in table, name
+        assert error in page, name
+
+
+def test_every_exact_prediction_holds(runs):
+    layers = runs.layers[runs.layers["epoch"] == 15]
+    noisy = layers[layers["noise_before"] & layers["predicted_exact"].eq(True)]
+    errors = (noisy["local_ratio_se"] ** 2 + noisy["predicted_ratio_se"] ** 2) ** 0.5
+    distance = ((noisy["local_ratio"] - noisy["predicted_ratio"]) / errors).abs()
+    assert len(distance) == 75
+    assert (distance <= EXACT_ERRORS).all()
+    assert f"largest distance: {distance.max():.1f} standard errors" in (
+        DOCS / "studies.md"
+    ).read_text("utf-8").replace("\n", " ")
