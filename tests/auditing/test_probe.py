@@ -216,7 +216,7 @@ def test_the_eval_variance_is_what_an_audit_finds():
         frame = probe.end_epoch([x for x, _ in batches])
     rows = audit(model, batches).layers
     assert frame["eval_variance"].tolist() == pytest.approx(
-        [row["eval_variance"] for row in rows], rel=1e-3
+        [row["eval_variance"] for row in rows], rel=3e-3
     )
     assert frame["shift_ratio"].max() > 1.3
     assert frame["noise_before"].tolist() == [False, True, False]
