@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import gc
 import math
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +25,10 @@ import torch
 from benchmarks import environment
 from benchmarks.bounds import Peaks, bounds_of
 from benchmarks.cases import KINDS, Case, check_known, make_config
+from benchmarks.commands import time_command
 from benchmarks.environment import measure_peaks, reference_peaks
-from benchmarks.peers import PEERS, TITLES
-from benchmarks.plain_network import make_peer
+from benchmarks.peers import OWN_PRECISION, PEERS, TITLES
+from benchmarks.plain_network import best_precision, make_peer
 from benchmarks.race import (
     Budget,
     Forecast,
@@ -49,10 +52,12 @@ from benchmarks.results import (
     Results,
     Series,
     paired,
+    read_results,
+    slug,
 )
 from benchmarks.training import CLASSES, SIZE, Training, random_images
 from vshift.config.schema import Hardware
-from vshift.errors import Interrupted, Stopped, TrainingFailed
+from vshift.errors import ConfigError, Interrupted, Stopped, TrainingFailed, VShiftError
 from vshift.networks.build import build
 from vshift.networks.summary import trace
 from vshift.runs.folder import now
@@ -64,7 +69,7 @@ from vshift.train.progress import Reporter
 STEPS = {"cpu": 15, "cuda": 200}
 CHANNELS = 3
 SLOW = ("airbench",)  # peers whose compiler may take minutes
-BUSY = 0.5  # busy processes; more of them are worth a warning
+BUSY = 0.5  # cores; with more of them kept busy by other programs, timings measure those too
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,10 @@ class Plan:
         repeats: timed epochs per contender, after one that is not timed.
         budget: seconds after which nothing new is started.
         scale: of the work that measures the device's peaks.
+        force: also on a busy machine.
+        commands: configs whose `vshift train` is timed as a whole, after the cases.
+        resume: an earlier bench's file, whose whole cases stay and are not raced again; or its
+            folder.
     """
 
     cases: Sequence[Case]
@@ -89,6 +98,9 @@ class Plan:
     device: str = "auto"
     threads: int | None = None
     scale: float = 1.0
+    force: bool = False
+    commands: Sequence[Path] = ()
+    resume: Path | None = None
 
 
 def bench(plan: Plan, reporter: Reporter, save: Callable[[Results], None]) -> Results:
@@ -100,22 +112,23 @@ def bench(plan: Plan, reporter: Reporter, save: Callable[[Results], None]) -> Re
 
     Raises:
         ConfigError: an unknown kind or peer, or a device that is not available.
+        VShiftError: the machine is busy.
     """
     check_known("--kinds", plan.kinds, KINDS)
     check_known("--peer", plan.peers, PEERS)
-    budget = Budget(plan.budget)
     device = choose_device(plan.device)
     configure(Hardware(threads=plan.threads), device)
-    load = environment.load_average()
+    load = environment.busy_cores()
+    if load is not None and load > BUSY:
+        busy = f"other programs keep {load:.1f} cores busy: timings would measure them too"
+        if device.type == "cpu" and not plan.force:
+            raise VShiftError(f"bench: {busy}; close them, or add --force")
+        reporter.say(busy)
+    budget = Budget(plan.budget)
     info = environment.describe_device(device, measure_peaks(device, plan.scale), load)
     reporter.say(
         f"{info.name}, {pluralize(info.threads, 'thread')}: {pluralize(len(plan.cases), 'case')}"
     )
-    if info.load is not None and info.load > BUSY:
-        reporter.say(
-            f"other programs kept {info.load:.1f} cores busy in the last minute: timings on a busy "
-            "machine measure them too"
-        )
     results = Results(
         created=now(),
         device=info,
@@ -127,20 +140,66 @@ def bench(plan: Plan, reporter: Reporter, save: Callable[[Results], None]) -> Re
         cases=[],
         not_raced=[],
     )
+    if plan.resume is not None and results.path(plan.resume).exists():
+        results = _continued(read_results(results.path(plan.resume)), results)
     forecast = Forecast()
     for i, case in enumerate(plan.cases):
+        if _is_whole(results, case, plan):
+            reporter.say(f"{case}: is in the file")
+            continue
         if budget.left() <= 0:
             results.not_raced.append(str(case))
             reporter.say(f"{case}: left out, no time is left")
             continue
         share = budget.share(len(plan.cases) - i)
         race_of = _CaseRace(case, plan, device, results.steps, forecast, share, reporter)
-        before = len(results.cases)
-        for result in race_of.run(Peaks(info.flops, info.bytes_per_second), info.name):
-            results.cases[before:] = [result]
+        peaks = Peaks(info.flops, info.bytes_per_second, info.flops_precision)
+        for result in race_of.run(peaks, info.name):
+            same = (one for one in results.cases if _work_of(one) == case)
+            place = next((results.cases.index(one) for one in same), len(results.cases))
+            results.cases[place : place + 1] = [result]
+            save(results)
+    for path in plan.commands:
+        if budget.left() <= 0:
+            results.not_raced.append(f"vshift train {path}")
+            continue
+        for command in time_command(path, plan.repeats, plan.threads, device, budget, reporter):
+            results.commands[:] = [one for one in results.commands if one.name != command.name]
+            results.commands.append(command)
             save(results)
     save(results)
     return results
+
+
+def _work_of(result: CaseResult) -> Case:
+    return Case(result.network, result.batch, result.noise)
+
+
+def _continued(earlier: Results, now: Results) -> Results:
+    """The present bench with the cases and commands of an earlier one on the same machine.
+
+    Raises:
+        VShiftError: it was of another device, other versions or other steps.
+    """
+    for what, a, b in (
+        ("device", slug(earlier.device), slug(now.device)),
+        ("versions", earlier.versions, now.versions),
+        ("steps", earlier.steps, now.steps),
+    ):
+        if a != b:
+            raise VShiftError(f"--resume: the file is of other {what}: {a}, not {b}")
+    return now.model_copy(update={"cases": earlier.cases, "commands": earlier.commands})
+
+
+def _is_whole(results: Results, case: Case, plan: Plan) -> bool:
+    """Whether a case has every timing of every contender that the plan asks for."""
+    found = next((one for one in results.cases if _work_of(one) == case), None)
+    if found is None or any("time was left" in one.reason for one in found.left_out):
+        return False
+    raced = {(one.kind, one.log) if one.peer is None else one.peer for one in found.contenders}
+    wanted = {*plan.peers, *((kind, log) for kind in plan.kinds for log in plan.logs)}
+    timings = (len(one.seconds.values) for one in found.contenders)
+    return wanted <= raced and all(count >= plan.repeats for count in timings)
 
 
 def bench_and_print(plan: Plan, path: Path | None, quiet: bool) -> None:
@@ -172,6 +231,35 @@ def bench_and_print(plan: Plan, path: Path | None, quiet: bool) -> None:
         raise TrainingFailed(f"{len(failed)} contenders failed: {', '.join(failed)}")
 
 
+def bench_each(names: Sequence[str], words: Sequence[str], path: Path | None) -> None:
+    """`vshift bench --isa …`: the same bench capped to each instruction set, each in a process.
+
+    Args:
+        words: of the command line, without `--isa`.
+        path: of `--json`.
+
+    Raises:
+        ConfigError: a set that does not exist, or that this processor lacks.
+        TrainingFailed: after the last one, if one of them failed.
+    """
+    check_known("--isa", names, environment.CAPS)
+    if lacking := [name for name in names if not environment.has_isa(name)]:
+        raise ConfigError(f"--isa {lacking[0]}: this processor does not have these instructions")
+    if path is not None and len(names) > 1 and not path.is_dir():
+        raise ConfigError(f"--json {path}: with several --isa, a folder: a file for each of them")
+    failed = []
+    for name in names:
+        sys.stdout.flush()
+        done = subprocess.run(
+            [sys.executable, "-m", "vshift", *words],
+            env={**os.environ, **environment.CAPS[name]},
+            check=False,
+        )
+        failed += [name] if done.returncode else []
+    if failed:
+        raise TrainingFailed(f"--isa {', '.join(failed)}: the bench failed, as printed above")
+
+
 @dataclass(frozen=True)
 class _Entry:
     """A contender before it is built."""
@@ -181,6 +269,7 @@ class _Entry:
     kind: str | None = None
     log: bool | None = None
     peer: str | None = None
+    precision: str | None = None
 
 
 class _CaseRace:
@@ -252,9 +341,12 @@ class _CaseRace:
                 )  # fmt: skip
                 name = f"vshift {kind}{' + log' if log else ''}"
                 entries.append(_Entry(name, build, kind, log))
+        best = best_precision(self.case, self.images) if self.plan.peers else ""
         for peer in sorted(self.plan.peers, key=[*PEERS].index):
-            build_peer = partial(make_peer, peer, self.case, self.images)
-            entries.append(_Entry(TITLES[peer], build_peer, peer=peer))
+            for precision in dict.fromkeys((OWN_PRECISION[peer], best)):
+                build_peer = partial(make_peer, peer, self.case, self.images, precision)
+                title = TITLES[peer].format(precision)
+                entries.append(_Entry(title, build_peer, peer=peer, precision=precision))
         return entries
 
     def _prepare(self, entry: _Entry, slow: bool) -> None:
@@ -310,6 +402,7 @@ class _CaseRace:
                     name=entry.name,
                     kind=entry.kind,
                     step=getattr(one.runner, "step", None),
+                    precision=getattr(one.runner, "precision", None) or entry.precision,
                     peer=entry.peer,
                     log=entry.log,
                     setup_seconds=one.setup_seconds,
@@ -328,7 +421,7 @@ class _CaseRace:
             )
             for ours in contenders
             for peer in contenders
-            if ours.peer is None and peer.peer is not None
+            if not ours.is_rival and peer.is_rival
         ]
         logging = [
             LoggingCost(

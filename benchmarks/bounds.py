@@ -52,10 +52,15 @@ _ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sig
 
 @dataclass(frozen=True)
 class Peaks:
-    """A device's best: floating-point operations per second in bf16, and bytes per second."""
+    """A device's best: floating-point operations per second, and bytes per second.
+
+    Attributes:
+        precision: in which `flops` is reached.
+    """
 
     flops: float
     bytes_per_second: float
+    precision: str = "bf16"
 
 
 @dataclass(frozen=True)

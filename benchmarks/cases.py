@@ -35,7 +35,10 @@ NOISES: dict[str, dict[str, Any] | None] = {
         for kind in ("dropout", "gaussian", "uniform")
     },
 }
-KINDS: tuple[str, ...] = get_args(Hardware.model_fields["step"].annotation)
+STEPS: tuple[str, ...] = get_args(Hardware.model_fields["step"].annotation)
+# A step in the precision that `auto` chooses, or in one of its own: `float32-eager`.
+PRECISIONS = ("bf16", "float32")
+KINDS = (*STEPS, *(f"{precision}-{step}" for step in STEPS for precision in PRECISIONS))
 
 
 @dataclass(frozen=True)
@@ -117,13 +120,14 @@ def make_config(
 
     Args:
         log: whether every BN layer's variance is logged.
-        kind: of the training step.
+        kind: of KINDS.
         hardware: more of that section.
 
     Raises:
         ConfigError: there is no such network.
     """
     network = _network(case.network)
+    precision, _, step = kind.rpartition("-")
     tree = {
         "name": "bench",
         "data": {"name": "shapes", "batch_size": case.batch},
@@ -132,7 +136,7 @@ def make_config(
         "optimizer": {"learning_rate": 0.01, "momentum": 0.9, "weight_decay": 1e-4},
         "epochs": 1,
         "measure": {"every": int(log)},
-        "hardware": {**(hardware or {}), "step": kind},
+        "hardware": {"precision": precision or "auto", **(hardware or {}), "step": step},
     }
     location = SourceLocation(f"--networks {case.network}")
     try:

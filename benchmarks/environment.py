@@ -16,13 +16,32 @@ import torch
 
 from benchmarks.bounds import Peaks
 from benchmarks.results import DeviceInfo
+from vshift.kernels.build import MARCH
 from vshift.runs.prepare import versions
 
 _CPU = Path("/proc/cpuinfo")
+_STAT = Path("/proc/stat")
 _MAX_KHZ = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
 
 # The best kernels' speeds, not the data sheet's: dense bf16 matrix products, and HBM3 traffic.
 REFERENCE = {"H100": Peaks(flops=800e12, bytes_per_second=3.0e12)}
+
+# What makes PyTorch, oneDNN, MKL and vshift's kernels leave instructions alone, read once by each
+# process. The compiler of torch.compile takes its vectors' width from the first.
+CAPS = {
+    name: dict(zip(("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", MARCH),
+                   words, strict=True))
+    for name, words in {
+        "avx2": ("avx2", "AVX2", "AVX2", "x86-64-v3"),
+        "avx512": ("avx512", "AVX512_CORE", "AVX512", "x86-64-v4"),
+        "avx512_bf16": ("avx512", "AVX512_CORE_BF16", "AVX512", "x86-64-v4"),
+    }.items()
+}  # fmt: skip
+CAPS["native"] = {}
+_NEEDED = {
+    "avx2": ["avx2"], "avx512": ["avx512f"], "avx512_bf16": ["avx512f", "avx512_bf16"],
+    "native": [],
+}  # fmt: skip
 
 
 def reference_peaks(device_name: str) -> Peaks | None:
@@ -31,33 +50,41 @@ def reference_peaks(device_name: str) -> Peaks | None:
 
 
 def measure_peaks(device: torch.device, scale: float = 1.0) -> Peaks:
-    """A large matrix product in bf16, and a copy that no cache holds; the best of several.
+    """A large matrix product, in bf16 or float32, and a copy that no cache holds; the best of
+    several.
 
     Args:
         scale: factor on both sizes, for tests.
     """
     cuda = device.type == "cuda"
     side = max(64, int((8192 if cuda else 2048) * scale))
-    a, b = torch.randn(2, side, side, device=device).bfloat16()
+    a, b = torch.randn(2, side, side, device=device)
+    products = {"float32": (a, b), "bf16": (a.bfloat16(), b.bfloat16())}
+    times = {
+        precision: _best(lambda a=a, b=b: a @ b, device)  # type: ignore[misc]
+        for precision, (a, b) in products.items()
+    }
+    fastest = min(times, key=lambda precision: times[precision])
     size = max(1024, int((2**30 if cuda else 2**28) * scale))
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return Peaks(
-        flops=2 * side**3 / _best(lambda: a @ b, device),
+        flops=2 * side**3 / times[fastest],
         bytes_per_second=2 * size / _best(lambda: target.copy_(source), device),
+        precision=fastest,
     )
 
 
 def _best(work: Callable[[], object], device: torch.device, runs: int = 8) -> float:
-    """Seconds of the fastest of several runs, after two that warm up."""
-    seconds = []
-    for _ in range(runs + 2):
+    """Seconds of the fastest of several runs after two that warm up, or of two seconds' runs."""
+    seconds: list[float] = []
+    while len(seconds) < runs + 2 and sum(seconds) < 2:
         began = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - began)
-    return min(seconds[2:])
+    return min(seconds[2:] or seconds)
 
 
 def describe_device(device: torch.device, peaks: Peaks, load: float | None) -> DeviceInfo:
@@ -78,13 +105,43 @@ def describe_device(device: torch.device, peaks: Peaks, load: float | None) -> D
         clock_mhz_max=_query("clocks.max.sm") if cuda else max_mhz,
         load=load,
         flops=peaks.flops,
+        flops_precision=peaks.precision,
         bytes_per_second=peaks.bytes_per_second,
+        isa="native" if cuda else isa(),
     )
 
 
-def load_average() -> float | None:
-    """Busy processes on the machine, averaged over the last minute."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+def isa() -> str:
+    """The instruction set that this process is capped to, or `native`."""
+    return next(n for n, cap in CAPS.items() if all(os.environ.get(k) == cap[k] for k in cap))
+
+
+def has_isa(name: str) -> bool:
+    """Whether the processor has these instructions, as far as it tells."""
+    flags = re.search(r"^flags\s*: (.+)$", _cpuinfo(), re.MULTILINE)
+    return {*_NEEDED[name]} <= {*(flags[1].split() if flags else ())}
+
+
+def busy_cores(seconds: float = 1.0) -> float | None:
+    """The number of cores that other programs keep busy, over a second; where the system does not
+    tell, the load of the last minute; None where it tells neither."""
+    before = _cpu_seconds()
+    if before is None:
+        return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    own, began = time.process_time(), time.perf_counter()
+    time.sleep(seconds)
+    busy = (_cpu_seconds() or before) - before
+    return max(0.0, busy - (time.process_time() - own)) / (time.perf_counter() - began)
+
+
+def _cpu_seconds() -> float | None:
+    """Seconds that all cores together were busy since the system's start; None if unknown."""
+    try:
+        words = _STAT.read_text("utf-8").split("\n", 1)[0].split()
+        ticks = [int(word) for word in words[1:9]]  # user, nice, system, idle, iowait, …, steal
+        return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
 
 
 def cpu_name() -> str:

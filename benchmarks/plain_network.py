@@ -16,19 +16,22 @@ Everything else vshift builds from `torch.nn` layers, sums, concatenations and m
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.cases import Case, make_config
-from benchmarks.peers import PEERS, Work
+from benchmarks.peers import OWN_PRECISION, PEERS, Work
 from benchmarks.race import Epoch
 from vshift.data import ImageSet
 from vshift.networks.hooks import hook_of
 from vshift.networks.noise import Dropout, Gaussian, Noise, Uniform
 from vshift.networks.norm import BatchNorm
 from vshift.train.context import build_model
+from vshift.train.trial import PRECISIONS, Trial, measure
 
 
 class GaussianNoise(nn.Module):
@@ -88,10 +91,16 @@ class Peer:
     """One of the loops with its network and images, ready to train."""
 
     epoch: Epoch
+    precision: str
 
 
-def make_peer(name: str, case: Case, images: ImageSet) -> Peer:
-    """A loop of `peers.py` on vshift's network and initial weights, from PyTorch's own layers."""
+def make_peer(name: str, case: Case, images: ImageSet, precision: str | None = None) -> Peer:
+    """A loop of `peers.py` on vshift's network and initial weights, from PyTorch's own layers.
+
+    Args:
+        precision: default: the one in which people write this loop.
+    """
+    precision = precision or OWN_PRECISION[name]
     work = Work(
         model=as_plain(build_model(make_config(case), images, 0)),
         images=images.train.images.cpu(),
@@ -100,5 +109,32 @@ def make_peer(name: str, case: Case, images: ImageSet) -> Peer:
         std=tuple(images.std.tolist()),
         batch=case.batch,
         device=images.train.images.device,
+        precision=precision,
     )
-    return Peer(PEERS[name](work))
+    return Peer(PEERS[name](work), precision)
+
+
+def best_precision(case: Case, images: ImageSet) -> str:
+    """The precision in which the peers' network is faster here: by a trial of eager steps in
+    channels_last; on a GPU, and in a tie, bf16."""
+    device = images.train.images.device
+    if device.type == "cuda":
+        return PRECISIONS[0]
+    model = as_plain(build_model(make_config(case), images, 0))
+    model = model.to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    x = torch.randn(case.batch, images.channels, images.size, images.size)
+    x = x.to(memory_format=torch.channels_last)
+
+    def step(precision: str, count: int) -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            output = model(x[:count])
+        output.float().logsumexp(1).mean().backward()
+        optimizer.step()
+
+    work: dict[str, Callable[[int], None]] = {f"{p} eager": partial(step, p) for p in PRECISIONS}
+    count, seconds = measure(work, case.batch)
+    found = Trial(images=count, seconds=seconds, steps={"eager": "eager"})
+    one, other = ((precision, "eager") for precision in PRECISIONS)
+    return found.faster(one, other)[0]

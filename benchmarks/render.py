@@ -34,6 +34,8 @@ def render(results: Results, kind: str = "md") -> str:
     """
     has_rows = any(case.contenders for case in results.cases)
     parts = [tables.render(_table(results), kind).rstrip("\n")] if has_rows else []
+    if results.commands:
+        parts.append(tables.render(_commands(results), kind).rstrip("\n"))
     left_out = [
         f"- {case.network}, batch {case.batch}, {case.noise}: {one.contender}: {one.reason}"
         for case in results.cases
@@ -46,7 +48,13 @@ def render(results: Results, kind: str = "md") -> str:
 
 def render_all(benches: Iterable[Results]) -> str:
     """A section per device; one that says "Not measured" if no GPU or no CPU is among them."""
-    benches = sorted(benches, key=lambda results: (results.device.kind, results.device.name))
+    benches = sorted(
+        benches,
+        key=lambda results: (
+            results.device.kind, results.device.name, results.device.isa != "native",
+            results.device.isa,
+        ),
+    )  # fmt: skip
     sections = [f"### {_device(results)}\n\n{render(results)}" for results in benches]
     for kind, title in {"cuda": "GPU", "cpu": "CPU"}.items():
         if not any(results.device.kind == kind for results in benches):
@@ -83,17 +91,38 @@ def _table(results: Results) -> Table:
     return table.part([i for i in range(len(columns)) if any(row[i] != NONE for row in rows)])
 
 
+def _commands(results: Results) -> Table:
+    """One row per config whose `vshift train` was timed as a whole."""
+    heads = ("vshift train", "runs in", "wall s", "min–max", "n", "before the first step s",
+             "of it training steps")  # fmt: skip
+    rows = [
+        [
+            one.name,
+            f"{one.precision}, {one.step}",
+            format_number(one.seconds.median, 1),
+            f"{one.seconds.low:.1f}–{one.seconds.high:.1f}",
+            str(len(one.seconds.values)),
+            format_number(one.start.median, 1),
+            f"{format_number(one.steps_share.median, 0)} %",
+        ]
+        for one in results.commands
+    ]
+    return Table([Column(head, is_text=i < 2) for i, head in enumerate(heads)], rows)
+
+
 def label(one: Contender) -> str:
     """`vshift auto (captured) + log`, or the peer's name."""
     if one.kind is None:
         return one.name
-    chosen = f" ({one.step})" if one.step != one.kind else ""
-    return f"vshift {one.kind}{chosen}{' + log' if one.log else ''}"
+    words = one.kind.split("-")
+    chosen = [word for word in (one.step, one.precision) if word and word not in words]
+    in_brackets = f" ({', '.join(chosen)})" if chosen else ""
+    return f"vshift {one.kind}{in_brackets}{' + log' if one.log else ''}"
 
 
 def best(contenders: Sequence[Contender]) -> Contender | None:
     """vshift's fastest contender, with logging if one logs: what peers are compared to."""
-    ours = [one for one in contenders if one.kind is not None]
+    ours = [one for one in contenders if not one.is_rival]
     logging = [one for one in ours if one.log] or ours
     return max(logging, key=lambda one: one.images_per_second.median, default=None)
 
@@ -126,7 +155,8 @@ def _device(results: Results) -> str:
     device = results.device
     if device.kind == "cuda":
         return device.name
-    return f"{device.name}, {pluralize(device.threads, 'thread')}"
+    capped = "" if device.isa == "native" else f", capped to {device.isa}"
+    return f"{device.name}, {pluralize(device.threads, 'thread')}{capped}"
 
 
 def _caption(results: Results) -> str:
@@ -140,7 +170,7 @@ def _caption(results: Results) -> str:
         f"{_device(results)}{clock}{busy}; "
         f"{_origin(results.versions, results.created, results.git)}. Each timing is one epoch of "
         f"{results.steps} steps, the last one smaller, with contenders in turn; median over n. "
-        f"Peaks measured here: {device.flops / 1e12:,.2f} TFLOP/s in bf16, "
+        f"Peaks measured here: {device.flops / 1e12:,.2f} TFLOP/s in {device.flops_precision}, "
         f"{device.bytes_per_second / 1e9:,.0f} GB/s; shares are of bounds from "
         f"{'the reference peaks' if reference else 'these'}."
     )

@@ -62,7 +62,7 @@ class Contender(_Record):
 
     Attributes:
         kind: what `--kinds` called vshift's step; None for a peer.
-        step: the step that ran, which `auto` chose.
+        step, precision: that ran, which `auto` chose.
         peer: the peer's name; None for vshift.
         log: whether every BN layer's variance was logged; None for a peer.
         loss: mean of the last epoch, to see that all did the same work; None if it is NaN.
@@ -73,6 +73,7 @@ class Contender(_Record):
     name: str
     kind: str | None
     step: str | None
+    precision: str | None = None
     peer: str | None
     log: bool | None
     setup_seconds: float
@@ -81,6 +82,12 @@ class Contender(_Record):
     seconds: Series
     images_per_second: Series
     shares: PerBound
+
+    @property
+    def is_rival(self) -> bool:
+        """Whether vshift's own contenders are compared with it: a peer, or a step of vshift's in a
+        precision of its own."""
+        return self.peer is not None or "-" in (self.kind or "")
 
 
 class Ratio(_Record):
@@ -131,8 +138,9 @@ class DeviceInfo(_Record):
 
     Attributes:
         clock_mhz: at the beginning; each case has its own, right after its race.
-        load: average number of busy processes in the minute before; None if unknown.
-        flops, bytes_per_second: the peaks measured there.
+        load: cores that other programs kept busy right before; None if unknown.
+        flops, bytes_per_second: the peaks measured there, the first in `flops_precision`.
+        isa: `native`, or the instruction set that everything was capped to.
     """
 
     kind: Literal["cpu", "cuda"]
@@ -143,7 +151,27 @@ class DeviceInfo(_Record):
     clock_mhz_max: float | None
     load: float | None
     flops: float
+    flops_precision: str = "bf16"
     bytes_per_second: float
+    isa: str = "native"
+
+
+class Command(_Record):
+    """`vshift train` with a config, from its start to its last line, some times over.
+
+    Attributes:
+        seconds: of wall time.
+        steps_share: the part of it that was training steps, in percent, as run.json tells.
+        start: seconds before the first step.
+        precision, step: that ran.
+    """
+
+    name: str
+    seconds: Series
+    steps_share: Series
+    start: Series
+    precision: str
+    step: str
 
 
 class Results(_Record):
@@ -152,6 +180,7 @@ class Results(_Record):
     Attributes:
         steps: of an epoch, the last one smaller. `repeats`: as requested; n is in each series.
         not_raced: cases for which the time was over.
+        commands: whole runs of `vshift train`.
     """
 
     version: Literal[1] = 1
@@ -164,6 +193,11 @@ class Results(_Record):
     budget: float | None
     cases: list[CaseResult]
     not_raced: list[str]
+    commands: list[Command] = []
+
+    def path(self, path: Path) -> Path:
+        """The file itself, or in a folder <device>.json."""
+        return path / f"{slug(self.device)}.json" if path.is_dir() else path
 
     def write(self, path: Path) -> Path:
         """Write the JSON file, whole or not at all; into a folder as <device>.json.
@@ -171,7 +205,7 @@ class Results(_Record):
         Raises:
             RunError: it cannot be written.
         """
-        path = path / f"{slug(self.device)}.json" if path.is_dir() else path
+        path = self.path(path)
         write_named(path, "--json", f"{self.model_dump_json(indent=1)}\n".encode())
         return path
 
@@ -180,7 +214,8 @@ def slug(device: DeviceInfo) -> str:
     """The device as a file name: `nvidia-h100-80gb-hbm3`, `intel-xeon-processor-2-threads`."""
     name = re.sub(r"\((R|TM)\)", "", device.name, flags=re.IGNORECASE)
     text = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return f"{text}-{device.threads}-threads" if device.kind == "cpu" else text
+    capped = "" if device.isa == "native" else f"-only-{device.isa}"
+    return f"{text}-{device.threads}-threads{capped}" if device.kind == "cpu" else text
 
 
 def read_results(path: Path) -> Results:

@@ -108,12 +108,12 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
     device = choose_device(given.device)
     configure(Hardware(threads=given.threads), device)
     budget = Budget(given.seconds)
-    load = environment.load_average()
+    load = environment.busy_cores()
     info = environment.describe_device(device, environment.measure_peaks(device, 0.1), load)
     cases = make_cases(words(given.network), numbers("--batch", given.batch), words(given.noise))
     found: dict[str, Any] = {
         "created": now(),
-        "device": info.model_dump(exclude={"flops", "bytes_per_second"}),
+        "device": info.model_dump(exclude={"flops", "flops_precision", "bytes_per_second", "isa"}),
         "versions": environment.all_versions(),
         "git": git_commit(),
         "steps": given.steps,

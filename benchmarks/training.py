@@ -13,6 +13,7 @@ from vshift.data.images import Part, image_set
 from vshift.train.context import TrainingContext, derive_seed
 from vshift.train.fast_steps import make_train_step
 from vshift.train.schedule import learning_rates
+from vshift.train.trial import choose
 
 CLASSES, SIZE = 10, 32
 
@@ -39,7 +40,7 @@ class Training:
         say: called with a message if a kind of step is not available and a slower one runs.
 
     Attributes:
-        step: the kind of step that runs, which `auto` chose.
+        step, precision: that run, which `auto` chose.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class Training:
         device = images.train.images.device
         hardware = {"device": device.type, "threads": threads}
         config = make_config(case, log=log, kind=kind, hardware=hardware)
+        chosen = choose(config, images, say).hardware
+        config = config.model_copy(update={"hardware": chosen})
         self.context = TrainingContext(config, seed, images)
         self.model = self.context.model.train()
         steps = self.context.stream.steps
         self.rates = learning_rates(config.schedule, config.optimizer.learning_rate, 1, steps)
-        self._step = make_train_step(kind, self.context, say)
-        self.step = self._step.name
+        self._step = make_train_step(chosen.step, self.context, say)
+        self.step, self.precision = self._step.name, self.context.precision
         self._seed, self._epochs = seed, itertools.count(1)
 
     def epoch(self) -> float:

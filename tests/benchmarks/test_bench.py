@@ -2,7 +2,10 @@
 
 import gc
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 import weakref
 from dataclasses import dataclass
@@ -12,16 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench
+from benchmarks import bench, environment
 from benchmarks.bench import Plan
 from benchmarks.cases import Case
+from benchmarks.environment import CAPS
 from benchmarks.race import prepare, time_limit
 from benchmarks.training import Training, random_images
 from vshift.train.progress import Reporter
 
 CPU = torch.device("cpu")
 SMALL = ["--networks", "preresnet-8", "--batch", "8", "--steps", "2", "--repeats", "2"]
-SMALL += ["--threads", "1", "--device", "cpu"]
+SMALL += ["--threads", "1", "--device", "cpu", "--force"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -34,19 +38,23 @@ def vshift(vshift, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_bench_with_peers_from_start_to_table(vshift):
+def test_a_bench_with_peers_from_start_to_table(vshift, monkeypatch):
+    monkeypatch.setattr(bench, "best_precision", lambda case, images: "bf16")
     code, out, err = vshift(*SMALL, "--peer", "plain", "--peer", "bf16", "--json", "a.json")
     assert code == 0, err
     assert out.startswith("| network")
-    assert out.count("\n| preresnet-8") == 2 * 4
-    assert "preresnet-8, batch 8, dropout: 4 contenders, 13 images an epoch" in err
+    assert out.count("\n| preresnet-8") == 2 * 5
+    assert "preresnet-8, batch 8, dropout: 5 contenders, 13 images an epoch" in err
     found = json.loads(Path("a.json").read_text())
     assert [case["noise"] for case in found["cases"]] == ["none", "dropout"]
     case = found["cases"][0]
     names = [one["name"] for one in case["contenders"]]
     assert names == [
-        "vshift auto + log", "vshift auto", "(a) plain float32 loop", "(b) bf16, channels_last",
+        "vshift auto + log", "vshift auto", "(a) plain float32 loop", "(a) plain bf16 loop",
+        "(b) bf16, channels_last",
     ]  # fmt: skip
+    precisions = [one["precision"] for one in case["contenders"]]
+    assert precisions == ["bf16", "bf16", "float32", "bf16", "bf16"]
     for one in case["contenders"]:
         assert len(one["seconds"]["values"]) == 2
         speed = case["images"] / one["seconds"]["values"][0]
@@ -78,13 +86,19 @@ def test_logging_may_be_on_or_off(vshift):
     assert "logging costs" not in out
 
 
-@pytest.mark.parametrize(("load", "warns"), [(1.75, True), (0.1, False), (None, False)])
-def test_a_busy_machine_is_warned_of_and_kept(vshift, monkeypatch, load, warns):
-    monkeypatch.setattr(bench.environment, "load_average", lambda: load)
+@pytest.mark.parametrize(("load", "busy"), [(1.75, True), (0.1, False), (None, False)])
+def test_a_busy_machine_is_refused_unless_forced(vshift, monkeypatch, load, busy):
+    monkeypatch.setattr(bench.environment, "busy_cores", lambda: load)
     code, _, err = vshift(*SMALL, "--budget", "0", "--json", "a.json")
     assert code == 0
-    assert ("other programs kept 1.8 cores busy" in err) is warns
+    assert ("other programs keep 1.8 cores busy" in err) is busy
     assert json.loads(Path("a.json").read_text())["device"]["load"] == load
+    Path("a.json").unlink()
+    unforced = [word for word in SMALL if word != "--force"]
+    code, _, err = vshift(*unforced, "--budget", "0", "--json", "a.json")
+    assert code == (2 if busy else 0)
+    assert Path("a.json").exists() is not busy
+    assert ("close them, or add --force" in err) is busy
 
 
 def test_a_spent_budget_says_what_was_left_out(vshift):
@@ -110,6 +124,105 @@ def test_a_contender_that_fails_does_not_end_the_bench(vshift, monkeypatch):
     assert "vshift auto + log: failed: RuntimeError: out of luck" in out
     assert out.count("\n| preresnet-8") == 1
     assert "error: 1 contenders failed: preresnet-8: vshift auto + log" in err
+
+
+def test_every_peer_joins_in_the_faster_precision_too(monkeypatch):
+    monkeypatch.setattr(bench, "best_precision", lambda case, images: "float32")
+    monkeypatch.setattr(bench, "make_peer", lambda *words: Sleeper())
+    plan = small_plan(peers=("plain", "bf16", "airbench"), kinds=("auto", "float32-eager"))
+    (case,) = bench.bench(plan, Reporter(quiet=True), lambda results: None).cases
+    rivals = [
+        "vshift float32-eager + log", "(a) plain float32 loop", "(b) bf16, channels_last",
+        "(b) float32, channels_last", "(c) airbench-style, bf16", "(c) airbench-style, float32",
+    ]  # fmt: skip
+    ours, *others = case.contenders
+    assert [one.name for one in others] == rivals
+    assert (ours.precision, others[0].precision, others[0].step) == ("bf16", "float32", "eager")
+    assert [(ratio.contender, ratio.to) for ratio in case.ratios] == [
+        ("vshift auto + log", rival) for rival in rivals
+    ]
+
+
+def test_a_bench_is_resumed_where_its_file_ends(vshift, monkeypatch):
+    words = [*SMALL, "--log", "on", "--json", "a.json", "--resume"]
+    assert vshift(*words, "--noise", "none")[0] == 0
+    first = json.loads(Path("a.json").read_text())["cases"]
+    code, _, err = vshift(*words, "--noise", "none,dropout")
+    assert code == 0
+    assert "preresnet-8, batch 8, no noise: is in the file" in err
+    cases = json.loads(Path("a.json").read_text())["cases"]
+    assert cases[:1] == first
+    assert [case["noise"] for case in cases] == ["none", "dropout"]
+    vshift(*words, "--noise", "none", "--repeats", "3")  # raced again, in its place
+    cases = json.loads(Path("a.json").read_text())["cases"]
+    assert [len(case["contenders"][0]["seconds"]["values"]) for case in cases] == [3, 2]
+    code, _, err = vshift(*words, "--steps", "3")
+    assert code == 2
+    assert "--resume: the file is of other steps: 2, not 3" in err
+    assert vshift(*SMALL, "--resume")[0] == 2
+
+
+def test_each_instruction_set_has_a_process_and_a_file_of_its_own(vshift, monkeypatch, tmp_path):
+    started = []
+
+    def run(command, env, check):
+        name = next(n for n, cap in CAPS.items() if cap.items() <= env.items())
+        started.append((name, command[1:]))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(bench.subprocess, "run", run)
+    monkeypatch.setattr(bench.environment, "_cpuinfo", lambda: "flags : sse avx2 avx512f\n")
+    assert vshift(*SMALL, "--isa", "native,avx512,avx2", "--json", tmp_path)[0] == 0
+    words = ["-m", "vshift", "bench", *SMALL, "--json", str(tmp_path)]
+    assert started == [(name, words) for name in ("native", "avx512", "avx2")]
+    for wrong, message in [
+        ("avx512_bf16", "this processor does not have these instructions"),
+        ("amx", "--isa amx: not known"),
+    ]:
+        code, _, err = vshift(*SMALL, f"--isa={wrong}")
+        assert code == 2
+        assert message in err
+    code, _, err = vshift(*SMALL, "--isa", "native,avx2", "--json", "a.json")
+    assert code == 2
+    assert "a folder: a file for each of them" in err
+
+
+def test_a_capped_process_says_so(tmp_path):
+    """PyTorch, oneDNN and the kernels' compiler all leave wider instructions alone."""
+    if not environment.has_isa("avx2"):
+        pytest.fail("a processor without AVX2 cannot run these tests")
+    code = (
+        "import torch; from benchmarks import environment; from vshift.kernels import build\n"
+        "print(environment.isa(), torch.backends.cpu.get_cpu_capability(), build._native_flag())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **CAPS["avx2"]}, capture_output=True,
+        text=True, check=True, cwd=Path(bench.__file__).parents[1],
+    )  # fmt: skip
+    assert done.stdout == "avx2 AVX2 ['-march=x86-64-v3']\n"
+    assert environment.isa() == "native"
+
+
+def test_a_whole_command_is_timed_with_what_the_run_records(vshift):
+    Path("mine.yaml").write_text(
+        "name: mine\ndata: {name: shapes, train: 64, test: 20, batch_size: 32}\n"
+        "network: {name: mlp, widths: [8]}\nepochs: 1\n"
+    )
+    code, out, err = vshift(
+        *SMALL, "--noise", "none", "--log", "on", "--whole", "mine.yaml", "--json", "a.json"
+    )
+    assert code == 0, err
+    (command,) = json.loads(Path("a.json").read_text())["commands"]
+    assert (command["name"], command["precision"]) == ("mine.yaml", "bf16")
+    assert len(command["seconds"]["values"]) == len(command["steps_share"]["values"]) == 2
+    for whole, start, share in zip(
+        *(command[key]["values"] for key in ("seconds", "start", "steps_share")), strict=True
+    ):
+        assert 0 < start < whole
+        assert 0 < share < 100
+    assert "| mine.yaml | bf16, fused |" in out
+    Path("mine.yaml").write_text("name: mine\n")
+    assert vshift(*SMALL, "--budget", "0", "--whole", "mine.yaml")[0] == 0  # not started
 
 
 def test_what_is_done_is_kept_when_interrupted(vshift, monkeypatch):
@@ -173,7 +286,7 @@ def test_a_forecast_leaves_out_what_would_take_too_long(monkeypatch):
     reporter.say = said.append
     monkeypatch.setattr(bench.Forecast, "seconds", lambda self, name, layers: 1e9 * ("log" in name))
     plan = Plan([Case("preresnet-8", 8, "none")], steps=2, repeats=1, budget=600, scale=0.05,
-                device="cpu", threads=1)  # fmt: skip
+                device="cpu", threads=1, force=True)  # fmt: skip
     results = bench.bench(plan, reporter, lambda results: None)
     (case,) = results.cases
     assert [one.name for one in case.contenders] == ["vshift auto"]
@@ -196,14 +309,14 @@ class Sleeper:
 
 def small_plan(**options):
     return Plan([Case("preresnet-8", 8, "none")], logs=[True], steps=2, repeats=2, scale=0.05,
-                device="cpu", threads=1, **options)  # fmt: skip
+                device="cpu", threads=1, force=True, **options)  # fmt: skip
 
 
 @pytest.mark.parametrize(("seconds", "joins"), [(0.0, True), (60.0, False)])
 def test_the_slowest_peer_comes_last_and_cannot_overrun_the_budget(monkeypatch, seconds, joins):
     made, saved = [], []
 
-    def make(name, case, images):
+    def make(name, case, images, precision):
         made.append((name, [len(results.cases) for results in saved]))
         return Sleeper(seconds if name == "airbench" else 0.0)
 
@@ -213,6 +326,7 @@ def test_the_slowest_peer_comes_last_and_cannot_overrun_the_budget(monkeypatch, 
 
     limits = []
     monkeypatch.setattr(bench, "make_peer", make)
+    monkeypatch.setattr(bench, "best_precision", lambda case, images: "bf16")
     monkeypatch.setattr(bench, "time_limit", limit)
     plan = small_plan(peers=("airbench", "bf16"), budget=None if joins else 600)
     bench.bench(plan, Reporter(quiet=True), lambda results: saved.append(results.model_copy(
@@ -226,7 +340,7 @@ def test_the_slowest_peer_comes_last_and_cannot_overrun_the_budget(monkeypatch, 
     assert [len(one.seconds.values) for one in saved[1].cases[0].contenders] == [1, 1]
     assert [one.name for one in first.contenders] == others
     assert first.left_out == []
-    slow = ["(c) airbench-style"]
+    slow = ["(c) airbench-style, bf16"]
     assert [one.name for one in case.contenders] == others + (slow if joins else [])
     assert [one.contender for one in case.left_out] == ([] if joins else slow)
     assert all("its set-up was stopped after" in one.reason for one in case.left_out)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import peers
+from benchmarks import peers, plain_network
 from benchmarks.cases import PAPER, Case, check_known, make_config
 from benchmarks.plain_network import GaussianNoise, UniformNoise, as_plain, make_peer
 from benchmarks.training import Training, random_images
@@ -123,11 +123,49 @@ def test_a_peer_trains_what_vshift_trains(name):
         assert losses[1] == pytest.approx(losses[0], rel=0.1)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+@pytest.mark.parametrize("name", ["bf16", "airbench"])
+def test_a_peer_trains_in_the_precision_that_is_asked_for(name, precision, monkeypatch):
+    """A convolution's output shows it."""
+    case = Case("preresnet-8", 16, "none")
+    images = random_images(case.batch, 2, CPU)
+    seen = set()
+
+    def look(module, inputs, output):
+        seen.add(str(output.dtype))
+
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, *rest: look(module, *rest) if isinstance(module, nn.Conv2d) else None
+    )
+    monkeypatch.setattr(torch, "compile", lambda model, **options: model)
+    try:
+        peer = make_peer(name, case, images, precision)
+        peer.epoch()
+    finally:
+        handle.remove()
+    assert peer.precision == precision
+    assert seen == {{"bf16": "torch.bfloat16", "float32": "torch.float32"}[precision]}
+
+
+@pytest.mark.parametrize("faster", ["bf16", "float32"])
+def test_the_best_precision_is_the_faster_one(faster, monkeypatch):
+    def timed(work, batch):
+        assert batch == 16
+        for step in work.values():
+            step(4)  # works in both
+        slow = {name: 1.0 if name.startswith(faster) else 2.0 for name in work}
+        return 4, {name: [seconds] * 3 for name, seconds in slow.items()}
+
+    monkeypatch.setattr(plain_network, "measure", timed)
+    case = Case("preresnet-8", 16, "dropout")
+    assert plain_network.best_precision(case, random_images(16, 2, CPU)) == faster
+
+
 def test_the_recipe_is_the_cases():
     case = Case("preresnet-8", 16, "none")
     images = random_images(case.batch, 2, CPU)
     work = peers.Work(
-        make(), images.train.images, images.train.labels, (0.5,) * 3, (0.3,) * 3, 16, CPU
+        make(), images.train.images, images.train.labels, (0.5,) * 3, (0.3,) * 3, 16, CPU, "bf16"
     )
     (group,) = work.optimizer().param_groups
     config = make_config(case)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.render import BEGIN, END, best, render, render_all, rendered
+from benchmarks.results import Command, Series, slug
 from tests.benchmarks.results import make_results
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +56,41 @@ def test_the_caption_says_where_and_with_what():
                  "15 steps", "1.20 TFLOP/s", "14 GB/s", "commit aaaaaaaaaa"):  # fmt: skip
         assert word in text
     assert "cuda None" not in text
+
+
+def test_a_capped_machine_a_precision_and_its_bound_are_named():
+    results = make_results()
+    (case,) = results.cases
+    chosen = [one.model_copy(update={"precision": "float32"}) for one in case.contenders]
+    pinned = chosen[1].model_copy(update={"name": "b", "kind": "float32-eager"})
+    case = case.model_copy(update={"contenders": [*chosen, pinned]})
+    device = results.device.model_copy(update={"isa": "avx2", "flops_precision": "float32"})
+    capped = results.model_copy(update={"cases": [case], "device": device})
+    labels = [row["contender"] for row in cells(render(capped))]
+    assert labels == [
+        "vshift auto (eager, float32) + log", "vshift auto (eager, float32)", "(a) plain",
+        "vshift float32-eager",
+    ]  # fmt: skip
+    assert "TFLOP/s in float32" in render(capped)
+    text = render_all([capped, results])
+    headings = [line for line in text.splitlines() if line.startswith("###")]
+    assert headings[:2] == [
+        "### Some(R) Processor, 2 threads", "### Some(R) Processor, 2 threads, capped to avx2",
+    ]  # fmt: skip
+    assert slug(capped.device) == "some-processor-2-threads-only-avx2"
+    ours = best([*chosen, pinned.model_copy(update={"log": True})])
+    assert ours is not None
+    assert ours.kind == "auto"  # what has a precision of its own is a rival
+
+
+def test_whole_commands_have_a_table_of_their_own():
+    command = Command(
+        name="a.yaml", seconds=Series.of([60.0, 70.04, 62.0]), start=Series.of([2.0, 2.5, 3.0]),
+        steps_share=Series.of([80.0, 86.2, 90.0]), precision="bf16", step="fused",
+    )  # fmt: skip
+    text = render(make_results(cases=[], commands=[command]))
+    (row,) = cells(text)
+    assert list(row.values()) == ["a.yaml", "bf16, fused", "62.0", "60.0–70.0", "3", "2.5", "86 %"]
 
 
 def test_what_was_left_out_is_said():

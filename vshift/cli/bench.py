@@ -80,6 +80,24 @@ def bench(
         list[Path] | None,
         typer.Option("--table", metavar="FILE", help="Only print such a file's table; repeatable."),
     ] = None,
+    isa: Annotated[
+        str | None,
+        typer.Option(
+            "--isa",
+            help="Cap the CPU's instructions, each in its own process: native, avx512_bf16, "
+            "avx512, avx2; comma-separated.",
+        ),
+    ] = None,
+    whole: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--whole", metavar="CONFIG", help="Also time `vshift train` as a whole; repeatable."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what the --json file has, and race the rest.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also on a busy machine.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure training speed in images per second, against bounds and other loops."""
@@ -98,8 +116,14 @@ def bench(
     from benchmarks.cases import make_cases, numbers, words
 
     cases = make_cases(words(networks), numbers("--batch", batch), words(noise))
-    from benchmarks.bench import Plan, bench_and_print
+    from benchmarks.bench import Plan, bench_and_print, bench_each
     from benchmarks.peers import PEERS
+
+    if isa is not None:
+        bench_each(words(isa), _without("--isa", sys.argv[1:]), as_json)
+        return
+    if resume and as_json is None:
+        raise ConfigError("--resume: name the file with --json")
 
     plan = Plan(
         cases=cases,
@@ -111,8 +135,17 @@ def bench(
         budget=budget,
         device=device.value,
         threads=threads,
+        force=force,
+        commands=whole or [],
+        resume=as_json if resume else None,
     )
     bench_and_print(plan, as_json, quiet)
+
+
+def _without(option: str, given: list[str]) -> list[str]:
+    """The words of a command line without an option and its value."""
+    at = next(i for i, word in enumerate(given) if word.split("=")[0] == option)
+    return given[:at] + given[at + (1 if "=" in given[at] else 2) :]
 
 
 def _show_trials(configs: list[Path], device: Device, threads: int | None, quiet: bool) -> None:

@@ -22,7 +22,9 @@ import torch  # its libraries are loaded before the kernels ask for OpenMP
 from vshift.cache import cache_folder, remove_old, replacing
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-_CAPS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")  # of PyTorch's and of oneDNN's operations
+MARCH = "VSHIFT_MARCH"  # the compiler's word for another processor than this one
+# Of PyTorch's, oneDNN's and MKL's operations, and of the kernels.
+_CAPS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", MARCH)
 _FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-w"]
 
 
@@ -157,7 +159,8 @@ def _run(command: list[str]) -> str:
 
 def _native_flag() -> list[str]:
     """Everything that this processor can do; the cache's name says which one it is."""
-    return ["-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"]
+    word = os.environ.get(MARCH) or "native"
+    return [f"-mcpu={word}" if platform.machine() in ("arm64", "aarch64") else f"-march={word}"]
 
 
 def _openmp_flag(version: str) -> list[str]:
