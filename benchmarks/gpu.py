@@ -27,7 +27,7 @@ NEEDED = (
 )
 BENCH = "--networks preresnet-20,resnet-18 --noise none,dropout --steps 60 --repeats 3"
 TOGETHER = "--network resnet-20,preresnet-110 --seeds 4 --steps 60 --repeats 3"
-SECONDS = {"tests": 200, "study": 80, "together": 80, "bench": 60, "airbench": 90}  # at least
+SECONDS = {"tests": 240, "study": 80, "together": 70, "bench": 60, "airbench": 70}  # at least
 MARGIN = 45  # seconds; for what the bench has started when its budget ends
 
 
@@ -195,10 +195,13 @@ def shown(command: Sequence[str], file: Path, seconds: float) -> int:
     try:
         assert process.stdout is not None
         with file.open("w", encoding="utf-8") as kept, process.stdout as lines:
+            line = "\n"
             for line in lines:
                 kept.write(line)
                 kept.flush()
                 sys.stderr.write(line)
+            if not line.endswith("\n"):  # it was stopped in the middle of one
+                sys.stderr.write("\n")
         return process.wait()
     finally:
         timer.cancel()

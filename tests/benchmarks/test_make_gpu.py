@@ -108,12 +108,14 @@ def test_packages_that_are_on_the_path_are_found(tmp_path, monkeypatch):
     assert gpu.environment(tmp_path)["PYTHONPATH"] == str(ROOT)
 
 
-def test_a_command_is_stopped_with_its_children_when_its_time_is_over(tmp_path):
+def test_a_command_is_stopped_with_its_children_when_its_time_is_over(tmp_path, capsys):
+    """What is said next begins a line."""
     began = time.monotonic()
-    code = gpu.shown(["sh", "-c", "echo begun; sleep 60 & sleep 60"], tmp_path / "a.txt", 1)
-    assert code == -9
+    words = ["sh", "-c", "echo begun; printf test_a; sleep 60 & sleep 60"]
+    assert gpu.shown(words, tmp_path / "a.txt", 1) == -9
     assert time.monotonic() - began < 30
-    assert (tmp_path / "a.txt").read_text() == "begun\n"
+    assert (tmp_path / "a.txt").read_text() == "begun\ntest_a"
+    assert capsys.readouterr().err == "begun\ntest_a\n"
 
 
 def test_a_part_that_fails_does_not_keep_the_others_from_running(tmp_path, monkeypatch, capsys):
