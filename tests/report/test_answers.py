@@ -33,13 +33,17 @@ def told(study: Study) -> dict[str, tuple[Card, str]]:
 
 def test_which_layout_loses_and_how_much(study: Study) -> None:
     card, text = told(study)["loss"]
-    assert card.answer == "before_last_bn: +1.97 to +30.00 points over rates 0.1 to 0.5"
+    assert (
+        card.answer
+        == "before_last_bn: +1.97 to +30.00 points over rates 0.1 to 0.5 (2 of 3 significant)"
+    )
     assert "<b>arm-bn-0.5</b> (rate 0.5) loses most" in text
     assert "40.03 % against 10.03 %; 95 % CI +28.75 to +31.25" in text
     assert "<b>before_last_bn</b> +1.97 to +30.00" in text
     assert (
-        "<b>before_last_bn</b> costs more than <b>before_last_conv</b>: +26.00 at rate 0.5*" in text
-    )
+        "At the same strength, the test error of <b>before_last_bn</b> minus that of "
+        "<b>before_last_conv</b>: +26.00 at rate 0.5 (p < 0.001)"
+    ) in text.replace("&lt;", "<")
 
 
 def test_which_differences_are_significant(study: Study) -> None:
@@ -73,7 +77,7 @@ def test_where_the_shift_begins(study: Study) -> None:
         "ratio of 2.50: ×\xa02.50 from the noise in front of it, ×\xa01.00 from elsewhere" in text
     )
     assert f"<b>before_last_conv</b>: first at {LAYERS[2]}." in text
-    assert "<b>no noise</b>: at no layer." in text
+    assert "no noise" not in text
 
 
 def test_a_shift_elsewhere_than_in_the_worst_config_is_told_by_name(tmp_path: Path) -> None:
@@ -168,7 +172,7 @@ def test_more_is_recovered_than_was_lost(tmp_path: Path) -> None:
         rows = [{"method": method, "test_accuracy": value} for method, value in methods]
         (path / "recalibration.json").write_text(json.dumps({"methods": rows}))
     card, text = told(collect(find_runs([tmp_path])))["recalibration"]
-    assert card.answer == "all 3.50 points and 2.00 more in b"
+    assert card.answer == "all 3.50 points and 2.00 more in b, not tested"
     assert (
         "recovers all of the 3.50 points of test error that <b>b</b> lost, and <b>2.00</b> more"
         in text
@@ -203,7 +207,7 @@ def test_a_loss_without_classes_is_told_as_one(tmp_path: Path) -> None:
             summary = {**summary_of(), "test_accuracy": None, "test_error": None, "test_loss": loss}
             make_run(tmp_path, name, seed, summary=summary, config=config_of(name, noise))
     card, text = told(collect(find_runs([tmp_path])))["loss"]
-    assert card.answer == "before_last_bn at rate 0.5: +0.2100"
+    assert card.answer == "before_last_bn at rate 0.5: +0.2100 (significant, p = 0.029)"
     assert "of test loss more than" in text
 
 
@@ -242,7 +246,9 @@ def test_one_training_under_two_names_counts_once(tmp_path: Path) -> None:
 
 def test_the_headline_says_which_rate_or_the_range_of_all(tmp_path: Path) -> None:
     card, text = told(twice(tmp_path))["loss"]
-    assert card.answer == "before_last_bn: +10.10 to +30.00 points over 3 configs"
+    assert (
+        card.answer == "before_last_bn: +10.10 to +30.00 points over 3 configs (3 of 3 significant)"
+    )
     assert "(rate 0.5) loses most" in text
 
 
@@ -345,3 +351,24 @@ def test_seeds_that_do_not_differ_are_not_called_one(tmp_path: Path) -> None:
         "(no confidence interval as no two seeds differ). That is not tested (no spread)." in text
     )
     assert "one seed" not in text
+
+
+def test_networks_at_chance_level_are_called_so(tmp_path: Path) -> None:
+    """Of 10 classes 10 % are guessed right; the run says how many there are, or its data."""
+    for seed in range(2):
+        make_run(tmp_path, "none", seed, 60.0 + seed)
+        make_run(tmp_path, "lost", seed, 10.1, config=config_of("lost", dropout(0.5)))
+        make_run(tmp_path, "four", seed, 26.0, config=config_of("four", dropout(0.3)),
+                 run={"classes": 4})  # fmt: skip
+    _, text = told(collect(find_runs([tmp_path])))["loss"]
+    (sentence,) = [line for line in text.split(". ") if "At chance level" in line]
+    assert "<b>lost</b> (89.90 %)" in sentence
+    assert "<b>four</b> (74.00 %)" in sentence
+    assert "none" not in sentence
+
+
+def test_a_headline_of_one_seed_says_that_it_is_not_tested(tmp_path: Path) -> None:
+    make_run(tmp_path, "none", 0, 90.0)
+    make_run(tmp_path, "bn", 0, 80.0, config=config_of("bn", dropout(0.5)))
+    card, _ = told(collect(find_runs([tmp_path])))["loss"]
+    assert card.answer == ("before_last_bn at rate 0.5: +10.00 points (not tested: one seed)")

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import colorsys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.factory import config_of, dropout, make_run
-from vshift.report.layouts import in_words, layouts, noise_in_words, norm_in_words, shared, terms
+from vshift.report.layouts import (
+    GREY,
+    in_words,
+    layouts,
+    noise_in_words,
+    norm_in_words,
+    shared,
+    terms,
+)
 from vshift.report.page import layer_note, render, vega_script
 from vshift.report.study import Study, collect
 from vshift.runs import find_runs
@@ -159,8 +168,31 @@ def test_the_page_has_every_layout_on_top(study: Study) -> None:
 
 def test_short_names_of_layers_are_explained_and_stay_on_axes(study: Study) -> None:
     note = layer_note(study)
-    assert note == "On axes, layers have short names: s1.b1.bn1 is stage1.block1.branch.bn1."
+    assert note == (
+        "On axes and in the table of configs, layers have short names: s1.b1.bn1 is "
+        "stage1.block1.branch.bn1."
+    )
     page = render(study, "t", vega_script())
     before_data = page[: page.index('id="study"')]
-    assert before_data.count("s1.b1") == 1  # in that note
     assert note in before_data
+
+
+def test_a_hue_is_a_layout_and_a_shade_a_rate_whatever_their_number(tmp_path: Path) -> None:
+    make_run(tmp_path, "none")
+    for rate in (0.1, 0.5):
+        for position in ("before_last_bn", "before_last_conv"):
+            noise = {"kind": "dropout", "rate": rate, "position": position}
+            make_run(tmp_path, f"{position}-{rate}", config=config_of(noise=noise))
+    groups = {group.label: group for group in collect(find_runs([tmp_path])).groups}
+
+    def hue(label: str) -> float:
+        red, green, blue = (int(groups[label].colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        return colorsys.rgb_to_hls(red, green, blue)[0]
+
+    bn, conv = ([f"{place}-{rate}" for rate in (0.1, 0.5)] for place in
+                ("before_last_bn", "before_last_conv"))  # fmt: skip
+    for pair in (bn, conv):
+        assert hue(pair[0]) == pytest.approx(hue(pair[1]), abs=0.02)
+        assert groups[pair[0]].colour != groups[pair[1]].colour
+    assert abs(hue(bn[0]) - hue(conv[0])) > 0.1
+    assert groups["none"].colour == GREY

@@ -276,3 +276,12 @@ def test_runs_that_do_not_count_are_counted_and_named(study: Study) -> None:
     assert "1 diverged (the loss became NaN or infinite): arm-diverged seed 1." in text
     assert "arm-running seed 0" in text
     assert "1 damaged: arm-damaged seed 0." in text
+
+
+def test_a_title_and_the_command_that_made_the_page(vshift: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs", "a")
+    code, _, _ = vshift("report", "runs", "--title", "Dropout <& BN>", "--out", "p.html")
+    page = Path("p.html").read_text(encoding="utf-8")
+    assert code == 0
+    assert "<h1>Dropout &lt;&amp; BN&gt;</h1>" in page
+    assert "vshift report runs --title &#39;Dropout &lt;&amp; BN&gt;&#39; --out p.html" in page

@@ -119,9 +119,22 @@ def test_lag_is_no_beginning_of_a_shift(tmp_path: Path) -> None:
         {**base, "index": 0, "layer": "bn1", "cause": "lag"},
         {**base, "index": 1, "layer": "bn2", "cause": "shift"},
     ]
-    make_run(tmp_path, "a", layers=layers)
+    make_run(tmp_path, "clean", layers=layers)
+    assert first_shifted(collect(find_runs([tmp_path]))) == {"clean": "bn2"}
+    make_run(tmp_path, "a", layers=layers, config=config_of("a", dropout(0.3)))
     make_run(tmp_path, "b", layers=layers[:1], config=config_of("b", dropout(0.1)))
     assert first_shifted(collect(find_runs([tmp_path]))) == {"a": "bn2", "b": None}
+
+
+def test_the_beginning_is_where_noise_itself_shifts(tmp_path: Path) -> None:
+    """A ratio of 1.09 of which the noise makes 1.00 is none of its doing."""
+    base = {"epoch": 3, "shift_ratio_se": 0.01, "cause": "shift"}
+    layers = [
+        {**base, "index": 0, "layer": "bn1", "shift_ratio": 1.09, "total_ratio": 1.0},
+        {**base, "index": 1, "layer": "bn2", "shift_ratio": 1.3, "total_ratio": 1.28},
+    ]
+    make_run(tmp_path, "a", layers=layers, config=config_of("a", dropout(0.3)))
+    assert first_shifted(collect(find_runs([tmp_path]))) == {"a": "bn2"}
 
 
 def test_histograms_count_every_channel_once(tmp_path: Path) -> None:

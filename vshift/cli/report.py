@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,11 +22,15 @@ def report(
     baseline: Annotated[
         str | None, typer.Option("--baseline", help="The config that differences are taken to.")
     ] = None,
+    title: Annotated[
+        str | None, typer.Option("--title", help="Of the page. Default: the folders' names.")
+    ] = None,
 ) -> None:
     """Write one HTML file, readable without a network: answers, tables and figures."""
     from vshift.report import write_report
     from vshift.runs.files import is_stdout
 
-    for path in write_report(runs_dirs, out, figures, baseline):
+    command = shlex.join(["vshift", *sys.argv[1:]])
+    for path in write_report(runs_dirs, out, figures, baseline, title, command):
         if not is_stdout(path):
             echo(path)

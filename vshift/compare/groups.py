@@ -89,7 +89,7 @@ class Group:
         places = []
         for entry in entries:
             named = " and ".join(places_of(entry))
-            place = [named or (f"in `{block}`" if block else "somewhere")]
+            place = [named or (f"in {block}" if block else "somewhere")]
             place += [str(entry.get("kind"))] if entry.get("kind") != "dropout" else []
             place += [f"per {entry['unit']}"] if entry.get("unit", "element") != "element" else []
             places.append(escape_control(", ".join([*place, *read_noise(entry).extent])))

@@ -11,9 +11,18 @@ from vshift.text import escape_control
 
 
 def write_report(
-    folders: Sequence[Path], out: Path, figures: Path | None = None, baseline: str | None = None
+    folders: Sequence[Path],
+    out: Path,
+    figures: Path | None = None,
+    baseline: str | None = None,
+    title: str | None = None,
+    command: str = "",
 ) -> list[Path]:
     """Read the runs under the folders, write the page and, if asked for, figures as SVG and PDF.
+
+    Args:
+        title: of the page; by default the folders' names.
+        command: that makes this page again, which its foot shows.
 
     Returns:
         What was written, the page first.
@@ -37,7 +46,7 @@ def write_report(
     with ThreadPoolExecutor(1) as pool:
         vega = pool.submit(vega_script)  # meanwhile, as it takes seconds the first time
         study = collect(find_runs(folders), baseline)
-        title = escape_control(" and ".join(folder.resolve().name for folder in folders))
-        page = render(study, title, vega.result())
+        title = title or " and ".join(folder.resolve().name for folder in folders)
+        page = render(study, escape_control(title), vega.result(), escape_control(command))
     files.write_named(out, "--out", page.encode("utf-8", "backslashreplace"))
     return [out, *(write_figures(study, figures) if figures else [])]

@@ -115,7 +115,9 @@ def verdict(found: Difference) -> str:
 # ---- which layout loses accuracy
 
 _BASELINE_OPTION = Markup("<code>--baseline</code>")
-_STAR = Markup("* significant at 5 %, corrected for all pairs of layouts (Holm).")
+_PAIRS = Markup("p of pairs is Welch’s, corrected for all pairs of layouts (Holm).")
+# Standard errors of a binomial share within which an error is that of guessing.
+_CHANCE_ERRORS = 3.0
 
 
 def _loss(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> Card:
@@ -123,13 +125,14 @@ def _loss(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> C
     by_pair = grouped(
         (
             (e.group.noise.layout, e.other.noise.layout),
-            f"{study.format_score(e.value, '+')} at {e.group.noise.strength_in_words}"
-            f"{'*' * e.found.is_significant}",
+            f"{study.format_score(e.value, '+')} at {e.group.noise.strength_in_words} "
+            f"({format_p(e.found.p) or e.found.untested})",
         )
         for e in pairs
     )
-    duel = "At the same strength, {} costs more than {}: {}."
-    duels = [say(duel, bold(a), bold(b), join_html(own)) for (a, b), own in by_pair.items()]
+    duel = "At the same strength, the {} of {} minus that of {}: {}."
+    what = column_name(study.score)
+    duels = [say(duel, what, bold(a), bold(b), join_html(own)) for (a, b), own in by_pair.items()]
     if not study.used:
         return Card("loss", question, "No run is done yet", [])
     if not effects:
@@ -137,7 +140,6 @@ def _loss(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> C
     worst = worst_of(effects)
     group, base = worst.group, worst.other
     if worst.value <= 0:
-        what = column_name(study.score)
         text = say("No config has a higher {} than {}.", what, bold(base.label))
         return Card("loss", question, "None", [text, *duels])
     strength = group.noise.strength_in_words
@@ -164,8 +166,60 @@ def _loss(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> C
         sentences.append(Markup("None of these differences is significant (next answer)."))
     elif len(significant) < len(tested):
         sentences.append(say("Significant: only {} (next answer).", join_html(significant)))
-    star = _STAR if any(e.found.is_significant for e in pairs) else None
-    return Card("loss", question, _headline(study, effects, worst), [*sentences, *duels], star)
+    chance = _at_chance(study)
+    if chance:
+        sentences.append(chance)
+    fine = _PAIRS if any(e.found.is_tested for e in pairs) else None
+    answer = f"{_headline(study, effects, worst)} ({_tested_in_words(study, effects, worst)})"
+    return Card("loss", question, answer, [*sentences, *duels], fine)
+
+
+def _tested_in_words(study: Study, effects: Sequence[Effect], worst: Effect) -> str:
+    """What the tests say of the headline's layout: `significant`, `2 of 4 significant`."""
+    layout = worst.group.noise.layout
+    family = [e for e in effects if layout not in ("", NO_NOISE) and e.group.noise.layout == layout]
+    family = family or [worst]
+    tested = [e for e in family if e.found.is_tested]
+    count = sum(e.found.is_significant for e in tested)
+    if not tested:
+        return f"not tested: {worst.found.untested}"
+    if len(family) == 1:
+        return f"{'' if count else 'not '}significant, {format_p(tested[0].found.p)}"
+    return f"{count or 'none'} of {len(family)} significant"
+
+
+def _at_chance(study: Study) -> Markup:
+    """Which configs do not classify better than guessing; empty where none is known to."""
+    found = []
+    for group in study.used:
+        classes = [
+            number(run.run.get("classes")) or _CLASSES.get(_data_of(group)) for run in group.runs
+        ]
+        sections = group.config.get("data")
+        section = sections if isinstance(sections, dict) else {}
+        images = number(section.get("test_limit")) or number(section.get("test")) or 10_000
+        sample = group.sample("test_error")
+        if sample is None or not all(classes) or len(set(classes)) > 1:
+            continue
+        chance = 1 / float(classes[0] or 1)
+        error = 100 * (chance * (1 - chance) / images / sample.n) ** 0.5
+        if sample.mean >= 100 * (1 - chance) - _CHANCE_ERRORS * error:
+            found.append(say("{} ({} %)", bold(group.label), study.format_score(sample.mean)))
+    if not found:
+        return Markup("")
+    return say(
+        "At chance level, so that their differences say nothing of how much is lost: {}.",
+        join_html(found),
+    )
+
+
+# Of runs that do not record the number of their classes.
+_CLASSES = {"shapes": 10.0, "cifar10": 10.0, "cifar100": 100.0}
+
+
+def _data_of(group: Group) -> str:
+    section = group.config.get("data")
+    return str(section.get("name")) if isinstance(section, dict) else ""
 
 
 def _headline(study: Study, effects: Sequence[Effect], worst: Effect) -> str:
@@ -280,7 +334,10 @@ def _by_significance(study: Study, compared: Sequence[Effect], base: Group | Non
 
 
 def _beginning(study: Study, effects: Sequence[Effect]) -> Card:
-    question = "At which layer does the shift begin?"
+    question = "At which layer does the noise’s shift begin?"
+    noisy = [group for group in study.used if group.noise.layout != NO_NOISE]
+    if not noisy:
+        question = "At which layer does the shift begin?"
     first = first_shifted(study)
     if not first:
         why = "No run has a measured shift (measure.every: 0 turns it off, or there is no BN)."
@@ -290,7 +347,7 @@ def _beginning(study: Study, effects: Sequence[Effect]) -> Card:
         shifted = [group for group in study.used if first.get(group.label) is not None]
         worst = max(shifted, key=_mean_shift, default=worst)
     layer = first.get(worst.label)
-    layouts = dict.fromkeys(group.noise.layout for group in study.used)
+    layouts = dict.fromkeys(group.noise.layout for group in noisy or study.used)
     text = [_course(study, worst, layer)] if layer is not None else []
     for layout in layouts:
         groups = [g for g in study.used if g.noise.layout == layout and g.label in first]
@@ -303,21 +360,23 @@ def _beginning(study: Study, effects: Sequence[Effect]) -> Card:
             where = "at no layer" if found is None else f"first at {escape_control(found)}"
             which = join_html(those)
             parts.append(where if len(layers) == 1 else say("{} ({})", where, which))
-        text.append(say("{}: {}.", bold(layout), join_html(parts)))
+        if parts:
+            text.append(say("{}: {}.", bold(layout), join_html(parts)))
     lagging = study.depth[(study.depth["cause"] == "lag") & (study.depth["ratio"] >= SHIFTED)]
-    for label, rows in lagging.groupby("group", sort=False):
+    counts = {str(label): len(rows) for label, rows in lagging.groupby("group", sort=False)}
+    if counts:
+        those = [f"{label} ({pluralize(count, 'layer')})" for label, count in counts.items()]
         text.append(
             say(
-                "In {} the ratio of {} is lag of BN’s moving average for the most part, not shift.",
-                bold(str(label)),
-                pluralize(len(rows), "layer"),
+                "For the most part lag of BN’s moving average, not shift, are ratios in {}.",
+                join_html(those),
             )
         )
     fine = say(
-        "Ratios are the last epoch’s, means over seeds. A layer counts as shifted from a ratio of "
-        "{} on if that is three standard errors above 1 and lag does not explain most of it; after "
-        "the first one, ratios may be smaller again. Elsewhere: the layers before, and the lag of "
-        "BN’s average; a factor below 1 works against the others.",
+        "Ratios are the last epoch’s, means over seeds. A layer counts from a ratio of {} on that "
+        "is three standard errors above 1, is not lag for the most part, and, in a config with "
+        "noise, is as large with the noise’s part alone. Elsewhere: the layers before, and the lag "
+        "of BN’s average; a factor below 1 works against the others.",
         SHIFTED,
     )
     if layer is None:
@@ -328,13 +387,23 @@ def _beginning(study: Study, effects: Sequence[Effect]) -> Card:
 
 
 def first_shifted(study: Study) -> dict[str, str | None]:
-    """Label → the first layer whose ratio is 1.05 or more and three standard errors above 1, and
-    not for the most part lag."""
+    """Label → the first layer that is shifted, by noise where any config has some, never by lag.
+
+    Its ratio is 1.05 or more and three standard errors above 1. What noise does to a layer is
+    `total_ratio`, with the noise against without it; configs without noise have no such layer, and
+    are left out if others have some.
+    """
+    noisy = {group.label for group in study.used if group.noise.layout != NO_NOISE}
     result: dict[str, str | None] = {}
     for label, rows in study.depth.groupby("group", sort=False):
+        if noisy and label not in noisy:
+            continue
         rows = rows.sort_values("index")
         above = rows[(rows["ratio"] >= SHIFTED) & (rows["ratio"] - 1 > _ERRORS * rows["se"])]
         above = above[above["cause"] != "lag"]
+        if noisy:  # a run that does not say it (explain_batches: 0) is taken by its ratio
+            total = above["total"].fillna(above["ratio"])
+            above = above[np.maximum(total, 1 / total) >= SHIFTED]
         result[str(label)] = str(above["layer"].iloc[0]) if len(above) else None
     return result
 
@@ -493,8 +562,8 @@ def _recalibration(study: Study, effects: Sequence[Effect]) -> Card:
         f" Methods: {words}." if len(tried) > 1 else "",
     )
     of = "" if lost is None else f" of {study.format_score(lost)}"
-    is_doubtful = chosen.found.is_tested and not chosen.found.is_significant
-    doubt = ", not significant" if is_doubtful else ""
+    doubt = "" if chosen.found.is_significant else ", not significant"
+    doubt = doubt if chosen.found.is_tested else ", not tested"
     answer = f"{study.format_score(value)}{of}{study.points} in {group.label}{doubt}"
     if more is not None:
         answer = f"all {study.format_score(lost)}{study.points} and {more} more in "

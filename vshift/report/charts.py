@@ -374,8 +374,14 @@ def variances(study: Study) -> Any:
         shape=alt.Shape("kind:N", scale=shapes, legend=legend),
         tooltip=[LAYER, word("kind", "variance"), EPOCH, number("variance", "value", ".4g")],
     )
+    # The eval variance of the last epoch over all of them: often the only one there is.
+    last = base.transform_filter(f"datum.kind == '{names[2]}'").transform_joinaggregate(
+        last="max(epoch)"
+    )
+    last = last.transform_filter("datum.epoch == datum.last")
+    end = last.mark_rule(strokeDash=[4, 3], opacity=0.7).encode(x=alt.X())
     return (
-        alt.layer(base.mark_line(strokeWidth=2), points)
+        alt.layer(end, base.mark_line(strokeWidth=2), points)
         .add_params(
             select_from(study, study.epochs, "group"), select_from(study, study.epochs, "layer")
         )

@@ -72,8 +72,8 @@ FIGURES = (
         "epochs", charts.over_epochs),
     Figure("variances", "Three variances of a layer",
         "Of BN’s input: the variance in training batches, the running variance that BN keeps, and "
-        "the eval variance (measured in the last epoch and in those that measure.eval_epochs "
-        "names).",
+        "the eval variance: dashed that of the last epoch, and a curve with measure.eval_epochs: "
+        "all.",
         "No layer was measured: measure.every must be 1 or more.",
         "epochs", charts.variances),
     Figure("channels", "A layer’s channels",

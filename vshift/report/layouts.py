@@ -91,13 +91,12 @@ def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
 
 
 def _coloured_by_noise(groups: Sequence[StudyGroup]) -> list[StudyGroup]:
-    """Few noisy configs have a hue each; of many a hue is a layout, and a shade a strength.
+    """A hue is a layout, and a shade a strength; what has no noise is grey.
 
-    What has no noise is grey. Only configs with a run that counts are drawn.
+    Only configs with a run that counts are drawn.
     """
     used = [group for group in groups if group.runs]
     layouts = sorted({group.noise.layout for group in used} - {NO_NOISE}, key=natural)
-    noisy = [g.label for g in used if not g.is_baseline and g.noise.layout != NO_NOISE]
     result = []
     for group in groups:
         layout, colour, shape = group.noise.layout, GREY, SHAPES[0]
@@ -105,9 +104,7 @@ def _coloured_by_noise(groups: Sequence[StudyGroup]) -> list[StudyGroup]:
         if layout in layouts:
             place = layouts.index(layout)
             hue, shape = PALETTE[place % len(PALETTE)], SHAPES[1 + place % (len(SHAPES) - 1)]
-        if group.label in noisy and len(noisy) <= len(PALETTE):
-            colour = PALETTE[noisy.index(group.label)]
-        elif group.runs:
+        if group.runs:
             family = [g for g in used if g.noise.layout == layout]
             family.sort(key=lambda g: (g.noise.variance or 0.0, natural(g.label)))
             colour = _shade(hue, family.index(group), len(family))

@@ -35,7 +35,7 @@ _DIGITS = 4  # significant: more than any figure shows
 _CROWD, _SHOWN = 24, 12  # more configs than the first begin with the second number shown
 
 
-def render(study: Study, title: str, vega: str) -> str:
+def render(study: Study, title: str, vega: str, command: str = "") -> str:
     """The whole page as text, with the text of `vega_script` in it."""
     style, script = page_style() + _asset("style.css"), _asset("script.js")
     hidden = at_first_hidden(study)
@@ -60,6 +60,7 @@ def render(study: Study, title: str, vega: str) -> str:
     template.globals.update(mark=mark, pluralize=pluralize)
     return template.render(
         title=title,
+        command=command,
         version=__version__,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         policy=policy,
@@ -187,7 +188,10 @@ def layer_note(study: Study) -> str:
     """How axes shorten layers' names, by an example; empty where they do not."""
     for name, short in study.layers.items():
         if short != escape_control(name):
-            return f"On axes, layers have short names: {short} is {escape_control(name)}."
+            return (
+                f"On axes and in the table of configs, layers have short names: {short} is "
+                f"{escape_control(name)}."
+            )
     return ""
 
 

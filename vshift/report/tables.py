@@ -75,7 +75,13 @@ def _table(name: str, columns: Sequence[Column], rows: Iterable[_Row], caption: 
 def configs_table(study: Study) -> Table:
     """One row per config: scores, differences, shift, and the config keys that differ."""
     regained = {each.group.label: each for each in recovered(study)}
-    about, keys = in_words(study.groups), differing_keys(study.groups)
+    about = in_words(study.groups)
+    # Where the noise sits is told above, and in the table of differences.
+    keys = {
+        key: values
+        for key, values in differing_keys(study.groups).items()
+        if not key.startswith(("network.noise", "network.block"))
+    }
     heads = dict(zip(keys, short_heads(list(keys)), strict=True))
     score = SUMMARY_COLUMNS[study.score]
     summary = [c for c in SUMMARY_SHOWN.values() if not c.key.startswith("test_")]
@@ -88,7 +94,8 @@ def configs_table(study: Study) -> Table:
         *_tested("recovered", "by recalibration, mean over seeds",
                  "of what is recovered: paired t over seeds, each run before and after",
                  "paired t test"),
-        Column("method", "the first method of the config", "recovered by", is_text=True),
+        *([Column("method", "the first method of the config", "recovered by", is_text=True)]
+          if len(methods_of(study)) > 1 else []),
         *summary,
     ]  # fmt: skip
     for key, of in keys.items():
@@ -106,12 +113,22 @@ def configs_table(study: Study) -> Table:
             len(group.runs),
             Cell(format_spread(mean, sd, digits=score.digits), mean),
             *tested,
-            each and each.method,
-            *(group.row[row_key(column)] for column in summary),
+            *([each and each.method] if len(methods_of(study)) > 1 else []),
+            *(_short_layer(study, group.row[row_key(column)]) for column in summary),
             *(Cell(shown(of[place]), number(of[place])) for of in keys.values()),
         ]
         rows.append((values, group, about.get(group.label, "")))
     return _table("configs", columns, rows, _caption(study))
+
+
+def methods_of(study: Study) -> list[str]:
+    """The methods by which the configs are recalibrated, each config's first."""
+    return list(dict.fromkeys(each.method for each in recovered(study)))
+
+
+def _short_layer(study: Study, value: Any) -> Any:
+    """The short name of a layer; any other value as it is."""
+    return study.layers.get(value, value) if isinstance(value, str) else value
 
 
 def _tested(head: str, of_what: str, of_interval: str, test: str) -> list[Column]:
@@ -144,7 +161,11 @@ def _caption(study: Study) -> str:
         else f"Differences to {base}, with Welch’s 95 % interval and test.",
     ]
     if not study.recalibration.empty:
-        parts.append("Recovered by recalibration, with the paired t interval and test over seeds.")
+        methods = methods_of(study)
+        by = f" ({methods[0]})" if len(methods) == 1 else ""
+        parts.append(
+            f"Recovered by recalibration{by}, with the paired t interval and test over seeds."
+        )
     if base is not None or not study.recalibration.empty:
         parts.append(
             "Each p is corrected for all rows of its column (Holm); “needs 9 seeds”: about as many "

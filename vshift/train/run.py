@@ -198,7 +198,11 @@ def train_one(
             if choice.trial is not None:
                 folder.update_run(trial=choice.trial.speeds)
         config = _as_it_began(folder, config, reporter)
-        folder.update_run(device=device_name(device), threads=torch.get_num_threads())
+        folder.update_run(
+            device=device_name(device),
+            threads=torch.get_num_threads(),
+            classes=len(images.classes) or None,
+        )
         status = train_in(folder, config, seed, images, reporter, stop, timing)
     except (KeyboardInterrupt, Stopped) as stopped:
         status = "interrupted"
