@@ -91,11 +91,12 @@ def what_is_missing() -> str | None:
 
 
 def tests(given: argparse.Namespace, seconds: float) -> list[str]:
-    """The tests marked `gpu`, which fail without one. Files without such tests stay unread: they
-    may need packages that are not here."""
-    files = sorted(
-        p for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text("utf-8")
-    )
+    """The tests marked `gpu`, which fail without one; those of the benchmarks, the longest, last.
+
+    Files without such tests stay unread: they may need packages that are not here.
+    """
+    files = [p for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text("utf-8")]
+    files.sort(key=lambda path: ("benchmarks" in path.parts[-2:], path))
     # No addopts and no complaint about unknown options: plugins may be missing.
     words = ["pytest", "-v", "-m", "gpu", "-o", "addopts=", "-W", "ignore::pytest.PytestWarning"]
     return [*words, *map(str, files)]
