@@ -110,3 +110,15 @@ def test_a_library_model_without_weights_is_told_so(vshift):
     assert " No --weights were given: " in finding["message"]
     _, out, _ = vshift("audit", "mine.py:net", "--data", "mine.py:images")
     assert "No --weights were given" not in out
+
+
+def test_a_model_that_does_not_run_is_told_with_its_line(vshift, tmp_path):
+    (tmp_path / "fails.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Module):\n    def forward(self, x):\n"
+        "        return x.mean(9)\n"
+    )
+    code, out, err = vshift("audit", "fails.py:Net", "--data", "mine.py:loader")
+    assert (code, out) == (2, "")
+    first, second = err.splitlines()
+    assert first.startswith("error: fails.py:Net does not run on mine.py:loader: IndexError: ")
+    assert second.endswith("fails.py:6, in forward: return x.mean(9)")

@@ -26,6 +26,7 @@ from vshift.auditing.inputs import (
 from vshift.auditing.report import Audit
 from vshift.auditing.samples import AuditError
 from vshift.auditing.severity import SEVERITIES
+from vshift.config.own_code import own_frames
 from vshift.errors import VShiftError
 from vshift.runs.files import write_named
 from vshift.text import pluralize
@@ -108,10 +109,9 @@ def run_audit(
             reason = (str(error).splitlines() or [""])[0]
             advice = [advice for words, advice in _ADVICE if re.search(words, reason)]
             advice = [a for a in advice if is_library(spec) or not a.startswith("--size")]
-            raise AuditError(
-                f"{spec} does not run on {data}: {type(error).__name__}: "
-                + "; ".join([reason, *advice[:1]])
-            ) from error
+            sentence = f"{spec} does not run on {data}: {type(error).__name__}: "
+            sentence += "; ".join([reason, *advice[:1]])
+            raise AuditError("\n".join([sentence, *own_frames(error)])) from error
     if weights is None and is_library(spec):
         more = "No --weights were given: these are the values that the model is built with."
         findings = [
