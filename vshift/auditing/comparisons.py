@@ -6,6 +6,7 @@ finds the module at which the two modes part.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,44 +42,41 @@ class EvalTests:
 
 
 def run_eval_tests(model: AuditedModel, samples: Samples) -> EvalTests:
-    """Run the same batch twice, and the same samples with other batch mates."""
-    batch = samples.first()
+    """Run the same batch twice, and the same samples with other batch mates and alone."""
+    mates = samples.with_other_mates()
+    batch, other, rows = mates or (samples.first(), None, None)
     # Seeded once and in one go: noise shows, and so does state kept between calls.
     with model.mode("eval"):
         seed_everything(model.seed)
-        repeated = [_digest(model, batch) for _ in range(2)]
-    tests = EvalTests(*_compare(*repeated))
-    mates = samples.with_other_mates()
-    if mates is not None:
-        *pair, rows = mates
-        digests = []
-        for batch in pair:
-            with model.mode("eval"):
-                seed_everything(model.seed)
-                digests.append(_digest(model, batch, rows))
-        where, change = _compare(*digests)
+        first, again = (_digest(model, batch, rows) for _ in range(2))
+    tests = EvalTests(*_compare(first, again))
+    if other is not None:
+        with model.mode("eval"):
+            seed_everything(model.seed)
+            where, change = _compare(first, _digest(model, other, rows))
         if change > 0:  # a module's own output may differ where the samples' do not
             tests.mates_at, tests.mates_change = where, change
-    if tests.repeat_at is None and (single := samples.alone(SINGLE_SAMPLES)) is not None:
-        tests.alone_change = _change_alone(model, *single)
+    output, count = first[1], rows or batch.count
+    if tests.repeat_at is None and len(output) == count and bool(output.isfinite().all()):
+        single = samples.alone(min(SINGLE_SAMPLES, count))
+        tests.alone_change = _change_alone(model, output, single)
     return tests
 
 
-def _change_alone(model: AuditedModel, together: Batch, single: list[Batch]) -> float:
+def _change_alone(model: AuditedModel, together: Tensor, single: Sequence[Batch]) -> float:
     """How much outputs change if each sample is a batch of its own; 0 where that cannot run."""
     outputs = []
-    for batch in (together, *single):
+    for batch in single:
         try:
             with model.mode("eval"), torch.no_grad():
                 seed_everything(model.seed)
-                outputs.append(main_output(call(model.module, batch.inputs)).detach().float())
+                outputs.append(main_output(call(model.module, batch.inputs)).detach().float().cpu())
         except CANNOT_RUN:
             return 0.0
-    whole, *parts = outputs
-    alone = torch.cat(parts)
-    finite = bool(whole.isfinite().all() and alone.isfinite().all())
-    comparable = finite and len(whole) == together.count
-    return output_change(whole[: len(alone)], alone) if comparable else 0.0
+    if not outputs or not all(bool(output.isfinite().all()) for output in outputs):
+        return 0.0
+    alone = torch.cat(outputs)
+    return output_change(together[: len(alone)], alone)
 
 
 # A forward's hash per module in the order in which they end, and the output.

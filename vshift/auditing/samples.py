@@ -177,14 +177,11 @@ class Samples:
         other = torch.cat([order[:rows], order[size : 2 * size - rows]])
         return self._take(order[:size]), self._take(other), rows
 
-    def alone(self, count: int) -> tuple[Batch, list[Batch]] | None:
-        """The first samples in one batch, and each in one of its own; None if impossible."""
+    def alone(self, count: int) -> list[Batch]:
+        """The first samples of the first shuffled batch, each in one of its own; or none."""
         if not self.rows_are_samples or self.shuffled_size < 2:
-            return None
-        rows = self._order[: min(count, self.shuffled_size)]
-        return self._take(self._order[: self.shuffled_size]), [
-            self._take(row) for row in rows[:, None]
-        ]
+            return []
+        return [self._take(row) for row in self._order[:count, None]]
 
     def _take(self, rows: Tensor) -> Batch:
         assert self._joined is not None
