@@ -120,3 +120,10 @@ def test_image_folders_in_two_places_are_other_images(tmp_path: Path) -> None:
     for name, noise in (("none", None), ("noisy", dropout(0.5))):
         arm(tmp_path, name, BASE, noise, data={"name": "imagefolder", "root": f"/{name}"})
     assert "no difference for noisy: not the baseline's data.root" in rows_of(tmp_path)[1].notes
+
+
+def test_data_of_a_file_is_named_without_its_folder(tmp_path):
+    for folder in ("one", "two"):
+        make_run(tmp_path, folder, run={"data": f"/home/{folder}/mine.py:make"})
+    rows, _ = rows_of(tmp_path)
+    assert {row["data"] for row in rows.values()} == {"mine.py:make"}

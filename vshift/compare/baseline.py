@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from vshift.compare.fields import Row, active_noise, value_at
 from vshift.compare.groups import Group, differing, unstudied
 from vshift.compare.statistics import Difference, adjust, welch
-from vshift.config.identity import Scope, identity
+from vshift.config.identity import Scope, identity, short_references
 from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord
 from vshift.text import escape_control, format_value, join_words, list_names, suggest
@@ -128,10 +128,10 @@ def _is_of_images(key: str) -> bool:
 
 
 def data_name(run: RunRecord) -> str | None:
-    """The data set's name, from run.json or else from the config."""
+    """The data set's name, from run.json or else from the config; of a file without its folder."""
     name = run.run.get("data")
     name = name if isinstance(name, str) else value_at(run.config, "data.name")
-    return name if isinstance(name, str) else None
+    return str(short_references(name, "name")) if isinstance(name, str) else None
 
 
 def unit_of(key: str) -> str:
