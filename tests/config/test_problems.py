@@ -57,7 +57,7 @@ depth: 20
         "list",
         "12:1: depth: unknown key; did you mean `network.depth`? allowed here: arms, "
         "average, base, checkpoint, data, epochs, grid, hardware, is_base, loss, measure, name, "
-        "network, norm, optimizer, recalibration, schedule, seeds, zip",
+        "network, norm, notes, optimizer, recalibration, schedule, seeds, zip",
     ]
 
 

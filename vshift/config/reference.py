@@ -26,8 +26,9 @@ def fill_document(text: str) -> str:
 def reference() -> str:
     """A table of the top's keys, then for each section its kinds and its keys."""
     schema = Config.model_json_schema()
-    about_file = {key: json_schema()["properties"][key] for key in FILE_KEYS}
-    schema["properties"] = {**about_file, **schema["properties"]}
+    as_written = json_schema()["properties"]
+    about_file = {key: as_written[key] for key in FILE_KEYS}
+    schema["properties"] = {**about_file, **schema["properties"], "norm": as_written["norm"]}
     blocks = [_keys_table("", [(schema, "")])]
     sections = [("", [(schema, "")])]
     while sections:
