@@ -33,7 +33,7 @@ FAST    := $(addprefix tests/,auditing/test_audit.py auditing/test_exported.py a
   auditing/test_recalibrate.py cli/test_compare.py cli/test_main.py cli/test_recalibrate.py \
   cli/test_train.py compare/test_statistics.py compare/test_table.py config/test_load.py \
   config/test_problems.py kernels/test_functions.py kernels/test_modules.py live/test_tensorboard.py \
-  networks/test_build.py report/test_page.py runs/test_folder.py runs/test_frames.py \
+  networks/test_build.py report/test_charts.py report/test_figures.py runs/test_folder.py runs/test_frames.py \
   shift/test_recalibration.py shift/test_stats.py sweep/test_slurm.py train/test_checkpointer.py \
   train/test_loop.py train/test_optimizer.py train/test_recalibrate.py)
 
