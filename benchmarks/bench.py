@@ -83,6 +83,7 @@ class Plan:
         budget: seconds after which nothing new is started.
         scale: of the work that measures the device's peaks.
         force: also on a busy machine.
+        best_only: leave out peers in their own precision where the other one is faster; not (a).
         commands: configs whose `vshift train` is timed as a whole, after the cases.
         resume: an earlier bench's file, whose whole cases stay and are not raced again; or its
             folder.
@@ -99,6 +100,7 @@ class Plan:
     threads: int | None = None
     scale: float = 1.0
     force: bool = False
+    best_only: bool = False
     commands: Sequence[Path] = ()
     resume: Path | None = None
 
@@ -343,7 +345,8 @@ class _CaseRace:
                 entries.append(_Entry(name, build, kind, log))
         best = best_precision(self.case, self.images) if self.plan.peers else ""
         for peer in sorted(self.plan.peers, key=[*PEERS].index):
-            for precision in dict.fromkeys((OWN_PRECISION[peer], best)):
+            own = best if self.plan.best_only and peer != "plain" else OWN_PRECISION[peer]
+            for precision in dict.fromkeys((own, best)):
                 build_peer = partial(make_peer, peer, self.case, self.images, precision)
                 title = TITLES[peer].format(precision)
                 entries.append(_Entry(title, build_peer, peer=peer, precision=precision))

@@ -141,6 +141,11 @@ def test_every_peer_joins_in_the_faster_precision_too(monkeypatch):
     assert [(ratio.contender, ratio.to) for ratio in case.ratios] == [
         ("vshift auto + log", rival) for rival in rivals
     ]
+    plan = small_plan(peers=("plain", "bf16", "airbench"), best_only=True)
+    (case,) = bench.bench(plan, Reporter(quiet=True), lambda results: None).cases
+    assert [one.name for one in case.contenders[1:]] == [
+        "(a) plain float32 loop", "(b) float32, channels_last", "(c) airbench-style, float32",
+    ]  # fmt: skip
 
 
 def test_a_bench_is_resumed_where_its_file_ends(vshift, monkeypatch):

@@ -97,6 +97,10 @@ def bench(
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep what the --json file has, and race the rest.")
     ] = False,
+    best_only: Annotated[
+        bool,
+        typer.Option("--best-only", help="Peers (b) and (c) only in the faster precision."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Also on a busy machine.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -136,6 +140,7 @@ def bench(
         device=device.value,
         threads=threads,
         force=force,
+        best_only=best_only,
         commands=whole or [],
         resume=as_json if resume else None,
     )
