@@ -54,7 +54,7 @@ def test_compare_views(vshift, study):
 def test_compare_refuses_in_words(vshift, study):
     for words, message in (
         (["--where", "network.noise.rte == 1"], "did you mean `network.noise.rate`?"),
-        (["--by", "rate"], "did you mean `network.noise.rate`?"),
+        (["--by", "network.noise.rte"], "did you mean `network.noise.rate`?"),
         (["--view", "table5"], "there are: figure4, table3, table4, table6"),
         (["--metrics", "accuracy"], "--metrics: no summary.json has a `accuracy`"),
         (["--difference", "nothing"], "--difference: no summary.json has a `nothing`"),
