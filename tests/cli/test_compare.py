@@ -56,8 +56,8 @@ def test_compare_refuses_in_words(vshift, study):
         (["--where", "network.noise.rte == 1"], "did you mean `network.noise.rate`?"),
         (["--by", "network.noise.rte"], "did you mean `network.noise.rate`?"),
         (["--view", "table5"], "there are: figure4, table3, table4, table6"),
-        (["--metrics", "accuracy"], "--metrics: no summary.json has a `accuracy`"),
-        (["--difference", "nothing"], "--difference: no summary.json has a `nothing`"),
+        (["--metrics", "accuracy"], "--metrics accuracy: no summary.json has it"),
+        (["--difference", "nothing"], "--difference nothing: no summary.json has it"),
         (["--view", "figure4", "--by", "seed"], "--by cannot be combined with --view"),
     ):
         code, out, err = vshift("compare", "runs", *words)

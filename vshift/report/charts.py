@@ -358,28 +358,28 @@ def variances(study: Study) -> Any:
         f"datum.key == 'train' ? '{names[0]}' : datum.key == 'running' ? '{names[1]}' : "
         f"'{names[2]}'"
     )
-    base = (
+    rows = (
         source("epochs")
         .transform_filter("datum.group == config && datum.layer == layer")
         .transform_fold(["train", "running", "eval"], as_=["key", "variance"])
         .transform_filter("isValid(datum.variance)")
         .transform_calculate(kind=kind)
         .encode(
-            x=epoch_axis(study.epochs),
             y=alt.Y("variance:Q", title="variance, mean over channels"),
             color=alt.Color("kind:N", scale=colours, legend=legend),
         )
     )
+    base = rows.encode(x=epoch_axis(study.epochs))
     points = dots(base, 55).encode(
         shape=alt.Shape("kind:N", scale=shapes, legend=legend),
         tooltip=[LAYER, word("kind", "variance"), EPOCH, number("variance", "value", ".4g")],
     )
     # The eval variance of the last epoch over all of them: often the only one there is.
-    last = base.transform_filter(f"datum.kind == '{names[2]}'").transform_joinaggregate(
+    last = rows.transform_filter(f"datum.kind == '{names[2]}'").transform_joinaggregate(
         last="max(epoch)"
     )
     last = last.transform_filter("datum.epoch == datum.last")
-    end = last.mark_rule(strokeDash=[4, 3], opacity=0.7).encode(x=alt.X())
+    end = last.mark_rule(strokeDash=[4, 3], opacity=0.7)
     return (
         alt.layer(end, base.mark_line(strokeWidth=2), points)
         .add_params(
