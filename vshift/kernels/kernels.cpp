@@ -199,12 +199,15 @@ struct Cut {
 
 // Calls work(first row, rows) for the blocks of a chunk.
 template <typename Work>
-inline void blocks(const Cut& cut, int64_t chunk, Work work) {
-    for (int64_t start = cut.begin(chunk); start < cut.end(chunk); start += BLOCK)
-        work(start, start + BLOCK < cut.end(chunk) ? BLOCK : cut.end(chunk) - start);
+inline void blocks(const Cut& cut, int64_t chunk, Work work, int64_t size = BLOCK) {
+    for (int64_t start = cut.begin(chunk); start < cut.end(chunk); start += size)
+        work(start, start + size < cut.end(chunk) ? size : cut.end(chunk) - start);
 }
 
-// Calls work(width, first channel) for groups of 16, 4 and 1 channels: a width that the compiler
+// Rows at a time where nothing is summed: of many channels fewer, to stay in the first cache.
+inline int64_t few_rows(int64_t channels) { return channels > 64 ? 8 : BLOCK; }
+
+// Calls work(width, first channel) for groups of 16, 8, 4 and 1 channels: a width that the compiler
 // knows keeps a group's sums in registers.
 template <int W>
 struct Width {
@@ -215,6 +218,7 @@ template <typename Work>
 inline void groups(int64_t channels, Work work) {
     int64_t c = 0;
     for (; c + 16 <= channels; c += 16) work(Width<16>(), c);
+    for (; c + 8 <= channels; c += 8) work(Width<8>(), c);
     for (; c + 4 <= channels; c += 4) work(Width<4>(), c);
     for (; c < channels; c++) work(Width<1>(), c);
 }
@@ -305,7 +309,7 @@ void affine(const T* x, T* y, int64_t rows, int64_t channels, const float* a, co
                     }
                 }
             });
-        });
+        }, few_rows(channels));
     }
 }
 
@@ -373,7 +377,7 @@ void gradient(const T* x, const T* dy, T* dx, int64_t rows, int64_t channels, co
                     }
                 }
             });
-        });
+        }, few_rows(channels));
     }
 }
 
