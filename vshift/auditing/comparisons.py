@@ -6,7 +6,7 @@ finds the module at which the two modes part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,8 +121,13 @@ DEPARTS = 0.05  # relative change of an output from inputs that changed by less 
 KEPT_VALUES = 1024  # of a module's input or output per sample
 
 
-def first_departure(model: AuditedModel, batch: Batch) -> tuple[str, float] | None:
+def first_departure(
+    model: AuditedModel, batch: Batch, fitting: Collection[str]
+) -> tuple[str, float] | None:
     """The first module that makes another output of the same input in train and in eval mode.
+
+    Args:
+        fitting: batch norms that do so by the noise of a batch alone.
 
     Returns:
         Its name and the relative change of its output; None if there is none.
@@ -152,7 +157,7 @@ def first_departure(model: AuditedModel, batch: Batch) -> tuple[str, float] | No
     for (name, x, y), (other, z, w) in zip(in_training, in_eval, strict=False):
         if name != other:
             return None  # other modules run: there is no pair to compare
-        if x is None or y is None or z is None or w is None:
+        if x is None or y is None or z is None or w is None or name in fitting:
             continue
         change = output_change(w, y)
         if change > DEPARTS and output_change(z, x) < 0.1 * change:

@@ -77,6 +77,8 @@ class Evidence:
         repaired_scores: of eval mode with all repairs that have helped so far.
         is_accounted: whether there is a grave finding for which no repair could be tried.
         order_effect: how much more the loader's batches differ than random ones.
+        fitting_in_order: layers that are right for the loader's batches as they come, and are off
+            only where their samples are mixed.
         loader_order_pass: a train pass in the loader's own order, if that effect is clear.
     """
 
@@ -98,6 +100,7 @@ class Evidence:
         self.reference = {plain_name(name): tensor for name, tensor in fitting.items()}
         self.explained_by: dict[str, str] = {}
         self.following: set[str] = set()
+        self.fitting_in_order: set[str] = set()
         # The state that was handed over is evidence itself, where modes do not describe it.
         self.given_scores: dict[str, Scores] = {}
         for each in {id(s): s for s in (samples, train_samples)}.values():
@@ -131,10 +134,19 @@ class Evidence:
             name: found for name, found in self.given_scores.items() if name != AFTER_EVAL
         }
         self.loader_order_pass: Pass | None = None
-        self.order_effect, is_clear_effect = order_effect(train_samples, model.seed)
-        if is_clear_effect:
+        self.order_effect, self.is_clear_effect = order_effect(train_samples, model.seed)
+        if self.is_clear_effect or (self.mismatched and train_samples.rows_are_samples):
             with model.mode("train"):
-                self.loader_order_pass = run_pass(model, lambda: iter(train_samples.batches))
+                in_order = run_pass(model, lambda: iter(train_samples.batches))
+            if self.is_clear_effect:
+                self.loader_order_pass = in_order
+            else:  # batches may differ on purpose by what only the network sees, such as attacks
+                self.fitting_in_order = {
+                    name
+                    for name in self.mismatched
+                    if (found := in_order.average(name)) is not None
+                    and self.distance_to(found, name) <= self.limit[name]
+                }
 
     def _check_allowed(self) -> None:
         """Refuse a name or pattern in `allow_noise` that matches no module.
@@ -276,11 +288,14 @@ class Evidence:
 
     @cached_property
     def judged(self) -> list[str]:
-        """Layers whose buffers should agree with the train pass: finite, and moving in training."""
+        """Layers whose buffers should agree with the train pass: finite, and moving in training.
+
+        Not those that a forward makes anew: whatever they hold is no training's.
+        """
         return [
             name
             for name, running in self.running.items()
-            if name not in self.model.frozen and is_usable(running)
+            if name not in (*self.model.frozen, *self.model.tracker.built) and is_usable(running)
         ]
 
     @cached_property
@@ -320,8 +335,7 @@ class Evidence:
             name
             for name in self.judged
             if self.distance[name] > self.limit[name]
-            and name not in self.re_estimated
-            and name not in self.following
+            and name not in (*self.re_estimated, *self.following, *self.fitting_in_order)
         ]
 
     @property

@@ -12,7 +12,7 @@ pass does not, noise shifts the layer. Where only the eval pass is off, the laye
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +27,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vshift.auditing.guard import SavedState, seed_everything
 from vshift.auditing.samples import AuditError, Batch, Samples, call, main_output, tensors_of
 from vshift.auditing.severity import Loss, Scorer, Scores, output_change
-from vshift.auditing.trace import ModuleTracker, Trace, plain_name, trace
+from vshift.auditing.trace import ModuleTracker, Silenced, Trace, plain_name, trace
+from vshift.shift.modes import noise_modules
 from vshift.shift.stats import Moments, batch_moments
 from vshift.text import join_words
 
@@ -185,7 +186,7 @@ class AuditedModel:
         expected = output.index_select(0, order.to(output.device))
         try:
             if output_change(expected, self._output_in_eval(turned)) < SAME_ROWS:
-                return True
+                return self._order_is_free_in_training(batch, turned, order)
             # Noise or a counter in eval mode: the order cannot be tried.
             return not torch.equal(output, self._output_in_eval(batch))
         except CANNOT_RUN:
@@ -196,6 +197,28 @@ class AuditedModel:
         with self.mode("eval"):
             seed_everything(self.seed + 1)
             return main_output(call(self.module, batch.inputs)).detach().float()
+
+    def _order_is_free_in_training(self, batch: Batch, turned: Batch, order: Tensor) -> bool:
+        """The same in training mode, where halves of a batch may have batch norms of their own.
+
+        True as well where noise that cannot be switched off, or an error, hides it.
+        """
+        noise = noise_modules(self.module).values()
+        outputs = []
+        try:
+            for each in (batch, turned, batch):
+                with self.mode("train"), Silenced():
+                    for module in noise:
+                        module.eval()
+                    seed_everything(self.seed)
+                    outputs.append(main_output(call(self.module, each.inputs)).detach().float())
+                if len(outputs) == 2:
+                    moved = outputs[0].index_select(0, order.to(outputs[0].device))
+                    if output_change(moved, outputs[1]) < SAME_ROWS:
+                        return True
+        except CANNOT_RUN:
+            return True
+        return not torch.equal(outputs[0], outputs[2])
 
     def _sequential_modules(self) -> Iterator[Any]:
         return (m for m in self.module.modules() if hasattr(m, "batch_first"))
@@ -264,16 +287,20 @@ class LayerStats:
         means, variances = zip(*self._rows, strict=True)
         return torch.stack(means).cpu().double(), torch.stack(variances).cpu().double()
 
-    def _stacked(self, call: int | None = None) -> tuple[Tensor, Tensor]:
+    def _stacked(
+        self, call: int | None = None, batches: Collection[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         means, variances = self._all
-        if call is None:
-            return means, variances
-        rows = [i for i, key in enumerate(self._keys) if key[1] == call]
+        rows = [
+            i
+            for i, key in enumerate(self._keys)
+            if call in (None, key[1]) and (batches is None or key[0] in batches)
+        ]
         return means[rows], variances[rows]
 
-    def average(self, call: int | None = None) -> Moments:
-        """Means and variances averaged over batches, which a moving average estimates."""
-        means, variances = self._stacked(call)
+    def average(self, call: int | None = None, batches: Collection[int] | None = None) -> Moments:
+        """Means and variances averaged over (these) batches, as a moving average estimates them."""
+        means, variances = self._stacked(call, batches)
         return Moments(means.mean(0), variances.mean(0))
 
     def moving_average(self, momentum: float | None) -> Moments:

@@ -120,6 +120,16 @@ def set_eps(eps: Mapping[str, float]) -> Change:
     return change
 
 
+def set_running(statistics: Mapping[str, Moments]) -> Change:
+    """Give batch norms other running statistics, which `--fix` does not write."""
+
+    def change(model: AuditedModel, stack: ExitStack) -> None:
+        for name, moments in statistics.items():
+            set_statistics(model.norms[name], moments)
+
+    return change
+
+
 def statistics_by_call(name: str, moments: Sequence[Moments]) -> Change:
     """Give each call of a layer in a forward statistics of its own."""
 

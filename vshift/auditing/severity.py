@@ -251,11 +251,11 @@ def severity_of_change(change: float) -> str:
 
 
 def least_severity(change: float) -> str:
-    """Of an output that is not what eval mode promises: low from 1 % on, whatever the scores say.
+    """Of an output that is not what eval mode promises: at most medium, whatever the scores say.
 
     Random answers, or answers that depend on other samples, may cost nothing on average.
     """
-    return "low" if severity_of_change(change) != "info" else "info"
+    return min("medium", severity_of_change(change), key=SEVERITIES.index)
 
 
 def _severity(value: float, limits: tuple[float, float, float]) -> str:

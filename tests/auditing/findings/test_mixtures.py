@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from examples.patients import Net, data, fit, trained
+from examples.patients import Dense, Net, data, fit, trained, vectors
 from tests.auditing.conftest import codes
 from vshift import audit
 
@@ -44,4 +44,14 @@ def test_three_dummy_forwards_are_counted(make):
 @pytest.mark.parametrize("change", [lambda x: 1.2 * x, lambda x: x + 0.3, lambda x: x + 0.6])
 def test_other_inputs_are_not_taken_for_dummies(seed, change):
     model, batches = trained(seed)
+    assert "polluted" not in codes(audit(model, [(change(x), y) for x, y in batches]))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("change", [lambda x: 1.3 * x, lambda x: x + 0.5])
+def test_other_inputs_of_an_mlp_are_not_taken_for_dummies(seed, change):
+    """Scaled inputs move the first layer as small batches of normal numbers do, but no other."""
+    torch.manual_seed(seed)
+    batches = vectors(seed)
+    model = fit(Dense(), batches, epochs=4, rate=0.05)
     assert "polluted" not in codes(audit(model, [(change(x), y) for x, y in batches]))

@@ -76,7 +76,23 @@ class Additive(nn.Module):
         return x + torch.randn_like(x) if self.training else x
 
 
-@pytest.mark.parametrize("noise", [Flip, Additive, lambda: nn.AlphaDropout(0.3)])
+class Dither(nn.Module):
+    """With a mean of its own, on values that are nearly the same."""
+
+    def forward(self, x):
+        x = 1 + 0.01 * x
+        return x + torch.rand_like(x) if self.training else x
+
+
+class LogOfDithered(nn.Module):
+    def forward(self, x):
+        dither = 0.1 * torch.rand_like(x) if self.training else 0.0
+        return torch.log(x.square() + dither + 1e-3)
+
+
+@pytest.mark.parametrize(
+    "noise", [Flip, Additive, Dither, LogOfDithered, lambda: nn.AlphaDropout(0.3)]
+)
 def test_noise_of_which_eval_mode_is_the_mean_or_has_none_is_silent(noise):
     assert "noise_scale" not in codes(audit(*trained(0, Net(after_bn=noise()))))
 

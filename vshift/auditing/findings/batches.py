@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +21,9 @@ from vshift.auditing.findings.base import (
     plural,
     which_layers,
 )
-from vshift.auditing.repairs import Repair, statistics_by_call
+from vshift.auditing.repairs import Repair, set_running, statistics_by_call
 from vshift.auditing.samples import tensors_of
-from vshift.auditing.severity import LEAST_FALL
+from vshift.auditing.severity import LEAST_FALL, Gain
 from vshift.auditing.trace import in_quotes
 from vshift.shift.stats import Moments, averaged_batches
 
@@ -158,22 +159,39 @@ class BatchesNotRandom(BufferCheck):
 
     code = "batches_not_random"
     title = "training batches are no random samples"
-    causes = "a sampler or a loader without shuffling: one class, scene or subject per batch"
-    advice = f"shuffle the training data; until then {RECALIBRATE} over shuffled data"
+    causes = (
+        "a sampler or a loader without shuffling: one class, scene or subject per batch; or "
+        "domains in turn that share a batch norm, which in eval mode normalises by the average"
+    )
+    advice = (
+        "shuffle the training data so that each batch holds all of them, or give each domain a "
+        "batch norm of its own; statistics that are re-estimated on one domain break the others"
+    )
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         if evidence.loader_order_pass is None:
             return
         in_order, effect = evidence.loader_order_pass.stats, evidence.order_effect
-        layers = [
-            name
-            for name in evidence.unexplained()
-            if name in in_order
-            and evidence.distance_to(
-                in_order[name].moving_average(evidence.layers[name].momentum), name
-            )
-            < 0.7 * evidence.distance[name]
-        ]
+        own = _batches_like(evidence)
+        if own:  # normalised by these alone in training, and by the average of all in eval mode
+            layers = [
+                name
+                for name in evidence.judged
+                if name in in_order
+                and name not in evidence.explained_by
+                and evidence.distance_to(in_order[name].average(batches=own), name)
+                > evidence.limit[name]
+            ]
+        else:
+            layers = [
+                name
+                for name in evidence.unexplained()
+                if name in in_order
+                and evidence.distance_to(
+                    in_order[name].moving_average(evidence.layers[name].momentum), name
+                )
+                < 0.7 * evidence.distance[name]
+            ]
         if not layers and not evidence.has_train_loader:
             evidence.model.notes.append(
                 f"samples in the loader's batches resemble each other (batches differ {effect:.1f} "
@@ -207,10 +225,33 @@ class BatchesNotRandom(BufferCheck):
                 f"from {in_order_loss:.3f} to {shuffled_loss:.3f}.\n"
                 "Re-estimating helps only partly: retrain with shuffled batches."
             )
-        if layers:
-            yield self.candidate(
-                evidence, layers, message, order_effect=effect, within_over_pooled=low
+        numbers: dict[str, Any] = {
+            "order_effect": effect,
+            "within_over_pooled": low,
+            "batches_like": len(own),
+        }
+        if layers and own:
+            message += (
+                f"\n{len(own)} of the {len(evidence.train_samples.batches)} training batches are "
+                "distributed as the loader's: several domains come in turn, and share batch norms."
             )
+            statistics = {n: in_order[n].average(batches=own) for n in layers}
+            repair = Repair(
+                "the statistics of those batches alone", changes=[set_running(statistics)]
+            )
+            yield self.candidate(evidence, layers, message, repair=repair, **numbers)
+        elif layers:
+            found = self.candidate(
+                evidence, layers, message, note_if_dropped=message.replace("\n", " ").rstrip("."),
+                **numbers,
+            )  # fmt: skip
+            if not evidence.has_train_loader:  # the same samples
+                in_order_scores = evidence.loader_order_pass.scores
+                found.explained = Gain.between(
+                    evidence.eval_scores, in_order_scores, "train mode in the loader's order"
+                )
+                found.drop_if_no_gain = found.explained.severity == "info"
+            yield found
         else:
             yield CandidateFinding(self, None, message, numbers={"order_effect": effect})
 
@@ -224,20 +265,13 @@ class InputDiffers(Check):
     advice = "use one preprocessing for both"
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
-        if not evidence.has_train_loader:
-            return
-        both = (evidence.samples, evidence.train_samples)
-        if not all(samples.rows_are_samples for samples in both):
-            return
-        inputs = [[tensors_of(batch.inputs)[0] for batch in samples.batches] for samples in both]
-        if not all(x.is_floating_point() and x.ndim >= 2 for x in chain(*inputs)):
+        inputs = _both_inputs(evidence)
+        if inputs is None or _batches_like(evidence):
             return
         ours, training = map(_channel_moments, inputs)
-        if ours.mean.shape != training.mean.shape:
-            return
         distance = standardized_distance(ours, training, 1e-12)
         shapes = [tuple(batches[0].shape[1:]) for batches in inputs]
-        limit = max(OTHER_INPUTS, 4 / math.sqrt(min(s.count for s in both)))
+        limit = _limit(inputs)
         if not (distance > limit or shapes[0] != shapes[1]):
             return
         variance = training.variance.clamp(min=1e-12)
@@ -265,6 +299,41 @@ class InputDiffers(Check):
                 change_inputs=partial(pytree.tree_map_only, Tensor, rescale),
             ),
         )
+
+
+def _both_inputs(evidence: Evidence) -> list[list[Tensor]] | None:
+    """The inputs of the loader's and the training loader's batches, if channels are comparable."""
+    both = (evidence.samples, evidence.train_samples)
+    if not (evidence.has_train_loader and all(samples.rows_are_samples for samples in both)):
+        return None
+    inputs = [[tensors_of(batch.inputs)[0] for batch in samples.batches] for samples in both]
+    if not all(x.is_floating_point() and x.ndim >= 2 for x in chain(*inputs)):
+        return None
+    return inputs if len({x.shape[1] for x in chain(*inputs)}) == 1 else None
+
+
+def _batches_like(evidence: Evidence) -> list[int]:
+    """The training batches whose inputs are as the loader's, where those of all batches are not.
+
+    Some are if several domains come in turn in training, and the loader is of one of them.
+    """
+    inputs = _both_inputs(evidence)
+    if inputs is None or not evidence.is_clear_effect:
+        return []
+    ours, training = map(_channel_moments, inputs)
+    if standardized_distance(ours, training, 1e-12) <= _limit(inputs):
+        return []
+    return [
+        index
+        for index, x in enumerate(inputs[1])
+        if standardized_distance(ours, _channel_moments([x]), 1e-12) <= _limit([[x]])
+    ]
+
+
+def _limit(inputs: Sequence[Sequence[Tensor]]) -> float:
+    """The distance above which inputs differ by more than augmentation and their number."""
+    fewest = min(sum(len(x) for x in batches) for batches in inputs)
+    return max(OTHER_INPUTS, 4 / math.sqrt(fewest))
 
 
 def _channel_moments(inputs: Sequence[Tensor]) -> Moments:

@@ -175,7 +175,7 @@ class Stale(BufferCheck):
     causes = (
         "weights changed after the statistics (averaging, EMA, pruning, quantisation, loading a "
         "part of a checkpoint), batch norm in eval mode in training, statistics taken from other "
-        "inputs, or inputs that differ from training"
+        "inputs (a dummy forward in train mode is enough), or inputs that differ from training"
     )
     advice = RECALIBRATE
 

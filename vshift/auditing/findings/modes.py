@@ -87,6 +87,7 @@ class MixedModes(Check):
                 "Every score but `as given` is of the model after its own train() or eval().",
                 layers,
                 explained=gain,
+                least=least_severity(gain.output_change),
             )
 
 
@@ -120,7 +121,8 @@ class BNWrongMode(Check):
                 layers,
                 {"batch_mates_change": evidence.tests.mates_change},
                 Repair("putting them into eval mode", changes=[hold_in_eval(layers)]),
-                least=least_severity(evidence.tests.mates_change),
+                # At least low: it moves its buffers whenever the model is used.
+                least=max("low", least_severity(evidence.tests.mates_change), key=SEVERITIES.index),
             )
 
 
@@ -239,7 +241,8 @@ class UnexplainedGap(Check):
         if not evidence.has_open_gap:
             return
         gap, left = evidence.gap, evidence.gap_left
-        departure = first_departure(evidence.model, evidence.samples.first())
+        fitting = set(evidence.judged).difference(evidence.mismatched, evidence.slightly_off)
+        departure = first_departure(evidence.model, evidence.samples.first(), fitting)
         layer, change = departure or (None, 0.0)
         where = ""
         if layer is not None:

@@ -204,6 +204,8 @@ def _mean_scale(evidence: Evidence, module: nn.Module) -> float | None:
         module.training = True
         seed_everything(model.seed)
         draws = [_output_of(module, inputs[0]) for _ in range(DRAWS)]
+        nothing = pytree.tree_map_only(Tensor, torch.zeros_like, inputs[0])
+        adds = not torch.equal(*(_output_of(module, nothing) for _ in range(2)))
     length = float(still.square().sum())
     if not (length > 0 and math.isfinite(length)) or draws[0].shape != still.shape:
         return None
@@ -211,8 +213,13 @@ def _mean_scale(evidence: Evidence, module: nn.Module) -> float | None:
     factor, error = float(factors.mean()), float(factors.std()) / math.sqrt(DRAWS)
     mean = torch.stack(draws).mean(0)
     rest = float((mean - factor * still).square().sum()) / max(float(mean.square().sum()), 1e-300)
-    # A module that shuffles or crops has a mean as well, but not one proportional to its input.
-    is_clear = abs(factor - 1) > max(0.05, 4 * error) and factor > 0 and rest < 0.2
+    sampling = (
+        float(torch.stack(draws).var(0).sum()) / DRAWS / max(float(mean.square().sum()), 1e-300)
+    )
+    # A module that shuffles or crops has a mean as well, but not one proportional to its input; and
+    # noise that is there without an input, as dither before a logarithm, is added.
+    is_proportional = rest < min(0.2, 2 * sampling) and not adds
+    is_clear = abs(factor - 1) > max(0.05, 4 * error) and factor > 0 and is_proportional
     return factor if is_clear else None
 
 
