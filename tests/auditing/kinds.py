@@ -174,36 +174,6 @@ def flag_set_after_eval(net: str, seed: int, broken: bool) -> Patient:
     return Patient(model, batches, ("bn2",))
 
 
-# ---- what eval mode computes, and nobody sees
-
-
-class OwnNorm(nn.Module):
-    """A batch norm of one's own, with running statistics in its buffers."""
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("var", torch.ones(features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean, var = self.get_buffer("mean"), self.get_buffer("var")
-        if self.training:
-            new_mean, new_var = x.mean(0), x.var(0)
-            mean.lerp_(new_mean.detach(), 0.1)
-            var.lerp_(new_var.detach(), 0.1)
-            mean, var = new_mean, new_var
-        return (x - mean) / (var + 1e-5).sqrt()
-
-
-def own_norm_lost(net: str, seed: int, broken: bool) -> Patient:
-    """The running statistics of a norm of one's own are lost."""
-    model, batches = built(net, seed, after_bn=OwnNorm(32 if net == "MLP" else 8 * 16))
-    if broken:
-        model.after_bn.get_buffer("mean").fill_(2.0)
-        model.after_bn.get_buffer("var").fill_(1e-2)
-    return Patient(model, batches, ("after_bn",))
-
-
 # ---- healthy only
 
 
@@ -219,34 +189,6 @@ class LogOfDithered(nn.Module):
 
 def dither_before_a_log(net: str, seed: int, broken: bool) -> Patient:
     return Patient(*built(net, seed, after_bn=LogOfDithered()))
-
-
-class Halves(nn.Module):
-    """Clean samples and perturbed ones in the halves of a batch, each with a batch norm."""
-
-    def __init__(self, net: str) -> None:
-        super().__init__()
-        self.net = NETS[net]()
-        self.other = type(self.net.bn2)(self.net.bn2.num_features)
-
-    def forward(self, x: Tensor) -> Tensor:
-        net = self.net
-        x = net.conv2(net.bn1(net.conv1(x)).relu())
-        if self.training:
-            clean, perturbed = x.chunk(2)
-            x = torch.cat([net.bn2(clean), self.other(perturbed)])
-        else:
-            x = net.bn2(x)
-        return net.head(net.bn3(net.conv3(x.relu())).relu())
-
-
-def halves_with_their_own_norm(net: str, seed: int, broken: bool) -> Patient:
-    torch.manual_seed(seed)
-    batches = [
-        (torch.cat([x, 1.5 * x + 0.5 * torch.randn_like(x)]), torch.cat([y, y]))
-        for x, y in inputs(net, seed)
-    ]
-    return Patient(fit(Halves(net), batches, epochs=4, rate=0.02), batches)
 
 
 @dataclass(frozen=True)
@@ -270,7 +212,5 @@ KINDS = {
     "attention dropout in eval mode": Kind(attention_dropout, ("noise_live",)),
     "mode set in forward": Kind(mode_set_in_forward, ("bn_wrong_mode",)),
     "flag set after eval()": Kind(flag_set_after_eval, ("mixed_modes",)),
-    "own norm's statistics lost": Kind(own_norm_lost, ("unexplained_gap",)),
     "healthy: dither before a log": Kind(dither_before_a_log),
-    "healthy: halves with own norms": Kind(halves_with_their_own_norm),
 }
