@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
+from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from vshift.config import own_code
@@ -133,7 +133,7 @@ class AdamW(FixedStateOptimizer):
         return weight.new_zeros(()) if name == "step" else super()._initial(name, weight)
 
     def _update(self, weights: list[Tensor], gradients: list[Tensor], options: Any) -> None:
-        adam(
+        adamw(
             weights,
             gradients,
             self._of("exp_avg", weights),
@@ -142,7 +142,6 @@ class AdamW(FixedStateOptimizer):
             self._of("step", weights),
             fused=True,
             maximize=False,
-            decoupled_weight_decay=True,
             **options,
         )
 
