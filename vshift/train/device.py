@@ -65,9 +65,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 def keep_freed_memory() -> None:
     """Let glibc's malloc keep what is freed, for the next step, which asks for the same again.
 
-    By default it returns large pieces to the system, which clears every page of the next ones: 3 %
-    of a step of PreResNet-20 in bf16, 9 % in float32, 14 % of one of ResNet-18 in float32. Another
-    C library is left as it is.
+    By default it returns large pieces to the system, which clears every page of the next ones: in
+    float32 9 % of a step of PreResNet-20 and 14 % of one of ResNet-18. Another C library is left as
+    it is.
     """
     if platform.system() == "Linux" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
         for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
