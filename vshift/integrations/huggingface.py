@@ -35,19 +35,19 @@ class VarianceCallback(TrainerCallback):
         self.folder, self.batches, self.metrics = folder, batches, metrics
         self.probe: VarianceProbe | None = None
 
-    def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
+    def on_train_begin(self, *_: Any, **given: Any) -> None:
         """Begin to watch."""
-        self.probe = VarianceProbe(model)
+        self.probe = VarianceProbe(given["model"])
 
-    def on_epoch_end(self, *_: Any, train_dataloader: Any, **__: Any) -> None:
+    def on_epoch_end(self, *_: Any, **given: Any) -> None:
         """Measure; the epoch's evaluation comes after this."""
         assert self.probe is not None
-        self.probe.end_epoch(train_dataloader, batches=self.batches)
+        self.probe.end_epoch(given["train_dataloader"], batches=self.batches)
 
-    def on_evaluate(self, *_: Any, metrics: Mapping[str, float], **__: Any) -> None:
+    def on_evaluate(self, *_: Any, **given: Any) -> None:
         """Add the scores to the epoch that is evaluated."""
         if self.probe is not None and self.probe.metrics and self.metrics is not None:
-            self.probe.metrics[-1].update(self.metrics(metrics))
+            self.probe.metrics[-1].update(self.metrics(given["metrics"]))
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Stop watching, and save the run."""
