@@ -28,6 +28,7 @@ LONGER = {
     "early-late": ["epochs=2"],
     "renorm": ["epochs=5", "data={name: shapes, train: 448, test: 20, batch_size: 32}"],
 }
+SEEDS = {"headline": 5, "deep-wide": 2}  # the others have 3
 every_study = pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 
 
@@ -56,7 +57,7 @@ def test_it_names_several_configs_that_differ(path, sets):
         again = load(path, [*sets, *spelled(job.point)], seed=7)
         assert (again.name, config_hash(again)) == (job.config.name, config_hash(job.config))
         assert job.config.hardware.threads == 1
-    assert expand(path)[0].config.seeds == [0, 1, 2]
+    assert len(expand(path)[0].config.seeds) == SEEDS.get(path.stem, 3)
 
 
 @every_study
