@@ -33,7 +33,7 @@ def test_one_plain_line_a_run_without_a_terminal(bench):
     bench.sweep(jobs=1)
     _, *lines = bench.said.splitlines()
     assert [line.split(":")[0] for line in lines] == [f"[{n + 1}/3] s seed {n}" for n in range(3)]
-    assert all("done after" in line and "test 50.00 %" in line for line in lines)
+    assert all("done after" in line and "test error 50.00 %" in line for line in lines)
     assert "about" in lines[0]
     assert "left" in lines[0]
     assert "left" not in lines[-1]

@@ -190,8 +190,9 @@ def measure_layers(context: TrainingContext, epoch: int, folder: RunFolder) -> M
             noise_before=site.name in noisy if site.name in running and noisy is not None else None,
             train_variance=float(train[site.name].variance.mean()),
             running_variance=_mean_variance(running.get(site.name)),
-            **_shift_columns(running.get(site.name), evaluated.get(site.name), averaged(site.name)),
-            **_comparison_columns(site, found.comparisons.get(site.name)),
+            # In this order: a diverged network's lag is NaN, though it has running statistics.
+            **_comparison_columns(site, found.comparisons.get(site.name))
+            | _shift_columns(running.get(site.name), evaluated.get(site.name), averaged(site.name)),
             **_decomposition_columns(found.decompositions.get(site.name)),
         )
         for index, site in enumerate(log.sites)
