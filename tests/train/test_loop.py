@@ -250,6 +250,20 @@ def test_an_infinite_loss_ends_as_diverged_and_keeps_what_was_measured(tmp_path)
     assert not (folder.path / "summary.json").exists()
 
 
+def test_statistics_that_are_not_finite_are_null_and_end_no_run(tmp_path):
+    """The weights are huge and the loss is finite: lag is not a number, and BN has statistics."""
+    config = make_config(
+        data={"name": "shapes", "train": 10, "test": 10, "batch_size": 10},
+        network={"name": "resnext", "depth": 11, "cardinality": 1, "base_width": 2},
+        optimizer={"name": "adamw", "learning_rate": 1e6},
+        hardware={"device": "cpu", "precision": "bf16", "threads": 1},
+    )
+    folder, status = run(tmp_path, config)
+    assert status == "done"
+    last = [row for row in folder.layers() if row["epoch"] == 2]
+    assert any(row["lag_ratio"] is None and row["mean_tid"] is not None for row in last)
+
+
 def test_train_mode_accuracy_leaves_weights_and_statistics_alone(tmp_path):
     """The saved checkpoint is taken after the final scores: they must not have touched it."""
     config = make_config(network=NOISY, epochs=1)

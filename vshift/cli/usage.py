@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from vshift.errors import VShiftError
 from vshift.text import PLAIN, did_you_mean, escape_control, suggest
 
+Parse = Callable[[Any, list[str]], list[str]]  # of a context and a command line
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 # click's words about a value → ours.
 _VALUES = (
@@ -37,11 +38,7 @@ class Command(TyperCommand):
         return _printable(super().get_help(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given = [*args]
-        try:
-            return super().parse_args(ctx, args)
-        except _UsageError as error:
-            raise _explained(self, ctx, given, error) from None
+        return _parse(super().parse_args, self, ctx, args)
 
 
 class Commands(TyperGroup):
@@ -51,13 +48,7 @@ class Commands(TyperGroup):
         return _printable(super().get_help(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given = [*args]
-        try:
-            return super().parse_args(ctx, args)
-        except _UsageError as error:
-            if not given:  # not an error: the help
-                raise
-            raise _explained(self, ctx, given, error) from None
+        return _parse(super().parse_args, self, ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         word = args[0]
@@ -71,6 +62,16 @@ class Commands(TyperGroup):
             f"{_name(ctx)} {escape_control(word)}: there is no such command; {hint}"
             f"there are: {', '.join(names)}"
         )
+
+
+def _parse(parse: Parse, command: Any, ctx: Any, args: list[str]) -> list[str]:
+    given = [*args]  # parsing empties them
+    try:
+        return parse(ctx, args)
+    except _UsageError as error:
+        if not given and isinstance(command, TyperGroup):  # not an error: the help
+            raise
+        raise _explained(command, ctx, given, error) from None
 
 
 def _printable(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -36,7 +35,6 @@ from vshift.shift.mode_matrix import (
 )
 from vshift.shift.modes import BNState, batch_statistics, load_bn_state, restoring_state
 from vshift.shift.recalibration import NotFiniteError, estimate_statistics
-from vshift.shift.sites import Site
 from vshift.shift.stats import (
     Moments,
     PooledMoments,
@@ -190,9 +188,8 @@ def measure_layers(context: TrainingContext, epoch: int, folder: RunFolder) -> M
             noise_before=site.name in noisy if site.name in running and noisy is not None else None,
             train_variance=float(train[site.name].variance.mean()),
             running_variance=_mean_variance(running.get(site.name)),
-            # In this order: a diverged network's lag is NaN, though it has running statistics.
-            **_comparison_columns(site, found.comparisons.get(site.name))
-            | _shift_columns(running.get(site.name), evaluated.get(site.name), averaged(site.name)),
+            **_shift_columns(running.get(site.name), evaluated.get(site.name), averaged(site.name)),
+            **_comparison_columns(found.comparisons.get(site.name), site.name in running),
             **_decomposition_columns(found.decompositions.get(site.name)),
         )
         for index, site in enumerate(log.sites)
@@ -215,19 +212,17 @@ def _shift_columns(running: Moments | None, evaluated: PooledMoments | None, ave
     return {"eval_variance": variance, "shift_ratio": ratio, "shift_ratio_se": error}
 
 
-def _comparison_columns(site: Site, found: SiteComparison | None) -> Row:
+def _comparison_columns(found: SiteComparison | None, has_running: bool) -> Row:
+    """What a site's passes differ in. Without running statistics its ratio is train over eval."""
     if found is None:
         return {}
-    estimates = {"lag_free_ratio": found.lag_free, "mean_shift": found.mean_shift}
-    if math.isnan(found.lag.value):  # no running statistics
-        estimates["shift_ratio"] = found.ratio
-    else:
-        estimates["lag_ratio"] = found.lag
     row: Row = {"cause": found.cause}
+    if has_running:
+        row |= {"mean_tid": found.mean_tid, "variance_tid": found.variance_tid}
+    ratio = {"lag_ratio": found.lag} if has_running else {"shift_ratio": found.ratio}
+    estimates = {"lag_free_ratio": found.lag_free, "mean_shift": found.mean_shift, **ratio}
     for name, estimate in estimates.items():
         row |= {name: estimate.value, f"{name}_se": estimate.error}
-    if not math.isnan(found.lag.value):
-        row |= {"mean_tid": found.mean_tid, "variance_tid": found.variance_tid}
     return row
 
 
