@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.bounds import Peaks
 from benchmarks.results import DeviceInfo
-from vshift.kernels.build import MARCH
+from vshift.kernels.build import CAPPED_BY
 from vshift.runs.prepare import versions
 
 _CPU = Path("/proc/cpuinfo")
@@ -29,8 +29,7 @@ REFERENCE = {"H100": Peaks(flops=800e12, bytes_per_second=3.0e12)}
 # What makes PyTorch, oneDNN, MKL and vshift's kernels leave instructions alone, read once by each
 # process. The compiler of torch.compile takes its vectors' width from the first.
 CAPS = {
-    name: dict(zip(("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", MARCH),
-                   words, strict=True))
+    name: dict(zip(CAPPED_BY, words, strict=True))
     for name, words in {
         "avx2": ("avx2", "AVX2", "AVX2", "x86-64-v3"),
         "avx512": ("avx512", "AVX512_CORE", "AVX512", "x86-64-v4"),

@@ -237,14 +237,20 @@ OTHER_NAMES = {
 }
 
 
-def did_you_mean(word: object, allowed: Iterable[str]) -> str:
-    """The nearest allowed word as ``did you mean `noise`?``, or an empty string if none is near."""
+def nearest(word: object, allowed: Iterable[str]) -> str:
+    """The allowed word that is nearest to a wrong one, or an empty string if none is near."""
     words = {name.lower(): name for name in allowed}
     text = str(word).lower()
     near = [OTHER_NAMES.get(text, text)] if OTHER_NAMES.get(text, text) in words else []
     near = near or [name for name in words if sorted(name) == sorted(text)][:1]  # letters swapped
     near = near or difflib.get_close_matches(text, words, n=1, cutoff=0.6)
-    return f"did you mean `{words[near[0]]}`?" if near else ""
+    return words[near[0]] if near else ""
+
+
+def did_you_mean(word: object, allowed: Iterable[str]) -> str:
+    """The nearest allowed word as ``did you mean `noise`?``, or an empty string if none is near."""
+    near = nearest(word, allowed)
+    return f"did you mean `{near}`?" if near else ""
 
 
 def suggest(word: object, allowed: Iterable[str]) -> str:

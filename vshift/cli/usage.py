@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from vshift.errors import VShiftError
-from vshift.text import PLAIN, did_you_mean, escape_control, suggest
+from vshift.text import PLAIN, escape_control, nearest, suggest
 
 Parse = Callable[[Any, list[str]], list[str]]  # of a context and a command line
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -128,8 +128,8 @@ def _no_such_option(command: Any, ctx: Any, given: Sequence[str], option: str) -
         value = "…" if value.startswith("-") else escape_control(value) or "…"
         if keys:
             return f"{what}; write {' or '.join(f'--set {key}={value}' for key in keys[:3])}"
-    hint = did_you_mean(word, {name for name in options if len(name) > 1})
-    return f"{what}; {hint.replace('`', '`--', 1)}" if hint else what
+    near = nearest(word, {name for name in options if len(name) > 1})
+    return f"{what}; did you mean `--{near}`?" if near else what
 
 
 def _too_many(command: Any, ctx: Any, given: Sequence[str]) -> str:

@@ -29,6 +29,7 @@ from vshift.text import (
     join_words,
     list_names,
     natural,
+    nearest,
 )
 
 Row = dict[str, Any]
@@ -220,10 +221,8 @@ class Fields:
         """The field that a name that is none is nearest to, by all of it or by its last part."""
         known = [*OWN, *self.leaves, *self.metrics]
         by_leaf = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
-        whole, leaf = did_you_mean(key, known), did_you_mean(key, by_leaf)
-        if "." in key or not leaf:
-            return whole
-        return leaf.replace(leaf[14:-2], by_leaf[leaf[14:-2]])
+        leaf = "" if "." in key else nearest(key, by_leaf)
+        return f"did you mean `{by_leaf[leaf]}`?" if leaf else did_you_mean(key, known)
 
     @property
     def config_names(self) -> dict[str, Sequence[str]]:

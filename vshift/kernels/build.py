@@ -24,7 +24,7 @@ from vshift.cache import cache_folder, remove_old, replacing
 SOURCE = Path(__file__).with_name("kernels.cpp")
 MARCH = "VSHIFT_MARCH"  # the compiler's word for another processor than this one
 # Of PyTorch's, oneDNN's and MKL's operations, and of the kernels.
-_CAPS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", MARCH)
+CAPPED_BY = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", MARCH)
 _FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-w"]
 
 
@@ -172,7 +172,7 @@ def _openmp_flag(version: str) -> list[str]:
 def machine() -> list[str]:
     """What decides how fast the kernels and PyTorch's own operations are here: the kernels' source,
     the processor with its flags, and what PyTorch may use of them."""
-    words = [SOURCE.read_text("utf-8"), *(os.environ.get(name, "") for name in _CAPS)]
+    words = [SOURCE.read_text("utf-8"), *(os.environ.get(name, "") for name in CAPPED_BY)]
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
