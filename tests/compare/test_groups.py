@@ -342,7 +342,7 @@ def test_layouts_strengths_and_variances() -> None:
     layout = "before_last_bn, growing linearly over the blocks, until 0.3 of the run"
     assert of(early) == Noise(layout, "0.5", 1.0)
     block = {"network": {"block": "bn noise", "noise": {"kind": "dropout", "rate": 0.5}}}
-    assert noise_of(block).layout == "in `bn noise`"
+    assert noise_of(block).layout == "in bn noise"
     for odd in ({}, {"network": 3}, {"network": {"noise": ["x", 4]}}):
         assert noise_of(odd).layout == NO_NOISE
 
