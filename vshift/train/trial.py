@@ -81,14 +81,15 @@ class Trial(BaseModel):
         The precision is the faster one with the step that runs by default, or with the eager step
         where the config asks for that one or for the compiled one, which is not tried. With noise
         the step stays `auto`: the kernels draw it faster than PyTorch does, and each kind draws
-        other numbers.
+        other numbers. Without noise a near tie takes the eager step, which an epoch with its
+        logging then showed to be up to 9 % faster in float32.
         """
         kind = "eager" if hardware.step in ("eager", "compiled") else "auto"
         one, other = ((precision, kind) for precision in PRECISIONS)
         precision, _ = self.faster(one, other)
         step: str = hardware.step
-        if step == "auto" and not has_noise:
-            _, step = self.faster((precision, "auto"), (precision, "eager"))
+        if step == "auto" and not has_noise and f"{precision} eager" in self.seconds:
+            _, step = self.faster((precision, "eager"), (precision, "auto"))
         return hardware.model_copy(update={"precision": precision, "step": step})
 
     @property
