@@ -43,6 +43,7 @@ from vshift.train.signals import NO_STOP, StopSignal, catch_stop_signals
 from vshift.train.timing import Timing
 from vshift.train.trial import PRECISIONS, Choice, choose
 
+_THEN = ", then "  # between the devices of a run that was resumed on another one
 _OF_FORWARD = (OwnNetwork, OwnNoise, OwnNorm)
 _STOPPING = "stopping after this step, with a checkpoint; Ctrl-C again stops at once"
 
@@ -199,7 +200,7 @@ def train_one(
                 folder.update_run(trial=choice.trial.speeds)
         config = _as_it_began(folder, config, reporter)
         folder.update_run(
-            device=device_name(device),
+            device=_devices(folder, device_name(device), reporter),
             threads=torch.get_num_threads(),
             classes=len(images.classes) or None,
         )
@@ -302,6 +303,15 @@ def _as_it_began(folder: RunFolder, config: Config, reporter: Reporter) -> Confi
         return config
     hardware = config.hardware.model_copy(update={"precision": precision})
     return config.model_copy(update={"hardware": hardware})
+
+
+def _devices(folder: RunFolder, now: str, reporter: Reporter) -> str:
+    """What run.json names as the device: all that trained the run, in turn."""
+    earlier = folder.run.get("device")
+    if not isinstance(earlier, str) or earlier.split(_THEN)[-1] == now:
+        return earlier if isinstance(earlier, str) else now
+    reporter.say(f"{folder.path}: began on {earlier}, resumes on {now}: other last bits than there")
+    return earlier + _THEN + now
 
 
 def _in_words(spent: TimingRow) -> str:
