@@ -13,11 +13,11 @@ from tests.train.test_loop import run, weights
 from vshift.config.average import EMA, SWA, Buffers
 from vshift.runs.schema import AVERAGE_BUFFERS, SUMMARY_COLUMNS
 from vshift.shift.modes import load_bn_state
-from vshift.train import evaluate
+from vshift.train import scores
 from vshift.train.average import shares
 from vshift.train.context import derive_seed
-from vshift.train.evaluate import _ESTIMATED, _estimated
 from vshift.train.fast_steps import CapturedStep, make_train_step
+from vshift.train.final import _ESTIMATED, _estimated
 from vshift.train.loop import TrainStep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -178,9 +178,9 @@ def test_the_summary_holds_each_words_scores(tmp_path):
         if word in _ESTIMATED:
             how = context.config.recalibration
             load_bn_state(context.model, _estimated(context, how, _ESTIMATED[word]))
-        scores = evaluate.test_scores(context)
-        assert summary[f"test_loss_average_{word}"] == pytest.approx(scores["test_loss"])
-        assert summary[f"test_error_average_{word}"] == 100 - scores["test_accuracy"]
+        found = scores.test_scores(context)
+        assert summary[f"test_loss_average_{word}"] == pytest.approx(found["test_loss"])
+        assert summary[f"test_error_average_{word}"] == 100 - found["test_accuracy"]
     written = {key for key in SUMMARY_COLUMNS if "average" in key and "rmse" not in key}
     assert written <= summary.keys()
     # Noise in the averaged network's own passes, and none in precise ones.

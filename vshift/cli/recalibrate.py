@@ -184,7 +184,7 @@ def modes_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def costs_in_words(rows: Sequence[dict[str, Any]]) -> str:
     """What the noise and what the statistics cost in testing, from the mode matrix."""
-    from vshift.train.evaluate import mode_summary
+    from vshift.train.final import mode_summary
 
     costs = mode_summary(list(rows))
     if not costs:

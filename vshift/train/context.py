@@ -126,6 +126,11 @@ def measured_sites(config: Config, model: nn.Module, images: ImageSet) -> list[S
     return find_sites(model, [wanted] if isinstance(wanted, str) else wanted, example)
 
 
+def images_of(batches: Batches) -> Callable[[], Iterator[Tensor]]:
+    """The images of batches without their labels, as the statistics of any network take them."""
+    return lambda: (images for images, _ in batches())
+
+
 class TrainingContext:
     """One run's network with everything that trains and evaluates it, built once.
 

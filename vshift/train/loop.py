@@ -13,13 +13,10 @@ from vshift.runs import RunFolder
 from vshift.runs.schema import EpochRow, summarize_layers
 from vshift.train.checkpointer import Checkpointer
 from vshift.train.context import TrainingContext, derive_seed
-from vshift.train.evaluate import (
-    NOT_MEASURED,
-    evaluate_final_model,
-    measure_layers,
-    test_scores,
-)
+from vshift.train.final import evaluate_final_model
+from vshift.train.measure import NOT_MEASURED, measure_layers
 from vshift.train.progress import Reporter
+from vshift.train.scores import test_scores
 
 
 class TrainStep:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from vshift.config import load as load_config
 from vshift.data import load as load_images
 from vshift.errors import RunError
 from vshift.runs import PROBE, RunFolder
+from vshift.runs.files import Row
 from vshift.train.context import TrainingContext
 from vshift.train.device import choose_device, configure
-from vshift.train.evaluate import mode_rows, monte_carlo_rows, recalibrations, test_scores
+from vshift.train.final import mode_rows, recalibrations
+from vshift.train.monte_carlo import monte_carlo_rows
 from vshift.train.progress import Reporter
-
-Row = dict[str, Any]
+from vshift.train.scores import test_scores
 
 
 def open_run(

@@ -3,23 +3,13 @@
 import pytest
 import torch
 
-from tests.configs import make_config
-from vshift.data import load
+from tests.train.test_scores import make_context
 from vshift.shift.modes import restoring_state
 from vshift.shift.stats import site_stats
-from vshift.train.context import TEST_BATCH, TrainingContext
-from vshift.train.evaluate import eval_moments, evaluate, evaluate_training, measure_layers
+from vshift.train.measure import eval_moments, evaluate_training, measure_layers
+from vshift.train.scores import evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def make_context(**sections):
-    noise = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
-    config = make_config(network={"name": "preresnet", "depth": 8, "noise": noise}, **sections)
-    context = TrainingContext(config, 0, load(config.data, "cpu"))
-    for images, _ in context.augmented(1, 2)():  # running statistics that differ from the start's
-        context.model(images)
-    return context
 
 
 @pytest.mark.parametrize(("explain", "measured"), [(2, 3), (3, 2), (0, 2), (2, 2), (99, 99)])
@@ -58,17 +48,17 @@ def test_without_a_log_the_training_images_are_scored(tmp_path):
     assert measure_layers(context, 1, tmp_path).train_scores is None
 
 
-def test_the_size_of_test_batches_changes_rounding_only(monkeypatch):
-    """Against one batch of every image, in float64."""
-    context = make_context(hardware={"device": "cpu", "precision": "float32"})
-    context.model.eval()
-    part = context.images.test
-    monkeypatch.setitem(TEST_BATCH, "cpu", 7)
-    small = evaluate(context, context.to_test(part)).metrics
-    whole = [torch.cat(parts) for parts in zip(*context.to_test(part), strict=True)]
-    with torch.no_grad():
-        output = context.model.double()(whole[0].double())
-        loss = torch.nn.functional.cross_entropy(output, whole[1])
-    assert small.count == len(part)
-    assert small.loss == pytest.approx(float(loss), rel=1e-5)
-    assert small.accuracy == 100 * float((output.argmax(1) == whole[1]).double().mean())
+def test_layer_rows_explain_the_shift(measured_run):
+    last = [row for row in measured_run.layers() if row["epoch"] == 2]
+    for row in last:
+        product = row["local_ratio"] * row["inherited_ratio"]
+        assert row["total_ratio"] == pytest.approx(product)
+        assert row["shift_ratio_se"] > 0
+        if row["noise_before"]:
+            assert row["predicted_exact"]
+            assert row["local_ratio"] > 1.2
+            assert row["predicted_ratio"] == pytest.approx(row["local_ratio"], rel=0.1)
+            assert row["dcos2"] == pytest.approx(row["cos2"] * 9 * row["channels"], rel=0.6)
+        else:
+            assert row["local_ratio"] == 1
+    assert all(row["local_ratio"] is None for row in measured_run.layers() if row["epoch"] == 1)
