@@ -20,8 +20,9 @@ import torch
 from benchmarks.cases import Case, make_config
 from benchmarks.environment import cpu_name
 from benchmarks.training import random_images
-from vshift.config.schema import Config
+from vshift.config.schema import Config, Hardware
 from vshift.train.context import TrainingContext
+from vshift.train.device import configure
 from vshift.train.fast_steps import make_train_step
 
 NORMS: dict[str, dict[str, Any]] = {
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--pairs", type=int, default=9)
     asked = parser.parse_args()
-    torch.set_num_threads(1)
+    configure(Hardware(threads=1), torch.device("cpu"))
     case = Case(asked.network, asked.batch, asked.noise)
     print(f"{case}, {cpu_name()}, one thread, {asked.steps} steps per timing")
     for norm, sites in (

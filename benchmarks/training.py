@@ -1,4 +1,4 @@
-"""vshift's own contender: the epoch that `vshift train` runs, from the functions that it calls."""
+"""vshift's own contender: an epoch of `vshift train`, from the functions that it calls."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from benchmarks.cases import Case, make_config
 from vshift.data import ImageSet
 from vshift.data.images import Part, image_set
+from vshift.networks.generators import seed_generators
 from vshift.train.context import TrainingContext, derive_seed
+from vshift.train.device import configure
 from vshift.train.fast_steps import make_train_step
-from vshift.train.schedule import learning_rates
 from vshift.train.trial import choose
 
 CLASSES, SIZE = 10, 32
@@ -57,12 +58,11 @@ class Training:
         device = images.train.images.device
         hardware = {"device": device.type, "threads": threads}
         config = make_config(case, log=log, kind=kind, hardware=hardware)
+        configure(config.hardware, device)
         chosen = choose(config, images, say).hardware
         config = config.model_copy(update={"hardware": chosen})
         self.context = TrainingContext(config, seed, images)
         self.model = self.context.model.train()
-        steps = self.context.stream.steps
-        self.rates = learning_rates(config.schedule, config.optimizer.learning_rate, 1, steps)
         self._step = make_train_step(chosen.step, self.context, say)
         self.step, self.precision = self._step.name, self.context.precision
         self._seed, self._epochs = seed, itertools.count(1)
@@ -76,8 +76,8 @@ class Training:
     def steps(self) -> Iterator[int]:
         """An epoch's steps, as they are taken."""
         number = next(self._epochs)
-        torch.manual_seed(derive_seed(self._seed, number, "noise"))
-        return self._step.epoch(derive_seed(self._seed, number, "data"), self.rates)
+        seed_generators(derive_seed(self._seed, number, "noise"))
+        return self._step.epoch(derive_seed(self._seed, number, "data"), self.context.rates)
 
     def end(self) -> float:
         """The once-an-epoch copies of metrics and of the log to the host; the mean loss."""

@@ -23,7 +23,6 @@ from vshift.train.context import TrainingContext, build_model
 from vshift.train.device import configure
 from vshift.train.fast_steps import CannotCompile, CapturedStep
 from vshift.train.loop import TrainStep
-from vshift.train.schedule import learning_rates
 
 
 def say(text: str) -> None:
@@ -110,15 +109,13 @@ class Stacked:
         models = [build_model(config, images, seed).to(work.device) for seed in range(work.count)]
         models = [model.to(memory_format=torch.channels_last) for model in models]
         self.context = stacked_context(TrainingContext(config, 0, images), models)
-        rate, steps = config.optimizer.learning_rate, self.context.stream.steps
-        self.rates = learning_rates(config.schedule, rate, 1, steps)
         captured = _captured(self.context) if work.device.type == "cuda" else None
         self._step = captured or TrainStep(self.context)
         self.step, self._epochs, self._count = self._step.name, 0, work.count
 
     def epoch(self) -> float:
         self._epochs += 1
-        for _ in self._step.epoch(self._epochs, self.rates):
+        for _ in self._step.epoch(self._epochs, self.context.rates):
             pass
         metrics = self.context.metrics.compute_and_reset()
         if self.context.layer_log is not None:

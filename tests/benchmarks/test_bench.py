@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench, environment
+from benchmarks import bench, environment, training
 from benchmarks.bench import Plan
 from benchmarks.cases import Case
 from benchmarks.environment import CAPS
@@ -401,6 +401,17 @@ def test_training_is_what_vshift_train_does(tmp_path):
     folder.close()
     for name, tensor in ours.model.state_dict().items():
         assert torch.equal(tensor, state[name]), name
+
+
+def test_the_process_is_set_up_as_vshift_train_does(monkeypatch):
+    """Threads, freed memory and cuDNN's search, wherever a contender is built."""
+    given = []
+    monkeypatch.setattr(
+        training, "configure", lambda hardware, device: given.append((hardware.threads, device))
+    )
+    case = Case("preresnet-8", 8, "none")
+    Training(case, random_images(8, 1, CPU), log=False, kind="eager", threads=1)
+    assert given == [(1, CPU)]
 
 
 @pytest.mark.gpu
