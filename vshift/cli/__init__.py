@@ -22,18 +22,15 @@ from vshift.cli.schema import schema
 from vshift.cli.streams import echo, forgiving_streams, silence
 from vshift.cli.sweep import sweep
 from vshift.cli.train import train
-from vshift.cli.usage import Command, Commands
+from vshift.cli.usage import App
 from vshift.cli.watch import watch
 from vshift.errors import Interrupted, Stopped, VShiftError
 from vshift.sweep.process_group import die_with_parent
 from vshift.text import escape_lines
 from vshift.train.signals import stopping_at_once
 
-app = typer.Typer(
-    cls=Commands,
+app = App(
     help="Train networks with dropout and batch norm, and measure the variance shift between them.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -56,21 +53,19 @@ def _options(
     """Options of `vshift` itself."""
 
 
-app.command(cls=Command, short_help="Train a config, once per seed.")(train)
-app.command(cls=Command, short_help="Compare runs in a table.")(compare)
-app.command(cls=Command, short_help="Show the network that a config builds.")(inspect)
-app.command(cls=Command, short_help="Validate configs without running them.")(check)
-app.command(cls=Command, short_help="Train many configs, grids and seeds.")(sweep)
+app.command(short_help="Train a config, once per seed.")(train)
+app.command(short_help="Compare runs in a table.")(compare)
+app.command(short_help="Show the network that a config builds.")(inspect)
+app.command(short_help="Validate configs without running them.")(check)
+app.command(short_help="Train many configs, grids and seeds.")(sweep)
 app.command(cls=RecalibrateCommand, short_help="Re-estimate BN statistics of finished runs.")(
     recalibrate
 )
-app.command(cls=Command, short_help="Measure how fast training is here.")(bench)
-app.command(cls=Command, short_help="Write one HTML file that answers what a study shows.")(report)
-app.command(cls=Command, short_help="Watch runs while they train.")(watch)
-app.command(cls=Command, short_help="Explain why a model is fine in train() and bad in eval().")(
-    audit
-)
-app.command(cls=Command, short_help="Print the config's JSON Schema, for editors.")(schema)
+app.command(short_help="Measure how fast training is here.")(bench)
+app.command(short_help="Write one HTML file that answers what a study shows.")(report)
+app.command(short_help="Watch runs while they train.")(watch)
+app.command(short_help="Explain why a model is fine in train() and bad in eval().")(audit)
+app.command(short_help="Print the config's JSON Schema, for editors.")(schema)
 app.add_typer(data.app, name="data")
 
 

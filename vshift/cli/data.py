@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from vshift.cli.streams import echo
-from vshift.cli.usage import Command, Commands
+from vshift.cli.usage import App
 
-app = typer.Typer(cls=Commands, help="The data sets.", no_args_is_help=True, rich_markup_mode=None)
+app = App(help="The data sets.")
 
 
-@app.command("list", cls=Command)
+@app.command("list")
 def data_list() -> None:
     """List the data sets, and which of them are on this machine."""
     from vshift.data import available
@@ -33,7 +33,7 @@ def data_list() -> None:
     write(Table(columns, rows), "table", sys.stdout)
 
 
-@app.command("fetch", cls=Command)
+@app.command("fetch")
 def data_fetch(
     name: Annotated[str, typer.Argument(metavar="NAME", help="One that `vshift data list` shows.")],
 ) -> None:

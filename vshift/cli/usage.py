@@ -42,7 +42,7 @@ class Command(TyperCommand):
 
 
 class Commands(TyperGroup):
-    """A group of such commands, and one itself."""
+    """A group of commands whose usage errors are VShiftErrors, also of a command that is none."""
 
     def get_help(self, ctx: Any) -> str:
         return _printable(super().get_help(ctx))
@@ -62,6 +62,18 @@ class Commands(TyperGroup):
             f"{_name(ctx)} {escape_control(word)}: there is no such command; {hint}"
             f"there are: {', '.join(names)}"
         )
+
+
+class App(typer.Typer):
+    """A Typer of `Command`s, whose help is plain text."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(cls=Commands, no_args_is_help=True, rich_markup_mode=None, **options)
+
+    def command(
+        self, name: str | None = None, *, cls: type[TyperCommand] | None = Command, **options: Any
+    ) -> Callable[[Any], Any]:
+        return super().command(name, cls=cls, **options)
 
 
 def _parse(parse: Parse, command: Any, ctx: Any, args: list[str]) -> list[str]:
