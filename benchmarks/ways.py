@@ -21,7 +21,8 @@ from vshift.data import ImageSet
 from vshift.errors import VShiftError
 from vshift.train.context import TrainingContext, build_model
 from vshift.train.device import configure
-from vshift.train.fast_steps import CannotCompile, CapturedStep
+from vshift.train.captured_step import CapturedStep
+from vshift.train.compiled_step import CannotCompile
 from vshift.train.loop import TrainStep
 
 

@@ -14,7 +14,7 @@ from tests.recorded import RecordedGraph, record
 from tests.soak.harness import Trainer, fork_server
 from vshift import cli
 from vshift.train import optimizer
-from vshift.train.fast_steps import CapturedStep
+from vshift.train.captured_step import CapturedStep
 
 FUSED = {"foreach": False, "fused": True}
 # PostScript, which Pillow hands to a program.

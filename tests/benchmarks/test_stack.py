@@ -13,7 +13,7 @@ from vshift.data import Stream, train_stream
 from vshift.networks.norm import BatchNorm
 from vshift.shift.stats import TrainingLog
 from vshift.train.context import TrainingContext, build_model
-from vshift.train.fast_steps import CapturedStep
+from vshift.train.captured_step import CapturedStep
 from vshift.train.loop import TrainStep
 from vshift.train.optimizer import make_optimizer
 

@@ -14,7 +14,7 @@ from vshift.networks.norm import BatchNorm, BatchRenorm, LayerNorm, RMSNorm, mak
 from vshift.networks.summary import summarise
 from vshift.shift.modes import restoring_state
 from vshift.shift.stats import TrainingLog
-from vshift.train.fast_steps import compile_network
+from vshift.train.compiled_step import compile_network
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.01, 1.0, 0.0, None])

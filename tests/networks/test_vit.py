@@ -23,7 +23,8 @@ from vshift.networks.norm import BatchNorm, LayerNorm, RMSNorm
 from vshift.shift.decompose import decompose
 from vshift.shift.sites import find_sites
 from vshift.shift.stats import TrainingLog
-from vshift.train.fast_steps import CapturedStep, make_train_step
+from vshift.train.captured_step import CapturedStep
+from vshift.train.fast_steps import make_train_step
 from vshift.train.loop import TrainStep
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,7 +15,8 @@ from vshift.data import load
 from vshift.errors import ConfigError
 from vshift.shift.modes import modes
 from vshift.train.context import TrainingContext, build_model, derive_seed
-from vshift.train.fast_steps import CannotCompile, CapturedStep
+from vshift.train.captured_step import CapturedStep
+from vshift.train.compiled_step import CannotCompile
 from vshift.train.loop import TrainStep
 from vshift.train.recalibrate import open_run, recalibrate_run
 

@@ -17,7 +17,7 @@ from vshift.config.norm import NamedNorm
 from vshift.data.images import ImageSet, Part
 from vshift.shift.modes import modes
 from vshift.train.context import TrainingContext, build_model
-from vshift.train.fast_steps import CapturedStep
+from vshift.train.captured_step import CapturedStep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NETWORKS = [

@@ -18,7 +18,8 @@ from vshift.config.training import TorchName, TorchOptimizer
 from vshift.errors import ConfigError
 from vshift.networks.build import build
 from vshift.train import fast_steps
-from vshift.train.fast_steps import CapturedStep, make_train_step
+from vshift.train.captured_step import CapturedStep
+from vshift.train.fast_steps import make_train_step
 from vshift.train.loop import TrainStep
 from vshift.train.optimizer import SGD, AdamW, make_optimizer
 from vshift.train.progress import Reporter

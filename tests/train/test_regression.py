@@ -21,7 +21,7 @@ from vshift.report.study import collect
 from vshift.runs import find_runs
 from vshift.shift.modes import noise_modules
 from vshift.tables import render
-from vshift.train.fast_steps import CapturedStep
+from vshift.train.captured_step import CapturedStep
 from vshift.train.loop import TrainStep
 from vshift.train.monte_carlo import monte_carlo_rows
 from vshift.train.recalibrate import open_run, recalibrate_run

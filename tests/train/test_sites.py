@@ -12,8 +12,9 @@ from tests.train.test_fast_steps import context_of, equal, trained
 from vshift.compare import compare
 from vshift.errors import ConfigError
 from vshift.runs import find_runs
-from vshift.train import fast_steps
-from vshift.train.fast_steps import CapturedStep, make_train_step
+from vshift.train import compiled_step
+from vshift.train.captured_step import CapturedStep
+from vshift.train.fast_steps import make_train_step
 from vshift.train.loop import TrainStep
 from vshift.train.progress import Reporter
 from vshift.train.run import train_seeds
@@ -63,7 +64,7 @@ def test_what_a_graph_captures_is_the_eager_step_bit_for_bit(recorded_graphs):
 def test_a_compiled_forward_writes_every_sites_statistics(monkeypatch):
     """The compiler's tracing with its own kernels left out, which takes a second, not a minute."""
     monkeypatch.setattr(
-        fast_steps,
+        compiled_step,
         "compile_network",
         lambda model: torch.compile(model, dynamic=False, backend="aot_eager", fullgraph=True),
     )

@@ -22,7 +22,7 @@ from vshift.train.scores import test_scores
 class TrainStep:
     """One optimizer step, one PyTorch operation after the other.
 
-    The reference: the faster steps of `fast_steps.py` are tested against it.
+    The reference: the faster steps, which `fast_steps.py` lists, are tested against it.
     """
 
     name = "eager"
