@@ -1,6 +1,5 @@
 """The columns of a run folder's files, declared once."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +10,7 @@ from vshift.runs.schema import (
     EpochRow,
     LayerRow,
     describe_columns,
-    error_of,
     fill_document,
-    summarize_layers,
-    with_errors,
 )
 
 
@@ -53,27 +49,6 @@ def test_a_run_without_validation_images_has_no_such_columns() -> None:
     assert list(regression) == list(EPOCH_COLUMNS)
     autoencoder = replace(with_both, validation_accuracy=None).to_dict()
     assert autoencoder["validation_accuracy"] is None
-
-
-def test_the_summary_of_layers_is_over_finite_ratios() -> None:
-    found = summarize_layers([layer("a", 1.5), layer("b", None), layer("c", 2.5)])
-    assert {key: value for key, value in found.items() if value is not None} == {
-        "shift_ratio_mean": 2.0,
-        "shift_ratio_max": 2.5,
-        "shift_ratio_max_layer": "c",
-        "bn_layers": 3,
-    }
-    nothing = summarize_layers([layer("a", math.inf), layer("b", math.nan)])
-    assert nothing["shift_ratio_mean"] is nothing["shift_ratio_max_layer"] is None
-    assert summarize_layers([])["bn_layers"] == 0
-
-
-def test_errors_are_100_minus_accuracies() -> None:
-    assert error_of(98.5) == 1.5
-    assert error_of(None) is None
-    found = with_errors({"test_loss": 1.0, "test_accuracy": 80.0, "validation_accuracy": None})
-    assert found["test_error"] == 20.0
-    assert found["validation_error"] is None
 
 
 def test_every_column_says_what_it_is() -> None:

@@ -11,7 +11,6 @@ from vshift.data import load
 from vshift.networks.noise import Dropout
 from vshift.networks.norm import BatchNorm
 from vshift.runs import RunFolder
-from vshift.runs.schema import main_cause, summarize_layers
 from vshift.shift.comparison import compare_passes, run_passes
 from vshift.shift.modes import bn_state
 from vshift.shift.sites import bn_sites
@@ -216,17 +215,3 @@ def test_a_network_with_dropout_is_shifted_after_2000_steps(tmp_path):
     assert summary["shift_ratio_cause"] == "shift"
     assert [row["cause"] for row in rows] == ["shift", "shift"]
     assert all(row["lag_free_ratio"] > 1.3 for row in rows)
-
-
-def test_the_word_of_a_run_is_that_of_most_of_its_shift():
-    class Row:
-        kind = "bn"
-
-        def __init__(self, ratio, cause):
-            self.shift_ratio, self.cause = ratio, cause
-
-    assert main_cause([Row(2.0, "lag"), Row(1.1, "shift"), Row(1.0, None)]) == "lag"
-    assert main_cause([Row(2.0, "lag"), Row(2.0, "shift")]) == "both"
-    assert main_cause([Row(1.5, "both"), Row(1.1, "shift")]) == "both"
-    assert main_cause([Row(1.0, None), Row(None, None)]) is None
-    assert summarize_layers([])["shift_ratio_cause"] is None

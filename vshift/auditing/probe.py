@@ -82,7 +82,7 @@ class VarianceProbe:
         text = f"VarianceProbe of {pluralize(len(self.layers), 'BN layer')}"
         if not self.metrics:
             return f"{text}, no epoch closed yet" + (f"; {_INITIAL}" if self._are_initial else "")
-        from vshift.runs.schema import summarize_ratios
+        from vshift.runs.summary import summarize_ratios
 
         last = [row for row in self.rows if row.epoch == len(self.metrics)]
         found = summarize_ratios({row.layer: row.shift_ratio for row in last})
@@ -250,7 +250,7 @@ class VarianceProbe:
         from vshift.config.identity import hash_of
         from vshift.errors import RunError
         from vshift.runs import PROBE, RunFolder, now, versions
-        from vshift.runs.schema import summarize_layers, with_errors
+        from vshift.runs.summary import summarize_layers, with_errors
 
         if not self.metrics:
             raise AuditError("there is no epoch to save: call end_epoch() first")

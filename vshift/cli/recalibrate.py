@@ -131,7 +131,7 @@ def recalibrate(
 
 def scores_table(rows: Sequence[dict[str, Any]]) -> Table:
     """One row per method: error and ECE in percent; RMSEs of numbers; else losses."""
-    from vshift.runs.schema import error_of
+    from vshift.runs.summary import error_of
     from vshift.tables import Column, Table
 
     of = next((w for w in ("accuracy", "rmse") if rows[0].get(f"test_{w}") is not None), "loss")

@@ -30,7 +30,7 @@ from vshift.config.schema import Config
 from vshift.config.yaml12 import parse
 from vshift.errors import VShiftError
 from vshift.runs.read import RunRecord, number
-from vshift.runs.schema import error_of
+from vshift.runs.summary import error_of
 from vshift.tables import Column, Table
 from vshift.text import (
     NONE,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vshift.auditing.probe import VarianceProbe
-from vshift.runs.schema import summarize_ratios
+from vshift.runs.summary import summarize_ratios
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

@@ -24,7 +24,7 @@ from vshift.live.tensorboard import TensorBoardWriter
 from vshift.runs import find_runs
 from vshift.runs.folder import RUN
 from vshift.runs.read import RunRecord, number
-from vshift.runs.schema import score_in_words
+from vshift.runs.summary import score_in_words
 from vshift.tables import Column, Table, live_table, write
 from vshift.text import (
     NONE,

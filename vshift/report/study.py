@@ -21,7 +21,8 @@ from vshift.report.layouts import StudyGroup, make_groups
 from vshift.runs import files
 from vshift.runs.folder import LAYERS, MODES, RECALIBRATION, RunFolder
 from vshift.runs.read import RunRecord, number
-from vshift.runs.schema import LAYER_COLUMNS, SITE_KINDS, SUMMARY_COLUMNS, column_name, error_of
+from vshift.runs.schema import LAYER_COLUMNS, SITE_KINDS, SUMMARY_COLUMNS, column_name
+from vshift.runs.summary import error_of
 from vshift.text import NONE, escape_control, format_number
 
 Row = dict[str, Any]

@@ -23,7 +23,7 @@ from vshift.errors import TrainingFailed, VShiftError
 from vshift.runs import RunFolder, find_runs, number
 from vshift.runs.files import Row
 from vshift.runs.folder import CONFIG
-from vshift.runs.schema import score_in_words
+from vshift.runs.summary import score_in_words
 from vshift.sweep.logs import log_path
 from vshift.sweep.plan import Job
 from vshift.sweep.status import State, all_statuses, last_epoch

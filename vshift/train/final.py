@@ -10,7 +10,8 @@ from vshift.config.measure import Recalibration
 from vshift.config.recalibration import Estimating
 from vshift.runs import RunFolder
 from vshift.runs.files import Row
-from vshift.runs.schema import EpochRow, error_of, summarize_layers, summarize_ratios, with_errors
+from vshift.runs.schema import EpochRow
+from vshift.runs.summary import error_of, summarize_layers, summarize_ratios, with_errors
 from vshift.shift.mode_matrix import mode_costs, mode_matrix
 from vshift.shift.modes import BNState, batch_statistics, load_bn_state, restoring_state
 from vshift.shift.recalibration import NotFiniteError, estimate_statistics

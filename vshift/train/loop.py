@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vshift.networks.generators import seed_generators
 from vshift.runs import RunFolder
-from vshift.runs.schema import EpochRow, summarize_layers
+from vshift.runs.schema import EpochRow
+from vshift.runs.summary import summarize_layers
 from vshift.train.checkpointer import Checkpointer
 from vshift.train.context import TrainingContext, derive_seed
 from vshift.train.final import evaluate_final_model

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from vshift.runs.schema import EpochRow, error_of, score_in_words
+from vshift.runs.schema import EpochRow
+from vshift.runs.summary import error_of, score_in_words
 from vshift.tables import shorten_middle
 from vshift.text import NONE, escape_control, escape_lines, format_number, format_significant
 
