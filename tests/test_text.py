@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vshift.text import first_lines, format_duration, format_p, pluralize
+from vshift.text import first_lines, format_duration, format_p, pluralize, shorten_middle
 
 
 def test_one_is_singular_and_all_else_plural() -> None:
@@ -36,3 +36,9 @@ def test_p_values_at_both_ends():
     """A page of corrected p has many that are 1, and none that only rounds to it."""
     texts = [format_p(p) for p in (1.0, 0.9996, 0.9994, 0.05, 0.0009, None)]
     assert texts == ["p = 1", "p > 0.999", "p = 0.999", "p = 0.050", "p < 0.001", ""]
+
+
+def test_names_lose_their_middle() -> None:
+    assert shorten_middle("abc", 5) == "abc"
+    assert shorten_middle("study-one-rate=0.5 seed 3", 16) == "study…0.5 seed 3"[-16:]
+    assert len(shorten_middle("x" * 50, 16)) == 16

@@ -165,6 +165,14 @@ def one_line(text: str, limit: int = 1000) -> str:
     return escape_control(text if len(text) <= limit else text[: limit - 1] + "…")
 
 
+def shorten_middle(text: str, width: int) -> str:
+    """The text without its middle: names begin with the study and end with what is special."""
+    if len(text) <= width:
+        return text
+    tail = (width - 1) * 2 // 3
+    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
+
+
 def show_value(value: Any, limit: int = 60) -> str:
     """A value in a message about a config: short, on one line, spelled as in YAML."""
     if value is None or isinstance(value, bool):

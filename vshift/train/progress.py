@@ -11,8 +11,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from vshift.runs.schema import EpochRow
 from vshift.runs.summary import error_of, score_in_words
-from vshift.tables import shorten_middle
-from vshift.text import NONE, escape_control, escape_lines, format_number, format_significant
+from vshift.text import (
+    NONE,
+    escape_control,
+    escape_lines,
+    format_number,
+    format_significant,
+    shorten_middle,
+)
 
 WIDTH = 80  # of an epoch's line
 

@@ -1,11 +1,11 @@
-"""The table of a live display; every other format is tested with what it shows."""
+"""The table of a live display; what else is printed is tested with what it shows."""
 
 from __future__ import annotations
 
 import pytest
 from rich.console import Console
 
-from vshift.tables import Column, Table, live_table, shorten_middle
+from vshift.tables import Column, Table, live_table
 
 COLUMNS = (
     Column("run", is_text=True), Column("state", 99, is_text=True), Column("epoch", 98),
@@ -44,9 +44,3 @@ def test_a_narrow_terminal_shortens_names_and_leaves_out_columns(
 
 def test_the_second_cell_has_the_rows_style() -> None:
     assert any("\x1b[31mrunning" in line for line in drawn(80, "red"))
-
-
-def test_names_lose_their_middle() -> None:
-    assert shorten_middle("abc", 5) == "abc"
-    assert shorten_middle("study-one-rate=0.5 seed 3", 16) == "study…0.5 seed 3"[-16:]
-    assert len(shorten_middle("x" * 50, 16)) == 16

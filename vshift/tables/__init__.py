@@ -1,0 +1,81 @@
+"""Tables as text: for a terminal, a pipe, Markdown, LaTeX, HTML, CSV and JSON.
+
+The only writer of tables.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import Literal, TextIO
+
+from vshift.errors import VShiftError
+from vshift.tables.formats import as_csv, as_json, html_table, latex, markdown, page_style, plain
+from vshift.tables.table import Column, Table
+from vshift.tables.terminal import live_table, render_terminal
+from vshift.text import PLAINER, escape_control, suggest
+
+__all__ = [
+    "FORMATS",
+    "Column",
+    "Format",
+    "Table",
+    "html_table",
+    "live_table",
+    "markdown",
+    "page_style",
+    "render",
+    "write",
+]
+
+Format = Literal["table", "md", "latex", "csv", "json", "html"]
+FORMATS: tuple[Format, ...] = ("table", "md", "latex", "csv", "json", "html")
+
+
+def render(
+    table: Table, kind: str, *, terminal_width: int | None = None, verbose: bool = False
+) -> str:
+    """The table as text that ends in a newline.
+
+    Args:
+        kind: one of FORMATS.
+        terminal_width: in characters; `table` then has colours and leaves out what does not fit.
+            Without it nothing is ever cut.
+        verbose: the whole caption on a terminal, too.
+
+    Raises:
+        VShiftError: there is no such format.
+    """
+    writers = {
+        "table": plain, "md": markdown, "latex": latex, "csv": as_csv, "json": as_json,
+        "html": html_table,
+    }  # fmt: skip
+    if kind not in writers:
+        raise VShiftError(
+            f"--format {escape_control(kind)}: no such format; {suggest(kind, FORMATS)}"
+            f"allowed: {', '.join(FORMATS)}"
+        )
+    if kind == "table" and terminal_width is not None:
+        return render_terminal(table, terminal_width, verbose)
+    return writers[kind](table)
+
+
+def write(
+    table: Table,
+    kind: str,
+    stream: TextIO,
+    *,
+    terminal: bool | None = None,
+    verbose: bool = False,
+) -> None:
+    """Print the table; `terminal` says whether the stream is one (default: ask it)."""
+    is_terminal = stream.isatty() if terminal is None else terminal
+    width = shutil.get_terminal_size().columns if is_terminal else None
+    text = render(table, kind, terminal_width=width, verbose=verbose)
+    encoding = stream.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:  # an ASCII terminal or log; a backslash would be a command in LaTeX
+        otherwise = "replace" if kind == "latex" else "backslashreplace"
+        text = text.translate(PLAINER).encode(encoding, otherwise).decode(encoding)
+    stream.write(text)
+    stream.flush()
