@@ -5,21 +5,14 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from vshift.cli.options import Device
 from vshift.cli.streams import echo
-
-
-class AuditFormat(StrEnum):
-    table = "table"
-    md = "md"
-    json = "json"
 
 
 def audit(
@@ -53,9 +46,10 @@ def audit(
     reference: Annotated[
         Path | None, typer.Option("--reference", help="An earlier state dict to compare with.")
     ] = None,
-    form: Annotated[AuditFormat, typer.Option("--format", help="Format of the findings.")] = (
-        AuditFormat.table
-    ),
+    form: Annotated[
+        Literal["table", "md", "json"],
+        typer.Option("--format", help="Format of the findings."),
+    ] = "table",
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.html", help="Also write a page.")
     ] = None,
@@ -91,7 +85,7 @@ def audit(
         int | None, typer.Option("--classes", min=1, help="Of a library's classifier.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the noise and the images' order.")] = 0,
-    device: Annotated[Device, typer.Option("--device", help="Where to run.")] = Device.auto,
+    device: Annotated[Device, typer.Option("--device", help="Where to run.")] = "auto",
 ) -> None:
     """Explain why a model is fine in train() and bad in eval(): which layer, and what helps."""
     from vshift.auditing import command
@@ -112,7 +106,7 @@ def audit(
         images=ImageOptions(size=size, normalise=normalise, seed=seed),
         allow_noise=allow_noise or [],
         fail_on=fail_on,
-        device=str(choose_device(device.value)),
+        device=str(choose_device(device)),
     )
     terminal = sys.stdout.isatty()
     width = min(shutil.get_terminal_size().columns, 100) if terminal else 100
@@ -122,7 +116,7 @@ def audit(
         "md": result.to_markdown,
         "json": result.to_json,
     }
-    echo(forms[form.value]())
+    echo(forms[form]())
     if report is not None:
         write_named(report, "--report", result.to_html(model).encode())
     if fix is not None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,12 +12,6 @@ import vshift
 from vshift.cli.options import Device, Quiet
 from vshift.cli.streams import echo
 from vshift.errors import ConfigError
-
-
-class Switch(StrEnum):
-    on = "on"
-    off = "off"
-    both = "both"
 
 
 def bench(
@@ -48,8 +41,9 @@ def bench(
         str, typer.Option("--kinds", help="Kinds of training step, comma-separated.")
     ] = "auto",
     log: Annotated[
-        Switch, typer.Option("--log", help="Every layer's variances logged: on, off or both.")
-    ] = Switch.both,
+        Literal["on", "off", "both"],
+        typer.Option("--log", help="Every layer's variances logged: on, off or both."),
+    ] = "both",
     peers: Annotated[
         bool, typer.Option("--peers", help="Race the loops of benchmarks/peers.py as well.")
     ] = False,
@@ -66,7 +60,7 @@ def bench(
         float | None,
         typer.Option("--budget", min=0, help="Seconds after which nothing is started."),
     ] = None,
-    device: Annotated[Device, typer.Option("--device", help="Where to run.")] = Device.auto,
+    device: Annotated[Device, typer.Option("--device", help="Where to run.")] = "auto",
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads of each contender.")
     ] = None,
@@ -132,12 +126,12 @@ def bench(
     plan = Plan(
         cases=cases,
         kinds=words(kinds),
-        logs=[on for on in (True, False) if log.value in ("both", "on" if on else "off")],
+        logs=[on for on in (True, False) if log in ("both", "on" if on else "off")],
         peers=peer or (list(PEERS) if peers else []),
         steps=steps,
         repeats=repeats,
         budget=budget,
-        device=device.value,
+        device=device,
         threads=threads,
         force=force,
         best_only=best_only,

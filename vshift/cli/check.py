@@ -36,12 +36,10 @@ def check(
         parts = [(k, p) for point in points for k, p in own_parts(point.config).items()]
         names = dict.fromkeys(f"{k}.{p.tag_key} {p.reference}" for k, p in parts)
         if names:
-            what = (
-                "was not run, so only its name is"
-                if len(names) == 1
-                else ("were not run, so only their names are")
+            was, its_name_is = (
+                ("was", "its name is") if len(names) == 1 else ("were", "their names are")
             )
-            note = f"note: {path}: {', '.join(names)} {what} checked"
+            note = f"note: {path}: {', '.join(names)} {was} not run, so only {its_name_is} checked"
             echo(escape_lines(note), err=True)
         roots = dict.fromkeys(getattr(point.config.data, "root", None) for point in points)
         for root in roots:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,25 +11,17 @@ import typer
 from vshift.cli.options import RunsDirs
 from vshift.cli.streams import echo
 from vshift.errors import VShiftError
+from vshift.tables import Format, write
 
 if TYPE_CHECKING:
     from vshift.compare import CompareOptions
 
 
-class Format(StrEnum):
-    table = "table"
-    md = "md"
-    latex = "latex"
-    csv = "csv"
-    json = "json"
-    html = "html"
-
-
 def compare(
     runs_dirs: RunsDirs,
-    form: Annotated[Format, typer.Option("--format", help="How the table is written.")] = (
-        Format.table
-    ),
+    form: Annotated[
+        Format, typer.Option("--format", help="How the table is written.")
+    ] = "table",
     baseline: Annotated[
         str | None, typer.Option("--baseline", help="The config that differences are taken to.")
     ] = None,
@@ -104,16 +95,15 @@ def names(text: str | None, option: str) -> tuple[str, ...]:
 
 def print_comparison(
     runs: list[Path],
-    form: Format = Format.table,
+    form: Format = "table",
     options: CompareOptions | None = None,
     verbose: bool = False,
 ) -> None:
     """Write the table to stdout and its notes to stderr."""
     from vshift.compare import CompareOptions, table_of
     from vshift.runs import find_runs
-    from vshift.tables import write
 
     table = table_of(find_runs(runs), options or CompareOptions())
-    write(table, form.value, sys.stdout, verbose=verbose)
+    write(table, form, sys.stdout, verbose=verbose)
     for note in table.notes:
         echo(note, err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from itertools import takewhile
 from typing import Annotated
@@ -18,8 +19,6 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the network that a config builds: every layer in forward order, parameters and MACs."""
-    import json
-
     from vshift.config import load
 
     chosen = load(config, sets or [])

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 
-class Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
+Device = Literal["auto", "cpu", "cuda"]
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
 RunsDirs = Annotated[
     list[Path],
@@ -40,5 +34,5 @@ def changes_of(
 ) -> list[str]:
     """The command line's changes to a config, in the form of `--set`."""
     changes = [*(sets or [])]
-    changes += [f"hardware.device={device.value}"] if device else []
+    changes += [f"hardware.device={device}"] if device else []
     return [*changes, *([f"seeds={seeds}"] if seeds else [])]

@@ -147,13 +147,8 @@ def hyperparameters(run: RunRecord) -> dict[str, float | str]:
         )
         if value is not None and not is_section:
             amount = number(value)
-            found[key] = (
-                amount
-                if amount is not None
-                else value
-                if isinstance(value, str)
-                else json.dumps(value)
-            )
+            text = value if isinstance(value, str) else json.dumps(value)
+            found[key] = text if amount is None else amount
     return found
 
 
