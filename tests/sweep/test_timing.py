@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vshift.config import Config
-from vshift.sweep.progress import dry_run
+from vshift.sweep.estimates import dry_run
 from vshift.sweep.timing import epoch_seconds
 
 CPU = {"device": "cpu", "step": "eager"}

@@ -86,7 +86,7 @@ def sweep(
 
     Ends with the table of `vshift compare`, and with exit code 1 if a run failed.
     """
-    from vshift.sweep import local, plan, progress
+    from vshift.sweep import estimates, local, plan, progress
     from vshift.train.progress import Reporter
 
     planned = plan.plan(configs, changes_of(sets, device, seeds))
@@ -95,7 +95,7 @@ def sweep(
     here = local.LocalOptions(jobs, jobs_per_gpu, retries, fresh, wait, fail_fast)
     if dry_run:
         if on_slurm:  # on other machines than this one
-            found = progress.dry_run(planned, runs_dir, jobs or 100, fresh)
+            found = estimates.dry_run(planned, runs_dir, jobs or 100, fresh)
         else:
             slots, _ = local.local_slots(planned, here)
 
@@ -104,7 +104,7 @@ def sweep(
 
                 return epoch_seconds(config, slots[0].threads, reporter.say)
 
-            found = progress.dry_run(planned, runs_dir, len(slots), fresh, time_epoch)
+            found = estimates.dry_run(planned, runs_dir, len(slots), fresh, time_epoch)
         lines, rows, total = found
         echo(rows if as_json else lines)
         echo(total, err=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from vshift.compare.fields import Row, active_noise, value_at
+from vshift.compare.fields import active_noise, value_at
 from vshift.compare.groups import Group, differing, unstudied
 from vshift.compare.statistics import Difference, adjust, welch
 from vshift.config.identity import Scope, identity, short_references
 from vshift.errors import VShiftError
+from vshift.runs.files import Row
 from vshift.runs.read import RunRecord
 from vshift.text import escape_control, format_value, join_words, list_names, suggest
 

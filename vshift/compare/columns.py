@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from vshift.compare.fields import Row
 from vshift.compare.groups import short_heads
 from vshift.compare.statistics import LEVEL, ONE_SEED
 from vshift.compare.table import SCORES, SHOWN, Comparison, row_key, word_key
 from vshift.runs import schema
+from vshift.runs.files import Row
 from vshift.tables import Column, Table
 from vshift.text import (
     NONE,

@@ -20,6 +20,7 @@ from vshift.config.identity import Scope, flat, identity, new_name
 from vshift.config.noise import places_of, read_noise
 from vshift.config.schema import Config
 from vshift.errors import VShiftError
+from vshift.runs.files import Row
 from vshift.runs.read import RunRecord, number
 from vshift.text import (
     OTHER_NAMES,
@@ -32,7 +33,6 @@ from vshift.text import (
     nearest,
 )
 
-Row = dict[str, Any]
 OWN = ("name", "seed", "status")
 _SHOWN = 30  # names in an error
 _ACCURACY_OF = {"test_error": "test_accuracy", "validation_error": "validation_accuracy"}

@@ -9,10 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vshift.compare.fields import Fields, Row, active_noise, metric, sort_key
+from vshift.compare.fields import Fields, active_noise, metric, sort_key
 from vshift.compare.statistics import Sample, describe
 from vshift.config.identity import Scope, flat, identity, value_differences
 from vshift.config.noise import places_of, read_noise
+from vshift.runs.files import Row
 from vshift.runs.read import RunRecord, number
 from vshift.text import escape_control, format_value, list_names, natural
 

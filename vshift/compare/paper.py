@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vshift.compare.fields import Fields, Row, metric
+from vshift.compare.fields import Fields, metric
 from vshift.compare.groups import Group, describe_duplicates, differing, group_by_config
 from vshift.compare.statistics import Sample, describe
 from vshift.config import block
@@ -29,6 +29,7 @@ from vshift.config.recalibration import ADJUST
 from vshift.config.schema import Config
 from vshift.config.yaml12 import parse
 from vshift.errors import VShiftError
+from vshift.runs.files import Row
 from vshift.runs.read import RunRecord, number
 from vshift.runs.summary import error_of
 from vshift.tables import Column, Table

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from vshift.compare.columns import difference_cell, metric_cell
-from vshift.compare.fields import Fields, Row, sort_key
+from vshift.compare.fields import Fields, sort_key
 from vshift.compare.groups import short_heads
 from vshift.compare.table import COLUMNS, compare
 from vshift.errors import VShiftError
+from vshift.runs.files import Row
 from vshift.tables import Column, Table
 from vshift.text import NONE, escape_control, format_value, pluralize
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vshift.compare.baseline import choose, data_name, differences_to, note_differing_keys, unit_of
-from vshift.compare.fields import Fields, Row, metric, sort_key, unknown
+from vshift.compare.fields import Fields, metric, sort_key, unknown
 from vshift.compare.groups import Group, group_by_config, group_by_values
 from vshift.compare.statistics import Difference
+from vshift.runs.files import Row
 from vshift.runs.read import RunRecord, number
 from vshift.runs.schema import SITE_KINDS, SUMMARY_COLUMNS, Column, column_name
 from vshift.text import did_you_mean, escape_control, join_words, list_names, pluralize

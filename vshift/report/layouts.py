@@ -12,12 +12,13 @@ from itertools import combinations
 from typing import Any, TypeVar, get_args
 
 from vshift.compare import Comparison
-from vshift.compare.fields import Row, active_noise, changed_of, value_at
+from vshift.compare.fields import active_noise, changed_of, value_at
 from vshift.compare.groups import NO_NOISE, Group, differing, differing_keys, short_heads
 from vshift.compare.statistics import Difference
 from vshift.config.identity import Scope, scope_of
 from vshift.config.networks import FullyConnected
 from vshift.config.noise import places_of, read_noise
+from vshift.runs.files import Row
 from vshift.runs.read import number
 from vshift.text import (
     NONE,

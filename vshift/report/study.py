@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -19,13 +19,13 @@ from vshift.compare.statistics import Difference
 from vshift.errors import RunError
 from vshift.report.layouts import StudyGroup, make_groups
 from vshift.runs import files
+from vshift.runs.files import Row
 from vshift.runs.folder import LAYERS, MODES, RECALIBRATION, RunFolder
 from vshift.runs.read import RunRecord, number
 from vshift.runs.schema import LAYER_COLUMNS, SITE_KINDS, SUMMARY_COLUMNS, column_name
 from vshift.runs.summary import error_of
 from vshift.text import NONE, escape_control, format_number
 
-Row = dict[str, Any]
 T = TypeVar("T")
 
 # Calibration scores by their key in a row, and the methods that only summary.json may have.

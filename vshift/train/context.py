@@ -21,6 +21,7 @@ from vshift.errors import ConfigError
 from vshift.networks.build import build
 from vshift.networks.noise import Noise
 from vshift.networks.norm import BatchNorm
+from vshift.shift.modes import restoring_state
 from vshift.shift.noise_graph import noise_in_front
 from vshift.shift.sites import Site, bn_sites, find_sites
 from vshift.shift.stats import TrainingLog, batch_norms
@@ -97,18 +98,16 @@ def _meets_single_values(model: nn.Module, images: ImageSet) -> bool:
         for layer in model.modules()
         if isinstance(layer, _BatchNorm)
     ]
-    training = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
-        model(torch.zeros(2, images.channels, images.size, images.size))
+        with restoring_state(model):
+            model.eval()
+            model(torch.zeros(2, images.channels, images.size, images.size))
     except ValueError:  # of a layer that tests on batch statistics, in groups of one
         if 1 not in found:
             raise
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in training:
-            module.training = mode
     return 1 in found
 
 
