@@ -11,15 +11,10 @@ from scipy import stats
 from tests.factory import config_of, dropout, make_run, summary_of
 from tests.report.study import LAYERS
 from vshift.compare.statistics import holm
-from vshift.report.answers import (
-    Card,
-    against_baseline,
-    cards,
-    join_html,
-    recovered,
-    say,
-)
+from vshift.report.answers import cards
+from vshift.report.effects import against_baseline, recovered
 from vshift.report.page import left_out, same_note
+from vshift.report.sentences import Card
 from vshift.report.study import Study, collect
 from vshift.report.tables import configs_table
 from vshift.runs import find_runs
@@ -193,12 +188,6 @@ def test_no_run_is_done(tmp_path: Path) -> None:
     study = collect(find_runs([tmp_path]))
     assert told(study)["loss"][0].answer == "No run is done yet"
     assert left_out(study) == ["1 not finished (running, or killed): a seed 0."]
-
-
-def test_sentences_escape_what_they_name() -> None:
-    assert say("{} is", "<b>") == "&lt;b&gt; is"
-    assert join_html(["<", "b", "c"]) == "&lt;, b and c"
-    assert join_html((str(i) for i in range(12)), 10).endswith("9 and 2 more (see the table)")
 
 
 def test_a_loss_without_classes_is_told_as_one(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from tests.factory import config_of, dropout, make_run, summary_of
 from tests.report.study import EVIL, LAYERS, make_study
 from vshift.errors import RunError
-from vshift.report.answers import first_shifted
+from vshift.report.answers.shift import first_shifted
 from vshift.report.charts import AS_TRAINED
 from vshift.report.figures import frames
 from vshift.report.layouts import short_labels

@@ -24,9 +24,9 @@ from markupsafe import Markup
 from vshift._version import __version__
 from vshift.cache import cache_folder, keep
 from vshift.report import answers, effects, layouts, tables
-from vshift.report.answers import bold, join_html, say
 from vshift.report.figures import FIGURES, frames, specs
 from vshift.report.layouts import StudyGroup, grouped
+from vshift.report.sentences import bold, join_html, say
 from vshift.report.study import Study
 from vshift.tables import page_style
 from vshift.text import escape_control, join_words, pluralize, to_jsonable
@@ -47,13 +47,6 @@ def render(study: Study, title: str, vega: str, command: str = "") -> str:
         "specs": drawn,
         "data": {name: pack(frame) for name, frame in frames(study).items() if name in data},
     }
-    # Scripts are allowed by their hashes; no connection of any kind.
-    hashes = (hashlib.sha256(text.encode()).digest() for text in (vega, script))
-    allowed = " ".join(f"'sha256-{base64.b64encode(value).decode()}'" for value in hashes)
-    policy = (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
-    )
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True)  # fmt: skip
     template = environment.from_string(_asset("page.html"))
@@ -63,7 +56,7 @@ def render(study: Study, title: str, vega: str, command: str = "") -> str:
         command=command,
         version=__version__,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        policy=policy,
+        policy=_policy(vega, script),
         style=Markup(style),
         script=Markup(script),
         vega=Markup(vega),
@@ -88,6 +81,16 @@ def render(study: Study, title: str, vega: str, command: str = "") -> str:
         same_note=same_note(study),
         prefix_note=_prefix_note(study),
         crowd=len(hidden),
+    )
+
+
+def _policy(*scripts: str) -> str:
+    """A Content-Security-Policy that allows these scripts by their hashes, and no connection."""
+    hashes = (hashlib.sha256(text.encode()).digest() for text in scripts)
+    allowed = " ".join(f"'sha256-{base64.b64encode(value).decode()}'" for value in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
 
 
