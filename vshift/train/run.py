@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -194,19 +195,43 @@ def train_one(
     started, timing = time.perf_counter(), timing or Timing()
     status = "failed"
     try:
-        if action == "new":
-            config = config.model_copy(update={"hardware": choice.hardware})
-            if choice.trial is not None:
-                folder.update_run(trial=choice.trial.speeds)
-        config = _as_it_began(folder, config, reporter)
-        folder.update_run(
-            device=_devices(folder, device_name(device), reporter),
-            threads=torch.get_num_threads(),
-            classes=len(images.classes) or None,
-        )
-        status = train_in(folder, config, seed, images, reporter, stop, timing)
-    except (KeyboardInterrupt, Stopped) as stopped:
+        with _explained(folder, config):
+            if action == "new":
+                config = config.model_copy(update={"hardware": choice.hardware})
+                if choice.trial is not None:
+                    folder.update_run(trial=choice.trial.speeds)
+            config = _as_it_began(folder, config, reporter)
+            folder.update_run(
+                device=_devices(folder, device_name(device), reporter),
+                threads=torch.get_num_threads(),
+                classes=len(images.classes) or None,
+            )
+            status = train_in(folder, config, seed, images, reporter, stop, timing)
+    except Interrupted:
         status = "interrupted"
+        raise
+    finally:
+        reporter.stop()
+        # Where the disk itself failed, its own error is already on the way up.
+        with suppress(RunError):
+            if folder.is_held:
+                folder.mark_finished(
+                    status,
+                    **_speed(folder, time.perf_counter() - started),
+                    timing=timing.row(folder.run.get("timing")).to_dict(),
+                )
+        folder.close()
+    hint = f"; next: vshift compare {runs_dir}" if status == "done" else ""
+    reporter.say(f"{folder.path}: {status} {_in_words(timing.row())}{hint}")
+    return status
+
+
+@contextmanager
+def _explained(folder: RunFolder, config: Config) -> Iterator[None]:
+    """Inside, what ends a run is raised as an error for people, with the run's folder."""
+    try:
+        yield
+    except (KeyboardInterrupt, Stopped) as stopped:
         saved = isinstance(stopped, Stopped) and not stopped.at_once
         raise Interrupted(
             f"{folder.path}: interrupted; repeat the command to resume from "
@@ -230,20 +255,6 @@ def train_one(
         if not own_frames(error):
             raise
         raise TrainingFailed(f"{folder.path}: {describe_error(error)}") from error
-    finally:
-        reporter.stop()
-        # Where the disk itself failed, its own error is already on the way up.
-        with suppress(RunError):
-            if folder.is_held:
-                folder.mark_finished(
-                    status,
-                    **_speed(folder, time.perf_counter() - started),
-                    timing=timing.row(folder.run.get("timing")).to_dict(),
-                )
-        folder.close()
-    hint = f"; next: vshift compare {runs_dir}" if status == "done" else ""
-    reporter.say(f"{folder.path}: {status} {_in_words(timing.row())}{hint}")
-    return status
 
 
 def train_in(
