@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from vshift.config.networks import OwnNetwork
-from vshift.config.noise import OwnNoise
-from vshift.config.norm import OwnNorm
-from vshift.config.own import own_parts
-from vshift.config.own_code import at_fault, describe_error, own_frames, running
+from vshift.config.own_code import describe_error, own_frames
 from vshift.config.schema import Config
 from vshift.data import ImageSet, load
-from vshift.errors import (
-    ConfigError,
-    Damaged,
-    Interrupted,
-    RunError,
-    RunLost,
-    Stopped,
-    TrainingFailed,
-)
-from vshift.networks.by_reference import describe_type
-from vshift.networks.hooks import checked_shapes
+from vshift.errors import Damaged, Interrupted, RunError, RunLost, Stopped, TrainingFailed
 from vshift.runs import RunFolder, next_action, number, prepare, run_path
 from vshift.runs.schema import TimingRow
-from vshift.shift.modes import noise_modules
 from vshift.text import format_duration, format_number, pluralize
 from vshift.train.checkpointer import Checkpointer
 from vshift.train.context import TrainingContext
 from vshift.train.device import choose_device, configure, device_name
 from vshift.train.fast_steps import TRAIN_STEPS, make_train_step, works_on
-from vshift.train.loop import TrainStep, train
+from vshift.train.loop import train
 from vshift.train.progress import Reporter
+from vshift.train.rehearsal import rehearse
 from vshift.train.signals import NO_STOP, StopSignal, catch_stop_signals
 from vshift.train.timing import Timing
 from vshift.train.trial import PRECISIONS, Choice, choose
 
 _THEN = ", then "  # between the devices of a run that was resumed on another one
-_OF_FORWARD = (OwnNetwork, OwnNoise, OwnNorm)
 _STOPPING = "stopping after this step, with a checkpoint; Ctrl-C again stops at once"
 
 
@@ -85,7 +67,7 @@ def train_seeds(
         images = load(config.data, device)
         if images.note:
             reporter.say(f"note: {images.note}")
-        _rehearse(TrainingContext(config, waiting[0], images))
+        rehearse(TrainingContext(config, waiting[0], images))
     choice = Choice(config.hardware)
     if is_new:
         choice = choose(config, images, reporter.say)
@@ -108,60 +90,6 @@ def train_seeds(
             f"{', '.join(str(seed) for seed in diverged)}; what was measured until then is kept. "
             "Try a lower learning rate or a warm-up; --fresh trains the run again"
         )
-
-
-def _rehearse(context: TrainingContext) -> None:
-    """Try a step on a few images, with a context for nothing else, if there is code of one's own.
-
-    Raises:
-        ConfigError: what the code does wrong.
-    """
-    parts = own_parts(context.config)
-    if not parts:
-        return
-    images, labels = (batch[:8] for batch in next(context.stream.epoch(0)))
-    of_forward = [part for part in parts.values() if isinstance(part, _OF_FORWARD)]
-
-    def what(error: BaseException) -> str:
-        guilty = at_fault(parts.values(), error) or of_forward or parts.values()
-        names = ", ".join(dict.fromkeys(part.reference for part in guilty))
-        return f"{names}: a first step of training fails"
-
-    own_noise = any(isinstance(part, OwnNoise) for part in of_forward)
-    noise = noise_modules(context.model).values()
-    context.model.train()
-    with running(what):
-        with context.autocast(), checked_shapes(noise if own_noise else ()):
-            output = context.model(images)
-        if not isinstance(output, Tensor):
-            names = ", ".join(part.reference for part in of_forward)
-            raise ConfigError(
-                f"network.name: in training {names} gives {describe_type(output)}, not a tensor "
-                "of outputs"
-            )
-        TrainStep(context)(images, labels)
-    _check_storable("network.name", context.model.state_dict())
-    _check_storable("optimizer.name", context.optimizer.state_dict())
-
-
-def _check_storable(key: str, state: dict[str, Any]) -> None:
-    """Refuse a state dict with anything that a checkpoint could not be read with again.
-
-    Args:
-        key: of the config, whose state it is.
-    """
-    for name, value in state.items():
-        file = io.BytesIO()
-        try:
-            if not isinstance(value, Tensor):
-                torch.save(value, file)
-                file.seek(0)
-                torch.load(file, weights_only=True)
-        except Exception as error:  # pickling raises many kinds
-            raise ConfigError(
-                f"{key}: {name} in its state dict is {describe_type(value)}, which a "
-                "checkpoint cannot hold; use tensors, numbers, text, lists and dicts of them"
-            ) from error
 
 
 def train_one(
