@@ -96,7 +96,7 @@ def main() -> None:
             _say(f"error: {where}{error.strerror or error}")
             silence(sys.stdout)
             sys.exit(1)
-        except Exception as error:
+        except Exception as error:  # raised again, unless code of the user's own is at fault
             from vshift.config.own_code import describe_error, own_frames
 
             if not own_frames(error):

@@ -8,7 +8,7 @@ from typing import Any
 from vshift.compare.columns import difference_cell, metric_cell
 from vshift.compare.fields import Fields, sort_key
 from vshift.compare.groups import short_heads
-from vshift.compare.table import COLUMNS, compare
+from vshift.compare.table import COLUMNS, Comparison, compare
 from vshift.errors import VShiftError
 from vshift.runs.files import Row
 from vshift.tables import Column, Table
@@ -61,24 +61,15 @@ def pivot(
         heads.append(Column("\n".join(escape_control(f"{head}={text}") for head, text in pairs)))
     if is_difference:
         kept = [key for key in COLUMNS if key.startswith(("difference", "p_"))] + ["verdict"]
-        caption = (
-            f"Difference of the test error to {table.baseline} across {', '.join(columns)}, in "
-            f"points ± standard error; *: significant (Welch's test at 5 %, Holm over "
-            f"{table.tests})."
-        )
     else:
         kept = [value, f"{value}_mean", f"{value}_sd"]
-        n = f"n = {counts.copy().pop()} runs" if len(counts) == 1 else "n runs"
-        caption = f"{value} across {', '.join(columns)}: mean ± sample standard deviation over {n}."
-        left_out = sum(row["left_out"] for row in table.rows)
-        caption += f" Left out: {pluralize(left_out, 'run')}." if left_out else ""
     return Table(
         heads,
         [
             [*left, *(cells.get((*left, *top), NONE) for top in across)]
             for left in _values(table.rows, rows)
         ],
-        escape_control(caption),
+        escape_control(_caption(table, value, columns)),
         [
             {key: row[key] for key in (*by, "n", *kept, "seeds", "left_out") if key in row}
             for row in table.rows
@@ -88,6 +79,20 @@ def pivot(
         panels=True,
         name="pivot",
     )
+
+
+def _caption(table: Comparison, value: str, columns: Sequence[str]) -> str:
+    across = ", ".join(columns)
+    if value == DIFFERENCE:
+        return (
+            f"Difference of the test error to {table.baseline} across {across}, in points ± "
+            f"standard error; *: significant (Welch's test at 5 %, Holm over {table.tests})."
+        )
+    counts = {row["n"] for row in table.rows if row["n"]}
+    n = f"n = {counts.pop()} runs" if len(counts) == 1 else "n runs"
+    caption = f"{value} across {across}: mean ± sample standard deviation over {n}."
+    left_out = sum(row["left_out"] for row in table.rows)
+    return caption + (f" Left out: {pluralize(left_out, 'run')}." if left_out else "")
 
 
 def _texts(row: Row, keys: Sequence[str]) -> tuple[str, ...]:

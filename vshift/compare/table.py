@@ -159,16 +159,7 @@ def compare(
             if group is chosen:
                 row["difference"] = 0.0 if group.numbers(difference) else None
             elif each:
-                row |= {
-                    "difference": each.value,
-                    "difference_se": each.standard_error,
-                    "difference_low": each.low,
-                    "difference_high": each.high,
-                    "p_value": each.p_value,
-                    "p_adjusted": each.p_adjusted,
-                    "seeds_needed": each.seeds_needed,
-                    "verdict": each.verdict(unit_of(difference)),
-                }
+                row |= _difference_columns(each, unit_of(difference))
     tests = max((each.tests for each in found if each), default=0)
     reference = chosen or next((group for group in groups if group.runs), None)
     notes += _word_notes(groups, (*metrics, difference))
@@ -192,6 +183,19 @@ def compare(
         reference.label if reference else None,
         tests,
     )
+
+
+def _difference_columns(found: Difference, unit: str) -> Row:
+    return {
+        "difference": found.value,
+        "difference_se": found.standard_error,
+        "difference_low": found.low,
+        "difference_high": found.high,
+        "p_value": found.p_value,
+        "p_adjusted": found.p_adjusted,
+        "seeds_needed": found.seeds_needed,
+        "verdict": found.verdict(unit),
+    }
 
 
 def _row(group: Group, by: Sequence[str], metrics: Sequence[str]) -> Row:

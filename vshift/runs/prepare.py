@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -53,7 +54,6 @@ def prepare(
         RunError: the folder holds another config's run, is in use or damaged, or cannot be written;
             it is behind a link, or no run.
     """
-    from vshift.config import config_hash, dump
     from vshift.config.own import copies
 
     renamed, contents = copies(config)  # maybe from this folder, which is cleared first
@@ -68,37 +68,7 @@ def prepare(
         action = next_action(folder, config)
         if action == "new":
             folder.clear()
-            asked, hardware = config.hardware, hardware or config.hardware
-            own = {"seeds": [seed], "grid": None, "zip": None, "arms": None, "hardware": hardware}
-            folder.write_source(contents)
-            folder.write_config(
-                dump(
-                    config.model_copy(update=own),
-                    lambda name: f"{SOURCE}/{renamed[name]}" if name in renamed else name,
-                )
-            )
-            folder.write_run(
-                {
-                    "status": "running",
-                    "name": config.name,
-                    "seed": seed,
-                    "config_hash": config_hash(config),
-                    "started": now(),
-                    "finished": None,
-                    "seconds": None,
-                    "images_per_second": None,
-                    "device": None,
-                    "data": config.data.name,
-                    "precision": hardware.precision,
-                    "precision_asked": asked.precision,
-                    "step": hardware.step,
-                    "step_asked": asked.step,
-                    "threads": hardware.threads,
-                    **versions(),
-                    **_versions_of(config),
-                    "git": git_commit(),
-                }
-            )
+            _write_new(folder, config, seed, hardware or config.hardware, renamed, contents)
         elif action == "resume":
             resumes = round(number(folder.run.get("resumes")) or 0)
             folder.update_run(status="running", finished=None, resumes=resumes + 1)
@@ -108,6 +78,53 @@ def prepare(
     if action in ("done", "diverged"):
         folder.close()
     return folder, action
+
+
+def _write_new(
+    folder: RunFolder,
+    config: Config,
+    seed: int,
+    hardware: Hardware,
+    renamed: Mapping[str, str],
+    contents: Mapping[str, bytes],
+) -> None:
+    """Write what a run begins with: copies of the user's files, config.yaml and run.json.
+
+    Args:
+        renamed, contents: of `vshift.config.own.copies`.
+    """
+    from vshift.config import config_hash, dump
+
+    own = {"seeds": [seed], "grid": None, "zip": None, "arms": None, "hardware": hardware}
+    folder.write_source(contents)
+    folder.write_config(
+        dump(
+            config.model_copy(update=own),
+            lambda name: f"{SOURCE}/{renamed[name]}" if name in renamed else name,
+        )
+    )
+    folder.write_run(
+        {
+            "status": "running",
+            "name": config.name,
+            "seed": seed,
+            "config_hash": config_hash(config),
+            "started": now(),
+            "finished": None,
+            "seconds": None,
+            "images_per_second": None,
+            "device": None,
+            "data": config.data.name,
+            "precision": hardware.precision,
+            "precision_asked": config.hardware.precision,
+            "step": hardware.step,
+            "step_asked": config.hardware.step,
+            "threads": hardware.threads,
+            **versions(),
+            **_versions_of(config),
+            "git": git_commit(),
+        }
+    )
 
 
 def discard(runs_dir: Path | str, name: str, seed: int) -> None:

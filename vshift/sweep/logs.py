@@ -33,7 +33,7 @@ def open_log(path: Path, title: str) -> IO[bytes]:
 
 
 def trim(path: Path) -> None:
-    """Cut a log that is too long down to its end; its writer may go on appending."""
+    """Cut a log that is too long down to its end; its writer may continue to append."""
     try:
         if path.lstat().st_size <= LARGEST:
             return

@@ -54,7 +54,7 @@ def configure(hardware: Hardware, device: torch.device) -> None:
     # What is fastest is measured, and not the same in every process.
     torch.backends.cudnn.benchmark = not hardware.deterministic
     if hardware.deterministic:
-        # Read by cuBLAS when it starts; PyTorch refuses to go on without it.
+        # Read by cuBLAS when it starts; PyTorch refuses to run without it.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
 

@@ -42,7 +42,7 @@ def monte_carlo_rows(context: TrainingContext) -> list[Row]:
 def _single_batches(context: TrainingContext, number: int) -> Iterator[Tensor]:
     """Training batches as BN met them: drawn as in an epoch, all of the full size.
 
-    With ghost BN the first group of each. Where an epoch has too few, another one goes on.
+    With ghost BN the first group of each. Where an epoch has too few, the next one follows.
     """
     size = min(context.stream.batch_size, len(context.images.train))
     group = getattr(context.config.norm, "ghost", None)

@@ -174,7 +174,7 @@ def _explained(folder: RunFolder, config: Config) -> Iterator[None]:
         raise
     except RunError as error:
         raise RunLost(str(error)) from error
-    except Exception as error:
+    except Exception as error:  # raised again, unless code of the user's own is at fault
         if config.hardware.deterministic and "deterministic implementation" in str(error):
             raise TrainingFailed(
                 f"{folder.path}: hardware.deterministic: {str(error).split(',')[0]}; without that "

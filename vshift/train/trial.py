@@ -50,7 +50,7 @@ SECONDS = 6.0  # of a trial, without building its networks
 WAIT = 60.0  # seconds for other processes' trials, of which there is one at a time
 
 Setting = tuple[str, str]  # a precision and a kind of step
-Work = Callable[[int], None]  # a training step on so many images
+Work = Callable[[int], None]  # a training step on this many images
 Clock = Callable[[], float]
 
 

@@ -74,7 +74,7 @@ def _fewest_batches(study: Study) -> int:
 
 
 def _expected_share(batches: int) -> float:
-    """How often |t| ≤ 3 where the standard error comes from so many batches."""
+    """How often |t| ≤ 3 where the standard error comes from this many batches."""
     from scipy import special
 
     return 1 - 2 * float(special.stdtr(batches - 1, -_ERRORS))
