@@ -19,10 +19,10 @@ from benchmarks.training import Training, random_images
 from vshift.config.schema import Hardware
 from vshift.data import ImageSet
 from vshift.errors import VShiftError
-from vshift.train.context import TrainingContext, build_model
-from vshift.train.device import configure
 from vshift.train.captured_step import CapturedStep
 from vshift.train.compiled_step import CannotCompile
+from vshift.train.context import TrainingContext, build_model
+from vshift.train.device import configure
 from vshift.train.loop import TrainStep
 
 

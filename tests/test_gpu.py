@@ -16,10 +16,10 @@ from vshift.shift.decompose import decompose
 from vshift.shift.noise_graph import noise_in_front
 from vshift.shift.recalibration import recalibrate
 from vshift.shift.stats import running_moments
-from vshift.train.context import TrainingContext
-from vshift.train.device import configure
 from vshift.train.captured_step import CapturedStep
 from vshift.train.compiled_step import CannotCompile
+from vshift.train.context import TrainingContext
+from vshift.train.device import configure
 from vshift.train.fast_steps import make_train_step
 from vshift.train.progress import Reporter
 from vshift.train.run import train_in

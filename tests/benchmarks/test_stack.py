@@ -12,8 +12,8 @@ from vshift.config.data import Augment
 from vshift.data import Stream, train_stream
 from vshift.networks.norm import BatchNorm
 from vshift.shift.stats import TrainingLog
-from vshift.train.context import TrainingContext, build_model
 from vshift.train.captured_step import CapturedStep
+from vshift.train.context import TrainingContext, build_model
 from vshift.train.loop import TrainStep
 from vshift.train.optimizer import make_optimizer
 

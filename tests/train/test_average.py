@@ -15,8 +15,8 @@ from vshift.runs.schema import AVERAGE_BUFFERS, SUMMARY_COLUMNS
 from vshift.shift.modes import load_bn_state
 from vshift.train import scores
 from vshift.train.average import shares
-from vshift.train.context import derive_seed
 from vshift.train.captured_step import CapturedStep
+from vshift.train.context import derive_seed
 from vshift.train.fast_steps import make_train_step
 from vshift.train.final import _ESTIMATED, _estimated
 from vshift.train.loop import TrainStep

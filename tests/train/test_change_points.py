@@ -14,9 +14,9 @@ from tests.train.test_fast_steps import context_of, equal
 from vshift.data import load
 from vshift.errors import ConfigError
 from vshift.shift.modes import modes
-from vshift.train.context import TrainingContext, build_model, derive_seed
 from vshift.train.captured_step import CapturedStep
 from vshift.train.compiled_step import CannotCompile
+from vshift.train.context import TrainingContext, build_model, derive_seed
 from vshift.train.loop import TrainStep
 from vshift.train.recalibrate import open_run, recalibrate_run
 

@@ -1,4 +1,4 @@
-"""Batches and refusals of the Monte Carlo scores; tests/shift/test_mode_matrix.py has the scores."""
+"""Batches and refusals of Monte Carlo scores; tests/shift/test_mode_matrix.py has the scores."""
 
 import pytest
 import torch

@@ -16,8 +16,8 @@ from vshift.config.noise import NamedNoise
 from vshift.config.norm import NamedNorm
 from vshift.data.images import ImageSet, Part
 from vshift.shift.modes import modes
-from vshift.train.context import TrainingContext, build_model
 from vshift.train.captured_step import CapturedStep
+from vshift.train.context import TrainingContext, build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NETWORKS = [

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 def compare(
     runs_dirs: RunsDirs,
-    form: Annotated[
-        Format, typer.Option("--format", help="How the table is written.")
-    ] = "table",
+    form: Annotated[Format, typer.Option("--format", help="How the table is written.")] = "table",
     baseline: Annotated[
         str | None, typer.Option("--baseline", help="The config that differences are taken to.")
     ] = None,

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-
 Device = Literal["auto", "cpu", "cuda"]
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
 RunsDirs = Annotated[

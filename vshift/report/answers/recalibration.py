@@ -27,7 +27,6 @@ def card(study: Study, effects: Sequence[Effect]) -> Card:
     worst = most_affected(study, effects)
     chosen = next((r for r in found if r.group is worst), None)
     chosen = chosen or max(found, key=lambda r: r.found.value)
-    group, value = chosen.group, chosen.found.value
     lost = next((e.value for e in effects if e.group is chosen.group and e.value > 0), None)
     text = [_gain(study, chosen, lost), *_by_method(study, chosen.group)]
     text += _others(study, found, chosen)
