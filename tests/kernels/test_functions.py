@@ -213,6 +213,31 @@ def test_batch_norm_does_not_depend_on_the_number_of_threads():
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_channel_does_not_depend_on_its_neighbours(dtype, relu):
+    """Whatever tile of channels it falls into, of at least 16."""
+    torch.manual_seed(0)
+    x, dy = (torch.randn(200, 216).to(dtype) for _ in range(2))
+    weight, bias = torch.randn(216), torch.randn(216)
+
+    def results(channels):
+        leaf = x[:, channels].contiguous().requires_grad_()
+        own = [t[channels].contiguous().requires_grad_() for t in (weight, bias)]
+        mean, variance = torch.zeros(2, leaf.shape[1])
+        y = kernels.normalise(leaf, *own, 1e-5, mean, variance, relu)
+        y.backward(dy[:, channels].contiguous())
+        with torch.no_grad():
+            shown = kernels.affine(leaf, own[0], own[1], relu)
+        return y.detach(), leaf.grad, mean, variance, *(t.grad for t in own), shown
+
+    every = results(slice(None))
+    for first, count in ((0, 16), (1, 17), (3, 33), (0, 60), (7, 65), (0, 80), (100, 108)):
+        chosen = slice(first, first + count)
+        for one, of_all in zip(results(chosen), every, strict=True):
+            assert torch.equal(one, of_all[..., chosen]), (first, count)
+
+
 def test_what_fits():
     images = torch.zeros(2, 3, 4, 4)
     assert kernels.fits(images.to(memory_format=torch.channels_last))

@@ -34,6 +34,45 @@ inline void store(uint16_t* p, float v) {  // to the nearest, ties to even; NaN 
     *p = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
 }
 
+// As many values at once as a register holds, in the vector types of GCC and Clang.
+#if defined(__AVX512F__)
+constexpr int WIDE = 16;
+#elif defined(__AVX2__)
+constexpr int WIDE = 8;
+#else
+constexpr int WIDE = 4;
+#endif
+typedef float Wide __attribute__((vector_size(4 * WIDE)));
+typedef int32_t WideInt __attribute__((vector_size(4 * WIDE)));
+typedef uint32_t WideWord __attribute__((vector_size(4 * WIDE)));
+typedef uint16_t WideHalf __attribute__((vector_size(2 * WIDE)));
+
+inline void load(const float* p, Wide& v) { std::memcpy(&v, p, sizeof v); }
+inline void store(float* p, const Wide& v) { std::memcpy(p, &v, sizeof v); }
+
+inline void load(const uint16_t* p, Wide& v) {
+    WideHalf half;
+    std::memcpy(&half, p, sizeof half);
+    v = reinterpret_cast<Wide>(__builtin_convertvector(half, WideWord) << 16);
+}
+
+inline void store(uint16_t* p, const Wide& v) {
+    const WideWord bits = reinterpret_cast<WideWord>(v);
+    const WideWord rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const WideWord nan = reinterpret_cast<WideWord>((bits & 0x7fffffffu) > 0x7f800000u);
+    const WideHalf half = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0u), WideHalf);
+    std::memcpy(p, &half, sizeof half);
+}
+
+template <typename T>
+inline void load(const T* p, float& v) { v = load(p); }
+
+// v, but 0 where z ≤ 0. NaN is not, and passes, so that a diverging run shows.
+inline float where_positive(float z, float v) { return z <= 0.0f ? 0.0f : v; }
+inline Wide where_positive(const Wide& z, const Wide& v) {
+    return reinterpret_cast<Wide>(reinterpret_cast<WideInt>(v) & ~reinterpret_cast<WideInt>(z <= 0.0f));
+}
+
 // ---- random numbers ---------------------------------------------------------------------------
 
 // Sixteen lanes at once, in the vector types of GCC and Clang.
@@ -207,47 +246,74 @@ inline void blocks(const Cut& cut, int64_t chunk, Work work, int64_t size = BLOC
 // Rows at a time where nothing is summed: of many channels fewer, to stay in the first cache.
 inline int64_t few_rows(int64_t channels) { return channels > 64 ? 8 : BLOCK; }
 
-// Calls work(width, first channel) for groups of 16, 8, 4 and 1 channels: a width that the compiler
-// knows keeps a group's sums in registers.
-template <int W>
-struct Width {
-    static constexpr int value = W;
+// N neighbouring values of V, a channel or WIDE of them: a row is read by whole cache lines, and its
+// sums stay in registers.
+template <typename V, int N>
+struct Tile {
+    typedef V Value;
+    static constexpr int values = N, lanes = sizeof(V) / sizeof(float), size = N * lanes;
+    int64_t first;  // channel
+    int skip;       // of its channels, which its neighbour has
+
+    template <typename T>
+    void get(const T* row, V (&to)[N]) const {
+        for (int k = 0; k < N; k++) load(row + first + k * lanes, to[k]);
+    }
+
+    template <typename T>
+    void put(T* row, const V (&from)[N]) const {
+        for (int k = 0; k < N; k++) store(row + first + k * lanes, from[k]);
+    }
+
+    // Calls work(channel, place in the tile) for its own.
+    template <typename Work>
+    void each(Work work) const {
+        for (int i = skip; i < size; i++) work(first + i, i);
+    }
+
+    // Sums over rows r of what add(r, sums) adds: two rows at a time, so that one addition need not
+    // wait for the other.
+    template <int M, typename Add>
+    static void sum_rows(int64_t rows, float (&total)[M * lanes], Add add) {
+        V even[M] = {}, odd[M] = {};
+        int64_t r = 0;
+        for (; r + 2 <= rows; r += 2) add(r, even), add(r + 1, odd);
+        if (r < rows) add(r, even);
+        for (int k = 0; k < M; k++) store(total + k * lanes, even[k] + odd[k]);
+    }
 };
 
+constexpr int MOST = WIDE < 16 ? 2 : 4;  // of a tile's values, so that its sums fit into the registers
+
+// Calls work(tile) for all channels. Where WIDE does not divide them, the last tile overlaps its
+// neighbour.
 template <typename Work>
-inline void groups(int64_t channels, Work work) {
+inline void tiles(int64_t channels, Work work) {
     int64_t c = 0;
-    for (; c + 16 <= channels; c += 16) work(Width<16>(), c);
-    for (; c + 8 <= channels; c += 8) work(Width<8>(), c);
-    for (; c + 4 <= channels; c += 4) work(Width<4>(), c);
-    for (; c < channels; c++) work(Width<1>(), c);
-}
-
-// Sums over rows r of term(r, i, sums): two rows at a time, so that one addition need not wait for
-// the other.
-template <int W, int N, typename Term>
-inline void sum_rows(int64_t rows, float (&total)[N][W], Term term) {
-    float odd[N][W] = {};
-    for (auto& sums : total)
-        for (float& value : sums) value = 0.0f;
-    int64_t r = 0;
-    for (; r + 2 <= rows; r += 2) {
-        for (int i = 0; i < W; i++) term(r, i, total);
-        for (int i = 0; i < W; i++) term(r + 1, i, odd);
+    if (channels >= WIDE) {
+        for (; c + MOST * WIDE <= channels; c += MOST * WIDE) work(Tile<Wide, MOST>{c, 0});
+        for (; c + 2 * WIDE <= channels; c += 2 * WIDE) work(Tile<Wide, 2>{c, 0});
+        for (; c + WIDE <= channels; c += WIDE) work(Tile<Wide, 1>{c, 0});
+        const int64_t last = channels - WIDE;
+        if (c < channels) work(Tile<Wide, 1>{last, static_cast<int>(c - last)});
+        return;
     }
-    if (r < rows)
-        for (int i = 0; i < W; i++) term(r, i, total);
-    for (int k = 0; k < N; k++)
-        for (int i = 0; i < W; i++) total[k][i] += odd[k][i];
+    for (; c + 8 <= channels; c += 8) work(Tile<float, 8>{c, 0});
+    for (; c + 4 <= channels; c += 4) work(Tile<float, 4>{c, 0});
+    for (; c < channels; c++) work(Tile<float, 1>{c, 0});
 }
 
-// Merge the mean and the sum of squared deviations of `more` values into those of `count` values
+// Means and sums of squared deviations of `more` values, to be merged into those of `count` values
 // (Chan, Golub & LeVeque 1983, equation 2.1).
-inline void merge(double& mean, double& m2, double count, double other, double other2, double more) {
-    const double total = count + more, apart = other - mean;
-    m2 += other2 + apart * apart * count * more / total;
-    mean += apart * more / total;
-}
+struct Merge {
+    double share, weight;
+    Merge(double count, double more) : share(more / (count + more)), weight(count * share) {}
+    void operator()(double& mean, double& m2, double other, double other2) const {
+        const double apart = other - mean;
+        m2 += other2 + apart * apart * weight;
+        mean += apart * share;
+    }
+};
 
 template <typename T>
 void moments(const T* x, int64_t rows, int64_t channels, double* mean, double* m2, int threads) {
@@ -258,36 +324,45 @@ void moments(const T* x, int64_t rows, int64_t channels, double* mean, double* m
         double* own = partial.data() + 2 * chunk * channels;
         double* own2 = own + channels;
         blocks(cut, chunk, [&](int64_t start, int64_t count) {
-            const double seen = static_cast<double>(start - cut.begin(chunk));
-            groups(channels, [&](auto width, int64_t c) {
-                constexpr int W = decltype(width)::value;
-                const T* from = x + start * channels + c;
-                float sum[1][W], square[1][W], centre[W];
-                sum_rows<W>(count, sum, [&](int64_t r, int i, auto& to) {
-                    to[0][i] += load(from + r * channels + i);
+            const Merge merge(start - cut.begin(chunk), count);
+            const T* from = x + start * channels;
+            tiles(channels, [&](auto tile) {
+                typedef decltype(tile) Of;
+                typedef typename Of::Value V;
+                constexpr int N = Of::values;
+                float centre[Of::size], square[Of::size];
+                tile.template sum_rows<N>(count, centre, [&](int64_t r, V(&to)[N]) {
+                    V v[N];
+                    tile.get(from + r * channels, v);
+                    for (int k = 0; k < N; k++) to[k] += v[k];
                 });
-                for (int i = 0; i < W; i++) centre[i] = sum[0][i] / static_cast<float>(count);
-                sum_rows<W>(count, square, [&](int64_t r, int i, auto& to) {
-                    const float d = load(from + r * channels + i) - centre[i];
-                    to[0][i] += d * d;
+                V middle[N];
+                for (int k = 0; k < N; k++) {
+                    load(centre + k * Of::lanes, middle[k]);
+                    middle[k] /= static_cast<float>(count);
+                    store(centre + k * Of::lanes, middle[k]);
+                }
+                tile.template sum_rows<N>(count, square, [&](int64_t r, V(&to)[N]) {
+                    V v[N];
+                    tile.get(from + r * channels, v);
+                    for (int k = 0; k < N; k++) {
+                        v[k] -= middle[k];
+                        to[k] += v[k] * v[k];
+                    }
                 });
-                for (int i = 0; i < W; i++)
-                    merge(own[c + i], own2[c + i], seen, centre[i], square[0][i],
-                          static_cast<double>(count));
+                tile.each([&](int64_t c, int i) { merge(own[c], own2[c], centre[i], square[i]); });
             });
         });
     }
     for (int64_t c = 0; c < channels; c++) mean[c] = m2[c] = 0.0;
     for (int64_t chunk = 0; chunk < cut.chunks; chunk++) {
         const double* own = partial.data() + 2 * chunk * channels;
-        const double more = static_cast<double>(cut.end(chunk) - cut.begin(chunk));
-        const double before = static_cast<double>(cut.begin(chunk));
-        for (int64_t c = 0; c < channels; c++)
-            merge(mean[c], m2[c], before, own[c], own[channels + c], more);
+        const Merge merge(cut.begin(chunk), cut.end(chunk) - cut.begin(chunk));
+        for (int64_t c = 0; c < channels; c++) merge(mean[c], m2[c], own[c], own[channels + c]);
     }
 }
 
-// y = x·a + b, with ReLU where asked. NaN passes, so that a diverging run shows.
+// y = x·a + b, with ReLU where asked.
 template <typename T, bool RELU>
 void affine(const T* x, T* y, int64_t rows, int64_t channels, const float* a, const float* b,
             int threads) {
@@ -295,18 +370,20 @@ void affine(const T* x, T* y, int64_t rows, int64_t channels, const float* a, co
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t chunk = 0; chunk < cut.chunks; chunk++) {
         blocks(cut, chunk, [&](int64_t start, int64_t count) {
-            groups(channels, [&](auto width, int64_t c) {
-                constexpr int W = decltype(width)::value;
-                float scale[W], shift[W];
-                for (int i = 0; i < W; i++) scale[i] = a[c + i], shift[i] = b[c + i];
-                const T* from = x + start * channels + c;
-                T* to = y + start * channels + c;
-                for (int64_t r = 0; r < count; r++, from += channels, to += channels) {
-                    for (int i = 0; i < W; i++) {
-                        float z = load(from + i) * scale[i] + shift[i];
-                        if (RELU) z = z <= 0.0f ? 0.0f : z;
-                        store(to + i, z);
+            tiles(channels, [&](auto tile) {
+                typedef decltype(tile) Of;
+                typedef typename Of::Value V;
+                constexpr int N = Of::values;
+                V scale[N], shift[N], z[N];
+                tile.get(a, scale);
+                tile.get(b, shift);
+                for (int64_t at = start * channels; at < (start + count) * channels; at += channels) {
+                    tile.get(x + at, z);
+                    for (int k = 0; k < N; k++) {
+                        z[k] = z[k] * scale[k] + shift[k];
+                        if (RELU) z[k] = where_positive(z[k], z[k]);
                     }
+                    tile.put(y + at, z);
                 }
             });
         }, few_rows(channels));
@@ -323,23 +400,29 @@ void gradient_sums(const T* x, const T* dy, int64_t rows, int64_t channels, cons
     for (int64_t chunk = 0; chunk < cut.chunks; chunk++) {
         double* own = partial.data() + 2 * chunk * channels;
         blocks(cut, chunk, [&](int64_t start, int64_t count) {
-            groups(channels, [&](auto width, int64_t c) {
-                constexpr int W = decltype(width)::value;
-                float scale[W], shift[W], centre[W], sums[2][W];
-                for (int i = 0; i < W; i++)
-                    scale[i] = a[c + i], shift[i] = b[c + i], centre[i] = mean[c + i];
-                const int64_t first = start * channels + c;
-                sum_rows<W>(count, sums, [&](int64_t r, int i, auto& to) {
-                    const float v = load(x + first + r * channels + i);
-                    float g = load(dy + first + r * channels + i);
-                    if (RELU) g = v * scale[i] + shift[i] <= 0.0f ? 0.0f : g;
-                    to[0][i] += g;
-                    to[1][i] += g * (v - centre[i]);
+            tiles(channels, [&](auto tile) {
+                typedef decltype(tile) Of;
+                typedef typename Of::Value V;
+                constexpr int N = Of::values;
+                V scale[N], shift[N], centre[N];
+                tile.get(a, scale);
+                tile.get(b, shift);
+                tile.get(mean, centre);
+                float sums[2 * Of::size];
+                tile.template sum_rows<2 * N>(count, sums, [&](int64_t r, V(&to)[2 * N]) {
+                    V v[N], g[N];
+                    tile.get(x + (start + r) * channels, v);
+                    tile.get(dy + (start + r) * channels, g);
+                    for (int k = 0; k < N; k++) {
+                        if (RELU) g[k] = where_positive(v[k] * scale[k] + shift[k], g[k]);
+                        to[k] += g[k];
+                        to[N + k] += g[k] * (v[k] - centre[k]);
+                    }
                 });
-                for (int i = 0; i < W; i++) {
-                    own[c + i] += sums[0][i];
-                    own[channels + c + i] += sums[1][i];
-                }
+                tile.each([&](int64_t c, int i) {
+                    own[c] += sums[i];
+                    own[channels + c] += sums[Of::size + i];
+                });
             });
         });
     }
@@ -360,21 +443,23 @@ void gradient(const T* x, const T* dy, T* dx, int64_t rows, int64_t channels, co
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t chunk = 0; chunk < cut.chunks; chunk++) {
         blocks(cut, chunk, [&](int64_t start, int64_t count) {
-            groups(channels, [&](auto width, int64_t c) {
-                constexpr int W = decltype(width)::value;
-                float scale[W], shift[W], along[W], fixed[W];
-                for (int i = 0; i < W; i++) {
-                    scale[i] = a[c + i], shift[i] = b[c + i];
-                    along[i] = slope[c + i], fixed[i] = offset[c + i];
-                }
-                int64_t at = start * channels + c;
-                for (int64_t r = 0; r < count; r++, at += channels) {
-                    for (int i = 0; i < W; i++) {
-                        const float v = load(x + at + i);
-                        float g = load(dy + at + i);
-                        if (RELU) g = v * scale[i] + shift[i] <= 0.0f ? 0.0f : g;
-                        store(dx + at + i, g * scale[i] + v * along[i] + fixed[i]);
+            tiles(channels, [&](auto tile) {
+                typedef decltype(tile) Of;
+                typedef typename Of::Value V;
+                constexpr int N = Of::values;
+                V scale[N], shift[N], along[N], fixed[N], v[N], g[N];
+                tile.get(a, scale);
+                tile.get(b, shift);
+                tile.get(slope, along);
+                tile.get(offset, fixed);
+                for (int64_t at = start * channels; at < (start + count) * channels; at += channels) {
+                    tile.get(x + at, v);
+                    tile.get(dy + at, g);
+                    for (int k = 0; k < N; k++) {
+                        if (RELU) g[k] = where_positive(v[k] * scale[k] + shift[k], g[k]);
+                        g[k] = g[k] * scale[k] + (v[k] * along[k] + fixed[k]);
                     }
+                    tile.put(dx + at, g);
                 }
             });
         }, few_rows(channels));
