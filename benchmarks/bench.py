@@ -362,7 +362,8 @@ class _CaseRace:
         left -= self.raced if slow else 0.0
         failed = False
         if left <= expected:
-            reason = f"its set-up takes about {expected:.0f} s, and {max(0, left):.0f} s were left"
+            known = f"its set-up takes about {expected:.0f} s, and " if expected else ""
+            reason = f"{known}{max(0, left):.0f} s of the budget were left"
         else:
             try:
                 with time_limit(left if slow else math.inf):
