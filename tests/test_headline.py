@@ -40,13 +40,16 @@ def test_the_table_and_the_page_are_those_of_the_runs(runs):
         assert error in page, name
 
 
-def test_every_exact_prediction_holds(runs):
+def test_how_many_exact_predictions_hold(runs):
     layers = runs.layers[runs.layers["epoch"] == 15]
     noisy = layers[layers["noise_before"] & layers["predicted_exact"].eq(True)]
     errors = (noisy["local_ratio_se"] ** 2 + noisy["predicted_ratio_se"] ** 2) ** 0.5
     distance = ((noisy["local_ratio"] - noisy["predicted_ratio"]) / errors).abs()
-    assert len(distance) == 75
-    assert (distance <= EXACT_ERRORS).all()
-    assert f"largest distance: {distance.max():.1f} standard errors" in (
-        DOCS / "studies.md"
-    ).read_text("utf-8").replace("\n", " ")
+    held = f"{(distance <= EXACT_ERRORS).sum()} of the {len(distance)}"
+    text, readme = (
+        path.read_text("utf-8").replace("\n", " ")
+        for path in (DOCS / "studies.md", DOCS.parent / "README.md")
+    )
+    assert f"{held} layers where the prediction is called exact" in text
+    assert f"largest distance is {distance.max():.1f} standard errors" in text
+    assert f"within {EXACT_ERRORS} standard errors in {held} layers" in readme

@@ -327,6 +327,23 @@ def test_what_is_recovered_without_significance_is_no_headline_without_that(tmp_
     assert "That is not significant (p = " in text
 
 
+def test_where_most_is_recovered_is_told_before_where_most_is_lost(tmp_path: Path) -> None:
+    """Seen: a headline of −0.02 points, of a loss that no statistics cause."""
+    for name, noise, before, after in (("none", None, 10.0, 10.0), ("a", dropout(0.5), 30.0, 30.0),
+                                       ("b", dropout(0.3), 20.0, 12.0)):  # fmt: skip
+        for seed, more in enumerate((0.0, 0.2, 0.1)):
+            rows = [
+                {"method": "none", "test_accuracy": 100 - before - more},
+                {"method": "precise", "test_accuracy": 100 - after - more / 2},
+            ]
+            path = make_run(
+                tmp_path, name, seed, 100 - before - more, config=config_of(name, noise)
+            )
+            (path / "recalibration.json").write_text(json.dumps({"methods": rows}))
+    card, _ = told(collect(find_runs([tmp_path])))["recalibration"]
+    assert card.answer == "8.05 of 10.00 points in b"
+
+
 def test_seeds_that_do_not_differ_are_not_called_one(tmp_path: Path) -> None:
     for seed in range(2):
         rows = [

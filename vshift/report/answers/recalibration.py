@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from vshift.compare.groups import Group
 from vshift.config.recalibration import METHODS
-from vshift.report.effects import Effect, Recovered, every_method, most_affected, recovered
+from vshift.report.effects import Effect, Recovered, every_method, recovered
 from vshift.report.layouts import grouped
 from vshift.report.sentences import Card, bold, interval, join_html, say, verdict
 from vshift.report.study import Study
@@ -16,7 +16,10 @@ from vshift.runs.schema import column_name
 
 
 def card(study: Study, effects: Sequence[Effect]) -> Card:
-    """The card on the score that recalibration recovers, of the most affected config first."""
+    """The card on the score that recalibration recovers, where it recovers most first.
+
+    Where that is significant anywhere, of the configs in which it is.
+    """
     question = "What does recalibration recover?"
     found = recovered(study)
     if not found:
@@ -24,9 +27,7 @@ def card(study: Study, effects: Sequence[Effect]) -> Card:
             "No run has recalibration.json; recalibration.methods: [precise] makes train write it."
         )
         return Card("recalibration", question, "Not measured", [Markup(why)])
-    worst = most_affected(study, effects)
-    chosen = next((r for r in found if r.group is worst), None)
-    chosen = chosen or max(found, key=lambda r: r.found.value)
+    chosen = max(found, key=lambda r: (r.found.is_significant, r.found.value))
     lost = next((e.value for e in effects if e.group is chosen.group and e.value > 0), None)
     text = [_gain(study, chosen, lost), *_by_method(study, chosen.group)]
     text += _others(study, found, chosen)
