@@ -1,21 +1,23 @@
 """The command line itself: its start, its version, its output."""
 
+import resource
 import subprocess
 import sys
-import time
 
 
 def test_help_is_quick_and_imports_no_torch():
     command = [sys.executable, "-X", "importtime", "-m", "vshift", "--help"]
-    took = []
-    for _ in range(3):
-        began = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        took.append(time.perf_counter() - began)
+
+    def cpu_seconds():
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    before = cpu_seconds()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert cpu_seconds() - before < 0.5  # whatever else runs on the machine
     assert "train" in done.stdout
     for package in ("torch", "pydantic", "rich", "pandas", "vshift.config"):
         assert f" {package}\n" not in done.stderr
-    assert min(took) < 0.5
 
 
 def test_version(vshift):
