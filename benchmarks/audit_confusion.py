@@ -1,6 +1,7 @@
 """Every planted fault and every healthy model over several seeds: what the audit says.
 
     python -m benchmarks.audit_confusion --seeds 5 > table.md
+    python -m benchmarks.audit_confusion --only "healthy*"     # rows whose names fit
 
 Rows of the first table are faults of `examples/broken_models.py`: in how many seeds the right
 finding names a right layer, what else is found in the broken model, and what in its healthy twin.
@@ -14,20 +15,31 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from typing import TypeVar
 
 import torch
 
 from examples.broken_models import FAULTS, examine
-from tests.auditing.kinds import KINDS, NETS
+from tests.auditing.kinds import KINDS
+from tests.auditing.nets import NETS
 from tests.auditing.silent import SILENT
 
+T = TypeVar("T")
 
-def faults(seeds: range) -> list[str]:
+
+def fitting(rows: Iterable[tuple[str, T]], only: Sequence[str]) -> list[tuple[str, T]]:
+    """The rows whose names fit one of the patterns."""
+    return [row for row in rows if any(fnmatch(row[0], p) for p in only)]
+
+
+def faults(seeds: range, only: Sequence[str]) -> list[str]:
     lines = [
         "| planted | found, right layer | found, other layer | also found | in the healthy twin |",
         "| :-- | --: | --: | :-- | :-- |",
     ]
-    for code, make in FAULTS.items():
+    for code, make in fitting(FAULTS.items(), only):
         right = wrong = 0
         also: Counter[str] = Counter()
         twin: Counter[str] = Counter()
@@ -48,24 +60,25 @@ def faults(seeds: range) -> list[str]:
     return lines
 
 
-def silent(seeds: range) -> list[str]:
+def silent(seeds: range, only: Sequence[str]) -> list[str]:
     lines = ["| healthy model | silent | found |", "| :-- | --: | :-- |"]
-    for make in SILENT:
+    named = ((make.__name__.replace("_", " "), make) for make in SILENT)
+    for name, make in fitting(named, only):
         found = [Counter(f.code for f in examine(make(seed)).findings) for seed in seeds]
         quiet = sum(not codes for codes in found)
         said = _said(sum(found, Counter()))
-        lines.append(f"| {make.__name__.replace('_', ' ')} | {quiet}/{len(seeds)} | {said} |")
+        lines.append(f"| {name} | {quiet}/{len(seeds)} | {said} |")
         print(lines[-1], file=sys.stderr)
     return lines
 
 
-def kinds(seeds: range) -> list[str]:
+def kinds(seeds: range, only: Sequence[str]) -> list[str]:
     """One row per kind and network; a row of a healthy kind has a twin only."""
     lines = [
         "| kind | network | found, right layer | other layer | also found | in the healthy twin |",
         "| :-- | :-- | --: | --: | :-- | :-- |",
     ]
-    for name, kind in KINDS.items():
+    for name, kind in fitting(KINDS.items(), only):
         for net in NETS:
             right = wrong = 0
             also: Counter[str] = Counter()
@@ -96,7 +109,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=400)
+    parser.add_argument("--only", nargs="+", default=["*"], help="patterns of names of rows")
     asked = parser.parse_args()
     wanted = range(asked.first, asked.first + asked.seeds)
     torch.set_num_threads(1)
-    print("\n".join([*faults(wanted), "", *silent(wanted), "", *kinds(wanted)]))
+    tables = [table(wanted, asked.only) for table in (faults, silent, kinds)]
+    print("\n\n".join("\n".join(lines) for lines in tables))

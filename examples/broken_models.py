@@ -18,7 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from examples.broken_modes import mixed_modes, mode_switch_changes_state, unexplained_gap
+from examples.broken_modes import (
+    bn_only_in_eval,
+    mixed_modes,
+    mode_switch_changes_state,
+    unexplained_gap,
+)
 from examples.broken_parts import instance_norm, noise_scale, output_nonfinite, spectral_norm
 from examples.patients import Net, Patient, data, fit, norms, trained
 from vshift import audit
@@ -241,7 +246,7 @@ FAULTS: dict[str, Callable[[int, bool], Patient]] = {
         tiny_batches, batches_not_random, several_distributions, bn_wrong_mode, noise_wrong_mode,
         bn_out_of_reach, noise_out_of_reach, noise_live, batch_dependent, variance_below_eps,
         instance_norm, spectral_norm, noise_scale, output_nonfinite, input_differs, drift,
-        variance_shift, unexplained_gap, mode_switch_changes_state, mixed_modes,
+        variance_shift, unexplained_gap, mode_switch_changes_state, mixed_modes, bn_only_in_eval,
     )
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from examples.patients import Net, Patient, trained
@@ -43,6 +44,29 @@ def unexplained_gap(seed: int, broken: bool) -> Patient:
     model, batches = trained(seed, net)
     net.fc.merges_transposed = broken
     return Patient(model, batches, ("fc",))
+
+
+class OnlyInEval(nn.Module):
+    """Batch norm by a function in training, which does or does not write the layer's statistics."""
+
+    def __init__(self, norm: nn.BatchNorm2d, updates: bool) -> None:
+        super().__init__()
+        self.norm, self.updates = norm, updates
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return self.norm(x)
+        norm = self.norm
+        running = (norm.running_mean, norm.running_var) if self.updates else (None, None)
+        return F.batch_norm(x, *running, norm.weight, norm.bias, True)
+
+
+def bn_only_in_eval(seed: int, broken: bool) -> Patient:
+    """Training normalises by a function, which leaves the layer's running statistics alone."""
+    torch.manual_seed(seed)
+    net = Net()
+    net.bn2 = OnlyInEval(net.bn2, not broken)  # type: ignore[assignment]
+    return Patient(*trained(seed, net), ("bn2.norm",))
 
 
 class Prototypes(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,7 +81,13 @@ class Dense(Net):
         return self.fc(self.after_bn(x))
 
 
-def fit(model: nn.Module, batches: Batches, epochs: int = 3, rate: float = 0.1) -> nn.Module:
+def fit(
+    model: nn.Module,
+    batches: Batches,
+    epochs: int = 3,
+    rate: float = 0.1,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+) -> nn.Module:
     """Train with SGD and a linearly falling learning rate; the model stays in train mode."""
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, epochs * len(batches))
@@ -89,7 +95,7 @@ def fit(model: nn.Module, batches: Batches, epochs: int = 3, rate: float = 0.1) 
     for _ in range(epochs):
         for images, labels in batches:
             optimizer.zero_grad()
-            F.cross_entropy(model(images), labels).backward()
+            loss(model(images), labels).backward()
             optimizer.step()
             schedule.step()
     return model

@@ -7,41 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from examples.patients import Batches, Dense, Net, Patient, data, fit, norms, vectors
-
-NETS: dict[str, type[Net]] = {"MLP": Dense, "convolutional": Net}
-
-
-def inputs(net: str, seed: int) -> Batches:
-    return vectors(seed) if net == "MLP" else data(seed)
-
-
-@cache
-def _state(net: str, seed: int) -> dict[str, Tensor]:
-    torch.manual_seed(seed)
-    return fit(NETS[net](), inputs(net, seed), epochs=5, rate=0.05).state_dict()
-
-
-def healthy(net: str, seed: int) -> tuple[Net, Batches]:
-    """A trained network without a fault, in training mode."""
-    model = NETS[net]()
-    model.load_state_dict(_state(net, seed))
-    return model, inputs(net, seed)
-
-
-def built(net: str, seed: int, **noise: nn.Module) -> tuple[Net, Batches]:
-    """A network with these parts, trained with them."""
-    torch.manual_seed(seed)
-    batches = inputs(net, seed)
-    return cast(Net, fit(NETS[net](**noise), batches, epochs=5, rate=0.05)), batches
-
+from examples.patients import Net, Patient, data, fit, norms, vectors
+from tests.auditing import attacked, gaps
+from tests.auditing.nets import NETS, built, healthy, inputs
 
 # ---- an eps that is not that of training
 
@@ -212,5 +186,18 @@ KINDS = {
     "attention dropout in eval mode": Kind(attention_dropout, ("noise_live",)),
     "mode set in forward": Kind(mode_set_in_forward, ("bn_wrong_mode",)),
     "flag set after eval()": Kind(flag_set_after_eval, ("mixed_modes",)),
+    "merged without transpose": Kind(gaps.merged_without_transpose, ("unexplained_gap",)),
+    "own norm's statistics lost": Kind(gaps.own_norm_lost, ("unexplained_gap",)),
+    "input statistics lost": Kind(gaps.input_statistics_lost, ("unexplained_gap",)),
+    "codebook's average lost": Kind(gaps.codebook_lost, ("unexplained_gap",)),
+    "norm in eval mode only": Kind(gaps.norm_only_in_eval, ("bn_only_in_eval",)),
+    "norm skipped for single samples": Kind(gaps.skipped_for_one, ("batch_dependent",)),
+    "norm made in forward": Kind(gaps.made_in_forward, ("bn_out_of_reach",)),
+    "overflow in float16": Kind(gaps.overflow_in_half_precision, ("nonfinite",)),
+    "norm without running statistics": Kind(gaps.without_running_statistics, ("batch_dependent",)),
     "healthy: dither before a log": Kind(dither_before_a_log),
+    "healthy: attacked batches in turn": Kind(attacked.batches_in_turn),
+    "healthy: attacked halves": Kind(attacked.halves),
+    "healthy: halves with own norms": Kind(attacked.advprop),
+    "healthy: own norms, clean tests": Kind(attacked.advprop_tested_on_clean_samples),
 }

@@ -405,6 +405,16 @@ def test_a_pipe_and_links_in_circles_do_not_hang_the_audit(vshift, tmp_path):
     assert "--data: cannot read images/light/0000.png: not a regular file" in err
 
 
+def test_a_truncated_image_is_named(vshift, tmp_path):
+    words = image_tree(tmp_path / "images")
+    image = tmp_path / "images" / "light" / "2.png"
+    image.write_bytes(image.read_bytes()[:-30])
+    code, _, err = vshift("audit", "mine.py:net", "--data", "images", *words)
+    assert code == 2
+    assert "--data: cannot read images/light/2.png: " in err
+    assert "replace or delete it" in err
+
+
 def test_an_image_folder_without_images_is_refused(vshift, tmp_path):
     (tmp_path / "images" / "dark").mkdir(parents=True)
     _, _, err = vshift("audit", "mine.py:net", "--data", "images")

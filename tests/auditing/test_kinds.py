@@ -7,7 +7,8 @@ import pytest
 
 from examples.broken_models import examine
 from tests.auditing.conftest import codes
-from tests.auditing.kinds import KINDS, NETS
+from tests.auditing.kinds import KINDS
+from tests.auditing.nets import NETS
 
 NAMES = [name for name in KINDS if not name.startswith("eps")]
 

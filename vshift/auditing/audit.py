@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vshift.auditing.evidence import REPAIRED, SCORE_NAMES, Evidence
+from vshift.auditing.evidence import Evidence
 from vshift.auditing.findings import CHECKS, Finding
 from vshift.auditing.findings.base import list_layers
 from vshift.auditing.guard import (
@@ -21,6 +21,7 @@ from vshift.auditing.guard import (
     run_eagerly,
     unwrap,
 )
+from vshift.auditing.measurements import REPAIRED, SCORE_NAMES
 from vshift.auditing.passes import AuditedModel
 from vshift.auditing.repairs import Repair, try_repairs
 from vshift.auditing.report import Audit, NoiseReport, layer_rows, notes_on_unknowns
@@ -128,7 +129,6 @@ def _conclude(evidence: Evidence) -> Audit:
     findings: list[Finding] = []
     helpful: list[Repair] = []
     fixed: dict[str, Moments] = {}
-    evidence.repaired_scores = evidence.eval_scores
     for candidate in chain(early, late):
         scores = evidence.repaired_scores
         gain, repair = None, candidate.repair
@@ -149,7 +149,10 @@ def _conclude(evidence: Evidence) -> Audit:
             model.notes += filter(None, [candidate.note_if_dropped])
         else:
             findings.append(candidate.to_finding(gain))
-            evidence.is_accounted |= gain is None and findings[-1].severity in ("medium", "high")
+            explains = candidate.explains_gap
+            if explains is None:
+                explains = gain is None and findings[-1].severity in ("medium", "high")
+            evidence.is_accounted |= explains
     findings.sort(key=lambda finding: finding.harm, reverse=True)
     all_scores = {}
     for name, score in evidence.scores.items():

@@ -11,7 +11,6 @@ from pathlib import Path
 from torch import nn
 
 from vshift.auditing.audit import audit
-from vshift.auditing.evidence import find_prefix
 from vshift.auditing.findings.base import list_layers
 from vshift.auditing.guard import check_usable, seed_everything, unwrap
 from vshift.auditing.inputs import (
@@ -23,6 +22,7 @@ from vshift.auditing.inputs import (
     load_source,
     read_state,
 )
+from vshift.auditing.names import find_prefix
 from vshift.auditing.report import Audit
 from vshift.auditing.samples import AuditError
 from vshift.auditing.severity import SEVERITIES

@@ -6,7 +6,9 @@ finds the module at which the two modes part.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from vshift.auditing.guard import seed_everything
-from vshift.auditing.passes import CANNOT_RUN, AuditedModel
+from vshift.auditing.passes import CANNOT_RUN, AuditedModel, rms
+from vshift.auditing.repairs import Repair, applied, hold_in_eval, silence
 from vshift.auditing.samples import Batch, Samples, call, main_output, tensors_of
-from vshift.auditing.severity import output_change
+from vshift.auditing.severity import LEAST_CHANGE, output_change
+from vshift.shift.modes import noise_modules
 
 SINGLE_SAMPLES = 4  # tried one by one
 
@@ -70,13 +74,20 @@ def _change_alone(model: AuditedModel, together: Tensor, single: Sequence[Batch]
         try:
             with model.mode("eval"), torch.no_grad():
                 seed_everything(model.seed)
-                outputs.append(main_output(call(model.module, batch.inputs)).detach().float().cpu())
+                outputs.append(main_output(call(model.module, batch.inputs)).detach().cpu())
         except CANNOT_RUN:
             return 0.0
     if not outputs or not all(bool(output.isfinite().all()) for output in outputs):
         return 0.0
     alone = torch.cat(outputs)
-    return output_change(together[: len(alone)], alone)
+    # Other kernels sum in another order: outputs that are nearly the same for all samples would
+    # seem to differ by it.
+    kind = outputs[0].dtype
+    resolution = max(LEAST_CHANGE, 16 * torch.finfo(kind).eps if kind.is_floating_point else 0.0)
+    ours, theirs = together[: len(alone)], alone.float()
+    if rms(ours - theirs) <= resolution * rms(ours):
+        return 0.0
+    return output_change(ours, theirs)
 
 
 # A forward's hash per module in the order in which they end, and the output.
@@ -121,48 +132,100 @@ DEPARTS = 0.05  # relative change of an output from inputs that changed by less 
 KEPT_VALUES = 1024  # of a module's input or output per sample
 
 
-def first_departure(
-    model: AuditedModel, batch: Batch, fitting: Collection[str]
-) -> tuple[str, float] | None:
+@dataclass(frozen=True)
+class Departure:
     """The first module that makes another output of the same input in train and in eval mode.
 
-    Args:
-        fitting: batch norms that do so by the noise of a batch alone.
-
-    Returns:
-        Its name and the relative change of its output; None if there is none.
+    Attributes:
+        layer: its name.
+        change: of its output, relative.
+        only_in_training, only_in_eval: the modules inside that run in one of the modes only.
     """
-    records: list[list[tuple[str, Tensor | None, Tensor | None]]] = []
-    for mode in ("train", "eval"):
-        found: list[tuple[str, Tensor | None, Tensor | None]] = []
-        entered: list[Tensor | None] = []
 
-        def enter(name: str, module: nn.Module, inputs: Any, entered: Any = entered) -> None:
-            entered.append(_thinned(inputs))
+    layer: str
+    change: float
+    only_in_training: Sequence[str]
+    only_in_eval: Sequence[str]
 
-        def leave(
-            name: str, module: nn.Module, inputs: Any, output: Any, found: Any = found,
-            entered: Any = entered,
-        ) -> None:  # fmt: skip
-            found.append((name, entered.pop() if entered else None, _thinned(output)))
 
-        def run(enter: Any = enter, leave: Any = leave) -> None:
-            seed_everything(model.seed)
-            with torch.no_grad(), model.tracker.tracking(enter, leave):
-                call(model.module, batch.inputs)
+@contextmanager
+def _forward_of_training(model: AuditedModel, norms: Collection[str]) -> Iterator[None]:
+    """The model after its own train(), without noise, and with these batch norms in eval mode.
 
-        model.run_in(mode, run)
-        records.append(found)
-    in_training, in_eval = records
-    for (name, x, y), (other, z, w) in zip(in_training, in_eval, strict=False):
-        if name != other:
-            return None  # other modules run: there is no pair to compare
-        if x is None or y is None or z is None or w is None or name in fitting:
+    What is left of the difference from eval mode is what forward() does by its mode.
+    """
+    with applied(model, "train", [Repair("", changes=[hold_in_eval(norms), silence])]):
+        for module in noise_modules(model.module).values():
+            for part in module.modules():
+                part.training = False
+        yield
+
+
+def first_departure(
+    model: AuditedModel, batch: Batch, norms: Collection[str], random: Collection[str] = ()
+) -> Departure | None:
+    """Where the two modes part on a batch; None if they do not.
+
+    Args:
+        norms: batch norms that use their running statistics in both, as these are judged already.
+        random: modules whose noise follows the mode and cannot be switched off.
+    """
+    with _forward_of_training(model, norms):
+        in_training = _record(model, batch)
+    with model.mode("eval"):
+        in_eval = _record(model, batch)
+    for (layer, number), (given, output) in in_training.items():
+        inside = f"{layer}.".lstrip(".")
+        is_random = any(f"{name}.".startswith(inside) for name in random)
+        if is_random or (layer, number) not in in_eval:
             continue
-        change = output_change(w, y)
-        if change > DEPARTS and output_change(z, x) < 0.1 * change:
-            return name, change
+        other_given, other_output = in_eval[layer, number]
+        change = _change_between(output, other_output)
+        if change > DEPARTS and _change_between(given, other_given) < 0.1 * change:
+            return Departure(
+                layer,
+                change,
+                _only_in(in_training, in_eval, inside),
+                _only_in(in_eval, in_training, inside),
+            )
     return None
+
+
+def _only_in(ours: _Record, others: _Record, inside: str) -> list[str]:
+    """The modules of this prefix that one record has and the other has not."""
+    known = {name for name, _ in others}
+    names = dict.fromkeys(name for name, _ in ours)
+    return [name for name in names if name.startswith(inside) and name not in known]
+
+
+# A module's input and output in each of its calls, by name and number of the call.
+_Record = dict[tuple[str, int], tuple[Tensor | None, Tensor | None]]
+
+
+def _record(model: AuditedModel, batch: Batch) -> _Record:
+    """The calls of a forward, in the order in which they end."""
+    record: _Record = {}
+    calls: Counter[str] = Counter()
+    given: dict[int, Tensor | None] = {}  # by how deep the call is nested
+
+    def enter(name: str, module: nn.Module, inputs: Any) -> None:
+        given[len(model.tracker.stack)] = _thinned(inputs)
+
+    def leave(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        record[name, calls[name]] = given[len(model.tracker.stack) + 1], _thinned(output)
+        calls[name] += 1
+
+    seed_everything(model.seed)
+    with torch.no_grad(), model.tracker.tracking(enter, leave):
+        call(model.module, batch.inputs)
+    return record
+
+
+def _change_between(in_training: Tensor | None, in_eval: Tensor | None) -> float:
+    """The relative change; 0 where there is nothing to compare."""
+    if in_training is None or in_eval is None:
+        return 0.0
+    return output_change(in_eval, in_training)
 
 
 def _thinned(tree: Any) -> Tensor | None:

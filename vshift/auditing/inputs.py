@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from vshift.auditing.evidence import fit_to_names
+from vshift.auditing.names import fit_to_names
 from vshift.auditing.samples import AuditError
 from vshift.config import own_code
 from vshift.config.own import absolute

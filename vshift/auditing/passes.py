@@ -25,9 +25,10 @@ from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vshift.auditing.guard import SavedState, seed_everything
+from vshift.auditing.names import plain_name
 from vshift.auditing.samples import AuditError, Batch, Samples, call, main_output, tensors_of
 from vshift.auditing.severity import Loss, Scorer, Scores, output_change
-from vshift.auditing.trace import ModuleTracker, Silenced, Trace, plain_name, trace
+from vshift.auditing.trace import ModuleTracker, Silenced, Trace, trace
 from vshift.shift.modes import noise_modules
 from vshift.shift.stats import Moments, batch_moments
 from vshift.text import join_words
@@ -409,9 +410,13 @@ class _InputMeter:
         mean, variance = module.running_mean.clone(), module.running_var.clone()
         if name not in self._buffers_agree:
             measured = _measure(x)
-            agree = _close(mean, measured[0]) and _close(variance, measured[1])
-            self._buffers_agree[name] = agree
-            if not agree:
+            parts = sum(isinstance(m, _BatchNorm) for m in module.modules())
+            # A layer with batch norms inside may leave all of a batch but its first part to them.
+            own = measured if parts == 1 else _measure(x[: max(1, len(x) // parts)])
+            self._buffers_agree[name] = any(
+                _close(mean, found[0]) and _close(variance, found[1]) for found in (measured, own)
+            )
+            if not self._buffers_agree[name]:
                 self._add(name, *measured)
         if self._buffers_agree[name]:
             self._add(name, mean, variance, x.numel() // x.shape[1])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from vshift.auditing.evidence import is_initial
+from vshift.auditing.distances import is_initial
 from vshift.auditing.guard import preserving_random_state, run_eagerly, unwrap
 from vshift.auditing.passes import AuditedModel, Pass
 from vshift.auditing.samples import AuditError, Unpack, collect, unpack

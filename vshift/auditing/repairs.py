@@ -165,7 +165,16 @@ def silence(model: AuditedModel, stack: ExitStack) -> None:
     stack.enter_context(Silenced())
 
 
-def eval_hidden(model: AuditedModel, stack: ExitStack) -> None:
-    """Put modules that eval() does not reach into eval mode as they run."""
-    model.tracker.eval_hidden = True
-    stack.callback(setattr, model.tracker, "eval_hidden", False)
+def eval_hidden(statistics: Mapping[str, Moments]) -> Change:
+    """Put modules that eval() does not reach into eval mode as they run, with these statistics."""
+
+    def switch(name: str, module: nn.Module) -> None:
+        module.training = False
+        if isinstance(module, _BatchNorm) and name in statistics:
+            set_statistics(module, statistics[name])
+
+    def change(model: AuditedModel, stack: ExitStack) -> None:
+        model.tracker.on_hidden = switch
+        stack.callback(setattr, model.tracker, "on_hidden", None)
+
+    return change

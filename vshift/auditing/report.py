@@ -8,13 +8,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vshift.auditing.comparisons import EvalTests
-from vshift.auditing.evidence import REPAIRED, Evidence, any_trains, is_usable
+from vshift.auditing.distances import is_usable
+from vshift.auditing.evidence import Evidence
 from vshift.auditing.findings import Finding
 from vshift.auditing.findings.base import list_layers
+from vshift.auditing.measurements import REPAIRED, any_trains
+from vshift.auditing.names import plain_name
 from vshift.auditing.page import LEGEND, page
 from vshift.auditing.samples import tensors_of
 from vshift.auditing.severity import SEVERITIES, Gain
-from vshift.auditing.trace import NoiseSource, plain_name
+from vshift.auditing.trace import NoiseSource
 from vshift.shift.stats import Moments, shift_ratio
 from vshift.tables import Column, Table, render
 from vshift.text import (

@@ -264,7 +264,7 @@ def _severity(value: float, limits: tuple[float, float, float]) -> str:
 
 def _paired_error(before: Tensor | None, after: Tensor | None) -> float | None:
     """Standard error of the mean change of paired values."""
-    if before is None or after is None or len(before) < 2:
+    if before is None or after is None or len(before) < 2 or len(before) != len(after):
         return None
     return float((before - after).std(correction=1)) / math.sqrt(len(before))
 

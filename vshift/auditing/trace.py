@@ -26,19 +26,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vshift.auditing.guard import SavedState
+from vshift.auditing.names import in_quotes, plain_name
 from vshift.auditing.samples import Batch, call, main_output, tensors_of
 
 # ---- which module is running
-
-
-def plain_name(name: str) -> str:
-    """A module's or tensor's name without what torch.compile puts into it."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
-
-
-def in_quotes(name: str) -> str:
-    """A module's name for a sentence."""
-    return f'"{name}"' if name else "the model"
 
 
 Enter = Callable[[str, nn.Module, Any], None]
@@ -52,7 +43,8 @@ class ModuleTracker:
         hidden: modules that run but are no children of the model, by name: in plain lists, tuples
             and dicts, or made or fetched during a forward.
         built: those of them that were made during a forward.
-        eval_hidden: put hidden modules into eval mode as they are entered.
+        on_hidden: called with the name of each hidden module that is entered, and with it; not of
+            containers.
     """
 
     def __init__(self, model: nn.Module, saved: SavedState) -> None:
@@ -60,7 +52,7 @@ class ModuleTracker:
         self.stack: list[str] = []
         self.hidden: dict[str, nn.Module] = {}
         self.built: set[str] = set()
-        self.eval_hidden = False
+        self.on_hidden: Callable[[str, nn.Module], None] | None = None
         self._names: dict[int, str] = {id(m): plain_name(n) for n, m in model.named_modules()}
         self._contained: dict[int, str] = {}  # names of modules in lists, tuples and dicts
         for owner, module in model.named_modules():
@@ -89,8 +81,8 @@ class ModuleTracker:
         self.saved.add(module)
         # Containers keep their mode: it decides nothing, or a custom forward's branch.
         is_leaf = isinstance(module, _BatchNorm) or next(module.children(), None) is None
-        if self.eval_hidden and is_leaf:
-            module.training = False
+        if self.on_hidden is not None and is_leaf:
+            self.on_hidden(name, module)
         return name
 
     @contextmanager

@@ -93,9 +93,10 @@ def test_what_overflows_in_low_precision_is_as_grave_as_what_it_costs():
         model.bn2.running_var.fill_(float("inf"))
         model.bn2.running_mean *= 1000
     half = [(x.half(), y) for x, y in batches]
-    finding = next(f for f in audit(model.half(), half).findings if f.code == "nonfinite")
-    assert finding.severity == "high"
-    assert "float16 ends at 65,504: keep that layer in float32" in finding.message
+    (finding,) = audit(model.half(), half).findings
+    assert (finding.code, finding.severity) == ("nonfinite", "high")
+    assert "float16 ends at 65,504: re-estimating does not help." in finding.message
+    assert finding.advice == "keep that layer in float32"
 
 
 def deep(convolutional: bool) -> nn.Module:

@@ -1,6 +1,6 @@
 """The findings of an audit: a class each, and the order in which they are looked for."""
 
-from vshift.auditing.findings import batches, buffers, eps, mixtures, modes, noise, non_bn
+from vshift.auditing.findings import batches, buffers, eps, gap, mixtures, modes, noise, non_bn
 from vshift.auditing.findings.base import FAR, Check, Finding
 
 # The order decides twice. A layer's running statistics are explained by the first check that claims
@@ -14,6 +14,7 @@ CHECKS: tuple[Check, ...] = (
     buffers.NonFinite(),
     modes.BNWrongMode(),
     modes.BNOutOfReach(),
+    modes.BNOnlyInEval(),
     noise.NoiseWrongMode(),
     noise.NoiseOutOfReach(),
     noise.NoiseLive(),
@@ -37,7 +38,7 @@ CHECKS: tuple[Check, ...] = (
     noise.VarianceShift(),
     # These two are looked for after all repairs.
     buffers.Stale(at_least=0.0),
-    modes.UnexplainedGap(),
+    gap.UnexplainedGap(),
 )
 
 __all__ = ["CHECKS", "Check", "Finding"]

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from vshift.auditing.evidence import Evidence
+from vshift.auditing.names import in_quotes
 from vshift.auditing.repairs import Repair
 from vshift.auditing.severity import SEVERITIES, Gain
-from vshift.auditing.trace import in_quotes
 from vshift.text import list_names
 
 FAR = 0.5  # standard deviations; augmentation of training data makes up to 0.3
@@ -84,6 +84,9 @@ class CandidateFinding:
         least: the least severity, of what is wrong whatever it costs on these samples.
         explained: what the fault costs, where another comparison than the repair shows it; the
             finding's severity is the larger of the two.
+        explains_gap: whether it accounts for all that eval mode loses, whatever its repair gains;
+            by default if it is grave and no repair can be tried.
+        advice: for this case, instead of the check's.
     """
 
     check: Check
@@ -98,6 +101,8 @@ class CandidateFinding:
     drop_if_harmful: bool = False
     least: str = "info"
     explained: Gain | None = None
+    explains_gap: bool | None = None
+    advice: str = ""
 
     def to_finding(self, gain: Gain | None) -> Finding:
         """The finding, with what its repair gained."""
@@ -125,7 +130,7 @@ class CandidateFinding:
         found = "\n".join(line[:1].upper() + line[1:] for line in self.message.splitlines())
         return Finding(
             check.code, check.title, self.layer, severity, found, check.causes,
-            check.advice, tried, numbers, gain,
+            self.advice or check.advice, tried, numbers, gain,
         )  # fmt: skip
 
 

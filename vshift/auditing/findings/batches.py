@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from vshift.auditing.evidence import Evidence, effective_sample_size, standardized_distance
+from vshift.auditing.distances import effective_sample_size, standardized_distance
+from vshift.auditing.evidence import Evidence
 from vshift.auditing.findings.base import (
     RECALIBRATE,
     BufferCheck,
@@ -21,10 +22,10 @@ from vshift.auditing.findings.base import (
     plural,
     which_layers,
 )
+from vshift.auditing.names import in_quotes
 from vshift.auditing.repairs import Repair, set_running, statistics_by_call
 from vshift.auditing.samples import tensors_of
 from vshift.auditing.severity import LEAST_FALL, Gain
-from vshift.auditing.trace import in_quotes
 from vshift.shift.stats import Moments, averaged_batches
 
 SMALL_SAMPLE = 100  # n_eff below which the noise floor is above 0.1

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from vshift.auditing.evidence import Evidence, is_initial, is_usable
+from vshift.auditing.distances import is_initial, is_usable
+from vshift.auditing.evidence import Evidence
 from vshift.auditing.findings.base import (
     FAR,
     RECALIBRATE,
@@ -18,9 +19,9 @@ from vshift.auditing.findings.base import (
     plural,
     which_layers,
 )
+from vshift.auditing.names import in_quotes
 from vshift.auditing.repairs import Repair
 from vshift.auditing.severity import Gain
-from vshift.auditing.trace import in_quotes
 from vshift.text import pluralize
 
 
@@ -38,13 +39,14 @@ class NonFinite(BufferCheck):
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         bad = [n for n, running in evidence.running.items() if not is_usable(running)]
         if bad:
+            too_large = self._too_large(evidence, bad)
             found = self.candidate(
                 evidence,
                 bad,
                 f"the running statistics of {which_layers(evidence, bad)} hold inf, NaN or a "
                 "negative variance."
                 + f"\nThe first in forward order is {in_quotes(bad[0])}." * (len(bad) > 1)
-                + self._too_large(evidence, bad),
+                + too_large,
                 layer=bad[0],
                 first=bad[0],
             )
@@ -52,6 +54,8 @@ class NonFinite(BufferCheck):
             found.explained = Gain.between(
                 evidence.eval_scores, evidence.best_scores, "batch statistics"
             )
+            if too_large:
+                found.explains_gap, found.advice = True, "keep that layer in float32"
             yield found
 
     def _too_large(self, evidence: Evidence, layers: list[str]) -> str:
@@ -63,8 +67,7 @@ class NonFinite(BufferCheck):
                 limit = torch.finfo(buffer.dtype).max
                 return (
                     f"\nThe variance at {in_quotes(name)} is {largest:,.0f}, and "
-                    f"{str(buffer.dtype)[6:]} ends at {limit:,.0f}: keep that layer in float32, "
-                    "re-estimating does not help."
+                    f"{str(buffer.dtype)[6:]} ends at {limit:,.0f}: re-estimating does not help."
                 )
         return ""
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vshift.auditing.evidence import Evidence
 from vshift.auditing.findings.base import FAR, CandidateFinding, Check, list_layers, plural
+from vshift.auditing.names import in_quotes
 from vshift.auditing.repairs import Repair, set_eps, try_repairs
-from vshift.auditing.trace import in_quotes
 from vshift.text import join_words
 
 # The usual ones first: of two that fit alike, the earlier is taken.

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from vshift.auditing.evidence import Evidence, standardized_distance
+from vshift.auditing.distances import standardized_distance
+from vshift.auditing.evidence import Evidence
 from vshift.auditing.findings.base import (
     RECALIBRATE,
     BufferCheck,

@@ -1,12 +1,20 @@
-"""Modes that do not do what they say, and what eval mode loses without a cause that is found."""
+"""Modes that do not do what they say, and what a sample's output should not depend on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vshift.auditing.comparisons import first_departure
-from vshift.auditing.evidence import AFTER_EVAL, AS_GIVEN, SWITCHED, Evidence
-from vshift.auditing.findings.base import CandidateFinding, Check, list_layers, plural
+from vshift.auditing.distances import largest_healthy, noise_floor, standardized_distance
+from vshift.auditing.evidence import Evidence
+from vshift.auditing.findings.base import (
+    RECALIBRATE,
+    CandidateFinding,
+    Check,
+    list_layers,
+    plural,
+)
+from vshift.auditing.measurements import AFTER_EVAL, AS_GIVEN, SWITCHED
+from vshift.auditing.names import in_quotes
 from vshift.auditing.repairs import Repair, eval_hidden, hold_in_eval, set_mode
 from vshift.auditing.severity import (
     LEAST_CHANGE,
@@ -16,10 +24,7 @@ from vshift.auditing.severity import (
     least_severity,
     severity_of_change,
 )
-from vshift.auditing.trace import in_quotes
-from vshift.text import join_words, pluralize
-
-ALONE = 0.01  # relative change of a sample's output; kernels of another batch size round by less
+from vshift.shift.stats import Moments, layer_running_moments
 
 
 class ModeSwitchChangesState(Check):
@@ -148,7 +153,10 @@ class BNOutOfReach(Check):
         kept = [n for n in ran if n in tracker.hidden and n not in built and norms[n].training]
         layers = [*kept, *built]
         if layers:
-            changes = [set_mode(kept, False), *([eval_hidden] if built else [])]
+            # What is made anew has no statistics; a child would keep those of all batches.
+            averages = {n: m for n in built if (m := evidence.noise_off_pass.average(n))}
+            changes = [set_mode(kept, False), *([eval_hidden(averages)] if built else [])]
+            with_averages = ", with the statistics of all batches" if averages else ""
             yield CandidateFinding(
                 self,
                 layers[0],
@@ -156,8 +164,9 @@ class BNOutOfReach(Check):
                 "modules: out of eval()'s reach, and in no checkpoint.",
                 layers,
                 {"made_in_forward": bool(built)},
-                Repair("putting them into eval mode", changes=changes),
+                Repair(f"putting them into eval mode{with_averages}", changes=changes),
                 least=least_severity(max(tests.mates_change, tests.alone_change)),
+                explained=evidence.loss_alone,
             )
 
 
@@ -210,75 +219,62 @@ class BatchDependent(Check):
     def _alone(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         """Samples that give another output in a batch of their own."""
         change = evidence.tests.alone_change
-        if change > ALONE:
+        if evidence.loss_alone is not None:
             yield CandidateFinding(
                 self,
                 None,
                 "a sample alone gives another output than in a batch: they differ by "
                 f"{format_change(change)}.\nforward() does something else for a single sample.",
                 numbers={"alone_change": change},
-                severity=severity_of_change(change),
+                advice="let forward() do the same for a batch of one",
+                explains_gap=False,  # the modes are compared in larger batches
+                explained=evidence.loss_alone,
+                least=least_severity(change),
             )
 
 
-class UnexplainedGap(Check):
-    """Eval mode is worse than train mode, and the findings account for less than half of it."""
+class BNOnlyInEval(Check):
+    """Batch norms that run in eval mode and not in training, with statistics that do not fit."""
 
-    code = "unexplained_gap"
-    title = "eval mode is worse than train mode, and no finding explains most of it"
+    code = "bn_only_in_eval"
+    title = "batch norm runs in eval mode only, with statistics that do not fit"
     causes = (
-        "a part that computes something else in eval mode: weights merged wrongly, statistics that "
-        "are kept outside of batch norm modules and were lost, a branch on `self.training`"
+        "a forward() that normalises by a function or by another layer while `self.training`, so "
+        "that nothing updates the running statistics that eval mode uses"
     )
-    advice = (
-        "compare forward() of the named module in both modes; pass train_loader= (--train-data) if "
-        "the eval inputs may be preprocessed differently"
-    )
-
-    is_late = True
+    advice = f"call the same layer in both modes, as it follows its mode itself; {RECALIBRATE}"
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
-        if not evidence.has_open_gap:
+        model, distances, limits = evidence.model, dict[str, float](), dict[str, float]()
+        statistics: dict[str, Moments] = {}
+        for name in evidence.eval_pass.stats:
+            layer, stats = model.norms[name], evidence.noise_off_pass.stats.get(name)
+            running = layer_running_moments(layer)
+            is_elsewhere = name in (
+                *evidence.train_pass.stats,
+                *model.frozen,
+                *model.tracker.hidden,
+            )
+            if is_elsewhere or running is None or stats is None:
+                continue
+            moments = stats.average()
+            distance = standardized_distance(running, moments, layer.eps)
+            limit = largest_healthy(noise_floor(layer, stats))
+            if not distance <= limit:  # NaN is far too
+                distances[name], limits[name], statistics[name] = distance, limit, moments
+        if not statistics:
             return
-        gap, left = evidence.gap, evidence.gap_left
-        fitting = set(evidence.judged).difference(evidence.mismatched, evidence.slightly_off)
-        departure = first_departure(evidence.model, evidence.samples.first(), fitting)
-        layer, change = departure or (None, 0.0)
-        where = ""
-        if layer is not None:
-            where = (
-                f"\nThe modes part first at {in_quotes(layer)}: from the same input its output "
-                f"differs by {format_change(change)}."
-            )
-        ruled_out = [
-            text
-            for text, holds in (
-                (
-                    f"running statistics ({len(evidence.judged)} of {len(evidence.layers)} batch "
-                    "norms fit these inputs)",
-                    evidence.judged and not evidence.mismatched,
-                ),
-                ("noise in eval mode", evidence.tests.repeat_at is None),
-                ("the other samples of a batch", evidence.tests.mates_at is None),
-                ("modules out of eval()'s reach", not evidence.still_training),
-            )
-            if holds
-        ]
-        if ruled_out:
-            where += f"\nRuled out: {join_words(ruled_out)}."
-        is_repaired = evidence.repaired_scores is not evidence.eval_scores
-        repaired, repair = ", repaired as below," if is_repaired else "", None
-        if evidence.judged:
-            count = pluralize(len(evidence.judged), "batch norm")
-            statistics = {name: evidence.train(name) for name in evidence.judged}
-            repair = Repair(f"re-estimating all {count}", statistics=statistics)
+        layers = list(statistics)
+        worst = max(layers, key=lambda name: distances[name])
         yield CandidateFinding(
             self,
-            layer,
-            f"eval mode{repaired} is worse than {evidence.best_mode} on the same samples, and "
-            f"nothing found explains it.{where}",
-            [] if layer is None else [layer],
-            {"gap": gap.fall, "unexplained": left.fall, "departure": change},
-            repair,
-            explained=left,
+            worst,
+            f"{list_layers(layers)} {plural(layers, 'runs', 'run')} in eval mode and not in "
+            "training mode.\n"
+            f"The running statistics of {in_quotes(worst)} are off by {distances[worst]:.2g} "
+            "standard deviations of its inputs there.",
+            layers,
+            {"distance": distances[worst], "limit": limits[worst], "distances": distances},
+            Repair(f"re-estimating {plural(layers, 'it', 'them')}", statistics=statistics),
+            drop_if_no_gain=True,
         )

@@ -14,10 +14,11 @@ from torch.utils import _pytree as pytree
 from vshift.auditing.evidence import Evidence
 from vshift.auditing.findings.base import CandidateFinding, Check, list_layers, plural
 from vshift.auditing.guard import seed_everything
+from vshift.auditing.names import in_quotes
 from vshift.auditing.repairs import Repair, eval_hidden, scale_outputs, set_mode, silence
 from vshift.auditing.samples import call, tensors_of
 from vshift.auditing.severity import format_change, least_severity, severity_of_change
-from vshift.auditing.trace import SILENCEABLE, NoiseSource, in_quotes
+from vshift.auditing.trace import SILENCEABLE, NoiseSource
 from vshift.text import list_names, pluralize
 
 DRAWS = 32  # of a noise layer, to see its mean
@@ -107,7 +108,7 @@ class NoiseOutOfReach(_NoiseInEval):
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         if sources := self.sources(evidence):
             what = "out of eval()'s reach, as it is not among the model's modules"
-            repair = Repair("switching it off", changes=[eval_hidden, silence])
+            repair = Repair("switching it off", changes=[eval_hidden({}), silence])
             yield self.candidate(evidence, sources, what, repair)
 
 

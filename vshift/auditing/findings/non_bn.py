@@ -13,9 +13,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm as _SpectralNormHook
 
 from vshift.auditing.evidence import Evidence
 from vshift.auditing.findings.base import CandidateFinding, Check, list_layers, plural
+from vshift.auditing.names import in_quotes
 from vshift.auditing.repairs import Repair, set_mode
 from vshift.auditing.samples import call, tensors_of
-from vshift.auditing.trace import in_quotes
 
 WRONG_NORM = 1.2  # one power iteration per step lags behind moving weights by less
 POWER_STEPS = 50  # of power iteration: the norm to about a percent

@@ -1,0 +1,72 @@
+"""What eval mode loses without a cause in running statistics is found, with its place."""
+
+import pytest
+import torch
+from torch import nn
+
+from examples.broken_models import examine
+from examples.broken_modes import Adapter
+from tests.auditing import attacked, gaps
+from tests.auditing.conftest import codes
+from tests.auditing.nets import NETS, built, inputs
+from vshift import audit
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_place_is_found_though_batches_differ_from_the_average(net, seed):
+    """In batches of 32 vectors every batch norm's output differs by 20 % between the modes."""
+    (finding,) = examine(gaps.own_norm_lost(net, seed, True)).findings
+    assert (finding.code, finding.layer) == ("unexplained_gap", "after_bn")
+    assert finding.severity in ("medium", "high")
+    assert finding.evidence["departure"] > 1
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_modules_that_run_in_one_mode_are_named_with_the_place(net):
+    (finding,) = audit(*built(net, 0, after_bn=gaps.Branch(gaps.FEATURES[net]))).findings
+    assert (finding.code, finding.layer) == ("unexplained_gap", "after_bn")
+    assert '"after_bn.one" runs in training mode only.' in finding.message
+    assert '"after_bn.other" runs in eval mode only.' in finding.message
+
+
+class Shifted(nn.Module):
+    def forward(self, x):
+        return x if self.training else x + 0.27
+
+
+def test_a_small_loss_is_a_note_and_no_finding():
+    """A mean square of 1.07 against 1."""
+    torch.manual_seed(0)
+    model, rows = nn.Sequential(nn.Linear(20, 1), Shifted()), torch.randn(4096, 20)
+    targets = model(rows).detach() + torch.randn(4096, 1)
+    loader = list(zip(rows.split(64), targets.split(64), strict=True))
+    found = audit(model, loader, loss=gaps.squared_error, samples=None)
+    assert found.findings == []
+    assert any("eval mode loses a little that no finding explains" in n for n in found.notes)
+
+
+def test_norms_for_adversarial_samples_are_a_note_that_says_what_they_give(monkeypatch):
+    monkeypatch.setattr(attacked, "STEP", 1.0)
+    found = examine(attacked.advprop("convolutional", 0, False))
+    assert found.gap.severity in ("medium", "high")
+    assert found.findings == []
+    (note,) = [note for note in found.notes if "in training mode only" in note]
+    assert note.startswith('"bn1.auxiliary", "bn2.auxiliary", "bn3.auxiliary" run in training')
+    assert "with them: the loss falls from" in note
+
+
+def test_one_layer_with_another_inside_is_measured_by_its_own_part():
+    """Its running statistics are of the first half of a batch."""
+    found = examine(attacked.advprop_in_one_layer(0))
+    assert codes(found) == []
+    assert all(row["distance"] < row["limit"] for row in found.layers)
+
+
+def test_a_fault_beside_norms_for_adversarial_samples_is_found():
+    torch.manual_seed(0)
+    model = attacked.split(NETS["MLP"](), attacked.Split)
+    model.fc = Adapter(32, 4)
+    loader = attacked.train(model, inputs("MLP", 0), attacked.in_halves)
+    model.fc.merges_transposed = True
+    assert codes(audit(model, loader)) == ["unexplained_gap"]

@@ -1,0 +1,118 @@
+"""What eval mode loses without a cause that was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vshift.auditing.comparisons import first_departure
+from vshift.auditing.evidence import Evidence
+from vshift.auditing.findings.base import CandidateFinding, Check, list_layers, plural
+from vshift.auditing.names import in_quotes
+from vshift.auditing.repairs import Repair, set_mode, try_repairs
+from vshift.auditing.severity import Gain, format_change
+from vshift.auditing.trace import SILENCEABLE
+from vshift.text import join_words, pluralize
+
+
+class UnexplainedGap(Check):
+    """Eval mode is worse than train mode, and the findings account for less than half of it."""
+
+    code = "unexplained_gap"
+    title = "eval mode is worse than train mode, and no finding explains most of it"
+    causes = (
+        "a part that computes something else in eval mode: weights merged wrongly, statistics that "
+        "are kept outside of batch norm modules and were lost, a branch on `self.training`"
+    )
+    advice = (
+        "compare forward() of the named module in both modes; pass train_loader= (--train-data) if "
+        "the eval inputs may be preprocessed differently"
+    )
+
+    is_late = True
+
+    def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
+        gap, left = evidence.gap, evidence.gap_left
+        if not (evidence.has_open_gap or evidence.has_small_gap):
+            return
+        if self._is_by_design(evidence, left):
+            return
+        if evidence.has_small_gap:
+            evidence.model.notes.append(
+                f"eval mode loses a little that no finding explains: loss {left.loss_before:.3f} "
+                f"against {left.loss_after:.3f} (± {left.loss_error:.3f}) in {left.repair}; that "
+                "much may be by design, as where running statistics are of few batches"
+            )
+            return
+        sources = evidence.train_trace.sources
+        random = {source.layer for source in sources if source.function not in SILENCEABLE}
+        found = first_departure(evidence.model, evidence.samples.first(), evidence.judged, random)
+        where = ""
+        if found is not None:
+            where = (
+                f"\nThe modes part first at {in_quotes(found.layer)}: from the same input its "
+                f"output differs by {format_change(found.change)}."
+            )
+            for mode, names in (
+                ("training", found.only_in_training), ("eval", found.only_in_eval)
+            ):  # fmt: skip
+                if names:
+                    verb = plural(names, "runs", "run")
+                    where += f"\n{list_layers(names)} {verb} in {mode} mode only."
+        ruled_out = [
+            text
+            for text, holds in (
+                (
+                    f"running statistics ({len(evidence.judged)} of {len(evidence.layers)} batch "
+                    "norms fit these inputs)",
+                    evidence.judged and not evidence.mismatched,
+                ),
+                ("noise in eval mode", evidence.tests.repeat_at is None),
+                ("the other samples of a batch", evidence.tests.mates_at is None),
+                ("modules out of eval()'s reach", not evidence.still_training),
+            )
+            if holds
+        ]
+        if ruled_out:
+            where += f"\nRuled out: {join_words(ruled_out)}."
+        is_repaired = evidence.repaired_scores is not evidence.eval_scores
+        repaired, repair = ", repaired as below," if is_repaired else "", None
+        if evidence.judged:
+            count = pluralize(len(evidence.judged), "batch norm")
+            statistics = {name: evidence.train(name) for name in evidence.judged}
+            repair = Repair(f"re-estimating all {count}", statistics=statistics)
+        yield CandidateFinding(
+            self,
+            None if found is None else found.layer,
+            f"eval mode{repaired} is worse than {evidence.best_mode} on the same samples, and "
+            f"nothing found explains it.{where}",
+            [] if found is None else [found.layer],
+            {
+                "gap": gap.fall,
+                "unexplained": left.fall,
+                "departure": 0.0 if found is None else found.change,
+            },
+            repair,
+            explained=left,
+        )
+
+    def _is_by_design(self, evidence: Evidence, left: Gain) -> bool:
+        """Whether batch norms for training alone explain the gap, which is noted then.
+
+        Adversarial samples have such layers (AdvProp, Xie et al. 2020, arXiv 1911.09665), and eval
+        mode is for the others: with these layers and their running statistics nothing is lost.
+        """
+        layers = [name for name in evidence.layers if name not in evidence.eval_pass.stats]
+        if not layers or not set(layers).isdisjoint(evidence.mismatched):
+            return False
+        owners = {name.rpartition(".")[0] for name in layers}
+        repair = Repair("with them", changes=[set_mode(owners, True)])
+        with_them = try_repairs(evidence.model, evidence.samples, [repair])
+        gain = Gain.between(evidence.repaired_scores, with_them, repair.words)
+        if gain.fall is None or left.fall is None or gain.fall < 0.5 * left.fall:
+            return False
+        evidence.model.notes.append(
+            f"{list_layers(layers)} {plural(layers, 'runs', 'run')} in training mode only, as for "
+            f"adversarial samples: {gain.in_words()}; eval mode is for the other samples, audit "
+            "these alone"
+        )
+        return True
