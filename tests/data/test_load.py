@@ -31,7 +31,7 @@ def test_describe_needs_no_images():
 
 def test_the_catalog_lists_every_name(own_cache):
     entries = {entry.name: entry for entry in available()}
-    assert list(entries) == ["shapes", *SETS, "imagefolder", "FILE.py:FUNCTION"]
+    assert list(entries) == ["shapes", "patterns", *SETS, "imagefolder", "FILE.py:FUNCTION"]
     assert entries["cifar10"].where == str(own_cache / "cifar10")
     assert "vshift data fetch cifar10" in entries["cifar10"].note
 

@@ -42,6 +42,13 @@ class Augment(Section):
 NO_AUGMENT = Augment(crop=0, flip=False)
 
 
+class PlainAugment(Augment):
+    """Nothing that the images may not bear, unless it is asked for."""
+
+    crop: int = Field(0, ge=0, le=32, description=Augment.model_fields["crop"].description)
+    flip: bool = Field(False, description=Augment.model_fields["flip"].description)
+
+
 class _Data(Section):
     batch_size: int = Field(
         128, ge=2, le=10**6, description="Images per step; the epoch's last, smaller batch is kept."
@@ -86,7 +93,17 @@ class ImageFolder(_Data):
     channels: Literal[1, 3] = Field(3, description="3 reads images in colour, 1 in grey.")
 
 
-class Shapes(_Data):
+class Drawn(_Data):
+    """An embedded set: any number of images, drawn by code."""
+
+    train: int = Field(10_000, ge=10, le=1_000_000, description="Training images drawn.")
+    test: int = Field(2_000, ge=10, le=1_000_000, description="Test images drawn.")
+    seed: int = Field(
+        0, ge=0, lt=2**128, description="Seed of the drawings, independent of the run's own."
+    )
+
+
+class Shapes(Drawn):
     """Ten classes of 32×32 colour images drawn by code; nothing is downloaded.
 
     With `target: angle` the eight figures that show it: not disc and ring.
@@ -97,18 +114,16 @@ class Shapes(_Data):
         "class",
         description="What is learned: the figure's class, or by how many degrees it is turned.",
     )
-    train: int = Field(10_000, ge=10, le=1_000_000, description="Training images drawn.")
-    test: int = Field(2_000, ge=10, le=1_000_000, description="Test images drawn.")
-    seed: int = Field(
-        0, ge=0, lt=2**128, description="Seed of the drawings, independent of the run's own."
+
+
+class Patterns(Drawn):
+    """Ten random patterns of 16×16 colour pixels, each shifted at random and hidden in noise."""
+
+    name: Literal["patterns"] = Field(description="Random patterns.")
+    augment: PlainAugment = Field(
+        PlainAugment(),
+        description="How training images are changed at random; default: not at all.",
     )
-
-
-class OwnAugment(Augment):
-    """Nothing that the images may not bear, unless it is asked for."""
-
-    crop: int = Field(0, ge=0, le=32, description=Augment.model_fields["crop"].description)
-    flip: bool = Field(False, description=Augment.model_fields["flip"].description)
 
 
 LIBRARY = tuple(f"torchvision:{name}" for name in ("MNIST", "FashionMNIST", "KMNIST", "SVHN"))
@@ -137,8 +152,9 @@ class OwnData(OwnPart, _Data):
         description="Numbers to predict are brought to mean 0 and standard deviation 1 in "
         "training; RMSE and R² stay those of their own units.",
     )
-    augment: OwnAugment = Field(
-        OwnAugment(), description="How training images are changed at random; default: not at all."
+    augment: PlainAugment = Field(
+        PlainAugment(),
+        description="How training images are changed at random; default: not at all.",
     )
 
     @field_validator("name")
@@ -162,7 +178,7 @@ class OwnData(OwnPart, _Data):
 
 
 Data = Annotated[
-    Annotated[Cifar | ImageFolder | Shapes, Field(discriminator="name"), Tag("named")]
+    Annotated[Cifar | ImageFolder | Shapes | Patterns, Field(discriminator="name"), Tag("named")]
     | Annotated[OwnData, Tag("own")],
     own_or_named("name"),
 ]

@@ -115,7 +115,8 @@ def fetch(name: str, root: str | None = None) -> Path:
         hint = did_you_mean(name, SETS)
         raise DataError(
             f"{name!r}: nothing to download under this name; {hint + ' ' if hint else ''}there are "
-            f"{list_names(list(SETS), len(SETS))}; shapes is drawn by code, imagefolder is your own"
+            f"{list_names(list(SETS), len(SETS))}; shapes and patterns are drawn by code, "
+            "imagefolder is your own"
         )
     folder = root_of(name, root)
     if is_here(name, root):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vshift.config.data import Cifar, Data, ImageFolder, OwnData, Shapes
-from vshift.data import library, shapes
+from vshift.config.data import Cifar, Data, Drawn, ImageFolder, OwnData, Patterns, Shapes
+from vshift.data import library, patterns, shapes
 from vshift.data.folder import describe_folder, open_folder
 from vshift.data.source import Labels, Pixels, Selection, Source, select
 
@@ -63,6 +63,8 @@ def describe(config: Data) -> Description:
     if isinstance(config, OwnData):
         images = load(config)
         return Description(images.outputs, images.channels, images.size)
+    if isinstance(config, Patterns):
+        return Description(len(patterns.CLASSES), 3, patterns.SIZE)
     assert isinstance(config, Shapes)
     return Description(1 if config.target == "angle" else len(shapes.CLASSES), 3, shapes.SIZE)
 
@@ -72,7 +74,7 @@ def counts(config: Data) -> tuple[int, int, int] | None:
 
     None where only files or code say how many there are.
     """
-    if isinstance(config, Shapes):
+    if isinstance(config, Drawn):
         train, test = config.train, config.test
     elif config.name in library.SETS:
         train, test = library.SETS[config.name].train, library.SETS[config.name].test
@@ -85,9 +87,11 @@ def counts(config: Data) -> tuple[int, int, int] | None:
 def available() -> list[Entry]:
     """Every data set by name, embedded ones first."""
     entries = [
-        Entry("shapes", len(shapes.CLASSES), 32, 10_000, 2_000, "embedded",
-              "drawn by code; any number"),
-    ]  # fmt: skip
+        Entry(
+            name, len(of.CLASSES), of.SIZE, 10_000, 2_000, "embedded", "drawn by code; any number"
+        )
+        for name, of in (("shapes", shapes), ("patterns", patterns))
+    ]
     for name, found in library.SETS.items():
         here = library.is_here(name)
         note = "downloaded" if here else f"not downloaded: vshift data fetch {name}"
@@ -153,6 +157,8 @@ def open_source(config: Data) -> Source:
         return open_own(config)
     if isinstance(config, ImageFolder):
         return open_folder(config)
+    if isinstance(config, Patterns):
+        return patterns.open_patterns(config)
     assert isinstance(config, Shapes)
     return shapes.open_shapes(config)
 

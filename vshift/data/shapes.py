@@ -125,7 +125,7 @@ def angles(seed: int, part: str, count: int) -> Numbers:
     are symmetric, so the mirror image of one is turned by the negative.
     """
     chunks = range(-(-count // CHUNK))
-    turns = [_numbers(_generator(seed, PARTS[part], chunk))[ANGLE].ravel() for chunk in chunks]
+    turns = [_numbers(generator(seed, PARTS[part], chunk))[ANGLE].ravel() for chunk in chunks]
     drawn = _between(iter([np.concatenate(turns)[:count, None]]), -TURN, TURN)
     return np.degrees(drawn).astype(np.float32)
 
@@ -152,7 +152,7 @@ def draw(seed: int, part: str, count: int) -> Bytes:
 
 
 def _draw_chunk(seed: int, part: int, chunk: int) -> Bytes:
-    random = _generator(seed, part, chunk)
+    random = generator(seed, part, chunk)
     numbers = iter(_numbers(random))
     canvas = _background(numbers)
     _paint_figure(canvas, numbers)
@@ -164,7 +164,8 @@ def _draw_chunk(seed: int, part: int, chunk: int) -> Bytes:
     return np.ascontiguousarray(scaled.transpose(1, 2, 3, 0))
 
 
-def _generator(seed: int, part: int, chunk: int) -> np.random.PCG64:
+def generator(seed: int, part: int, chunk: int) -> np.random.PCG64:
+    """The random numbers of a chunk of images: their raw output is the same everywhere."""
     return np.random.PCG64(np.random.SeedSequence([seed, part, chunk]))
 
 

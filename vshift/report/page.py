@@ -98,6 +98,7 @@ def _policy(*scripts: str) -> str:
 
 _DATA = {
     "shapes": "shapes (drawn by vshift)",
+    "patterns": "patterns (drawn by vshift)",
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
 }
@@ -135,7 +136,7 @@ def data_sentences(study: Study) -> list[Markup]:
     kinds = {str(section.get("name")) for section in sections}
     limits = set()
     for section in sections:
-        suffix = "" if section.get("name") == "shapes" else "_limit"
+        suffix = "" if section.get("name") in ("shapes", "patterns") else "_limit"
         counts = {"training": section.get(f"train{suffix}"), "test": section.get(f"test{suffix}")}
         limits.add(
             tuple(f"{n:,} {part} images" for part, n in counts.items() if isinstance(n, int))

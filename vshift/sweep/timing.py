@@ -9,7 +9,7 @@ from itertools import count
 
 import torch
 
-from vshift.config.data import Shapes
+from vshift.config.data import Drawn
 from vshift.config.own import own_parts
 from vshift.config.schema import Config
 from vshift.data import ImageSet, Part, counts, describe, load
@@ -83,7 +83,7 @@ def _training_images(config: Config) -> int:
 def _few_images(config: Config, batches: int) -> ImageSet:
     """Random images like the config's, as many as these batches take."""
     data, n = config.data, batches * config.data.batch_size
-    if isinstance(data, Shapes):
+    if isinstance(data, Drawn):
         few = {"train": max(n, 10), "test": 10, "train_limit": None, "test_limit": None}
         return load(data.model_copy(update={**few, "validation": 0}))
     like = describe(data)
