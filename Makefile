@@ -52,7 +52,7 @@ $(READY): pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[$(EXTRAS)]'
 	@touch $@
 
-demo: $(READY)  ## train four small networks on the embedded images and compare them
+demo: $(READY)  ## train four small configs, two seeds each, on drawn images and compare them
 	$(VSHIFT) sweep configs/demo --jobs 2 --runs-dir $(RUNS)/demo
 
 test: $(READY)  ## run the whole test suite

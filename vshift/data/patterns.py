@@ -5,7 +5,7 @@ pixels down and right; what leaves comes in at the opposite edge. All is drawn i
 PCG64's raw output, so every machine draws the same bytes.
 
 A pattern is as often bright as dark in each colour: no mean colour tells it, and a network must
-find its parts. That takes features with a threshold, which a wrong variance moves.
+find its parts.
 """
 
 from __future__ import annotations
@@ -64,4 +64,5 @@ def _draw_chunk(patterns: Integers, seed: int, part: str, chunk: int) -> NDArray
     images = patterns[shown, (rows - down) % SIZE, (columns - right) % SIZE]
     raw = random.random_raw(2 * images.size // 8).astype("<u8").view(np.uint8)
     first, second = raw.reshape(2, *images.shape).astype(np.int64)
-    return (128 + CONTRAST * images + (first - second) // NOISE).astype(np.uint8)
+    pixels: NDArray[np.uint8] = (128 + CONTRAST * images + (first - second) // NOISE).astype("u1")
+    return pixels
