@@ -43,7 +43,7 @@ def test_which_layout_loses_and_how_much(study: Study) -> None:
 
 def test_which_differences_are_significant(study: Study) -> None:
     card, text = told(study)["significance"]
-    assert card.answer == "3 of 3 are"
+    assert card.answer == "3 of 3"
     assert "p &lt; 0.001" in text
     assert "Not tested (one seed): &lt;script&gt;" in text
 
@@ -53,7 +53,7 @@ def test_a_difference_that_is_not_significant_names_the_seeds_it_takes(tmp_path:
         for seed, error in enumerate(errors):
             make_run(tmp_path, name, seed, 100 - error, config=config_of(name, noise))
     card, text = told(collect(find_runs([tmp_path])))["significance"]
-    assert card.answer == "0 of 1 are"
+    assert card.answer == "None of 1"
     assert "<b>b</b> +0.75 (p = 0.504; about 24 seeds per config would be needed)" in text
 
 
@@ -226,7 +226,7 @@ def test_one_training_under_two_names_counts_once(tmp_path: Path) -> None:
     assert effects["high"].found.tests == 2
     assert effects["high"].found.p == effects["high-again"].found.p
     found = told(study)
-    assert found["significance"][0].answer == "2 of 2 are"
+    assert found["significance"][0].answer == "2 of 2"
     assert "high and high-again are the same trainings and count once." in found["significance"][1]
     note = "high and high-again are the same trainings: their marks cover each other."
     assert same_note(study) == note
@@ -287,7 +287,7 @@ def test_layouts_are_tested_against_each_other_where_there_is_no_baseline(tmp_pa
         for seed, error in enumerate(errors):
             make_run(tmp_path, position, seed, 100 - error, config=config_of(noise=noise))
     card, text = told(collect(find_runs([tmp_path])))["significance"]
-    assert card.answer == "1 of 1 are"
+    assert card.answer == "1 of 1"
     assert "<b>bn</b> against conv +7.87 (95 % CI" in text
 
 

@@ -12,12 +12,14 @@ from vshift.runs import RunFolder, lock
 from vshift.runs.lock import holder
 from vshift.sweep.slurm import known_jobs
 from vshift.sweep.status import (
+    Outcome,
     State,
     all_statuses,
     job_status,
     last_epoch,
     mark_queued,
     marker,
+    outcome,
     unmark_queued,
 )
 
@@ -211,3 +213,17 @@ def test_pipes_in_a_run_folder_stop_nobody(bench, one):
     assert state(bench, job) is State.running
     with pytest.raises(RunError, match="another process is training in"):
         lock.lock(folder)
+
+
+@pytest.mark.parametrize(("code", "stopping", "end"), [
+    (1, True, Outcome.stopped),  # a signal during an import, which becomes any error
+    (130, True, Outcome.stopped),
+    (-9, True, Outcome.stopped),
+    (1, False, Outcome.failed),
+    (-9, False, Outcome.failed),
+    (2, True, Outcome.refused),
+])  # fmt: skip
+def test_what_ends_while_a_sweep_stops_was_stopped(one, bench, code, stopping, end):
+    job, _, write = one
+    write(status="interrupted")
+    assert outcome(job, bench.runs, code, stopping) is end

@@ -116,10 +116,11 @@ def audit(
         "md": result.to_markdown,
         "json": result.to_json,
     }
-    echo(forms[form]())
+    # Files first: whoever reads stdout may stop reading it.
     if report is not None:
         write_named(report, "--report", result.to_html(model).encode())
     if fix is not None:
         echo(command.write_fixed(result, loaded, fix, weights), err=True)
+    echo(forms[form]())
     if fail_on is not None and result.fails(fail_on):
         raise typer.Exit(3)

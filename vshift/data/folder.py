@@ -106,7 +106,8 @@ def _parts(config: ImageFolder) -> tuple[Path, Path, Path]:
             there = list_names(_folders_in(root), SHOWN) or "none"
             raise DataError(
                 f"data.{key}: there is no folder `{name}` in {root} (folders there: {there}); "
-                f"name one of them with data.{key}"
+                "images lie in <part>/<class>/, the parts named by data.train_folder and "
+                "data.test_folder: where the classes are there, split them into train/ and test/"
             )
     train, test = root / config.train_folder, root / config.test_folder
     in_train, in_test = set(class_names(train)), set(class_names(test))

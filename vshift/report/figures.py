@@ -100,7 +100,7 @@ FIGURES = (
     Figure("modes", "Noise × BN statistics",
         "Accuracy with noise on and off, BN on the batch’s, on running and on re-estimated "
         "statistics: batch over running with noise off is what stale statistics cost.",
-        "No run has modes.json: measure.modes: true or `vshift recalibrate --modes` writes it.",
+        "No run has modes.json: measure.modes: true or “vshift recalibrate --modes” writes it.",
         "modes", charts.modes),
 )  # fmt: skip
 

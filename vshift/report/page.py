@@ -147,8 +147,8 @@ def data_sentences(study: Study) -> list[Markup]:
     if "imagefolder" in kinds:
         text.append(
             Markup(
-                "Re-compressed or resized images give other errors than their originals: do not "
-                "compare these numbers with published ones for CIFAR-10 or any other set."
+                "If a folder’s images are a published set’s, re-compressed or resized, their errors "
+                "are not comparable with those published for it."
             )
         )
     if kinds & {"cifar10", "cifar100"} and any(limits):

@@ -174,7 +174,7 @@ def outcome(job: Job, runs_dir: Path, code: int, stop_requested: bool) -> Outcom
         return Outcome.done
     if state is State.diverged:
         return Outcome.diverged
-    if stop_requested and (code in (130, 143) or code < 0):
+    if stop_requested and code not in (0, 2):  # a signal in an import is any error at all
         return Outcome.stopped
     if code == 2:
         return Outcome.elsewhere if holder(job.path(runs_dir)) else Outcome.refused

@@ -39,6 +39,8 @@ def _headline(study: Study, chosen: Recovered, lost: float | None) -> str:
     value, points, where = chosen.found.value, study.points, chosen.group.label
     doubt = "" if chosen.found.is_significant else ", not significant"
     doubt = doubt if chosen.found.is_tested else ", not tested"
+    if value < 0:
+        return f"nothing: it costs {study.format_score(-value)}{points} in {where}{doubt}"
     if lost is not None and value > lost:
         more = study.format_score(value - lost)
         return f"all {study.format_score(lost)}{points} and {more} more in {where}{doubt}"

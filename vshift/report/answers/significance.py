@@ -42,7 +42,7 @@ def card(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> Ca
         )
     fine += "Significant: p below 0.05."
     text = _by_significance(study, compared, effects[0].other if effects else None)
-    answer = f"{distinct(significant)} of {distinct(tested)} are"
+    answer = f"{distinct(significant) or 'None'} of {distinct(tested)}"
     return Card("significance", question, answer, text, Markup(fine))
 
 
