@@ -112,7 +112,7 @@ def test_a_damaged_checkpoint_says_what_to_do(folder: RunFolder, damage: str) ->
 
 def test_a_failed_checkpoint_keeps_the_old_one(folder: RunFolder) -> None:
     folder.save_checkpoint({"epoch": 1})
-    with pytest.raises(Exception, match="pickle|local object"):
+    with pytest.raises(Exception, match=r"pickle|local object"):
         folder.save_checkpoint({"epoch": lambda: 2})
     assert folder.load_checkpoint() == {"epoch": 1}
 

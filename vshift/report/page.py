@@ -147,7 +147,7 @@ def data_sentences(study: Study) -> list[Markup]:
     if "imagefolder" in kinds:
         text.append(
             Markup(
-                "If a folder’s images are a published set’s, re-compressed or resized, their errors "
+                "If a folder’s images are a published set’s, re-compressed or resized, the errors "
                 "are not comparable with those published for it."
             )
         )
