@@ -32,8 +32,14 @@ def test_describe_needs_no_images():
 def test_the_catalog_lists_every_name(own_cache):
     entries = {entry.name: entry for entry in available()}
     assert list(entries) == ["shapes", "patterns", *SETS, "imagefolder", "FILE.py:FUNCTION"]
+    assert entries["cifar10"].where == "vshift data fetch cifar10"
+
+
+def test_a_set_that_is_here_is_listed_with_its_folder(own_cache, monkeypatch):
+    monkeypatch.setattr("vshift.data.library.is_here", lambda name: name == "cifar10")
+    entries = {entry.name: entry for entry in available()}
     assert entries["cifar10"].where == str(own_cache / "cifar10")
-    assert "vshift data fetch cifar10" in entries["cifar10"].note
+    assert entries["cifar100"].where == "vshift data fetch cifar100"
 
 
 def test_the_package_is_imported_without_torch():

@@ -26,7 +26,7 @@ def data_list() -> None:
         [
             entry.name,
             *map(format_integer, (entry.classes, entry.size, entry.train, entry.test)),
-            f"{entry.where} ({entry.note})",
+            entry.where,
         ]
         for entry in available()
     ]

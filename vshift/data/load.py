@@ -37,7 +37,11 @@ class Description:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of `vshift data list`; counts are None where they depend on the user's images."""
+    """A line of `vshift data list`; counts are None where they depend on the user's images.
+
+    Attributes:
+        where: its folder, or where it comes from.
+    """
 
     name: str
     classes: int | None
@@ -45,7 +49,6 @@ class Entry:
     train: int | None
     test: int | None
     where: str
-    note: str
 
 
 def describe(config: Data) -> Description:
@@ -87,22 +90,18 @@ def counts(config: Data) -> tuple[int, int, int] | None:
 def available() -> list[Entry]:
     """Every data set by name, embedded ones first."""
     entries = [
-        Entry(
-            name, len(of.CLASSES), of.SIZE, 10_000, 2_000, "embedded", "drawn by code; any number"
-        )
+        Entry(name, len(of.CLASSES), of.SIZE, 10_000, 2_000, "drawn by code, any number")
         for name, of in (("shapes", shapes), ("patterns", patterns))
     ]
     for name, found in library.SETS.items():
-        here = library.is_here(name)
-        note = "downloaded" if here else f"not downloaded: vshift data fetch {name}"
-        where = str(library.root_of(name, None))
-        counts = found.classes, found.size, found.train, found.test
-        entries.append(Entry(name, *counts, where, note))
+        fetch_it = f"vshift data fetch {name}"
+        where = str(library.root_of(name, None)) if library.is_here(name) else fetch_it
+        entries.append(Entry(name, found.classes, found.size, found.train, found.test, where))
     unknown = (None,) * 4
     return [
         *entries,
-        Entry("imagefolder", *unknown, "data.root", "your own: <root>/train/<class>/*.jpg"),
-        Entry("FILE.py:FUNCTION", *unknown, "your code", "your own: returns (train, test)"),
+        Entry("imagefolder", *unknown, "yours: <data.root>/train/<class>/*.jpg"),
+        Entry("FILE.py:FUNCTION", *unknown, "yours: returns (train, test)"),
     ]
 
 
