@@ -57,6 +57,16 @@ def test_a_difference_that_is_not_significant_names_the_seeds_it_takes(tmp_path:
     assert "<b>b</b> +0.75 (p = 0.504; about 24 seeds per config would be needed)" in text
 
 
+def test_the_largest_significant_loss_is_not_called_the_largest(tmp_path: Path) -> None:
+    errors = {"none": (10.0, 10.1, 10.2), "a": (12.0, 12.1, 12.2), "b": (11.0, 40.0, 25.0)}
+    noises = {"none": None, "a": dropout(0.1), "b": dropout(0.5)}
+    for name, seeds in errors.items():
+        for seed, error in enumerate(seeds):
+            make_run(tmp_path, name, seed, 100 - error, config=config_of(name, noises[name]))
+    _, text = told(collect(find_runs([tmp_path])))["loss"]
+    assert "<b>a</b> (rate 0.1) loses most, of those that differ significantly: <b>2.00</b>" in text
+
+
 def test_one_seed_cannot_be_tested(tmp_path: Path) -> None:
     make_run(tmp_path, "a", config=config_of("a"))
     make_run(tmp_path, "b", 0, 80.0, config=config_of("b", dropout(0.5)))

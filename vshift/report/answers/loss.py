@@ -38,7 +38,7 @@ def card(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> Ca
         none = "No config has a higher {} than {}."
         text = say(none, column_name(study.score), bold(worst.other.label))
         return Card("loss", question, "None", [text, *duels])
-    sentences = [_most(study, worst)]
+    sentences = [_most(study, effects, worst)]
     losses = grouped((e.group.noise.layout, e.value) for e in effects)
     if len(losses) > 1:
         parts = [say("{} {}", bold(name), _range(study, own)) for name, own in losses.items()]
@@ -55,13 +55,15 @@ def card(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> Ca
     return Card("loss", question, answer, [*sentences, *duels], fine)
 
 
-def _most(study: Study, worst: Effect) -> Markup:
+def _most(study: Study, effects: Sequence[Effect], worst: Effect) -> Markup:
     """The config that loses most, by how much, and with which interval."""
     strength = worst.group.noise.strength_in_words
+    more = any(e.value > worst.value for e in effects)
     return say(
-        "{}{} loses most: {} {} more than {} ({} against {}; {}).",
+        "{}{} loses most{}: {} {} more than {} ({} against {}; {}).",
         bold(worst.group.label),
         f" ({strength})" if strength else "",
+        ", of those that differ significantly" if more else "",
         bold(study.format_score(worst.value)),
         study.unit,
         worst.other.label,
@@ -72,7 +74,7 @@ def _most(study: Study, worst: Effect) -> Markup:
 
 
 def _duels(study: Study, pairs: Sequence[Effect]) -> list[Markup]:
-    """Two layouts at the same strengths, a sentence for each two."""
+    """Two layouts at the same strengths: a sentence per layout, with all that lose less."""
     by_pair = grouped(
         (
             (e.group.noise.layout, e.other.noise.layout),
@@ -81,9 +83,19 @@ def _duels(study: Study, pairs: Sequence[Effect]) -> list[Markup]:
         )
         for e in pairs
     )
-    duel = "At the same strength, the {} of {} minus that of {}: {}."
-    what = column_name(study.score)
-    return [say(duel, what, bold(a), bold(b), join_html(own)) for (a, b), own in by_pair.items()]
+    by_layout = grouped(
+        (worse, say("{}: {}", bold(better), join_html(own)))
+        for (worse, better), own in by_pair.items()
+    )
+    return [
+        say(
+            "At the same strength, the {} of {} minus that of {}.",
+            column_name(study.score),
+            bold(worse),
+            Markup("; of ").join(others),
+        )
+        for worse, others in by_layout.items()
+    ]
 
 
 def _tested_in_words(study: Study, effects: Sequence[Effect], worst: Effect) -> str:
