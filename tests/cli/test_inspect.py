@@ -40,7 +40,7 @@ def test_noise_by_pattern_fits_a_terminal(vshift, config):
     code, out, _ = vshift("inspect", config, "--set", f"network={part}")
     assert code == 0
     _, table = out.split("\n\n")
-    assert "layer1.0.bn2.noise1    Dropout variance=0.4286, before bn2" in table
+    assert "layer1.0.bn2.noise1    Dropout rate=0.3, variance=0.4286, before bn2" in table
     assert max(map(len, table.splitlines())) <= 80
 
 

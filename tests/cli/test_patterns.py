@@ -116,7 +116,7 @@ def test_inspect_says_where_every_noise_sits(vshift, config):
         (f"blocks.{i}.bn2.noise1", f"before blocks.{i}.bn2") for i in (0, 1)
     ]
     _, out, _ = vshift("inspect", config)
-    assert "Dropout variance=1, before bn2" in out
+    assert "Dropout rate=0.5, variance=1, before bn2" in out
 
 
 @pytest.mark.parametrize(

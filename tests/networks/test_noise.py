@@ -403,7 +403,11 @@ def test_gradient_low_precision_and_memory_format(make, shape):
         ({"kind": "alpha_dropout", "rate": 0.3}, AlphaDropout, "rate=0.3"),
         ({"kind": "dropblock", "rate": 0.3}, DropBlock, "rate=0.3, size=7"),
         ({"kind": "dropblock", "rate": 0.3, "size": 4}, DropBlock, "rate=0.3, size=4"),
-        ({"kind": "stochastic_depth", "rate": 0.2}, Dropout, "variance=0.25, unit=sample"),
+        (
+            {"kind": "stochastic_depth", "rate": 0.2},
+            Dropout,
+            "rate=0.2, variance=0.25, unit=sample",
+        ),
         ({"kind": "gaussian", "sigma": 1, "unit": "sample"}, Gaussian, "variance=1, unit=sample"),
     ],
 )

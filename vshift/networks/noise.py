@@ -102,6 +102,9 @@ class Dropout(Multiplicative):
     def rate(self) -> float:
         return self.variance / (1 + self.variance)
 
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.4g}, {super().extra_repr()}"
+
     def draw(self, multiplier: Tensor) -> Tensor:
         keep = draw_mask(multiplier, self.rate)
         return multiplier.mul_(1 / keep)

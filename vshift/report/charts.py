@@ -121,7 +121,7 @@ def epoch_axis(frame: pd.DataFrame) -> alt.X:
     """Ticks at whole epochs: at each one where there are few."""
     epochs = sorted(int(epoch) for epoch in frame["epoch"].dropna().unique())
     values = epochs if len(epochs) <= 12 else alt.Undefined
-    return alt.X("epoch:Q", axis=alt.Axis(grid=False, format="d", values=values))
+    return alt.X("epoch:Q", axis=alt.Axis(grid=False, format="d", tickMinStep=1, values=values))
 
 
 def layer_rows(study: Study) -> tuple[alt.Y, int]:
@@ -156,7 +156,8 @@ def depth(study: Study) -> Any:
         x = alt.X("short:O", sort=list(study.layers.values()), title="BN layer, input to output",
             axis=alt.Axis(labelAngle=-40, grid=False))  # fmt: skip
     else:
-        x = alt.X("number:Q", title="BN layer, counted from the input", axis=alt.Axis(grid=False))
+        axis = alt.Axis(grid=False, format="d", tickMinStep=1)
+        x = alt.X("number:Q", title="BN layer, counted from the input", axis=axis)
     colour, shape = by_config(study)
     base = source("depth").transform_filter(VISIBLE)
     ends = {"low": "datum.ratio - datum.sd", "high": "datum.ratio + datum.sd"}

@@ -142,7 +142,7 @@ def choose(
     default = Choice(hardware.model_copy(update={"precision": _pinned() or PRECISIONS[0]}))
     if device.type != "cpu" or (_pinned() and not anew):
         return default
-    subject = _subject(config)
+    subject, has_noise = _subject(config), bool(config.network.noises)
     path = _path(subject, images)
     trial = None if anew else _read(path)
     with ExitStack() as stack:
@@ -162,8 +162,8 @@ def choose(
                 )
                 return default
             keep(path, trial.model_dump_json())
-            say(_in_words(trial))
-    return Choice(trial.choose(hardware, bool(config.network.noises)), trial)
+            say(_in_words(trial, Choice(trial.choose(hardware, has_noise), trial)))
+    return Choice(trial.choose(hardware, has_noise), trial)
 
 
 def _pinned() -> str | None:
@@ -173,10 +173,13 @@ def _pinned() -> str | None:
     return precision or None
 
 
-def _in_words(trial: Trial) -> str:
+def _in_words(trial: Trial, choice: Choice) -> str:
     speeds = sorted(trial.speeds.items(), key=lambda item: -item[1])
     listed = ", ".join(f"{setting} {format_integer(speed)}" for setting, speed in speeds)
-    return f"hardware.precision: auto: images/s in a trial, kept for this processor: {listed}"
+    return (
+        f"hardware.precision: auto: {choice.hardware.precision}, {choice.step}; images/s in a trial, "
+        f"kept for this processor: {listed}"
+    )
 
 
 # ---- what is tried
