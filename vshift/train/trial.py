@@ -177,8 +177,8 @@ def _in_words(trial: Trial, choice: Choice) -> str:
     speeds = sorted(trial.speeds.items(), key=lambda item: -item[1])
     listed = ", ".join(f"{setting} {format_integer(speed)}" for setting, speed in speeds)
     return (
-        f"hardware.precision: auto: {choice.hardware.precision}, {choice.step}; images/s in a trial, "
-        f"kept for this processor: {listed}"
+        f"hardware.precision: auto: {choice.hardware.precision}, {choice.step}; "
+        f"images/s in a trial, kept for this processor: {listed}"
     )
 
 
