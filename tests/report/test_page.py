@@ -259,7 +259,7 @@ def test_images_from_a_folder_are_never_passed_off_as_a_data_set(tmp_path: Path)
     assert data_names(study) == ["images in the folder “cifar10”, no published data set"]
     text = " ".join(data_sentences(study))
     assert "Limited to 4,000 training images." in text
-    assert "compare these numbers with published ones" in text
+    assert "not comparable with those published for it" in text
 
 
 def test_a_part_of_cifar10_is_not_comparable_either(tmp_path: Path) -> None:
