@@ -9,8 +9,9 @@ from vshift.errors import ConfigError, VShiftError
 
 POSITIONS = "before_last_bn, before_last_conv, before_bn, after_bn, before_pool, before_classifier"
 DATA = (
-    "cifar10, cifar100, imagefolder, shapes, patterns, torchvision:MNIST, torchvision:FashionMNIST, "
-    "torchvision:KMNIST, torchvision:SVHN, file.py:object, package.module:object"
+    "cifar10, cifar100, imagefolder, shapes, patterns, torchvision:MNIST, "
+    "torchvision:FashionMNIST, torchvision:KMNIST, torchvision:SVHN, file.py:object, "
+    "package.module:object"
 )
 NETWORKS = (
     "preresnet, resnet, wrn, resnext, densenet, vgg, vit, mlp, autoencoder, torchvision:NAME, "
