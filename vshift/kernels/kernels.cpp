@@ -286,7 +286,7 @@ struct Tile {
 constexpr int MOST = WIDE < 16 ? 2 : 4;  // of a tile's values, so that its sums fit into the registers
 
 // Calls work(tile) for all channels. Where WIDE does not divide them, the last tile overlaps its
-// neighbour.
+// neighbour; where there are fewer, tiles are of single floats, which the compiler vectorises.
 template <typename Work>
 inline void tiles(int64_t channels, Work work) {
     int64_t c = 0;
