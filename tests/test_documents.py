@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,15 @@ def test_a_page_names_only_files_that_exist(page):
         r"`((?:vshift|configs|docs|tests|examples|benchmarks)/[\w./-]+)`", page.read_text()
     )
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@every_page
+def test_a_page_has_one_title_that_it_begins_with(page):
+    levels = [len(marks) for marks in re.findall(r"^(#+) ", page.read_text(), re.M)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    skipped = [b for a, b in pairwise(levels) if b > a + 1]
+    assert not skipped, "a heading is at most one level below the one before it"
 
 
 def anchors(page: Path) -> set[str]:
