@@ -43,13 +43,12 @@ from vshift.train.loop import TrainStep
 PINNED = "VSHIFT_PRECISION"  # the environment's answer instead of a trial's
 PRECISIONS = ("bf16", "float32")  # the default first
 KINDS = ("auto", "eager")  # compiling takes longer than a trial may
-MARGIN = 1.05  # by which another setting must beat the default: a near tie must not flip
+MARGIN = 1.05  # by which float32 must beat bf16: a near tie must not flip
 ROUNDS, ENOUGH = 7, 5  # timed steps of each kind, and for how many there must be time
 FIRST, GROWTH = 4, 8.0  # images of the first steps, and the largest factor to more of them
 SECONDS = 6.0  # of a trial, without building its networks
 WAIT = 60.0  # seconds for other processes' trials, of which there is one at a time
 
-Setting = tuple[str, str]  # a precision and a kind of step
 Work = Callable[[int], None]  # a training step on this many images
 Clock = Callable[[], float]
 
@@ -69,28 +68,22 @@ class Trial(BaseModel):
     seconds: dict[str, list[float]]
     steps: dict[str, str]
 
-    def faster(self, default: Setting, other: Setting) -> Setting:
-        """The other setting if it beats the default one by MARGIN, in the median over rounds."""
-        one, two = (self.seconds.get(" ".join(setting), []) for setting in (default, other))
+    def faster(self, kind: str) -> str:
+        """The second precision if it beats the first by MARGIN, in the median over rounds."""
+        one, two = (self.seconds.get(f"{precision} {kind}", []) for precision in PRECISIONS)
         ratios = [a / b for a, b in zip(one, two, strict=False)]
-        return other if ratios and median(ratios) > MARGIN else default
+        return PRECISIONS[bool(ratios) and median(ratios) > MARGIN]
 
-    def choose(self, hardware: Hardware, has_noise: bool) -> Hardware:
-        """The settings with `auto` replaced.
+    def choose(self, hardware: Hardware) -> Hardware:
+        """The settings with the faster precision in place of `auto`.
 
-        The precision is the faster one with the step that runs by default, or with the eager step
-        where the config asks for that one or for the compiled one, which is not tried. With noise
-        the step stays `auto`: the kernels draw it faster than PyTorch does, and each kind draws
-        other numbers. Without noise a near tie takes the eager step, the simpler one, so that the
-        default is not slower than it.
+        It is the faster one with the step that runs by default, or with the eager step where the
+        config asks for that one or for the compiled one, which is not tried. The step stays what it
+        is: its kernels are nowhere slower than PyTorch's operations (benchmarks/README.md), each
+        kind of step draws other numbers, and the arms of a study are not to differ in it.
         """
         kind = "eager" if hardware.step in ("eager", "compiled") else "auto"
-        one, other = ((precision, kind) for precision in PRECISIONS)
-        precision, _ = self.faster(one, other)
-        step: str = hardware.step
-        if step == "auto" and not has_noise and f"{precision} eager" in self.seconds:
-            _, step = self.faster((precision, "eager"), (precision, "auto"))
-        return hardware.model_copy(update={"precision": precision, "step": step})
+        return hardware.model_copy(update={"precision": self.faster(kind)})
 
     @property
     def speeds(self) -> dict[str, float]:
@@ -163,7 +156,7 @@ def choose(
                 return default
             keep(path, trial.model_dump_json())
             is_new = True
-    choice = Choice(trial.choose(hardware, bool(config.network.noises)), trial)
+    choice = Choice(trial.choose(hardware), trial)
     if is_new:
         say(_in_words(trial, choice))
     return choice
