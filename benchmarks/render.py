@@ -55,7 +55,7 @@ def render_all(benches: Iterable[Results]) -> str:
             results.device.isa,
         ),
     )  # fmt: skip
-    sections = [f"### {_device(results)}\n\n{render(results)}" for results in benches]
+    sections = [f"### {_heading(results)}\n\n{render(results)}" for results in benches]
     for kind, title in {"cuda": "GPU", "cpu": "CPU"}.items():
         if not any(results.device.kind == kind for results in benches):
             sections.append(f"### {title}\n\nNot measured.\n")
@@ -149,6 +149,11 @@ def _logging(case: CaseResult, one: Contender) -> str:
 
 def _percent(share: float) -> str:
     return f"{format_number(100 * share, 0 if share >= 0.1 else 1)} %"
+
+
+def _heading(results: Results) -> str:
+    networks = dict.fromkeys(case.network for case in results.cases)
+    return f"{_device(results)}: {', '.join(networks)}"
 
 
 def _device(results: Results) -> str:

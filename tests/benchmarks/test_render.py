@@ -75,7 +75,8 @@ def test_a_capped_machine_a_precision_and_its_bound_are_named():
     text = render_all([capped, results])
     headings = [line for line in text.splitlines() if line.startswith("###")]
     assert headings[:2] == [
-        "### Some(R) Processor, 2 threads", "### Some(R) Processor, 2 threads, capped to avx2",
+        "### Some(R) Processor, 2 threads: preresnet-20",
+        "### Some(R) Processor, 2 threads, capped to avx2: preresnet-20",
     ]  # fmt: skip
     assert slug(capped.device) == "some-processor-2-threads-only-avx2"
     ours = best([*chosen, pinned.model_copy(update={"log": True})])
