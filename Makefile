@@ -1,4 +1,5 @@
-# make demo and make test set up everything they need in .venv; nothing else is installed or changed.
+# What make needs it installs into an environment that it makes itself, .venv; nothing else is changed.
+# Runs and tables (demo, sweep, compare, studies, paper) use a vshift that is installed already, if any.
 PYTHON  ?= python3
 VENV    ?= .venv
 # Extra arguments for pip, for instance --extra-index-url with PyTorch's CPU-only index.
@@ -26,9 +27,14 @@ BENCH_ARGS ?= --networks preresnet-20 --noise none,dropout,gaussian,uniform --pe
 GPU_PYTHON ?= $(or $(wildcard $(VENV)/bin/python),$(PYTHON))
 GPU_OUT ?= benchmarks/results/gpu
 DATA_ROOT ?=
-VSHIFT  := $(VENV)/bin/vshift
 AT_A_TIME = $(if $(JOBS),--jobs $(JOBS))
+# Only in an environment that make made.
 READY   := $(VENV)/.ready
+OWN     := $(VENV)/bin/vshift
+# A vshift that somebody else installed: in VENV, or on the PATH. (`|| true` lets a shell find it.)
+FOUND   := $(if $(wildcard $(READY)),,$(or $(wildcard $(OWN)),$(shell command -v vshift || true)))
+VSHIFT  := $(or $(FOUND),$(OWN))
+RUNS_IN := $(if $(FOUND),,$(READY))
 FAST    := $(addprefix tests/,auditing/test_audit.py auditing/test_exported.py auditing/test_probe.py \
   auditing/test_recalibrate.py cli/test_compare.py cli/test_main.py cli/test_recalibrate.py \
   cli/test_train.py compare/test_statistics.py compare/test_table.py config/test_load.py \
@@ -38,6 +44,7 @@ FAST    := $(addprefix tests/,auditing/test_audit.py auditing/test_exported.py a
   train/test_loop.py train/test_optimizer.py train/test_recalibrate.py)
 
 .DEFAULT_GOAL := help
+.PRECIOUS: $(READY)
 .PHONY: help setup demo test fast soak lint sweep compare studies paper bench gpu clean
 
 help:  ## show this list
@@ -48,11 +55,14 @@ setup: $(READY)  ## create .venv with vshift and its development tools
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "vshift needs Python 3.11 or newer; '$(PYTHON)' is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@[ ! -e $(VENV) ] || [ -e $@ ] || \
+	  { echo "make did not make $(VENV), and installs nothing there. Write make VENV=.venv-make $(MAKECMDGOALS), or, if it has all that make needs, touch $@" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
+	@touch -t 200001010000 $@  # its own from now on, and not ready until the next line succeeds
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[$(EXTRAS)]'
 	@touch $@
 
-demo: $(READY)  ## train four small configs, two seeds each, on drawn images and compare them
+demo: $(RUNS_IN)  ## train four small configs, two seeds each, on drawn images and compare them
 	$(VSHIFT) sweep configs/demo --jobs 2 --runs-dir $(RUNS)/demo
 
 test: $(READY)  ## run the whole test suite
@@ -75,31 +85,32 @@ lint: $(READY)  ## check style and types
 	$(VENV)/bin/ruff format --check vshift tests benchmarks
 	$(VENV)/bin/mypy
 
-sweep: $(READY)  ## train CONFIGS (files or folders) with SEEDS, JOBS at a time, skipping finished runs
+sweep: $(RUNS_IN)  ## train CONFIGS (files or folders) with SEEDS, JOBS at a time, skipping finished runs
 	$(VSHIFT) sweep $(CONFIGS) $(foreach s,$(SEEDS),--seed $(s)) $(AT_A_TIME) --runs-dir $(RUNS)
 
-compare: $(READY)  ## print the table of all runs under RUNS
+compare: $(RUNS_IN)  ## print the table of all runs under RUNS
 	$(VSHIFT) compare $(RUNS)
 
-studies: $(READY)  ## run every study of configs/studies with STUDY_SETS, JOBS runs at a time, and print its table
+studies: $(RUNS_IN)  ## run every study of configs/studies with STUDY_SETS, JOBS runs at a time, and print its table
 	@failed=0; for file in $(STUDIES); do \
 	  study=$$(basename $$file .yaml); echo; echo "## $$study"; \
-	  $(VSHIFT) sweep $$file $(STUDY_SETS) --jobs $(JOBS) --runs-dir $(RUNS)/studies/$$study || failed=1; \
+	  $(VSHIFT) sweep $$file $(STUDY_SETS) $(AT_A_TIME) --runs-dir $(RUNS)/studies/$$study || failed=1; \
 	done; exit $$failed
 
-paper: $(READY)  ## run the paper's TABLES with its NETWORKS on DATA, five seeds each (docs/paper.md)
+paper: $(RUNS_IN)  ## run the paper's TABLES with its NETWORKS on DATA, five seeds each (docs/paper.md)
 	$(VSHIFT) sweep $(foreach t,$(TABLES),$(foreach n,$(NETWORKS),configs/paper/$(t)-$(n).yaml)) \
 	  --set data.name=$(DATA) $(AT_A_TIME) $(PAPER_ARGS) --runs-dir $(RUNS)/paper/$(DATA)
 	@if [ -d $(RUNS)/paper ]; then \
 	  for table in $(TABLES); do $(VSHIFT) compare $(RUNS)/paper --view $$table || exit; done; fi
 
 bench: $(READY)  ## measure training speed with BENCH_ARGS, save it in benchmarks/results, write the table
-	$(VSHIFT) bench $(BENCH_ARGS) --json benchmarks/results
+	$(OWN) bench $(BENCH_ARGS) --json benchmarks/results
 	$(VENV)/bin/python -m benchmarks.render
 
 gpu:  ## on a machine with a GPU: its tests, the bench, a short study (on DATA_ROOT), in 9 minutes
 	@$(GPU_PYTHON) -m benchmarks.gpu --out '$(GPU_OUT)' $(if $(DATA_ROOT),--data-root '$(DATA_ROOT)')
 
-clean:  ## remove .venv and caches, but not the runs
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove the environment that make made, and caches, but not the runs
+	[ ! -e $(READY) ] || rm -rf $(VENV)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

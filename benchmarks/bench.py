@@ -62,6 +62,7 @@ from vshift.networks.build import build
 from vshift.networks.summary import trace
 from vshift.runs.folder import now
 from vshift.runs.prepare import git_commit
+from vshift.tables import width_of
 from vshift.text import pluralize
 from vshift.train.device import choose_device, configure
 from vshift.train.progress import Reporter
@@ -221,8 +222,7 @@ def bench_and_print(plan: Plan, path: Path | None, quiet: bool) -> None:
     except (KeyboardInterrupt, Stopped):
         saved = f"; what was timed until then is in {path}" if path else ""
         raise Interrupted(f"bench: interrupted{saved}") from None
-    # Markdown for a file or a pipe; its table is not aligned.
-    sys.stdout.write(render(results, "table" if sys.stdout.isatty() else "md"))
+    sys.stdout.write(render(results, width_of(sys.stdout)))
     failed = [
         f"{case.network}: {one.contender}"
         for case in results.cases

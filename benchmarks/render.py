@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from benchmarks.results import IN_TURN, CaseResult, Contender, Results, read_results
@@ -24,30 +25,51 @@ BEGIN = "<!-- Written by benchmarks/render.py from results/: do not edit. -->"
 END = "<!-- End of what render.py wrote. -->"
 Cell = Callable[[CaseResult, Contender], str]
 _TEXT = ("network", "noise", "contender")
+# Of columns on a narrow terminal, from the one that stays longest.
+_PRIORITY = {
+    "images/s": 99, "vshift is faster by": 90, "logging costs": 80, "n": 70, "min–max": 60,
+    "of arithmetic": 40,
+}  # fmt: skip
 
 
-def render(results: Results, kind: str = "md") -> str:
+def render(results: Results, width: int | None = None) -> str:
     """The table, what was left out, and a caption with device, versions and n.
 
     Args:
-        kind: one of `vshift.tables.FORMATS`.
+        width: of a terminal; None for Markdown.
     """
+
+    def write(table: Table) -> str:
+        kind = "md" if width is None else "table"
+        return tables.render(table, kind, terminal_width=width).rstrip("\n")
+
+    def wrap(text: str, others: str = "") -> str:
+        if width is None:
+            return text
+        return fill(
+            text, width, subsequent_indent=others, break_long_words=False, break_on_hyphens=False
+        )
+
     has_rows = any(case.contenders for case in results.cases)
-    parts = [tables.render(_table(results), kind).rstrip("\n")] if has_rows else []
-    if results.commands:
-        parts.append(tables.render(_commands(results), kind).rstrip("\n"))
+    parts = [write(_table(results))] if has_rows else []
+    parts += [write(_commands(results))] if results.commands else []
     left_out = [
         f"- {case.network}, batch {case.batch}, {case.noise}: {one.contender}: {one.reason}"
         for case in results.cases
         for one in case.left_out
     ]
     left_out += [f"- {name}: no time was left" for name in results.not_raced]
-    parts += ["\n".join(["Not measured:", "", *left_out])] if left_out else []
-    return "\n\n".join([*parts, _caption(results)]) + "\n"
+    lines = ["Not measured:", "", *(wrap(line, "  ") for line in left_out)]
+    parts += ["\n".join(lines)] if left_out else []
+    return "\n\n".join([*parts, wrap(_caption(results))]) + "\n"
 
 
-def render_all(benches: Iterable[Results]) -> str:
-    """A section per device; one that says "Not measured" if no GPU or no CPU is among them."""
+def render_all(benches: Iterable[Results], width: int | None = None) -> str:
+    """A section per device; one that says "Not measured" if no GPU or no CPU is among them.
+
+    Args:
+        width: of a terminal; None for Markdown.
+    """
     benches = sorted(
         benches,
         key=lambda results: (
@@ -55,7 +77,7 @@ def render_all(benches: Iterable[Results]) -> str:
             results.device.isa,
         ),
     )  # fmt: skip
-    sections = [f"### {_heading(results)}\n\n{render(results)}" for results in benches]
+    sections = [f"### {_heading(results)}\n\n{render(results, width)}" for results in benches]
     for kind, title in {"cuda": "GPU", "cpu": "CPU"}.items():
         if not any(results.device.kind == kind for results in benches):
             sections.append(f"### {title}\n\nNot measured.\n")
@@ -87,7 +109,8 @@ def _table(results: Results) -> Table:
         for case in results.cases
         for one in case.contenders
     ]
-    table = Table([Column(head, is_text=head in _TEXT) for head in columns], rows)
+    heads = [Column(head, _PRIORITY.get(head, 50), head in _TEXT) for head in columns]
+    table = Table(heads, rows, labels=list(columns).index("images/s"))
     return table.part([i for i in range(len(columns)) if any(row[i] != NONE for row in rows)])
 
 

@@ -1,4 +1,4 @@
-"""Comparisons and tables as text, for tests."""
+"""Comparisons and tables as text, for tests; on a terminal brief, as `vshift compare` is."""
 
 from typing import Any, TextIO
 
@@ -11,9 +11,9 @@ def as_table(table: Comparison | Table) -> Table:
     return to_table(table) if isinstance(table, Comparison) else table
 
 
-def render(table: Comparison | Table, kind: str, **options: Any) -> str:
-    return tables.render(as_table(table), kind, **options)
+def render(table: Comparison | Table, kind: str, *, brief: bool = True, **options: Any) -> str:
+    return tables.render(as_table(table), kind, brief=brief, **options)
 
 
 def write(table: Comparison | Table, kind: str, stream: TextIO, **options: Any) -> None:
-    tables.write(as_table(table), kind, stream, **options)
+    tables.write(as_table(table), kind, stream, brief=True, **options)

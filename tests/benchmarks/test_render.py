@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 
 from benchmarks.render import BEGIN, END, best, render, render_all, rendered
 from benchmarks.results import Command, Series, slug
@@ -26,6 +27,17 @@ def test_the_table_shows_median_range_and_n():
     assert plain["of arithmetic"] == "25 %"
     assert plain["of Inductor traffic"] == "50 %"
     assert peer["contender"] == "(a) plain"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_terminal_gets_the_columns_that_fit_and_the_names_of_the_others(width):
+    text = Text.from_ansi(render(make_results(), width)).plain
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    table, below, *_ = text.split("\n\n")
+    assert "images/s" in table
+    assert ("vshift is faster by" in table) == (width >= 80)
+    assert ("vshift is faster by" in below) == (width < 80)
+    assert below.startswith("Too narrow for: ") == (width < 200)
 
 
 def test_peers_are_compared_with_vshift_as_it_logs():

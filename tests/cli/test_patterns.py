@@ -141,7 +141,8 @@ def test_positions_of_a_network_that_cannot_be_traced_are_refused(vshift, config
     noise = "network.noise={kind: dropout, rate: 0.5, position: before_bn}"
     found = refused(vshift, "train", config, "--set", "network.name=net.py:Looks", "--set", noise)
     assert "network.noise.position: before_bn is unknown in this network: the model cannot" in found
-    assert "name modules with before or after" in found
+    its = "blocks.0.bn1, blocks.0.bn2, blocks.1.bn1 and 1 more"
+    assert f"name modules with before or after (BN layers: {its})" in found
 
 
 def test_a_run_that_stops_inside_an_epoch_resumes_bit_for_bit(config, tmp_path):

@@ -43,7 +43,10 @@ def test_the_saved_config_trains_the_same_run_again(vshift, config):
 
 
 def test_every_seed_of_the_config_is_trained(vshift, config):
-    assert vshift("train", config, "--set", "seeds=[4, 5]")[0] == 0
+    code, _, err = vshift("train", config, "--set", "seeds=[4, 5]")
+    assert code == 0
+    assert err.count("next: ") == 1
+    assert err.endswith("\nnext: vshift compare runs\n")
     assert sorted(p.name for p in Path("runs/small").iterdir()) == ["seed-4", "seed-5"]
 
 

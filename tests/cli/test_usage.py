@@ -1,5 +1,7 @@
 """Wrong command lines: what is wrong, the nearest word, what to write; exit code 2."""
 
+import re
+
 import pytest
 import typer.main
 
@@ -59,6 +61,9 @@ def commands(group, name=()):
 @pytest.mark.parametrize(("name", "command"), [*commands(typer.main.get_command(app))])
 def test_help_describes_every_argument_and_option(vshift, name, command):
     assert all(parameter.help for parameter in command.params), name
+    valued = [each for each in command.params if not getattr(each, "is_flag", False)]
+    assert all(each.metavar for each in valued), name  # else it would be a type of Python's
     code, out, _ = vshift(*name, "-h")
     assert code == 0
     assert out.startswith(f"Usage: vshift {' '.join(name)} ")
+    assert not re.search(r"<(list|int|str|float|path)\b|\b(INTEGER|FLOAT|TEXT|PATH)\b", out)

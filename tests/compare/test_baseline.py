@@ -40,7 +40,7 @@ def test_the_same_training_is_one_test_and_a_note(twice: Path) -> None:
     noisy, again = rows["noisy"], rows["noisy-again"]
     assert comparison.tests == 1
     assert noisy["p_adjusted"] == noisy["p_value"] == again["p_adjusted"]
-    assert "Holm over 1 difference)." in comparison.caption
+    assert "Holm over 1 difference)." in comparison.about_difference
     assert (
         "noisy and noisy-again are the same training with the same seeds under 2 names; they "
         "count once"
@@ -73,14 +73,6 @@ def test_no_noise_under_several_names_is_the_baseline(tmp_path: Path) -> None:
     assert rows["a-rate-0"]["p_value"] is None
     expected = welch(Sample(3, 11.733333, 0.642910), Sample(3, 10.033333, 0.550757))
     assert rows["noisy"]["p_adjusted"] == pytest.approx(expected.p_value, rel=1e-4)
-
-
-def test_two_networks_without_noise_leave_the_choice_to_a_person(tmp_path: Path) -> None:
-    arm(tmp_path, "a", BASE, None)
-    arm(tmp_path, "b", BASE, None, epochs=4)
-    _, comparison = rows_of(tmp_path)
-    assert comparison.baseline is None
-    assert any("choose one with --baseline: a, b" in note for note in comparison.notes)
 
 
 def test_runs_of_one_config_are_joined_whatever_hash_a_version_gave_them(tmp_path: Path) -> None:

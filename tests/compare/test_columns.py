@@ -115,7 +115,7 @@ def test_a_terminal_never_cuts_a_number(
         assert max(map(len, (line.rstrip() for line in lines))) <= width
         assert "1.050" in text
     if width == 60:
-        assert re.search(r"\d+ more\s+columns: --verbose\.", text)
+        assert re.search(r"\d+ more\s+columns:\s+vshift\s+compare\s+--verbose\.", text)
     if width == 200:
         assert "--verbose" not in text
         assert "block2.bn1" in text
@@ -141,9 +141,10 @@ def test_a_caption_has_three_lines_on_a_terminal_and_the_rest_with_verbose(
     below = plain_of(render(table, "table", terminal_width=width)).split("\n\n")[1]
     assert len(below.splitlines()) <= 3
     assert "--verbose" in below or width == 120
-    whole = plain_of(render(table, "table", terminal_width=width, verbose=True)).split("\n\n")[1]
+    shown, whole = plain_of(render(table, "table", terminal_width=width, brief=False)).split("\n\n")
     words = " ".join(whole.split())
-    assert words.startswith(table.caption)
+    assert words.startswith("Mean ± sample standard deviation over n seeds. Difference: ")
+    assert ("Interval: " in words) == ("interval" in shown)
     assert "Too narrow for: " in words
 
 
@@ -314,7 +315,7 @@ def test_the_statistics_columns(tmp_path: Path) -> None:
     assert cells["single"]["significant"] == "one seed"
     assert cells["base"]["significant"] == "–"
     assert cells["base"]["difference"] == "baseline"
-    assert "(Welch, Holm over 2 differences)" in comparison.caption
+    assert "(Welch, Holm over 2 differences)" in comparison.about_difference
     rows = {row["name"]: row for row in comparison.rows}
     assert rows["close"]["verdict"] == (
         "not significant (p = 0.288; about 21 seeds per config would be needed)"
@@ -396,7 +397,8 @@ def test_one_seed_everywhere_is_said_once(tmp_path: Path) -> None:
     make_run(tmp_path, "noisy", config=config_of(noise=dropout(0.5)))
     comparison = compare(find_runs([tmp_path]))
     assert "significant" not in [c.one_line for c in to_table(comparison).columns]
-    assert "One seed per config leaves differences untested; take 3 or more." in comparison.caption
+    untested = "One seed per config leaves differences untested; take 3 or more."
+    assert comparison.about_difference.endswith(untested)
 
 
 def test_the_caption_counts_what_is_left_out_and_says_what_differs(tmp_path: Path) -> None:

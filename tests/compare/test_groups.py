@@ -226,7 +226,7 @@ def test_the_difference_of_another_metric(tmp_path: Path) -> None:
         make_run(tmp_path, "noisy", seed, config=config_of(noise=dropout(0.5)), summary=summary)
     comparison = grouped(tmp_path, RATE, difference="validation_error")
     assert comparison.rows[1]["difference"] == 10.0
-    assert "validation error minus that of rate=none" in comparison.caption
+    assert "validation error minus that of rate=none" in comparison.about_difference
     assert comparison.rows[0]["validation_error_mean"] == 9.5
     assert comparison.rows[0]["test_error_mean"] == 10.0
 

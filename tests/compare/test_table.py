@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.factory import config_of, dropout, make_run, summary_of
-from vshift.compare import COLUMNS, Comparison, compare
+from vshift.compare import COLUMNS, Comparison, compare, to_table
 from vshift.errors import VShiftError
 from vshift.runs import find_runs
 
@@ -98,7 +98,7 @@ def test_difference_and_its_standard_error(tmp_path: Path) -> None:
     assert row_of(comparison, "single")["difference_se"] is None
     assert row_of(comparison, "base")["difference"] == 0.0
     assert comparison.baseline == "base"
-    assert "test error minus that of base, in points" in comparison.caption
+    assert "test error minus that of base, in points" in comparison.about_difference
 
 
 def test_the_only_config_without_noise_is_the_default_baseline(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_the_only_config_without_noise_is_the_default_baseline(tmp_path: Path) -
     make_run(tmp_path, "noisy", config=config_of(noise=dropout(0.5)))
     comparison = compared(tmp_path)
     assert comparison.baseline == "z-clean"
-    assert "z-clean, the only config without noise" in comparison.caption
+    assert "z-clean, the only config without noise" in comparison.about_difference
 
 
 def test_no_default_baseline_where_two_have_no_noise_or_there_is_one_row(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_no_default_baseline_where_two_have_no_noise_or_there_is_one_row(tmp_pat
     comparison = compared(tmp_path)
     assert comparison.baseline is None
     assert all(row["difference"] is None for row in comparison.rows)
-    assert "Difference" not in comparison.caption
+    assert comparison.about_difference == ""
 
 
 def test_a_difference_between_networks_is_noted(tmp_path: Path) -> None:
@@ -167,9 +167,21 @@ def test_several_configs_without_noise_leave_the_choice_to_the_user(tmp_path: Pa
     make_run(tmp_path, "b", config=config_of(noise=None, epochs=4))
     comparison = compared(tmp_path)
     assert comparison.baseline is None
-    assert comparison.notes == [
-        "no differences: several configs have no noise; choose one with --baseline: a, b"
+    assert to_table(comparison).notes == [
+        "no differences: several configs have no noise; choose a baseline with --baseline: a, b"
     ]
+
+
+def test_what_a_table_cannot_show_is_said(tmp_path: Path) -> None:
+    make_run(tmp_path, "lost", 0, 10.1, config=config_of(noise=dropout(0.5)))
+    make_run(tmp_path, "noisy", 0, 60.0, config=config_of(noise=dropout(0.3)))
+    runs = find_runs([tmp_path])
+    assert to_table(compare(runs)).notes == [
+        "no differences: no finished config is without noise; choose a baseline with --baseline: "
+        "lost, noisy",
+        "at chance level, so that differences say nothing of how much is lost: lost",
+    ]
+    assert to_table(compare(runs, metrics=["shift_ratio_mean"])).notes == []
 
 
 def test_an_unknown_baseline_names_the_nearest_and_all(tmp_path: Path) -> None:

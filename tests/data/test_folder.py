@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.conftest import EPS
 from tests.data.conftest import together
-from vshift.config.data import ImageFolder
+from vshift.config.data import IMAGE_FORMATS, ImageFolder
 from vshift.data import Description, describe, folder, load
 from vshift.errors import DataError
 
@@ -401,10 +401,11 @@ def test_an_image_starts_no_program(make_tree, ghostscript):
 def test_every_suffix_keeps_its_promise_and_a_wrong_one_is_read(make_tree):
     config = make_tree()
     place = Path(config.root) / "train" / "cat"
-    for suffix, form in folder.FORMATS.items():
+    for suffix, form in IMAGE_FORMATS.items():
+        assert re.search(rf"\b{suffix}\b", ImageFolder.__doc__ or "")  # and so in docs/config.md
         Image.new("RGB", (8, 8)).save(place / f"z.{suffix}", form)
     Image.new("RGB", (8, 8)).save(place / "jpeg.png", "JPEG")
-    assert len(load(config).train) == 6 + len(folder.FORMATS) + 1
+    assert len(load(config).train) == 6 + len(IMAGE_FORMATS) + 1
 
 
 @pytest.mark.timeout(20)

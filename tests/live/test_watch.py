@@ -144,6 +144,18 @@ def test_the_table_fits_and_cuts_no_number(width: int) -> None:
     assert ("images/s" in body) == (width >= 90)
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_once_on_a_terminal_names_the_columns_that_do_not_fit(width: int) -> None:
+    table = to_table([seen("a-long-name-of-a-study-rate-0.5"), seen("short", "interrupted")])
+    text = Text.from_ansi(render(table, "table", terminal_width=width)).plain
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    shown, caption = text.split("\n\n")
+    hidden = [column.head for column in table.columns if column.head not in shown]
+    assert ("images/s" in hidden) == (width < 120)
+    missing = f" Too narrow for: {', '.join(hidden)}; a wider terminal or a pipe shows them."
+    assert " ".join(caption.split()) == "1 running, 1 interrupted." + missing * bool(hidden)
+
+
 def test_more_runs_than_lines_are_counted() -> None:
     text = drawn([seen(f"r{i}") for i in range(30)], 80, 15)
     assert "20 more below" in text

@@ -150,6 +150,8 @@ def test_a_deep_copy_has_its_own_noise():
     [
         ({"before": "layer*.bn2"}, "network.noise.before: no module is called 'layer*.bn2'; the "
          "nearest are "),
+        ({"before": "norm*"}, "network.noise.before: no module is called 'norm*'; the nearest are "
+         "body.1, parts.0, "),
         ({"after": "bodi"}, "network.noise.after: no module is called 'bodi'; the nearest are "
          "body, "),
         ({"before": "unused"}, "network.noise.before: unused is never called in a forward pass, "

@@ -81,7 +81,15 @@ def test_channels_are_where_the_layer_has_them():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("word", "says"), [("layr*", "fc"), ("spare", "no module that runs")])
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("haed", "the nearest are head, "),
+        ("norm2", "the nearest are bn, "),
+        ("spare", "the nearest are "),
+        ("activation", "did you mean `activations`? the nearest are "),
+    ],
+)
 def test_a_pattern_without_a_match_is_refused(word, says):
     with pytest.raises(ConfigError, match=r"measure\.sites: no module that runs is called") as e:
         find_sites(network(), [word], IMAGES)

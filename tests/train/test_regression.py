@@ -119,7 +119,7 @@ def test_differences_are_of_the_rmse_where_there_is_no_error(tmp_path):
     assert comparison.metric == "test_rmse"
     row = next(row for row in comparison.rows if row["name"] == "noisy")
     assert row["difference"] == pytest.approx(9.35 - 8.25)
-    assert "Difference: test RMSE minus that of plain" in comparison.caption
+    assert "Difference: test RMSE minus that of plain" in comparison.about_difference
 
 
 def test_tables_show_the_rmse(folder):

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from vshift.auditing.names import fit_to_names
 from vshift.auditing.samples import AuditError
 from vshift.config import own_code
+from vshift.config.data import IMAGE_FORMATS
 from vshift.config.own import absolute
 from vshift.data import folder
 from vshift.errors import ConfigError
@@ -28,8 +29,8 @@ MODELS = (
     "torchvision:NAME, timm:NAME, FILE.py:FACTORY, FILE.pt2 (an exported program), or a run folder"
 )
 SOURCES = (
-    "an image folder (<folder>/<class>/*.jpg), torchvision:NAME@FOLDER, random, FILE.py:LOADER, or "
-    "for a run `train` or `test`"
+    "an image folder (<folder>/<class>/), torchvision:NAME@FOLDER, random, FILE.py:LOADER, or for "
+    "a run `train` or `test`"
 )
 
 # ---- models
@@ -291,7 +292,7 @@ def _image_folder(
         if empty:
             where = f"the class folders {list_names(empty)} in {path} have no images"
         raise AuditError(
-            f"{flag}: {where} ({', '.join(sorted(folder.FORMATS))}); put every class's images into "
+            f"{flag}: {where} ({', '.join(sorted(IMAGE_FORMATS))}); put every class's images into "
             f"a folder of its own, {path}/<class>/"
         )
     numbers = list(names if classes is None else classes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -11,8 +10,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from vshift.cli.options import Device
+from vshift.cli.options import DEVICES, Device
 from vshift.cli.streams import echo
+from vshift.tables import width_of
 
 
 def audit(
@@ -40,15 +40,17 @@ def audit(
         Path | None,
         typer.Option(
             "--weights",
+            metavar="FILE",
             help="A state dict: .safetensors, .pt or .pth; of a torchvision model also DEFAULT.",
         ),
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option("--reference", help="An earlier state dict to compare with.")
+        Path | None,
+        typer.Option("--reference", metavar="FILE", help="An earlier state dict to compare with."),
     ] = None,
     form: Annotated[
         Literal["table", "md", "json"],
-        typer.Option("--format", help="Format of the findings."),
+        typer.Option("--format", metavar="table|md|json", help="Format of the findings."),
     ] = "table",
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.html", help="Also write a page.")
@@ -60,32 +62,53 @@ def audit(
     fail_on: Annotated[
         str | None,
         typer.Option(
-            "--fail-on", help="Exit code 3 from this severity on: info, low, medium, high."
+            "--fail-on",
+            metavar="SEVERITY",
+            help="Exit code 3 from this severity on: info, low, medium, high.",
         ),
     ] = None,
     allow_noise: Annotated[
         list[str] | None,
-        typer.Option("--allow-noise", help="A module whose noise in eval is intended; repeatable."),
+        typer.Option(
+            "--allow-noise",
+            metavar="NAME",
+            help="A module whose noise in eval is intended; repeatable.",
+        ),
     ] = None,
     samples: Annotated[
-        int, typer.Option("--samples", help="Samples to use, in whole batches, at least 8 of them.")
+        int,
+        typer.Option(
+            "--samples", metavar="N", help="Samples to use, in whole batches, at least 8 of them."
+        ),
     ] = 512,
     batches: Annotated[
-        int | None, typer.Option("--batches", help="Batches to use instead, at least 2.")
+        int | None,
+        typer.Option("--batches", metavar="N", help="Batches to use instead, at least 2."),
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", min=1, help="Of images, as in training.", show_default="32"),
+        typer.Option(
+            "--batch-size", metavar="N", min=1, help="Of images, as in training.", show_default="32"
+        ),
     ] = None,
-    size: Annotated[int, typer.Option("--size", min=1, help="Images' height and width.")] = 224,
+    size: Annotated[
+        int, typer.Option("--size", metavar="N", min=1, help="Images' height and width.")
+    ] = 224,
     normalise: Annotated[
-        str, typer.Option("--normalise", help="Of images: imagenet, half or none.")
+        str,
+        typer.Option(
+            "--normalise", metavar="imagenet|half|none", help="Of images: imagenet, half or none."
+        ),
     ] = "imagenet",
     classes: Annotated[
-        int | None, typer.Option("--classes", min=1, help="Of a library's classifier.")
+        int | None, typer.Option("--classes", metavar="N", min=1, help="Of a library's classifier.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the noise and the images' order.")] = 0,
-    device: Annotated[Device, typer.Option("--device", help="Where to run.")] = "auto",
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="SEED", help="Of the noise and the images' order.")
+    ] = 0,
+    device: Annotated[
+        Device, typer.Option("--device", metavar=DEVICES, help="Where to run.")
+    ] = "auto",
 ) -> None:
     """Explain why a model is fine in train() and bad in eval(): which layer, and what helps."""
     from vshift.auditing import command
@@ -108,9 +131,8 @@ def audit(
         fail_on=fail_on,
         device=str(choose_device(device)),
     )
-    terminal = sys.stdout.isatty()
-    width = min(shutil.get_terminal_size().columns, 100) if terminal else 100
-    text = partial(result.to_text, width, terminal=terminal)
+    width = width_of(sys.stdout)
+    text = partial(result.to_text, min(width or 100, 100), terminal=width is not None)
     forms: dict[str, Callable[[], str]] = {
         "table": text,
         "md": result.to_markdown,

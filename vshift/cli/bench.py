@@ -9,14 +9,14 @@ from typing import Annotated, Literal
 import typer
 
 import vshift
-from vshift.cli.options import Device, Quiet
+from vshift.cli.options import DEVICES, Device, Quiet
 from vshift.cli.streams import echo
 from vshift.errors import ConfigError
 
 
 def bench(
     configs: Annotated[
-        list[Path] | None, typer.Argument(metavar="[CONFIG]…", help="With --trial.")
+        list[Path] | None, typer.Argument(metavar="CONFIG", help="With --trial.")
     ] = None,
     trial: Annotated[
         bool,
@@ -28,41 +28,60 @@ def bench(
     networks: Annotated[
         str,
         typer.Option(
-            "--networks", help="Comma-separated, such as preresnet-20,wrn-28-10; paper: its four."
+            "--networks",
+            metavar="NAME,…",
+            help="Comma-separated, such as preresnet-20,wrn-28-10; paper: its four.",
         ),
     ] = "preresnet-20",
     batch: Annotated[
-        str, typer.Option("--batch", help="Images per step, comma-separated.")
+        str, typer.Option("--batch", metavar="N,…", help="Images per step, comma-separated.")
     ] = "128",
     noise: Annotated[
-        str, typer.Option("--noise", help="none, dropout, gaussian, uniform; comma-separated.")
+        str,
+        typer.Option(
+            "--noise", metavar="KIND,…", help="none, dropout, gaussian, uniform; comma-separated."
+        ),
     ] = "none,dropout",
     kinds: Annotated[
-        str, typer.Option("--kinds", help="Kinds of training step, comma-separated.")
+        str,
+        typer.Option("--kinds", metavar="KIND,…", help="Kinds of training step, comma-separated."),
     ] = "auto",
     log: Annotated[
         Literal["on", "off", "both"],
-        typer.Option("--log", help="Every layer's variances logged: on, off or both."),
+        typer.Option(
+            "--log", metavar="on|off|both", help="Every layer's variances logged: on, off or both."
+        ),
     ] = "both",
     peers: Annotated[
         bool, typer.Option("--peers", help="Race the loops of benchmarks/peers.py as well.")
     ] = False,
     peer: Annotated[
         list[str] | None,
-        typer.Option("--peer", help="Only this one: plain, bf16 or airbench; repeatable."),
+        typer.Option(
+            "--peer", metavar="NAME", help="Only this one: plain, bf16 or airbench; repeatable."
+        ),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", min=1, help="Per timing. Default: 15 on a CPU, 200 on a GPU."),
+        typer.Option(
+            "--steps", metavar="N", min=1, help="Per timing. Default: 15 on a CPU, 200 on a GPU."
+        ),
     ] = None,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timings per contender.")] = 5,
+    repeats: Annotated[
+        int, typer.Option("--repeats", metavar="N", min=1, help="Timings per contender.")
+    ] = 5,
     budget: Annotated[
         float | None,
-        typer.Option("--budget", min=0, help="Seconds after which nothing is started."),
+        typer.Option(
+            "--budget", metavar="SECONDS", min=0, help="Seconds after which nothing is started."
+        ),
     ] = None,
-    device: Annotated[Device, typer.Option("--device", help="Where to run.")] = "auto",
+    device: Annotated[
+        Device, typer.Option("--device", metavar=DEVICES, help="Where to run.")
+    ] = "auto",
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads of each contender.")
+        int | None,
+        typer.Option("--threads", metavar="N", min=1, help="CPU threads of each contender."),
     ] = None,
     as_json: Annotated[
         Path | None,
@@ -78,6 +97,7 @@ def bench(
         str | None,
         typer.Option(
             "--isa",
+            metavar="NAME,…",
             help="Cap the CPU's instructions, each in its own process: native, avx512_bf16, "
             "avx512, avx2; comma-separated.",
         ),
@@ -108,8 +128,9 @@ def bench(
     if tables:
         from benchmarks.render import render_all
         from benchmarks.results import read_results
+        from vshift.tables import width_of
 
-        echo(render_all(map(read_results, tables)), end="")
+        echo(render_all(map(read_results, tables), width_of(sys.stdout)), end="")
         return
     from benchmarks.cases import make_cases, numbers, words
 

@@ -11,7 +11,7 @@ import typer
 from vshift.cli.options import RunsDirs
 from vshift.cli.streams import echo
 from vshift.errors import VShiftError
-from vshift.tables import Format, write
+from vshift.tables import FORMATS, Format, write
 
 if TYPE_CHECKING:
     from vshift.compare import CompareOptions
@@ -19,9 +19,15 @@ if TYPE_CHECKING:
 
 def compare(
     runs_dirs: RunsDirs,
-    form: Annotated[Format, typer.Option("--format", help="How the table is written.")] = "table",
+    form: Annotated[
+        Format,
+        typer.Option("--format", metavar="|".join(FORMATS), help="How the table is written."),
+    ] = "table",
     baseline: Annotated[
-        str | None, typer.Option("--baseline", help="The config that differences are taken to.")
+        str | None,
+        typer.Option(
+            "--baseline", metavar="NAME", help="The config that differences are taken to."
+        ),
     ] = None,
     by: Annotated[
         str | None,
@@ -35,7 +41,11 @@ def compare(
     ] = None,
     value: Annotated[
         str | None,
-        typer.Option("--value", help="… and what is in it: a metric (test_error) or difference."),
+        typer.Option(
+            "--value",
+            metavar="NAME",
+            help="… and what is in it: a metric (test_error) or difference.",
+        ),
     ] = None,
     metrics: Annotated[
         str | None,
@@ -51,11 +61,19 @@ def compare(
     ] = None,
     where: Annotated[
         str | None,
-        typer.Option("--where", help="Only these runs: 'network.noise.rate < 0.5 and seed != 2'."),
+        typer.Option(
+            "--where",
+            metavar="CONDITION",
+            help="Only these runs: 'network.noise.rate < 0.5 and seed != 2'.",
+        ),
     ] = None,
     view: Annotated[
         str | None,
-        typer.Option("--view", help="A table of the paper: table3, table4, table6 or figure4."),
+        typer.Option(
+            "--view",
+            metavar="VIEW",
+            help="A table of the paper: table3, table4, table6 or figure4.",
+        ),
     ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="The whole caption on a terminal, not three lines.")
@@ -102,6 +120,6 @@ def print_comparison(
     from vshift.runs import find_runs
 
     table = table_of(find_runs(runs), options or CompareOptions())
-    write(table, form, sys.stdout, verbose=verbose)
+    write(table, form, sys.stdout, brief=not verbose)
     for note in table.notes:
         echo(note, err=True)

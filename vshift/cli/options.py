@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
 Device = Literal["auto", "cpu", "cuda"]
+DEVICES = "|".join(get_args(Device))
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
 RunsDirs = Annotated[
     list[Path],
@@ -19,10 +20,13 @@ Sets = Annotated[
         "--set", metavar="KEY=VALUE", help="Change a value, e.g. network.depth=32; repeatable."
     ),
 ]
-RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where run folders go.")]
-DeviceOption = Annotated[Device | None, typer.Option("--device", help="Instead of the config's.")]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Where run folders go.")]
+DeviceOption = Annotated[
+    Device | None, typer.Option("--device", metavar=DEVICES, help="Instead of the config's.")
+]
 Seeds = Annotated[
-    list[int] | None, typer.Option("--seed", help="Instead of the config's seeds; repeatable.")
+    list[int] | None,
+    typer.Option("--seed", metavar="SEED", help="Instead of the config's seeds; repeatable."),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Replace existing runs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]

@@ -56,21 +56,26 @@ def recalibrate(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
     methods: Annotated[
         list[str] | None,
-        typer.Option("--method", help="See RecalibrateCommand."),
+        typer.Option("--method", metavar="METHOD", help="See RecalibrateCommand."),
     ] = None,
     batches: Annotated[
-        int | None, typer.Option("--batches", help="Training batches to take statistics of.")
+        int | None,
+        typer.Option("--batches", metavar="N", help="Training batches to take statistics of."),
     ] = None,
     modes: Annotated[
         bool, typer.Option("--modes", help="Also write the mode matrix, modes.json.")
     ] = False,
     monte_carlo: Annotated[
-        int, typer.Option("--monte-carlo", help="Also test with this many passes with noise on.")
+        int,
+        typer.Option(
+            "--monte-carlo", metavar="N", help="Also test with this many passes with noise on."
+        ),
     ] = 0,
     monte_carlo_bn: Annotated[
         int,
         typer.Option(
             "--monte-carlo-bn",
+            metavar="N",
             help="Also test with this many passes with BN on single training batches' statistics.",
         ),
     ] = 0,

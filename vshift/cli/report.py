@@ -15,15 +15,24 @@ from vshift.cli.streams import echo
 
 def report(
     runs_dirs: RunsDirs,
-    out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.html", help="The page.")] = Path(
+        "report.html"
+    ),
     figures: Annotated[
-        Path | None, typer.Option("--figures", help="Also write each figure as SVG and PDF here.")
+        Path | None,
+        typer.Option(
+            "--figures", metavar="DIR", help="Also write each figure as SVG and PDF here."
+        ),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option("--baseline", help="The config that differences are taken to.")
+        str | None,
+        typer.Option(
+            "--baseline", metavar="NAME", help="The config that differences are taken to."
+        ),
     ] = None,
     title: Annotated[
-        str | None, typer.Option("--title", help="Of the page. Default: the folders' names.")
+        str | None,
+        typer.Option("--title", metavar="TITLE", help="Of the page. Default: the folders' names."),
     ] = None,
 ) -> None:
     """Write one HTML file, readable without a network: answers, tables and figures."""

@@ -28,15 +28,19 @@ def sweep(
         int | None,
         typer.Option(
             "--jobs",
+            metavar="N",
             min=1,
             help="Runs at a time. Default: one per GPU, one without GPUs, 100 with --slurm.",
         ),
     ] = None,
     jobs_per_gpu: Annotated[
-        int, typer.Option("--jobs-per-gpu", min=1, help="Runs that share a GPU.")
+        int, typer.Option("--jobs-per-gpu", metavar="N", min=1, help="Runs that share a GPU.")
     ] = 1,
     retries: Annotated[
-        int, typer.Option("--retries", min=0, help="Further attempts at a run that failed.")
+        int,
+        typer.Option(
+            "--retries", metavar="N", min=0, help="Further attempts at a run that failed."
+        ),
     ] = 1,
     fail_fast: Annotated[
         bool,
@@ -55,21 +59,32 @@ def sweep(
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: JSON.")] = False,
     quiet: Quiet = False,
     on_slurm: Annotated[bool, typer.Option("--slurm", help="Submit the runs to Slurm.")] = False,
-    partition: Annotated[str | None, typer.Option("--partition", help="Slurm: partition.")] = None,
-    account: Annotated[str | None, typer.Option("--account", help="Slurm: account.")] = None,
+    partition: Annotated[
+        str | None, typer.Option("--partition", metavar="NAME", help="Slurm: partition.")
+    ] = None,
+    account: Annotated[
+        str | None, typer.Option("--account", metavar="NAME", help="Slurm: account.")
+    ] = None,
     limit: Annotated[
         str,
         typer.Option(
-            "--time", help="Slurm: time limit, 90 or 8:00:00; longer runs resume in another job."
+            "--time",
+            metavar="TIME",
+            help="Slurm: time limit, 90 or 8:00:00; longer runs resume in another job.",
         ),
     ] = "1:00:00",
-    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Slurm: GPUs per run.")] = None,
-    cpus: Annotated[int, typer.Option("--cpus", min=1, help="Slurm: cores per run.")] = 1,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", metavar="N", min=1, help="Slurm: GPUs per run.")
+    ] = None,
+    cpus: Annotated[
+        int, typer.Option("--cpus", metavar="N", min=1, help="Slurm: cores per run.")
+    ] = 1,
     mem: Annotated[
-        str | None, typer.Option("--mem", help="Slurm: memory per run, e.g. 8G.")
+        str | None, typer.Option("--mem", metavar="SIZE", help="Slurm: memory per run, e.g. 8G.")
     ] = None,
     constraint: Annotated[
-        str | None, typer.Option("--constraint", help="Slurm: features of the nodes.")
+        str | None,
+        typer.Option("--constraint", metavar="FEATURES", help="Slurm: features of the nodes."),
     ] = None,
     setup: Annotated[
         list[str] | None,

@@ -27,6 +27,7 @@ _VALUES = (
     (re.compile(r"(?:greater than or equal to |x>=)([-\d.]+)"), "too small; at least {words}"),
     (re.compile(r"(?:less than or equal to |x<=)([-\d.]+)"), "too large; at most {words}"),
 )
+_TYPE = re.compile(r"^(  \S+) <[^> ]+>", re.MULTILINE)  # `  CONFIG <path>`
 # A command for one thing → the one for several.
 _FOR_SEVERAL = {"train": "vshift sweep"}
 
@@ -87,6 +88,8 @@ def _parse(parse: Parse, command: Any, ctx: Any, args: list[str]) -> list[str]:
 
 
 def _printable(text: str) -> str:
+    """A help text in stdout's characters, without the types that Typer shows beside arguments."""
+    text = _TYPE.sub(lambda found: found[1].ljust(len(found[0])), text)
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, PLAIN).decode(encoding)
 

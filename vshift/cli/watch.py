@@ -16,7 +16,9 @@ def watch(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON list of the runs, once.")
     ] = False,
-    every: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between looks.")] = 2.0,
+    every: Annotated[
+        float, typer.Option("--every", metavar="SECONDS", min=0.2, help="Seconds between looks.")
+    ] = 2.0,
     tensorboard: Annotated[
         bool,
         typer.Option("--tensorboard", help="Also write every run's numbers into RUN/tensorboard."),

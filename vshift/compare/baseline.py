@@ -13,6 +13,7 @@ from vshift.runs.files import Row
 from vshift.runs.read import RunRecord
 from vshift.text import escape_control, format_value, join_words, list_names, suggest
 
+LABELS = 8  # of configs that a note names
 # Metrics that only the training decides; others depend on what was measured after it, too.
 _OF_TRAINING = {
     f"{part}_{what}"
@@ -32,11 +33,6 @@ def choose(groups: Sequence[Group], name: str | None, notes: list[str]) -> tuple
         trainings = {frozenset(training for training, _ in group.observed) for group in clean}
         if len(groups) > 1 and len(trainings) == 1:  # of one training under several names, the most
             return max(clean, key=lambda group: len(group.runs)), ", the only config without noise"
-        if len(clean) > 1:
-            notes.append(
-                "no differences: several configs have no noise; choose one with --baseline: "
-                + ", ".join(group.label for group in clean)
-            )
         return None, ""
     matches = [group for group in groups if group.label == name]
     matches = matches or [group for group in groups if group.name == name]
@@ -55,6 +51,17 @@ def choose(groups: Sequence[Group], name: str | None, notes: list[str]) -> tuple
     if not matches[0].runs:
         raise VShiftError(f"--baseline {name}: none of its runs is done, so there is no test error")
     return matches[0], ""
+
+
+def ask_for_baseline(groups: Sequence[Group]) -> list[str]:
+    """A note on how to name a baseline, if there is more than one config and none is chosen."""
+    done = [group for group in groups if group.runs]
+    clean = [group for group in done if _has_no_noise(group.config)]
+    if len(done) < 2:
+        return []
+    why = "several configs have no noise" if clean else "no finished config is without noise"
+    names = list_names([group.label for group in clean or done], LABELS)
+    return [f"no differences: {why}; choose a baseline with --baseline: {names}"]
 
 
 def _has_no_noise(config: Row) -> bool:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from vshift.compare.groups import short_heads
+from vshift.compare.baseline import LABELS, ask_for_baseline
+from vshift.compare.groups import AT_CHANCE, short_heads
 from vshift.compare.statistics import LEVEL, ONE_SEED
 from vshift.compare.table import SCORES, SHOWN, Comparison, row_key, word_key
 from vshift.runs import schema
@@ -25,10 +26,12 @@ from vshift.text import (
     format_text,
     format_value,
     list_names,
+    pluralize,
 )
 
 _WHOLE = ("epoch", "monte_carlo_passes")
 _KEYS = 3  # shown of those in which a row differs
+_MEAN = "Mean ± sample standard deviation over n seeds."
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class _Spec:
     is_text: bool = False
     folds: bool = False  # into the caption, where all rows say the same
     together: str = ""
+    note: str = ""  # what the caption says of it
 
 
 def to_table(comparison: Comparison) -> Table:
@@ -52,15 +56,18 @@ def to_table(comparison: Comparison) -> Table:
     def key_cell(key: str) -> Callable[[Row], str]:
         return lambda row: format_value(row[key])
 
+    label = partial(_Spec, priority=99, is_text=True, note=_MEAN)
     labels = [
-        _Spec(escape_control(head), key_cell(key), 99, is_text=True)
+        label(escape_control(head), key_cell(key))
         for head, key in zip(short_heads(comparison.by), comparison.by, strict=True)
-    ] or [_Spec("config", lambda row: escape_control(row["label"]), 99, is_text=True)]
+    ] or [label("config", lambda row: escape_control(row["label"]))]
     differing = {tuple(row["differs_in"]) for row in comparison.rows if row["differs_in"]}
-    caption = comparison.caption
+    left_out = sum(row["left_out"] for row in comparison.rows)
+    caption = [f"Left out: {pluralize(left_out, 'run')}."] if left_out else []
     if len(differing) == 1 and not comparison.by:
         keys = list_names(differing.pop(), _KEYS, "keys")
-        caption += f" Configs differ from {comparison.reference} in {keys}."
+        reference = escape_control(comparison.reference or "")
+        caption.append(f"Configs differ from {reference} in {keys}.")
     specs = _specs(comparison, with_differing=len(differing) > 1 and not comparison.by)
     silent = {NONE, "baseline", ONE_SEED}
     shown: list[tuple[_Spec, list[str]]] = []
@@ -72,15 +79,31 @@ def to_table(comparison: Comparison) -> Table:
             same.append(f"{spec.head} {values.pop()}")
         elif spec in labels or not values <= silent:
             shown.append((spec, cells))
+    caption += [f"All rows: {', '.join(same)}."] if same else []
     return Table(
-        [Column(spec.head, spec.priority, spec.is_text, spec.together) for spec, _ in shown],
+        [
+            Column(spec.head, spec.priority, spec.is_text, spec.together, spec.note)
+            for spec, _ in shown
+        ],
         [list(row) for row in zip(*(cells for _, cells in shown), strict=True)],
-        escape_control(caption) + (f" All rows: {', '.join(same)}." if same else ""),
+        " ".join(caption),
         comparison.rows,
-        comparison.notes,
+        [*comparison.notes, *_advice(comparison)],
         labels=len(labels),
         name="compare",
     )
+
+
+def _advice(comparison: Comparison) -> list[str]:
+    """Notes on what the columns that are shown cannot say."""
+    metrics = comparison.metrics
+    notes: list[str] = []
+    if comparison.baseline is None and (not metrics or comparison.metric in metrics):
+        notes += ask_for_baseline(comparison.groups)
+    lost = [group.label for group in comparison.groups if group.is_at_chance]
+    if lost and (not metrics or "test_error" in metrics):
+        notes.append(f"{AT_CHANCE}: {list_names(lost, LABELS)}")
+    return notes
 
 
 def _specs(comparison: Comparison, *, with_differing: bool) -> list[_Spec]:
@@ -153,8 +176,13 @@ def _tested(comparison: Comparison) -> list[_Spec]:
     if comparison.metric != "test_error":
         head += f"\nin {escape_control(comparison.metric)}"
     return [
-        _Spec(head, lambda row: difference_cell(row, comparison.baseline, digits), 97),
-        _Spec("95 % interval\nof difference", interval, 9),
+        _Spec(
+            head,
+            lambda row: difference_cell(row, comparison.baseline, digits),
+            97,
+            note=comparison.about_difference,
+        ),
+        _Spec("95 % interval\nof difference", interval, 9, note="Interval: Welch, 95 %."),
         _Spec("significant", lambda row: verdicts[id(row)], 10, is_text=True),
     ]
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vshift.compare.fields import Fields, active_noise, metric, sort_key
+from vshift.compare.fields import Fields, active_noise, metric, sort_key, value_at
 from vshift.compare.statistics import Sample, describe
 from vshift.config.identity import Scope, flat, identity, value_differences
 from vshift.config.noise import places_of, read_noise
@@ -18,6 +18,11 @@ from vshift.runs.read import RunRecord, number
 from vshift.text import escape_control, format_value, list_names, natural
 
 NO_NOISE = "no noise"
+AT_CHANCE = "at chance level, so that differences say nothing of how much is lost"
+# Standard errors of a binomial share within which an error is that of guessing.
+_CHANCE_ERRORS = 3.0
+# Of runs that do not record the number of their classes.
+_CLASSES = {"shapes": 10.0, "cifar10": 10.0, "cifar100": 100.0}
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,19 @@ class Group:
         texts = [metric(run, key) for run in self.runs]
         counts = Counter(text for text in texts if isinstance(text, str))
         return counts.most_common(1)[0][0] if counts else None
+
+    @cached_property
+    def is_at_chance(self) -> bool:
+        """Whether the runs classify no better than guessing; False where that is not known."""
+        known = _CLASSES.get(str(value_at(self.config, "data.name")))
+        classes = {number(run.run.get("classes")) or known for run in self.runs}
+        sample, count = self.sample("test_error"), classes.pop() if len(classes) == 1 else None
+        if sample is None or not count:
+            return False
+        sizes = (number(value_at(self.config, f"data.{key}")) for key in ("test_limit", "test"))
+        images = next(filter(None, sizes), 10_000)
+        error = ((count - 1) / images / sample.n) ** 0.5 / count
+        return sample.mean >= 100 * (1 - 1 / count - _CHANCE_ERRORS * error)
 
     @cached_property
     def noise(self) -> Noise:

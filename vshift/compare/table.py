@@ -89,6 +89,7 @@ class Comparison:
         groups: the runs of each row, in the rows' order.
         differences: each row's difference to the baseline, None where there is none.
         baseline: the label of the row that differences are taken to.
+        about_difference: what a difference is and how it was tested; empty where there is none.
         metric: what the differences are of.
         reference: the label of the row that `differs_in` of the others speaks of.
         tests: the number of tests that the adjusted p values are over.
@@ -98,7 +99,7 @@ class Comparison:
     groups: list[Group]
     differences: list[Difference | None]
     baseline: str | None
-    caption: str
+    about_difference: str
     notes: list[str]
     by: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
@@ -168,14 +169,14 @@ def compare(
         note_differing_keys(rows, groups, reference, by, notes)
     for run in (run for group in groups for run in group.runs):
         notes += [f"{run.name} seed {run.seed}: {problem}" for problem in run.problems]
-    caption = _caption(rows, chosen, reason, difference, tests)
+    about = _about_difference(rows, chosen, reason, difference, tests) if chosen else ""
     places = _order(rows, groups, fields, sort, notes) if sort else range(len(rows))
     return Comparison(
         [rows[place] for place in places],
         [groups[place] for place in places],
         [found[place] for place in places],
         chosen.label if chosen else None,
-        caption,
+        about,
         [escape_control(note) for note in notes],
         tuple(by),
         tuple(metrics),
@@ -337,20 +338,14 @@ def _plain(heading: str) -> str:
     return " ".join(heading.replace("%", "").lower().split())
 
 
-def _caption(rows: list[Row], baseline: Group | None, reason: str, of: str, tests: int) -> str:
-    text = "Mean ± sample standard deviation over n seeds."
-    if baseline is not None:
-        unit = f", in {unit_of(of)}" if unit_of(of) else ""
-        text += (
-            f" Difference: {column_name(of)} minus that of {baseline.label}{reason}{unit} "
-            "± standard error."
-        )
+def _about_difference(rows: list[Row], baseline: Group, reason: str, of: str, tests: int) -> str:
+    unit = f", in {unit_of(of)}" if unit_of(of) else ""
+    text = (
+        f"Difference: {column_name(of)} minus that of {baseline.label}{reason}{unit} "
+        "± standard error."
+    )
     if tests:
-        text += (
-            f" *, yes: significant (Welch, Holm over {pluralize(tests, 'difference')}). Interval: "
-            "Welch, 95 %."
-        )
+        text += f" *: significant (Welch, Holm over {pluralize(tests, 'difference')})."
     elif any(row["verdict"] for row in rows):
         text += " One seed per config leaves differences untested; take 3 or more."
-    left_out = sum(row["left_out"] for row in rows)
-    return text + (f" Left out: {pluralize(left_out, 'run')}." if left_out else "")
+    return escape_control(text)

@@ -80,8 +80,18 @@ class Cifar(_Data):
     )
 
 
+# What each ending of an image folder's files promises. Pillow may try no other format, whatever the
+# ending: to open some, it starts programs.
+IMAGE_FORMATS = {
+    "jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "bmp": "BMP", "webp": "WEBP", "gif": "GIF",
+    "ppm": "PPM", "tif": "TIFF", "tiff": "TIFF",
+}  # fmt: skip
+
+
 class ImageFolder(_Data):
-    """A tree `<root>/train/<class>/*.jpg` and `<root>/test/<class>/*.jpg`."""
+    """A tree `<root>/train/<class>/` and `<root>/test/<class>/`, images at any depth of a class:
+    jpg, jpeg, png, bmp, webp, gif, ppm, tif and tiff.
+    """
 
     name: Literal["imagefolder"] = Field(description="Images in folders, one for each class.")
     root: Folder = Field(description="The tree's folder; a relative path starts where vshift runs.")

@@ -1,4 +1,4 @@
-"""Image folders: <root>/<train>/<class>/**/*.jpg and <root>/<test>/<class>/**/*.jpg.
+"""Image folders: <root>/<train>/<class>/ and <root>/<test>/<class>/, images at any depth.
 
 Not torchvision.datasets.ImageFolder: `vshift check` reads the tree without importing torch, an
 unreadable folder is an error instead of an empty one, hidden files are left out, and 16-bit images
@@ -27,17 +27,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from vshift.cache import cache_folder, remove_old, replacing
-from vshift.config.data import ImageFolder
+from vshift.config.data import IMAGE_FORMATS, ImageFolder
 from vshift.data.source import Indices, Labels, Pixels, Source
 from vshift.errors import DataError
 from vshift.text import first_lines, join_words, list_names
 
-# What each suffix promises. Pillow may try no other format, whatever the suffix: to open some, it
-# starts programs.
-FORMATS = {
-    "jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "bmp": "BMP", "webp": "WEBP", "gif": "GIF",
-    "ppm": "PPM", "tif": "TIFF", "tiff": "TIFF",
-}  # fmt: skip
 MAX_PIXELS = 64 * 1024 * 1024  # a larger image is taken for a decompression bomb
 MAX_BYTES = 2**38  # of all images together: 256 GiB is a mistake
 SHOWN = 5  # names in one message
@@ -164,7 +158,7 @@ def image_files(folder: Path) -> list[str]:
         names += [
             prefix + name
             for name in files
-            if not name.startswith(".") and name.rpartition(".")[2].lower() in FORMATS
+            if not name.startswith(".") and name.rpartition(".")[2].lower() in IMAGE_FORMATS
         ]
     return sorted(names)
 
@@ -194,7 +188,7 @@ def _class_files(folder: Path) -> list[str]:
     if not files:
         raise DataError(
             f"data.root: the class folder {folder} has no images "
-            f"({', '.join(sorted(FORMATS))}); add some or remove the folder"
+            f"({', '.join(sorted(IMAGE_FORMATS))}); add some or remove the folder"
         )
     return files
 
@@ -225,11 +219,11 @@ def opened(path: Path) -> Iterator[Image.Image]:
 
     Raises:
         ValueError: it has too many pixels, or is no regular file: a pipe would be waited for.
-        OSError: it cannot be read, or is in no format of FORMATS.
+        OSError: it cannot be read, or is in no format of IMAGE_FORMATS.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("not a regular file")
-    with Image.open(path, formats=sorted(set(FORMATS.values()))) as image:
+    with Image.open(path, formats=sorted(set(IMAGE_FORMATS.values()))) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width}×{height} pixels are more than {MAX_PIXELS >> 20} Mi pixels")
@@ -317,7 +311,7 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, PermissionError):
         return "permission denied"
     if isinstance(error, UnidentifiedImageError):
-        return f"not an image in {join_words(sorted(set(FORMATS.values())), 'or')}"
+        return f"not an image in {join_words(sorted(set(IMAGE_FORMATS.values())), 'or')}"
     return (str(error) or type(error).__name__).splitlines()[0]
 
 

@@ -100,7 +100,7 @@ def available() -> list[Entry]:
     unknown = (None,) * 4
     return [
         *entries,
-        Entry("imagefolder", *unknown, "yours: <data.root>/train/<class>/*.jpg"),
+        Entry("imagefolder", *unknown, "yours: <data.root>/train/<class>/"),
         Entry("FILE.py:FUNCTION", *unknown, "yours: returns (train, test)"),
     ]
 

@@ -89,7 +89,7 @@ def watch(
         if as_json:
             print(json.dumps([to_json(run) for run in runs], indent=1))
         else:
-            write(to_table(runs), "table", sys.stdout, terminal=False)
+            write(to_table(runs), "table", sys.stdout)
         return
     # Ctrl-C is a normal way to leave; nothing is lost.
     with (
@@ -256,7 +256,7 @@ def display(runs: Sequence[RunSnapshot], width: int, height: int) -> RenderableT
 
 def to_table(runs: Sequence[RunSnapshot]) -> Table:
     """One row per run, and how many there are of each status."""
-    return Table(_COLUMNS, list(map(_cells, runs)), counts(runs))
+    return Table(_COLUMNS, list(map(_cells, runs)), f"{counts(runs)}.")
 
 
 def _cells(run: RunSnapshot) -> list[str]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-import heapq
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vshift.errors import ConfigError
 from vshift.networks.dry_run import dry_run
 from vshift.networks.hooks import NoiseHook, Where, checked_shapes
+from vshift.networks.nearest import nearest_modules
 from vshift.networks.noise import places_over_depth
 from vshift.networks.positions import find_position
 from vshift.text import list_names
@@ -80,9 +80,11 @@ def _found(model: nn.Module, position: str, key: str) -> list[tuple[Where, str]]
     try:
         return find_position(model, position)
     except ValueError as error:
+        norms = [name for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
+        its = f" (BN layers: {list_names(norms, 3)})" if norms and position.endswith("bn") else ""
         raise ConfigError(
             f"{key}: {position} is unknown in this network: {error}; name modules with before or "
-            "after, as `vshift inspect` shows them"
+            f"after{its}, as `vshift inspect` shows them"
         ) from error
 
 
@@ -97,24 +99,10 @@ def _matches(pattern: str, modules: Mapping[str, nn.Module], key: str) -> list[s
     if not found:
         raise ConfigError(
             f"{key}: no module is called {pattern!r}; the nearest are "
-            f"{list_names(_nearest(pattern, modules))}; `vshift inspect` without this noise shows "
-            "all names"
+            f"{nearest_modules(pattern, modules)}; `vshift inspect` without this noise shows all "
+            "names"
         )
     return list(found.values())
-
-
-def _nearest(pattern: str, names: Iterable[str]) -> list[str]:
-    """The three names most like a pattern: as a whole, or in the first and the last part."""
-
-    def ends(name: str) -> str:
-        parts = name.split(".")
-        return f"{parts[0]}.{parts[-1]}"
-
-    def likeness(name: str) -> float:
-        pairs = ((pattern, name), (ends(pattern), ends(name)))
-        return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
-
-    return heapq.nlargest(3, filter(None, names), key=likeness)
 
 
 def _call_order(

@@ -168,7 +168,7 @@ def depth(study: Study) -> Any:
         shape=shape,
         tooltip=[
             LAYER, GROUP, number("ratio", "shift ratio"), number("sd", "sd over seeds"),
-            number("lag_free", "without lag"), word("cause", "due to"),
+            number("lag_free", "without BN’s lag"), word("cause", "shift or BN’s lag"),
             number("predicted", "predicted (local)"), number("local", "local"),
             number("inherited", "inherited"), word("noise", "noise in front"), SEEDS,
         ],
@@ -206,8 +206,8 @@ def sites(study: Study) -> Any:
     points = dots(base, 55).encode(
         shape=shape,
         tooltip=[
-            LAYER, GROUP, number("value", "value"), word("cause", "due to"),
-            number("shift_ratio", "shift ratio"), number("lag_free_ratio", "without lag"),
+            LAYER, GROUP, number("value", "value"), word("cause", "shift or BN’s lag"),
+            number("shift_ratio", "shift ratio"), number("lag_free_ratio", "without BN’s lag"),
             number("mean_shift", "mean shift"), SEEDS,
         ],
     )  # fmt: skip

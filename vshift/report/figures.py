@@ -43,10 +43,10 @@ FIGURES = (
         "No shift was measured: measure.every must be 1 or more, and the network needs BN.",
         "depth", charts.depth, grouped=True, wide=True),
     Figure("sites", "Lag, means and other sites",
-        "At the last epoch, means over seeds, from the input on. The shift ratio without lag is "
-        "the one that BN would have with statistics of the final weights; the mean shift is |train "
-        "mean − eval mean| in standard deviations; discrepancies are of a batch’s statistics from "
-        "the running ones. measure.sites adds other kinds of sites.",
+        "At the last epoch, means over seeds, from the input on. The shift ratio without BN’s lag "
+        "is the one that BN would have with statistics of the final weights; the mean shift is "
+        "|train mean − eval mean| in standard deviations; discrepancies are of a batch’s "
+        "statistics from the running ones. measure.sites adds other kinds of sites.",
         "Nothing to show: measure.explain_batches must be 1 or more.",
         "sites", charts.sites, grouped=True),
     Figure("prediction", "Prediction against measurement",

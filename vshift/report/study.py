@@ -50,7 +50,7 @@ _FLAGS = ("noise_before", "predicted_exact")
 # The values of a site that are compared by depth, each in words.
 SITE_VALUES = {
     "shift_ratio": "shift ratio",
-    "lag_free_ratio": "shift ratio without lag",
+    "lag_free_ratio": "shift ratio without BN’s lag",
     "lag_ratio": "lag: training/running variance",
     "mean_shift": "mean shift, in standard deviations",
     "mean_tid": "mean train-inference discrepancy",

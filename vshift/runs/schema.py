@@ -123,7 +123,7 @@ class LayerRow(_Row):
     lag_free_ratio: float | None = _column(
         "the shift ratio without any layer's lag: with the statistics of those training batches "
         "as every layer's running statistics",
-        default=None, heading="without lag", digits=3, tag="lag_free_ratio",
+        default=None, heading="without BN's lag", digits=3, tag="lag_free_ratio",
     )  # fmt: skip
     lag_free_ratio_se: float | None = _column(
         "jackknife standard error of `lag_free_ratio`", default=None
@@ -412,7 +412,7 @@ SUMMARY_COLUMNS = {
         Column("shift_ratio_cause",
                "`lag` of BN's moving average or `shift`: the cause of the larger part of the "
                "layers' shift ratios; `both` where neither has more than half",
-               "due to", priority=10, is_text=True),
+               "shift or\nBN's lag", priority=10, is_text=True),
         Column("lag_free_ratio_mean", "mean over BN layers of `lag_free_ratio`", "", "", 3),
         Column("mean_shift", "mean over BN layers of `mean_shift`", "", "", 3),
         Column("mean_tid", "mean over BN layers of `mean_tid`", "", "", 3),

@@ -22,7 +22,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.hooks import RemovableHandle
 
 from vshift.errors import ConfigError
-from vshift.text import list_names, suggest
+from vshift.networks.nearest import nearest_modules
+from vshift.text import suggest
 
 BN, ACTIVATION, LOGITS, OUTPUT = "bn", "activation", "logits", "output"
 NORMS: dict[str, type[nn.Module]] = {
@@ -91,12 +92,12 @@ def find_sites(model: nn.Module, wanted: Sequence[str], images: Tensor) -> list[
     matched = {
         word for word in wanted for call in calls if word in WORDS or fnmatchcase(call.name, word)
     }
-    names = list(dict.fromkeys(call.name for call in calls))
+    modules = {call.name: call.module for call in calls}
     for word in wanted:
         if word not in matched:
             raise ConfigError(
-                f"measure.sites: no module that runs is called {word!r}; {suggest(word, names)}"
-                f"there are: {list_names(names, 12)}; and the words {', '.join(WORDS)}"
+                f"measure.sites: no module that runs is called {word!r}; {suggest(word, WORDS)}"
+                f"the nearest are {nearest_modules(word, modules)}; words are {', '.join(WORDS)}"
             )
 
     def is_wanted(site: Site) -> bool:

@@ -24,6 +24,7 @@ __all__ = [
     "markdown",
     "page_style",
     "render",
+    "width_of",
     "write",
 ]
 
@@ -32,7 +33,7 @@ FORMATS: tuple[Format, ...] = ("table", "md", "latex", "csv", "json", "html")
 
 
 def render(
-    table: Table, kind: str, *, terminal_width: int | None = None, verbose: bool = False
+    table: Table, kind: str, *, terminal_width: int | None = None, brief: bool = False
 ) -> str:
     """The table as text that ends in a newline.
 
@@ -40,7 +41,7 @@ def render(
         kind: one of FORMATS.
         terminal_width: in characters; `table` then has colours and leaves out what does not fit.
             Without it nothing is ever cut.
-        verbose: the whole caption on a terminal, too.
+        brief: on a terminal, of the caption only what fits three lines.
 
     Raises:
         VShiftError: there is no such format.
@@ -55,8 +56,18 @@ def render(
             f"allowed: {', '.join(FORMATS)}"
         )
     if kind == "table" and terminal_width is not None:
-        return render_terminal(table, terminal_width, verbose)
+        return render_terminal(table, terminal_width, brief)
     return writers[kind](table)
+
+
+def width_of(stream: TextIO, terminal: bool | None = None) -> int | None:
+    """The columns of a terminal; None of another stream, whose lines have any length.
+
+    Args:
+        terminal: whether the stream is one; by default it is asked.
+    """
+    is_terminal = stream.isatty() if terminal is None else terminal
+    return shutil.get_terminal_size().columns if is_terminal else None
 
 
 def write(
@@ -65,12 +76,10 @@ def write(
     stream: TextIO,
     *,
     terminal: bool | None = None,
-    verbose: bool = False,
+    brief: bool = False,
 ) -> None:
     """Print the table; `terminal` says whether the stream is one (default: ask it)."""
-    is_terminal = stream.isatty() if terminal is None else terminal
-    width = shutil.get_terminal_size().columns if is_terminal else None
-    text = render(table, kind, terminal_width=width, verbose=verbose)
+    text = render(table, kind, terminal_width=width_of(stream, terminal), brief=brief)
     encoding = stream.encoding or "utf-8"
     try:
         text.encode(encoding)

@@ -30,7 +30,7 @@ def plain(table: Table) -> str:
         pairs = zip(texts, spaces, strict=True)
         columns.append([t + space if column.is_text else space + t for t, space in pairs])
     lines = ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
-    return "\n".join([*lines, *_below(table.caption)])
+    return "\n".join([*lines, *_below(table.whole_caption)])
 
 
 def _below(caption: str) -> list[str]:
@@ -92,7 +92,8 @@ def markdown(table: Table) -> str:
         [":--" if column.is_text else "--:" for column in table.columns],
         *([_md(cell) for cell in row] for row in table.rows),
     ]
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *_below(_md(table.caption))])
+    rows = (f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([*rows, *_below(_md(table.whole_caption))])
 
 
 _TEX = {
@@ -130,6 +131,7 @@ def _tex(text: str) -> str:
 def latex(table: Table) -> str:
     """A booktabs table with its caption and a label, `tab:` and the table's name."""
     lines = [[column.one_line for column in table.columns], *table.rows]
+    caption = _tex(table.whole_caption)
     head, *body = (f"    {' & '.join(map(_tex, line))} \\\\" for line in lines)
     alignment = "".join("l" if column.is_text else "r" for column in table.columns)
     return "\n".join(
@@ -137,8 +139,7 @@ def latex(table: Table) -> str:
             "% needs \\usepackage{booktabs}",
             "\\begin{table}",
             "  \\centering",
-            *([f"  \\caption{{{_tex(table.caption)}}}"] if table.caption else []),
-            *([f"  \\label{{tab:{table.name}}}"] if table.caption else []),
+            *([f"  \\caption{{{caption}}}", f"  \\label{{tab:{table.name}}}"] if caption else []),
             f"  \\begin{{tabular}}{{{alignment}}}",
             "    \\toprule",
             head,
@@ -167,10 +168,11 @@ def html_table(table: Table) -> str:
         f'<th scope="col"{kind}>{html.escape(column.one_line)}</th>'
         for column, kind in zip(table.columns, kinds, strict=True)
     )
+    caption = html.escape(table.whole_caption)
     rows = ("".join(cell(i, text) for i, text in enumerate(row)) for row in table.rows)
     lines = [
         '<table class="vshift">',
-        *([f"  <caption>{html.escape(table.caption)}</caption>"] if table.caption else []),
+        *([f"  <caption>{caption}</caption>"] if caption else []),
         f"  <thead><tr>{''.join(heads)}</tr></thead>",
         "  <tbody>",
         *(f"    <tr>{row}</tr>" for row in rows),

@@ -16,12 +16,14 @@ class Column:
         priority: a narrow terminal leaves out columns of low priority first.
         is_text: aligned to the left, numbers to the right.
         together: columns of one word stay or go together; empty for a column by itself.
+        note: what the caption says of it, where it is shown; several columns may share one.
     """
 
     head: str
     priority: int = 50
     is_text: bool = False
     together: str = ""
+    note: str = ""
 
     @property
     def one_line(self) -> str:
@@ -35,7 +37,7 @@ class Table:
 
     Attributes:
         rows: one text per column; control characters are escaped already.
-        caption: printed below (above in LaTeX and HTML); empty for none.
+        caption: what is said of the whole table; empty for nothing.
         records: flat objects with full precision, for JSON and CSV; not always one per row.
         notes: for stderr; no format prints them.
         labels: how many columns, from the left, say what a row is.
@@ -52,6 +54,12 @@ class Table:
     labels: int = 1
     panels: bool = False
     name: str = "vshift"
+
+    @property
+    def whole_caption(self) -> str:
+        """The columns' notes and the caption: below the table, above it in LaTeX and HTML."""
+        notes = dict.fromkeys(column.note for column in self.columns)
+        return " ".join(filter(None, [*notes, self.caption]))
 
     def without(self, labels: Sequence[int]) -> Table:
         """The table without some of its label columns, given by number."""

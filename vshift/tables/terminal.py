@@ -19,15 +19,16 @@ _NAME = 14  # a label is broken, between its parts, to this width before a colum
 _LIVE_NAME = 16  # the same in a live table, where a label is one line
 _LEAST_NAME = 8
 _CAPTION_LINES = 3
+_MORE = "vshift compare --verbose"  # also below the table that ends a sweep
 # Where a name may be broken: after a sign between its words, but in no number.
 _BREAK = re.compile(r"(?<=[-_=/ ])(?=.)|(?<=\.)(?=\D)")
 
 
-def render_terminal(table: Table, width: int, verbose: bool = False) -> str:
+def render_terminal(table: Table, width: int, brief: bool = False) -> str:
     """The table with colours for a terminal of `width` characters.
 
     Args:
-        verbose: the whole caption, not its first three lines.
+        brief: of the caption only what fits three lines.
     """
     from rich.console import Console
     from rich.text import Text
@@ -50,22 +51,23 @@ def render_terminal(table: Table, width: int, verbose: bool = False) -> str:
         if number:
             console.print()
         console.print(_rich_table(part, labels))
-    if caption := _caption(table.caption, hidden, width, verbose):
+    shown = table if table.panels else table.part(parts[0])
+    if caption := _caption(shown.whole_caption, hidden, width, brief):
         console = Console(file=buffer, force_terminal=True, width=width)
         console.print(Text(f"\n{caption}", style="dim"))
     return buffer.getvalue()
 
 
-def _caption(text: str, hidden: Sequence[str], width: int, verbose: bool) -> str:
-    """The sentences of a caption that fit three lines, and which columns are not shown."""
-    if verbose:
+def _caption(text: str, hidden: Sequence[str], width: int, brief: bool) -> str:
+    """The caption and which columns are not shown; if brief, the sentences that fit three lines."""
+    if not brief:
         rest = f"Too narrow for: {', '.join(hidden)}; a wider terminal or a pipe shows them."
         return f"{text} {rest}".strip() if hidden else text
     kept = re.split(r"(?<=\.) ", text) if text else []
-    more = [f"{pluralize(len(hidden), 'more column')}: --verbose."] if hidden else []
+    more = [f"{pluralize(len(hidden), 'more column')}: {_MORE}."] if hidden else []
     while kept and len(textwrap.wrap(" ".join([*kept, *more]), width)) > _CAPTION_LINES:
         kept.pop()
-        more = more or ["More: --verbose."]
+        more = more or [f"More: {_MORE}."]
     return " ".join([*kept, *more])
 
 

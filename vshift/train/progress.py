@@ -20,7 +20,9 @@ from vshift.text import (
     shorten_middle,
 )
 
-WIDTH = 80  # of an epoch's line
+# Of an epoch's line on a terminal: the label is whole up to here before anything is left out; and
+# it keeps this much, the end of the name and the seed, where a terminal is very narrow.
+_LABEL, _LEAST_LABEL = 16, 9
 
 
 class Reporter:
@@ -58,7 +60,8 @@ class Reporter:
                 console=self.console,
                 transient=True,
             )
-            text = escape(shorten_middle(escape_control(label), 36))
+            room = min(36, max(_LEAST_LABEL, self.console.width - 40))  # beside the other columns
+            text = escape(shorten_middle(escape_control(label), room))
             self._task = self._bar.add_task(text, total=total, completed=completed)
             self._phase = self._bar.add_task("", visible=False)
             self._bar.start()
@@ -81,39 +84,43 @@ class Reporter:
     def epoch(self, row: EpochRow, layers: Mapping[str, Any]) -> None:
         """Print an epoch's line, with the mean shift ratio of `summarize_layers` if measured.
 
-        It fits WIDTH columns: what is needed least is left out first, and the label's middle last.
+        On a terminal it fits one line: what is needed least is left out, and the label is shortened
+        in its middle. The scores always stay. A log gets everything.
         """
         error = error_of(row.train_accuracy)
-        parts = {  # by how much they are needed, the least first
-            "speed": f"{row.images_per_second:.0f} images/s",
-            "train": "" if error is None else f"train error {format_number(error, 2)} %",
-            "loss": f"{'loss' if row.train_accuracy is not None else 'train loss'} "
-            f"{_loss(row.train_loss)}",
-            "why": self._cause(layers),
-            "r2": "" if row.test_r2 is None else f"R² {format_number(row.test_r2, 3)}",
-            "shift": _shift(layers),
-            "test": f"test {score_in_words(row.to_dict()) or NONE}",
+        loss = f"loss {_loss(row.train_loss)}"
+        train = f"train {loss}" if error is None else f"train {format_number(error, 2)} %"
+        parts = {
             "epoch": f"epoch {row.epoch:{len(str(self._epochs))}d}/{self._epochs}",
+            "loss": "" if error is None else loss,
+            "scores": f"test {score_in_words(row.to_dict()) or NONE} ({train})",
+            "r2": "" if row.test_r2 is None else f"R² {format_number(row.test_r2, 3)}",
+            **self._shift(layers),
+            "speed": f"{row.images_per_second:.0f} images/s",
         }
-        order = ("epoch", "loss", "train", "test", "r2", "shift", "why", "speed")
-        for least in ("", "speed", "train", "loss", "why", "r2"):
-            parts.pop(least, None)
-            rest = "  ".join(filter(None, (parts.get(key) for key in order)))
-            rest = rest.replace("  (", " (")
-            if len(self._label) + 2 + len(rest) <= WIDTH:
-                break
-        self.say(f"{shorten_middle(self._label, max(12, WIDTH - 2 - len(rest)))}  {rest}")
+        is_log = not self.console.is_terminal
+        room = 0 if is_log else self.console.width - min(len(self._label), _LABEL) - 2
+        for least in () if is_log else ("speed", "loss", "lag", "r2", "shift"):
+            if len(_joined(parts)) > room:
+                parts.pop(least, None)
+        text = _joined(parts)
+        width = len(self._label) if is_log else self.console.width - 2 - len(text)
+        self.say(f"{shorten_middle(self._label, max(_LEAST_LABEL, width))}  {text}")
 
-    def _cause(self, layers: Mapping[str, Any]) -> str:
-        """What is known of the lag in the mean shift ratio, in brackets; empty for nothing."""
+    def _shift(self, layers: Mapping[str, Any]) -> dict[str, str]:
+        """The mean shift ratio, and in brackets what is known of BN's lag in it.
+
+        Where that is the larger part, the ratio is the one without it.
+        """
         ratio, without_lag = layers.get("shift_ratio_mean"), layers.get("lag_free_ratio_mean")
         if ratio is None or without_lag is None:
-            return ""
+            return {} if ratio is None else {"shift": f"shift {ratio:.2f}"}
         if self._one_batch:
-            return "(cause unknown)"
+            return {"shift": f"shift {ratio:.2f}", "lag": "(may be BN's lag)"}
         # Lag may also hide a shift: without it the ratio would be larger.
-        is_lag = layers.get("shift_ratio_cause") == "lag" and without_lag < ratio
-        return f"(lag; {without_lag:.2f} without)" if is_lag else ""
+        if layers.get("shift_ratio_cause") == "lag" and without_lag < ratio:
+            return {"shift": f"shift {without_lag:.2f}", "lag": f"({ratio:.2f} with BN's lag)"}
+        return {"shift": f"shift {ratio:.2f}"}
 
     def stop(self) -> None:
         if self._bar is not None:
@@ -121,9 +128,8 @@ class Reporter:
             self._bar = None
 
 
-def _shift(layers: Mapping[str, Any]) -> str:
-    ratio = layers.get("shift_ratio_mean")
-    return "" if ratio is None else f"shift {ratio:.2f}"
+def _joined(parts: Mapping[str, str]) -> str:
+    return "  ".join(filter(None, parts.values())).replace("  (", " (")
 
 
 def _loss(value: float | None) -> str:

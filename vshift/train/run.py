@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -84,6 +85,8 @@ def train_seeds(
             if status == "diverged":
                 diverged.append(seed)
             timing = Timing()
+    if len(diverged) < len(config.seeds):
+        reporter.say(f"next: vshift compare {shlex.quote(str(runs_dir))}")
     if diverged:
         raise TrainingFailed(
             f"{config.name}: the loss became NaN or infinite with seed "
@@ -149,8 +152,7 @@ def train_one(
                     timing=timing.row(folder.run.get("timing")).to_dict(),
                 )
         folder.close()
-    hint = f"; next: vshift compare {runs_dir}" if status == "done" else ""
-    reporter.say(f"{folder.path}: {status} {_in_words(timing.row())}{hint}")
+    reporter.say(f"{folder.path}: {status} {_in_words(timing.row())}")
     return status
 
 

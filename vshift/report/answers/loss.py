@@ -7,22 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
-from vshift.compare.fields import active_noise, value_at
-from vshift.compare.groups import NO_NOISE, Group
+from vshift.compare.fields import active_noise
+from vshift.compare.groups import AT_CHANCE, NO_NOISE, Group
 from vshift.report.answers.significance import BASELINE_OPTION
 from vshift.report.effects import Effect, worst_of
 from vshift.report.layouts import grouped
 from vshift.report.sentences import Card, bold, interval, join_html, say
 from vshift.report.study import Study
-from vshift.runs.read import number
 from vshift.runs.schema import column_name
 from vshift.text import format_p, natural
 
 _PAIRS = Markup("p of pairs is Welch’s, corrected for all pairs of layouts (Holm).")
-# Standard errors of a binomial share within which an error is that of guessing.
-_CHANCE_ERRORS = 3.0
-# Of runs that do not record the number of their classes.
-_CLASSES = {"shapes": 10.0, "cifar10": 10.0, "cifar100": 100.0}
 
 
 def card(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> Card:
@@ -114,20 +109,9 @@ def _tested_in_words(study: Study, effects: Sequence[Effect], worst: Effect) -> 
 
 def _at_chance(study: Study) -> list[Markup]:
     """Which configs do not classify better than guessing; none where none is known to."""
-    found = []
-    for group in study.used:
-        known = _CLASSES.get(str(value_at(group.config, "data.name")))
-        classes = [number(run.run.get("classes")) or known for run in group.runs]
-        sizes = (number(value_at(group.config, f"data.{key}")) for key in ("test_limit", "test"))
-        images = next(filter(None, sizes), 10_000)
-        sample = group.sample("test_error")
-        if sample is None or not all(classes) or len(set(classes)) > 1:
-            continue
-        chance = 1 / float(classes[0] or 1)
-        error = 100 * (chance * (1 - chance) / images / sample.n) ** 0.5
-        if sample.mean >= 100 * (1 - chance) - _CHANCE_ERRORS * error:
-            found.append(say("{} ({} %)", bold(group.label), study.format_score(sample.mean)))
-    text = "At chance level, so that their differences say nothing of how much is lost: {}."
+    lost = [group for group in study.used if group.is_at_chance]
+    found = [say("{} ({})", bold(group.label), _mean(study, group)) for group in lost]
+    text = f"{AT_CHANCE[:1].upper()}{AT_CHANCE[1:]}: {{}}."
     return [say(text, join_html(found))] if found else []
 
 
