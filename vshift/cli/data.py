@@ -20,8 +20,8 @@ def data_list() -> None:
     from vshift.tables import Column, Table, write
     from vshift.text import format_integer
 
-    columns = [Column("name", is_text=True), Column("classes"), Column("size")]
-    columns += [Column("train"), Column("test"), Column("where", is_text=True)]
+    columns = [Column("name", is_text=True), Column("classes", 70), Column("size")]
+    columns += [Column("train"), Column("test"), Column("where", 60, is_text=True)]
     rows = [
         [
             entry.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -95,7 +96,7 @@ class Group:
             return False
         sizes = (number(value_at(self.config, f"data.{key}")) for key in ("test_limit", "test"))
         images = next(filter(None, sizes), 10_000)
-        error = ((count - 1) / images / sample.n) ** 0.5 / count
+        error = math.sqrt((count - 1) / images / sample.n) / count
         return sample.mean >= 100 * (1 - 1 / count - _CHANCE_ERRORS * error)
 
     @cached_property

@@ -89,7 +89,7 @@ def watch(
         if as_json:
             print(json.dumps([to_json(run) for run in runs], indent=1))
         else:
-            write(to_table(runs), "table", sys.stdout)
+            write(to_table(_briefly(runs) if console.is_terminal else runs), "table", sys.stdout)
         return
     # Ctrl-C is a normal way to leave; nothing is lost.
     with (
@@ -245,13 +245,18 @@ class Watcher:
 def display(runs: Sequence[RunSnapshot], width: int, height: int) -> RenderableType:
     """The runs that fit a terminal, with colours; the others are counted below."""
     room = max(1, height - _FRAME)
-    names = list(dict.fromkeys(run.name for run in runs))
-    short = dict(zip(names, short_labels(names), strict=True))
-    shown = [replace(run, name=short[run.name]) for run in runs[:room]]
-    table, styles = to_table(shown), [_STYLES.get(run.status, "") for run in runs[:room]]
+    table = to_table(_briefly(runs)[:room])
+    styles = [_STYLES.get(run.status, "") for run in runs[:room]]
     more = f", {len(runs) - room} more below" if len(runs) > room else ""
     foot = f"\n{counts(runs)}{more}. q leaves; training continues."
     return Group(live_table(table, width, styles), Text(foot, style="dim"))
+
+
+def _briefly(runs: Sequence[RunSnapshot]) -> list[RunSnapshot]:
+    """The runs under names without what all of them begin with."""
+    names = list(dict.fromkeys(run.name for run in runs))
+    short = dict(zip(names, short_labels(names), strict=True))
+    return [replace(run, name=short[run.name]) for run in runs]
 
 
 def to_table(runs: Sequence[RunSnapshot]) -> Table:
