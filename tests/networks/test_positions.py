@@ -103,7 +103,8 @@ def test_a_subclass_of_a_layer_is_one():
          "call; name modules with before or after, as `vshift inspect` shows them"),
         (torchvision.models.vgg11_bn, "before_last_bn", "network.noise.position: before_last_bn is "
          "unknown in this network: no residual branch, a sum with a shortcut, has such a layer; "
-         "name modules with before or after, as `vshift inspect` shows them"),
+         "name modules with before or after (BN layers: features.1, features.5, features.9 and 5 "
+         "more), as `vshift inspect` shows them"),
         (torchvision.models.vit_b_16, "before_bn", "network.noise.position: before_bn is unknown "
          "in this network: it has no batch norm; name modules with before or after, as `vshift "
          "inspect` shows them"),
