@@ -41,7 +41,7 @@ def test_the_table_and_the_page_are_those_of_the_runs(runs):
 
 
 def test_how_many_exact_predictions_hold(runs):
-    layers = runs.layers[runs.layers["epoch"] == 15]
+    layers = runs.final_layers
     noisy = layers[layers["noise_before"] & layers["predicted_exact"].eq(True)]
     errors = (noisy["local_ratio_se"] ** 2 + noisy["predicted_ratio_se"] ** 2) ** 0.5
     distance = ((noisy["local_ratio"] - noisy["predicted_ratio"]) / errors).abs()

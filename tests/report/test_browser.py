@@ -167,6 +167,17 @@ def test_a_drop_down_chooses_another_kind_of_site(page: Any) -> None:
     values.select_by_visible_text("shift ratio")
 
 
+def test_the_axis_of_calibration_names_the_score_that_is_chosen(page: Any) -> None:
+    from selenium.webdriver.support.ui import Select
+
+    box = Select(found(page, "#figure-calibration select")[0])
+    chosen = box.first_selected_option.text
+    for score in ("NLL, nats", chosen):
+        box.select_by_visible_text(score)
+        title = f"{score} (lower is better)"
+        wait(lambda title=title: title in texts(page, "#figure-calibration .mark-text text"))
+
+
 def test_few_epochs_have_whole_ticks(page: Any) -> None:
     for figure in ("curves", "variances"):
         labels = texts(page, f"#figure-{figure} .role-axis-label text")

@@ -105,6 +105,18 @@ def test_runs_without_rows_give_tables_with_every_column(tmp_path: Path) -> None
     assert runs.layers.empty
 
 
+def test_the_layers_of_each_runs_last_epoch(tmp_path: Path) -> None:
+    """Also where a run is behind, or of the same name in another folder."""
+    for folder, epochs in (("one", [1, 2, 3]), ("two", [1]), ("none", [])):
+        rows = [{"epoch": epoch, "layer": f"bn{i}"} for epoch in epochs for i in (1, 2)]
+        make_run(tmp_path / folder, "a", 0, config=config_of("a"), layers=rows)
+    final = load_runs(tmp_path).final_layers
+    assert list(zip(final.epoch, final.layer, strict=True)) == [
+        (3, "bn1"), (3, "bn2"), (1, "bn1"), (1, "bn2"),
+    ]  # fmt: skip
+    assert load_runs(tmp_path / "none").final_layers.empty
+
+
 def test_an_empty_or_missing_folder_is_an_error_in_words(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no runs in"):
         load_runs(tmp_path)

@@ -479,14 +479,16 @@ def calibration(study: Study) -> Any:
         return None
     scores = list(dict.fromkeys(frame["score"]))
     base = source("calibration").transform_filter("datum.score == calibration")
-    # In the picture, as a saved one has no drop-down.
-    name = base.transform_aggregate(groupby=["score"]).mark_text(align="right", dy=-8, color=INK)
-    name = name.encode(text="score:N", x=alt.value("width"), y=alt.value(0))
-    drawn = alt.layer(_by_method(study, frame, base, "lower is better"), name)
+    # The axis is named by a mark: a title cannot follow the drop-down, which a saved picture lacks.
+    name = alt.Chart(alt.InlineData(values=[{}])).mark_text(
+        text={"expr": "calibration + ' (lower is better)'"},
+        x={"expr": "width / 2"}, y="height", dy=26, baseline="top", fontSize=12, color=INK,
+    )  # fmt: skip
+    drawn = alt.layer(_by_method(study, frame, base, None), name)
     return drawn.add_params(HIDDEN, select("calibration", "Score", scores, scores[0]))
 
 
-def _by_method(study: Study, frame: pd.DataFrame, rows: alt.Chart, title: str) -> Any:
+def _by_method(study: Study, frame: pd.DataFrame, rows: alt.Chart, title: str | None) -> Any:
     """A line per config with a mark for each method of recalibration."""
     labels = [g.label for g in study.used]
     tried = [method for method in frame["method"] if method != "none"]
@@ -501,7 +503,7 @@ def _by_method(study: Study, frame: pd.DataFrame, rows: alt.Chart, title: str) -
         color=alt.Color("method:N", scale=colours, title="statistics"),
         shape=alt.Shape("method:N", scale=shapes, title="statistics"),
         tooltip=[
-            GROUP, word("method", "statistics"), number("value", title, ".4~g"),
+            GROUP, word("method", "statistics"), number("value", title or "value", ".4~g"),
             number("sd", "sd over seeds", ".2~g"), SEEDS,
         ],
     )  # fmt: skip

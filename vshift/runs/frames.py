@@ -93,6 +93,13 @@ class Runs:
         return frame.assign(kind=frame["kind"].astype(object).fillna("bn"))
 
     @cached_property
+    def final_layers(self) -> pd.DataFrame:
+        """The rows of `layers` of the last epoch that each run measured."""
+        run = [number for number, record in enumerate(self.records) for _ in record.layers]
+        epochs = pd.to_numeric(self.layers["epoch"], errors="coerce")
+        return self.layers[epochs == epochs.groupby(pd.Index(run)).transform("max")]
+
+    @cached_property
     def problems(self) -> pd.DataFrame:
         """One row per problem: `name`, `seed`, `status`, `path` and the `problem` in words.
 
