@@ -6,6 +6,8 @@ import sys
 # Before anything trains, also in processes of their own: a trial would take seconds for each
 # network, and choose by how busy the machine is.
 os.environ["VSHIFT_PRECISION"] = "bf16"
+# Tests run side by side: threads of PyTorch that spin against each other are slow.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -59,15 +61,6 @@ def vshift(capfd, monkeypatch, tmp_path):
     threads = torch.get_num_threads()
     yield run
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """Tests run side by side: PyTorch threads that spin against each other are slow."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

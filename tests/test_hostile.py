@@ -32,8 +32,6 @@ from vshift.train.progress import Reporter
 from vshift.train.run import train_one
 from vshift.train.signals import StopSignal
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 many = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -64,7 +62,7 @@ def images() -> Any:
 
 
 @pytest.fixture(scope="module")
-def unfinished(one_thread: None, images: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unfinished(images: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs dir with a real run that was stopped, and one that is done."""
     runs = tmp_path_factory.mktemp("damaged")
     quiet = Reporter(quiet=True)

@@ -82,14 +82,6 @@ def deep_state(value: Any, seen: dict[int, Any] | None = None) -> Any:
     return kind.__name__
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def codes(audit) -> list[str]:
     """Of the findings, the most harmful first."""
     return [finding.code for finding in audit.findings]

@@ -26,7 +26,6 @@ from vshift.train.progress import Reporter
 CPU = torch.device("cpu")
 SMALL = ["--networks", "preresnet-8", "--batch", "8", "--steps", "2", "--repeats", "2"]
 SMALL += ["--threads", "1", "--device", "cpu", "--force"]
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from vshift.networks.noise import Noise
 from vshift.networks.norm import BatchNorm
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make(network="preresnet-8", noise="none"):

@@ -1,12 +1,9 @@
 """The cost of more sites: what is timed is training that really measures them."""
 
-import pytest
 import torch
 
 from benchmarks.cases import Case
 from benchmarks.sites import Contender, config_of, costs
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_pairs_of_training_with_fewer_and_with_more_sites():

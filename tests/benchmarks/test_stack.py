@@ -19,11 +19,8 @@ from vshift.train.optimizer import make_optimizer
 
 CPU = torch.device("cpu")
 SEEDS, STEPS = 2, 3
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    # vmap has no rule of its own for some operations, and says so.
-    pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
-]
+# vmap has no rule of its own for some operations, and says so.
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 
 
 def parts(noise="none", network="preresnet-8"):

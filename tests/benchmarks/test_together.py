@@ -9,10 +9,7 @@ from benchmarks import together
 
 WORDS = ["--network", "preresnet-8", "--batch", "8", "--seeds", "2", "--steps", "3"]
 WORDS += ["--repeats", "2", "--device", "cpu", "--threads", "1"]
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.cli.conftest import refused
 from tests.soak.harness import differences
@@ -146,7 +145,6 @@ def test_positions_of_a_network_that_cannot_be_traced_are_refused(vshift, config
 
 
 def test_a_run_that_stops_inside_an_epoch_resumes_bit_for_bit(config, tmp_path):
-    torch.set_num_threads(1)
     chosen = load(config)
     whole, status, _ = attempt(tmp_path / "whole", chosen)
     assert status == "done"

@@ -14,8 +14,6 @@ from vshift.networks.norm import BatchNorm
 from vshift.shift.modes import bn_state
 from vshift.shift.noise_graph import noise_in_front
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def pair(**sections):
     """A network, and a fused copy of it."""

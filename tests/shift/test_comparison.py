@@ -16,8 +16,6 @@ from vshift.shift.modes import bn_state
 from vshift.shift.sites import bn_sites
 from vshift.train.run import train_one
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Silent:
     """A reporter that keeps what it is told."""

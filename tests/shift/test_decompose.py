@@ -36,9 +36,6 @@ NETS = [
 KINDS = ["dropout", "gaussian", "uniform"]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def images(count=8, size=64, pixels=16):
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(size, 3, pixels, pixels, generator=generator) for _ in range(count)]

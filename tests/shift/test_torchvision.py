@@ -16,8 +16,6 @@ from vshift.shift.decompose import decompose
 from vshift.shift.modes import noise_modules
 from vshift.shift.stats import pooled_moments, running_moments, shift_ratio
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def images(count, size):
     generator = torch.Generator().manual_seed(0)

@@ -26,7 +26,6 @@ GENERATED = int(os.environ.get("GENERATED", "100"))
 
 
 @pytest.mark.timeout(0)
-@pytest.mark.usefixtures("one_thread")
 def test_what_check_accepts_is_trained_or_refused_in_a_sentence(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 
 from tests.configs import make_config
 from vshift.data import load
@@ -22,8 +21,6 @@ def read(folder, name):
 @pytest.fixture(scope="session")
 def measured_run(tmp_path_factory):
     """A short run with every measurement turned on; tests that change a file take a copy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     config = make_config(
         network={"name": "preresnet", "depth": 8, "noise": NOISE},
         data={"name": "shapes", "train": 640, "test": 200, "batch_size": 32},
@@ -37,5 +34,4 @@ def measured_run(tmp_path_factory):
     status = train_in(folder, config, 0, load(config.data, "cpu"), Reporter(quiet=True))
     folder.mark_finished(status)
     folder.close()
-    torch.set_num_threads(threads)
     return folder

@@ -16,8 +16,6 @@ from vshift.runs import find_runs
 from vshift.tables import render
 from vshift.train.recalibrate import recalibrate_run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NETWORK = {"name": "autoencoder", "widths": [24, 12]}
 
 

@@ -20,8 +20,6 @@ from vshift.train.context import TrainingContext, build_model, derive_seed
 from vshift.train.loop import TrainStep
 from vshift.train.recalibrate import open_run, recalibrate_run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_bn"}
 MLP = {"name": "mlp", "widths": [16, 16]}
 RENORM = {"kind": "renorm", "plain_steps": 3, "rmax_steps": 12, "dmax_steps": 8, "momentum": 0.2}

@@ -19,8 +19,6 @@ from vshift.train.progress import Reporter
 from vshift.train.run import train_in
 from vshift.train.signals import StopSignal
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_bn"}
 CONFIG = make_config(
     data={"name": "shapes", "train": 100, "test": 20, "batch_size": 20},
@@ -83,7 +81,7 @@ def attempt(runs, config=CONFIG, stop=None, steps=None, device="cpu"):
 
 
 @pytest.fixture(scope="module")
-def whole(one_thread, tmp_path_factory):
+def whole(tmp_path_factory):
     folder, status, _ = attempt(tmp_path_factory.mktemp("whole"))
     assert status == "done"
     return folder

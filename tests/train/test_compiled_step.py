@@ -7,8 +7,6 @@ from tests.train.test_fast_steps import LEFT_OVER, context_of, trained
 from vshift.train.compiled_step import CannotCompile, CompiledStep
 from vshift.train.fast_steps import make_train_step
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_an_error_that_pytorch_got_over_is_not_the_reason(monkeypatch):
     """A cache that misses raises KeyError inside PyTorch, and what fails then has it as context."""

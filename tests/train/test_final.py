@@ -17,8 +17,6 @@ from vshift.train.run import train_in
 
 CALIBRATION = ("nll", "brier", "ece")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_train_recalibrates_by_every_method_the_config_lists(measured_run):
     rows = {row["method"]: row for row in read(measured_run, "recalibration.json")["methods"]}

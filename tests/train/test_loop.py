@@ -23,9 +23,6 @@ NOISY = {"name": "preresnet", "depth": 8, "noise": NOISE}
 TIMES = ("seconds", "images_per_second")
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def run(path, config, seed=0, images=None):
     """Train into a new or unfinished folder; returns it and the status."""
     folder, _ = prepare(path, config, seed)

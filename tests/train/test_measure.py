@@ -9,8 +9,6 @@ from vshift.shift.stats import site_stats
 from vshift.train.measure import eval_moments, evaluate_training, measure_layers
 from vshift.train.scores import evaluate
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize(("explain", "measured"), [(2, 3), (3, 2), (0, 2), (2, 2), (99, 99)])
 def test_one_pass_in_eval_mode_gives_what_three_gave(explain, measured):

@@ -9,8 +9,6 @@ from vshift.errors import ConfigError
 from vshift.train.context import TrainingContext, build_model
 from vshift.train.monte_carlo import _single_batches
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_monte_carlo_bn_takes_full_batches_as_training_draws_them():
     config = make_config(data={"name": "shapes", "train": 70, "test": 10, "batch_size": 32})

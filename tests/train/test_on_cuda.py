@@ -18,8 +18,6 @@ from vshift.data.images import ImageSet, Part
 from vshift.shift.modes import modes
 from vshift.train.captured_step import CapturedStep
 from vshift.train.context import TrainingContext, build_model
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 NETWORKS = [
     {"name": "preresnet", "depth": 8},
     {"name": "resnet", "depth": 8},

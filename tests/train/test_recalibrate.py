@@ -16,8 +16,6 @@ from vshift.train.progress import Reporter
 from vshift.train.recalibrate import open_run, recalibrate_run
 from vshift.train.run import train_in
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def run(measured_run, tmp_path_factory):

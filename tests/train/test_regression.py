@@ -26,8 +26,6 @@ from vshift.train.loop import TrainStep
 from vshift.train.monte_carlo import monte_carlo_rows
 from vshift.train.recalibrate import open_run, recalibrate_run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ANGLE = {
     "name": "shapes", "target": "angle", "train": 200, "test": 60, "validation": 40,
     "batch_size": 64,
@@ -39,7 +37,6 @@ MIXED = {**SMALL, "augment": {"mixup": 0.4, "cutmix": 1.0, "cutout": 8}}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    torch.set_num_threads(1)
     config = make_config(data=ANGLE, network=NOISY, measure=MEASURE)
     folder, status = run(tmp_path_factory.mktemp("angle"), config)
     assert status == "done"

@@ -8,8 +8,6 @@ from vshift.data import load
 from vshift.train.context import TEST_BATCH, TrainingContext
 from vshift.train.scores import evaluate
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def make_context(**sections):
     noise = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}

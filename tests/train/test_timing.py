@@ -12,8 +12,6 @@ from vshift.train.progress import Reporter
 from vshift.train.run import train_one
 from vshift.train.timing import Timing
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def clock(monkeypatch):
