@@ -13,7 +13,10 @@ from vshift.kernels import KernelsMissing, build
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
+    """An empty cache, and a compiler that does not optimise, which takes its time."""
     monkeypatch.setenv("VSHIFT_CACHE", str(tmp_path / "cache"))
+    quick = 'case "$1" in --version) exec c++ "$@";; *) exec c++ "$@" -O0;; esac'
+    monkeypatch.setenv("CXX", script(tmp_path / "quick", quick))
     build.library.cache_clear()
     yield
     build.library.cache_clear()
@@ -45,10 +48,8 @@ def load_in_a_process():
     assert (done.returncode, done.stdout) == (0, "loaded\n"), done.stderr
 
 
-def test_a_damaged_file_is_made_anew(tmp_path, monkeypatch):
+def test_a_damaged_file_is_made_anew(tmp_path):
     """Truncated anywhere, it would load and then end the process with a bus error."""
-    quick = 'case "$1" in --version) exec c++ "$@";; *) exec c++ "$@" -O0;; esac'
-    monkeypatch.setenv("CXX", script(tmp_path / "quick", quick))
     build.library()
     (made,) = (tmp_path / "cache/native").iterdir()
     whole = made.read_bytes()

@@ -39,8 +39,8 @@ class Trainer:
         self.process: subprocess.Popen[str] | None = None
         self.pid, self.ended = 0, True
 
-    def start(self, words: list[str], messages: Path, **limits: int) -> None:
-        """Begin a command; `limits` are the server's `uid` and `largest_file`."""
+    def start(self, words: list[str], messages: Path, **options: int | str) -> None:
+        """Begin a command; `options` are the server's `folder`, `out`, `uid` and `largest_file`."""
         self.ended = False
         if self.server is None:
             with open(messages, "a") as file:
@@ -55,10 +55,18 @@ class Trainer:
             self.pid = self.process.pid
             return
         assert self.server.stdin
-        request = {"words": words, "messages": str(messages), **limits}
+        request = {"words": words, "messages": str(messages), **options}
         print(json.dumps(request), file=self.server.stdin)
         self.server.stdin.flush()
         self.pid = self._answer()["pid"]
+
+    def run(self, words: list[str], folder: Path) -> tuple[int, str, str]:
+        """A command in a folder, from its start to its end: exit code, stdout and stderr."""
+        out, err = folder / "stdout", folder / "stderr"
+        for path in (out, err):
+            path.write_text("")
+        self.start(words, err, folder=str(folder), out=str(out))
+        return self.wait(), out.read_text(), err.read_text()
 
     def kill(self, number: int) -> None:
         with suppress(ProcessLookupError):

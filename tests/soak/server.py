@@ -14,7 +14,6 @@ import json
 import os
 import resource
 import sys
-from pathlib import Path
 
 import torch
 import torch.fx
@@ -31,7 +30,9 @@ def serve() -> None:
         child = os.fork()
         if child == 0:
             restrict(request.get("uid"), request.get("largest_file"))
-            run(request["words"], Path(request["messages"]))
+            os.chdir(request.get("folder", "."))
+            messages = request["messages"]
+            run(request["words"], request.get("out", messages), messages)
         print(json.dumps({"pid": child}), file=answers)
         _, status = os.waitpid(child, 0)
         print(json.dumps({"code": os.waitstatus_to_exitcode(status)}), file=answers)
@@ -45,11 +46,10 @@ def restrict(uid: int | None, largest_file: int | None) -> None:
         os.setuid(uid)
 
 
-def run(words: list[str], messages: Path) -> None:
-    """The command line in this process, with both outputs appended to a file; does not return."""
-    target = os.open(messages, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(target, 1)
-    os.dup2(target, 2)
+def run(words: list[str], out: str, messages: str) -> None:
+    """The command line in this process, with its outputs appended to files; does not return."""
+    for number, path in ((1, out), (2, messages)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.argv = ["vshift", *words]
     code: object = 70

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import time
 from importlib import metadata
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from tests.configs import make_config
+from tests.soak.harness import Trainer
 from vshift import load_runs
 from vshift.config import load
 from vshift.errors import ConfigError, RunError, TrainingFailed
@@ -93,11 +93,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def vshift(*arguments: object, at: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vshift", *map(str, arguments)]
-    return subprocess.run(command, cwd=at, capture_output=True, text=True, check=False)
-
-
 def weights(run: Path) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = load_checkpoint(run / "checkpoint.pt")["model"]
     return state
@@ -118,19 +113,21 @@ def train(
 
 
 @pytest.mark.parametrize("network", ["", f"network={RESNET}"])
-def test_a_run_killed_at_once_resumes_bit_for_bit(network: str, folder: Path) -> None:
+def test_a_run_killed_at_once_resumes_bit_for_bit(
+    network: str, folder: Path, trainer: Trainer
+) -> None:
     """By SIGKILL in mid-epoch, with Python's generator in use."""
     sets = [network, "data.train=64", "data.batch_size=16", "epochs=1"] if network else []
     whole = train(folder, "whole", *sets)
     often = [f"--set={text}" for text in (*sets, "checkpoint.minutes=1e-9")]
-    command = [sys.executable, "-m", "vshift", "train", "own.yaml", *often, "--runs-dir", "killed"]
-    process = subprocess.Popen(command, cwd=folder)
+    words = ["train", str(folder / "own.yaml"), *often, "--runs-dir", str(folder / "killed")]
+    trainer.start(words, folder / "messages")
     run = folder / "killed/own/seed-0"
     deadline = time.monotonic() + 120
     while not (run / "checkpoint.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.002)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    trainer.kill(signal.SIGKILL)
+    assert trainer.wait() == -signal.SIGKILL
     assert RunFolder(run).status == "running"
     assert load_checkpoint(run / "checkpoint.pt")["step"] > 0
     train(folder, "killed", *sets)
@@ -147,7 +144,9 @@ def test_the_config_in_a_run_folder_trains_anywhere(folder: Path, monkeypatch) -
     assert_same_run(whole, train(folder, "elsewhere/runs", config="whole/own/seed-0/config.yaml"))
 
 
-def test_a_run_folder_is_read_without_running_its_source(folder: Path, capfd, monkeypatch) -> None:
+def test_a_run_folder_is_read_without_running_its_source(
+    folder: Path, trainer: Trainer, capfd, monkeypatch
+) -> None:
     """Beside a network of ours: table, report, live table and data frames; nothing prints."""
     run = train(folder, "runs")
     assert "my_model.py runs" in capfd.readouterr().err
@@ -160,11 +159,11 @@ def test_a_run_folder_is_read_without_running_its_source(folder: Path, capfd, mo
         ["watch", "runs", "--once"],
         ["report", "runs", "--out", "report.html"],
     ):
-        result = vshift(*command, at=folder)
-        assert result.returncode == 0, result.stderr
-        assert "my_model.py runs" not in result.stdout + result.stderr
+        code, out, err = trainer.run(command, folder)
+        assert code == 0, err
+        assert "my_model.py runs" not in out + err
         if command[0] == "compare":
-            assert {row["name"] for row in json.loads(result.stdout)} == {"own", "ours"}
+            assert {row["name"] for row in json.loads(out)} == {"own", "ours"}
     assert "my_model.py:MyNet" in (folder / "report.html").read_text()
     monkeypatch.delitem(sys.modules, "my_model", raising=False)
     frame = load_runs(folder / "runs").summary
@@ -173,18 +172,19 @@ def test_a_run_folder_is_read_without_running_its_source(folder: Path, capfd, mo
     assert "my_model" not in sys.modules
 
 
-def test_commands_that_run_the_network(folder: Path) -> None:
+def test_commands_that_run_the_network(folder: Path, trainer: Trainer) -> None:
     run = train(folder, "runs")
     (folder / "my_model.py").unlink()  # its copy is there
-    answers = {
-        "recalibrate": vshift("recalibrate", run, "--method", "precise", "--json", at=folder),
-        "audit": vshift("audit", run, "--data", "train", "--format", "json", at=folder),
-        "inspect": vshift("inspect", run / "config.yaml", "--json", at=folder),
-    }
-    for result in answers.values():
-        assert result.returncode == 0, result.stderr
-        assert "my_model.py runs" in result.stderr
-    read = {name: json.loads(result.stdout) for name, result in answers.items()}
+    read = {}
+    for command in (
+        ["recalibrate", str(run), "--method", "precise", "--json"],
+        ["audit", str(run), "--data", "train", "--format", "json"],
+        ["inspect", str(run / "config.yaml"), "--json"],
+    ):
+        code, out, err = trainer.run(command, folder)
+        assert code == 0, err
+        assert "my_model.py runs" in err
+        read[command[0]] = json.loads(out)
     assert [row["method"] for row in read["recalibrate"][str(run)]][:2] == ["none", "precise"]
     assert read["inspect"]["bn_layers"] == 4
     assert "blocks.0.bn2" in [layer["name"] for layer in read["inspect"]["layers"]]
