@@ -37,28 +37,19 @@ def test_they_are_compiled_once(tmp_path):
     assert made.stat().st_mtime_ns == first
 
 
-RUN = "from vshift.kernels import build; build.library(); print('loaded')"
-
-
-def load_in_a_process():
-    """In one of its own: a damaged library may end it, and the system remembers what it loaded."""
-    done = subprocess.run(
-        [sys.executable, "-c", RUN], capture_output=True, text=True, check=False, timeout=120
-    )
-    assert (done.returncode, done.stdout) == (0, "loaded\n"), done.stderr
-
-
 def test_a_damaged_file_is_made_anew(tmp_path):
     """Truncated anywhere, it would load and then end the process with a bus error."""
     build.library()
     (made,) = (tmp_path / "cache/native").iterdir()
     whole = made.read_bytes()
-    for damaged in (whole[:1000], whole[: len(whole) * 9 // 10]):
-        made.write_bytes(damaged)
-        load_in_a_process()
-        (again,) = (tmp_path / "cache/native").iterdir()
-        assert build._checksum(again) in again.name
-        made = again
+    made.write_bytes(whole[: len(whole) * 9 // 10])
+    # In another process: a damaged library may end it, and the system remembers what it loaded.
+    code = "from vshift.kernels import build; build.library(); print('loaded')"
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "loaded\n"), done.stderr
+    (again,) = (tmp_path / "cache/native").iterdir()
+    assert build._checksum(again) in again.name
 
 
 def test_a_library_without_the_functions_is_no_traceback(tmp_path, monkeypatch):

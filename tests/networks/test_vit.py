@@ -26,6 +26,7 @@ from vshift.shift.stats import TrainingLog
 from vshift.train.captured_step import CapturedStep
 from vshift.train.fast_steps import make_train_step
 from vshift.train.loop import TrainStep
+
 SMALL = {"name": "vit", "depth": 2, "width": 32, "heads": 4, "patch": 8}
 DROP_PATH = "bn attention noise add bn conv1x1 gelu conv1x1 noise add"
 

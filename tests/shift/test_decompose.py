@@ -36,7 +36,7 @@ NETS = [
 KINDS = ["dropout", "gaussian", "uniform"]
 
 
-def images(count=8, size=64, pixels=16):
+def images(count=8, size=32, pixels=16):
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(size, 3, pixels, pixels, generator=generator) for _ in range(count)]
 
@@ -87,10 +87,10 @@ def test_predicted_equals_measured_with_trained_weights(kind):
 
 
 def trained(noise):
-    """A PreResNet-14 after 40 steps on drawn images."""
+    """A PreResNet-14 after 20 steps on drawn images."""
     config = make_config(
         network={"name": "preresnet", "depth": 14, "noise": noise},
-        data={"name": "shapes", "train": 1280, "test": 10, "batch_size": 64},
+        data={"name": "shapes", "train": 640, "test": 10, "batch_size": 32},
     )
     data = load(config.data, "cpu")
     model = build(config, classes=10, channels=3, size=32, seed=0)

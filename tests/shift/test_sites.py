@@ -15,6 +15,7 @@ from vshift.shift.comparison import compare_passes, run_passes
 from vshift.shift.noise_graph import noise_in_front
 from vshift.shift.sites import OUTPUT, WORDS, bn_sites, capturing, find_sites
 from vshift.shift.stats import TrainingLog, site_stats
+
 IMAGES = torch.zeros(2, 3, 8, 8)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from hypothesis import strategies as st
@@ -83,6 +84,7 @@ def configs() -> Strategy:
     return section(Config)
 
 
+@cache  # it is drawn from a thousand times
 def section(model: type[BaseModel]) -> Strategy:
     """Its required keys, and a few of the others."""
     given = GIVEN.get(model, {})

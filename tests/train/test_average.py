@@ -20,6 +20,7 @@ from vshift.train.context import derive_seed
 from vshift.train.fast_steps import make_train_step
 from vshift.train.final import _ESTIMATED, _estimated
 from vshift.train.loop import TrainStep
+
 WORDS = ["own", "copied", "averaged", "precise"]
 NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_bn"}
 NET = {"name": "mlp", "widths": [16, 16], "noise": NOISE}

@@ -13,6 +13,7 @@ from vshift.shift.modes import noise_modules
 from vshift.train.captured_step import STEPS_PER_GRAPH, CapturedStep
 from vshift.train.compiled_step import CannotCompile
 from vshift.train.loop import TrainStep
+
 FEW = {"name": "shapes", "train": 77, "test": 20, "batch_size": 8}  # 9 batches and 5
 PATTERN = {"kind": "dropout", "rate": 0.5, "before": "stage*.bn2", "after": "stem"}
 

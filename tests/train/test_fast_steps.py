@@ -17,6 +17,7 @@ from vshift.train.captured_step import CapturedStep
 from vshift.train.compiled_step import CannotCompile, CompiledStep
 from vshift.train.context import TrainingContext, derive_seed
 from vshift.train.fast_steps import make_train_step
+
 NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
 LEFT_OVER = {"name": "shapes", "train": 620, "test": 50, "batch_size": 64}  # 9 batches and 44
 

@@ -18,6 +18,7 @@ from vshift.data.images import ImageSet, Part
 from vshift.shift.modes import modes
 from vshift.train.captured_step import CapturedStep
 from vshift.train.context import TrainingContext, build_model
+
 NETWORKS = [
     {"name": "preresnet", "depth": 8},
     {"name": "resnet", "depth": 8},

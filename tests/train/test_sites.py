@@ -18,6 +18,7 @@ from vshift.train.fast_steps import make_train_step
 from vshift.train.loop import TrainStep
 from vshift.train.progress import Reporter
 from vshift.train.run import train_seeds
+
 NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
 NET = {"name": "preresnet", "depth": 8}
 DATA = {"name": "shapes", "train": 200, "test": 20, "batch_size": 64}  # 3 batches and 8

@@ -17,6 +17,7 @@ from vshift.train import trial
 from vshift.train.progress import Reporter
 from vshift.train.run import train_seeds
 from vshift.train.trial import PINNED, Trial, choose, measure
+
 AUTO = {"device": "cpu", "threads": 1}
 NOISE = {"kind": "dropout", "rate": 0.5, "position": "before_last_bn"}
 NOISY = {"name": "preresnet", "depth": 8, "noise": NOISE}
