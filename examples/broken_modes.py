@@ -90,15 +90,14 @@ class Prototypes(nn.Module):
 
 
 def mode_switch_changes_state(seed: int, broken: bool) -> Patient:
-    """The cache was filled before the last weights were loaded."""
+    """The cache was filled by images with values up to 255, before they were scaled."""
     torch.manual_seed(seed)
     net = Net(after_bn=Prototypes())
     model, batches = trained(seed, net)
     model.eval()
-    if broken:
-        net.after_bn.cache = torch.randn(8 * 16)
-    else:
-        model(torch.cat([images for images, _ in batches]))
+    images = torch.cat([images for images, _ in batches])
+    with torch.no_grad():
+        model(255 * images if broken else images)
     return Patient(model, batches, ("after_bn",))
 
 

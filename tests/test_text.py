@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from vshift.text import first_lines, format_duration, format_p, pluralize, shorten_middle
+from vshift.text import (
+    first_lines,
+    format_duration,
+    format_estimate,
+    format_p,
+    keep_together,
+    pluralize,
+    shorten_middle,
+)
 
 
 def test_one_is_singular_and_all_else_plural() -> None:
@@ -42,3 +50,31 @@ def test_names_lose_their_middle() -> None:
     assert shorten_middle("abc", 5) == "abc"
     assert shorten_middle("study-one-rate=0.5 seed 3", 16) == "study…0.5 seed 3"[-16:]
     assert len(shorten_middle("x" * 50, 16)) == 16
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (86.328125, 2.1479, "86.3 ± 2.1"),
+        (0.123456, 0.0213, "0.123 ± 0.021"),
+        (0.123456, 0.0512, "0.12 ± 0.05"),
+        (0.123456, 0.0098, "0.123 ± 0.010"),  # 0.0098 rounds up to two digits again
+        (98.6, 12.3, "99 ± 12"),
+        (2.302585, 1e-7, "2.303"),
+        (100.0, 0.0, "100"),
+        (0.0234567, None, "0.0235"),
+        (float("nan"), None, "–"),
+        (float("inf"), float("nan"), "inf"),
+        (0.0, 0.003, "0.000 ± 0.003"),
+    ],
+)
+def test_a_number_has_the_decimals_that_its_error_supports(
+    value: float, error: float | None, text: str
+) -> None:
+    assert format_estimate(value, error) == text
+
+
+def test_a_sign_never_leaves_its_number() -> None:
+    assert keep_together("1.4 ± 0.5 points, 98.6 to 100 % (± 0.5)").split(" ") == [
+        "1.4\xa0±\xa00.5", "points,", "98.6", "to", "100\xa0%", "(±\xa00.5)",
+    ]  # fmt: skip

@@ -49,6 +49,30 @@ def format_spread(
     return f"{number} ± {format_number(spread, digits)}"
 
 
+def supported_decimals(value: float, error: float | None) -> int:
+    """The decimals of a value that its standard error supports.
+
+    Two digits of the error where it begins with 100 to 354, otherwise one: the rule of the Particle
+    Data Group (Review of Particle Physics, introduction, section 5.3). At most four significant
+    digits of the value, and three without an error.
+    """
+    usable = error if error and math.isfinite(error) else None
+    magnitude = math.floor(math.log10(abs(value))) if value and math.isfinite(value) else 0
+    if usable is None:
+        return max(2 - magnitude, 0)
+    exponent = math.floor(math.log10(usable))
+    return max(min(3 - magnitude, (usable < 3.55 * 10.0**exponent) - exponent), 0)
+
+
+def format_estimate(value: float | None, error: float | None) -> str:
+    """`8.43 ± 0.21`, with the decimals that the standard error supports; without one if it is 0."""
+    if value is None or math.isnan(value):
+        return NONE
+    digits = supported_decimals(value, error)
+    shown = round(error, digits) if error and math.isfinite(error) else None
+    return format_spread(value, shown or None, digits=digits)
+
+
 def format_p(p: float | None) -> str:
     """`p = 0.025`, `p < 0.001`, `p = 1`; empty where there was no test."""
     if p is None:
@@ -124,6 +148,11 @@ def format_value(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key}: {format_value(item)}' for key, item in value.items())}}}"
     return escape_control(str(value))
+
+
+def keep_together(text: str) -> str:
+    """The text with no-break spaces between a number, its ± and its %."""
+    return re.sub(r"(?<=[0-9]) (?=[%±])|(?<=±) (?=[0-9])", "\N{NO-BREAK SPACE}", text)
 
 
 # ---- escaping and order

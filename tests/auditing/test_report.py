@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from examples.patients import data, trained
 from vshift import audit
 from vshift.auditing.findings import CHECKS
 from vshift.auditing.findings.base import CandidateFinding
+from vshift.auditing.report import Audit, NoiseReport
 from vshift.auditing.severity import Gain
 
 
@@ -98,7 +100,6 @@ def test_inputs_and_outputs_that_are_not_finite_are_told():
 
 
 def test_the_page_is_escaped_and_loads_nothing(vshift, tmp_path):
-    from vshift.auditing.report import Audit, NoiseReport
 
     vshift("audit", "mine.py:net", "--data", "mine.py:loader", "--report", "page.html")
     page = (tmp_path / "page.html").read_text()
@@ -110,6 +111,11 @@ def test_the_page_is_escaped_and_loads_nothing(vshift, tmp_path):
     assert [heading for heading, _ in headings] == ["Findings", "Scores", "Layers", "Notes"]
     assert all("</section>" not in after for _, after in headings)
     assert "http" not in page
+    foot = body.partition("<footer>")[2]
+    assert "<p>Data: <code>mine.py:loader</code>.</p>" in foot
+    made = "vshift audit mine.py:net --data mine.py:loader --report page.html"
+    assert f"<p>Made by <code>{made}</code>.</p>" in foot
+    assert re.search(r"<p>\d+ samples in batches of \d+, on cpu with torch 2\.\d+", foot)
     assert "<script" not in page
     empty = Audit([], [], NoiseReport([], [], []), None, {}, ["<b>&"])
     assert "&lt;b&gt;&amp;" in empty.to_html("<script>alert(1)</script>")
@@ -121,14 +127,14 @@ def test_the_verdict_comes_first_with_its_standard_error():
     lines = examine(FAULTS["stale"](7, True)).to_text().splitlines()
     number = r"\d+\.\d"
     assert re.fullmatch(
-        f"Eval mode loses {number} ± {number} points against train mode; repairs give back "
+        f"Eval mode loses {number}\xa0±\xa0{number} points against train mode; repairs give back "
         rf"{number}\.",
         lines[0],
     )
     assert lines[1:3] == ["1 finding:", ""]
     healthy = examine(FAULTS["stale"](7, False))
     assert re.match(
-        r"Eval mode is not measurably worse than train mode: loss \S+ against \S+ \(± \S+\), acc",
+        r"Eval mode is not measurably worse than train mode: loss \S+ against \S+ \(±\xa0\S+\),\sa",
         healthy.to_text(),
     )
     assert "\nNo findings.\n" in healthy.to_text()
@@ -179,3 +185,30 @@ def test_a_repair_that_harms_is_advised_against():
         "Repairing it makes eval worse: leave it.",
     ]
     assert not any(sentence.startswith("What to do") for sentence in finding.sentences)
+
+
+def test_only_columns_that_are_shown_are_explained_and_numbers_have_the_digits_they_support(
+    shifted,
+):
+    found = audit(*shifted)
+    wide, narrow = (
+        re.sub(r"\x1b\[[0-9;]*m", "", found.to_text(width, terminal=True)) for width in (100, 32)
+    )
+    for heading in ("shift", "local", "inherited"):
+        for text in (wide, narrow):
+            (head,) = [line for line in text.splitlines() if line.startswith("layer ")]
+            assert (heading in head.split()) == (f"\n{heading}: " in text)
+    assert "inherited: " in wide
+    assert "inherited: " not in narrow
+    assert "--verbose" not in narrow
+    (row,) = [line.split() for line in wide.splitlines() if line.startswith("bn2 ")]
+    assert re.fullmatch(r"\d\.\d{1,2}", row[-3])
+
+
+def test_nothing_is_called_most_harmful_where_nothing_is_harmful():
+    gain = Gain("doing it", 0.5, 0.5, 0.01, None, None, None, 0.3, True, True)
+    found = [CandidateFinding(check, "bn1", "something.").to_finding(gain) for check in CHECKS[:2]]
+    result = Audit(found, [], NoiseReport([], [], []), None, {}, [])
+    assert result.count == "2 findings:"
+    result.findings[0] = replace(found[0], severity="low")
+    assert result.count == "2 findings, the most harmful first:"

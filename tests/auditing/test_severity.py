@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from vshift.auditing.severity import Gain, Scorer, Scores, format_change, output_change
+from vshift.auditing.severity import (
+    Gain,
+    Scorer,
+    Scores,
+    format_change,
+    output_change,
+    p_of_fall,
+)
 
 
 def scores(losses, hits=None, outputs=None):
@@ -37,7 +44,7 @@ def test_accuracy_counts_though_the_loss_rises():
     after = scores([1.2] * 100, [1.0] * 90 + [0.0] * 10)
     found = Gain.between(before, after, "x")
     assert found.severity == "high"
-    assert "accuracy rises from 60.0 to 90.0 %" in found.in_words()
+    assert "accuracy rises from 60 to 90 % (± 5)" in found.in_words()
     one = scores([1.2] * 100, [1.0] * 61 + [0.0] * 39)
     assert Gain.between(before, one, "x").severity == "info"  # one image is no gain
 
@@ -127,3 +134,34 @@ def test_dense_outputs_are_thinned_out():
     scorer.add(torch.randn(2, 3, 100, 100), None)
     assert scorer.take().outputs.shape[1] <= 4096
     assert isinstance(Gain.between(scorer.take(), scorer.take(), "x"), Gain)
+
+
+def test_batches_that_differ_are_no_clear_loss_and_a_loss_in_each_of_them_is():
+    """Two modes without a difference, but for what all samples of a batch have in common."""
+    generator = torch.Generator().manual_seed(0)
+    false, by_samples, found, tries = 0, 0, 0, 2000
+    for _ in range(tries):
+        shared = torch.randn(8, 1, generator=generator, dtype=torch.float64)
+        falls = 0.2 * (shared + torch.randn(8, 32, generator=generator, dtype=torch.float64))
+        after, before = torch.zeros(256, dtype=torch.float64), falls.flatten()
+        sizes = [32] * 8
+        scored = [Scores(x, None, torch.zeros(256, 2), None, sizes) for x in (after, before)]
+        false += p_of_fall(*scored) < 0.0005
+        by_samples += before.mean() > 3.3 * before.std() / 16
+        found += (
+            p_of_fall(scored[0], Scores(before + 1.0, None, scored[0].outputs, None, sizes))
+            < 0.0005
+        )
+    assert false <= 5  # one is expected
+    assert by_samples > 0.05 * tries
+    assert found > 0.98 * tries
+
+
+def test_few_batches_are_tested_by_their_samples():
+    torch.manual_seed(0)
+    before, after = torch.rand(64).double() + 0.5, torch.rand(64).double()
+    outputs = torch.zeros(64, 2)
+    p = p_of_fall(
+        Scores(after, None, outputs, None, [32, 32]), Scores(before, None, outputs, None, [32, 32])
+    )
+    assert p < 0.0005

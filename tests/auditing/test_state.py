@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from examples.broken_models import FAULTS, examine
 from examples.patients import Net, trained
 from tests.auditing.conftest import codes
 from vshift import audit
@@ -133,3 +134,12 @@ def test_nan_in_buffers_is_no_change() -> None:
     found = audit(model, batches)
     assert not any("restored" in note for note in found.notes)
     assert "as given" not in found.scores
+
+
+@pytest.mark.parametrize("seed", [7, 402])
+def test_a_cache_that_the_next_batch_fills_again_is_a_note(seed: int) -> None:
+    """Another first batch changes the outputs as much as a call of train() and eval() does."""
+    found = examine(FAULTS["mode_switch_changes_state"](seed, False))
+    assert found.findings == []
+    (note,) = [note for note in found.notes if "the next batch decides" in note]
+    assert '"after_bn" computes: another first batch changes the output by' in note

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vshift._version import __version__
 from vshift.auditing.evidence import Evidence
 from vshift.auditing.findings import CHECKS, Finding
 from vshift.auditing.findings.base import list_layers
@@ -23,7 +24,7 @@ from vshift.auditing.guard import (
 )
 from vshift.auditing.measurements import REPAIRED, SCORE_NAMES
 from vshift.auditing.passes import AuditedModel
-from vshift.auditing.repairs import Repair, try_repairs
+from vshift.auditing.repairs import try_repairs
 from vshift.auditing.report import Audit, NoiseReport, layer_rows, notes_on_unknowns
 from vshift.auditing.samples import AuditError, Unpack, collect, unpack
 from vshift.auditing.severity import Gain, Loss
@@ -105,6 +106,16 @@ def audit(
                 audited.saved.restore()
         finally:
             given.restore()
+    is_cuda = device.type == "cuda"
+    result.setup = {
+        "samples": scored.count,
+        "batch_size": scored.batch_size,
+        "train_samples": None if judged is scored else judged.count,
+        "seed": seed,
+        "device": torch.cuda.get_device_name(device) if is_cuda else str(device),
+        "torch": torch.__version__,
+        "vshift": __version__,
+    }
     if why_not:
         result.notes.append(
             f"the model could not be copied ({why_not}): it was audited itself and restored"
@@ -127,20 +138,19 @@ def _conclude(evidence: Evidence) -> Audit:
     early = [found for check in CHECKS if not check.is_late for found in check.find(evidence)]
     late = (found for check in CHECKS if check.is_late for found in check.find(evidence))
     findings: list[Finding] = []
-    helpful: list[Repair] = []
     fixed: dict[str, Moments] = {}
     for candidate in chain(early, late):
         scores = evidence.repaired_scores
         gain, repair = None, candidate.repair
         if repair is not None:
-            repaired = try_repairs(model, evidence.samples, [*helpful, repair])
+            repaired = try_repairs(model, evidence.samples, [*evidence.helpful, repair])
             gain = Gain.between(scores, repaired, repair.words)
             # Without labels an output that moves back again would count as a gain.
             is_undoing = repair.statistics and repair.statistics.keys() <= fixed.keys()
             if candidate.drop_if_no_gain and gain.fall is None and is_undoing:
                 continue
             if gain.severity != "info":
-                helpful.append(repair)
+                evidence.helpful.append(repair)
                 fixed.update(repair.statistics)
                 evidence.repaired_scores = repaired
         no_gain = gain is None or gain.severity == "info"
@@ -157,7 +167,7 @@ def _conclude(evidence: Evidence) -> Audit:
     all_scores = {}
     for name, score in evidence.scores.items():
         all_scores[name] = score.to_dict()
-        if name == SCORE_NAMES["eval"] and helpful:
+        if name == SCORE_NAMES["eval"] and evidence.helpful:
             all_scores[REPAIRED] = evidence.repaired_scores.to_dict()
     in_training, in_eval = evidence.train_trace, evidence.eval_trace
     return Audit(
@@ -169,7 +179,9 @@ def _conclude(evidence: Evidence) -> Audit:
         notes=[*model.notes, *notes_on_unknowns(evidence, findings)],
         gap=evidence.gap,
         fixed=fixed,
-        buffers={name: value for repair in helpful for name, value in repair.buffers.items()},
+        buffers={
+            name: value for repair in evidence.helpful for name, value in repair.buffers.items()
+        },
     )
 
 

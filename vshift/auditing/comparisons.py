@@ -6,6 +6,7 @@ finds the module at which the two modes part.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from vshift.auditing.guard import seed_everything
-from vshift.auditing.passes import CANNOT_RUN, AuditedModel, rms
+from vshift.auditing.passes import CANNOT_RUN, AuditedModel, rms, run_pass
 from vshift.auditing.repairs import Repair, applied, hold_in_eval, silence
 from vshift.auditing.samples import Batch, Samples, call, main_output, tensors_of
-from vshift.auditing.severity import LEAST_CHANGE, output_change
+from vshift.auditing.severity import LEAST_CHANGE, Scores, output_change
 from vshift.shift.modes import noise_modules
 
 SINGLE_SAMPLES = 4  # tried one by one
+# A change of outputs is more than chance above so many times what another choice of batches and of
+# noise does; where both sample statistics of a batch or random numbers, they differ by about one.
+SPREADS = 3
 
 # ---- two tests of eval mode
 
@@ -80,14 +84,26 @@ def _change_alone(model: AuditedModel, together: Tensor, single: Sequence[Batch]
     if not outputs or not all(bool(output.isfinite().all()) for output in outputs):
         return 0.0
     alone = torch.cat(outputs)
-    # Other kernels sum in another order: outputs that are nearly the same for all samples would
-    # seem to differ by it.
-    kind = outputs[0].dtype
-    resolution = max(LEAST_CHANGE, 16 * torch.finfo(kind).eps if kind.is_floating_point else 0.0)
     ours, theirs = together[: len(alone)], alone.float()
-    if rms(ours - theirs) <= resolution * rms(ours):
+    # Outputs that are nearly the same for all samples would seem to differ by rounding.
+    if rms(ours - theirs) <= _rounding(outputs[0]) * rms(ours):
         return 0.0
     return output_change(ours, theirs)
+
+
+def _rounding(tensor: Tensor) -> float:
+    """The relative change that other kernels, which sum in another order, make at most."""
+    kind = tensor.dtype
+    return max(LEAST_CHANGE, 16 * torch.finfo(kind).eps if kind.is_floating_point else 0.0)
+
+
+def _rows_of(tensor: Tensor, batch: Batch, rows: int | None) -> Tensor | None:
+    """The part of the first samples; images folded into patches stay together."""
+    if rows is None:
+        return tensor.detach()
+    if tensor.ndim == 0 or len(tensor) % batch.count:
+        return None
+    return tensor[: len(tensor) // batch.count * rows].detach()
 
 
 # A forward's hash per module in the order in which they end, and the output.
@@ -98,23 +114,15 @@ def _digest(model: AuditedModel, batch: Batch, rows: int | None = None) -> _Dige
     """The digest of a batch, or of its first rows."""
     hashes: list[tuple[str, int]] = []
 
-    def part(tensor: Tensor) -> Tensor | None:
-        """The first samples' part; images folded into patches stay together."""
-        if rows is None:
-            return tensor.detach().cpu()
-        if tensor.ndim == 0 or len(tensor) % batch.count:
-            return None
-        return tensor[: len(tensor) // batch.count * rows].detach().cpu()
-
     def leave(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        parts = [p for t in tensors_of(output) if (p := part(t)) is not None]
-        content = tuple(p.reshape(-1).view(torch.uint8).numpy().tobytes() for p in parts)
+        parts = [p for t in tensors_of(output) if (p := _rows_of(t, batch, rows)) is not None]
+        content = tuple(p.cpu().reshape(-1).view(torch.uint8).numpy().tobytes() for p in parts)
         hashes.append((name, hash(content)))
 
     with torch.no_grad(), model.tracker.tracking(leave=leave):
         output = main_output(call(model.module, batch.inputs))
-    own = part(output)
-    return hashes, (output.detach().cpu() if own is None else own).float()
+    own = _rows_of(output, batch, rows)
+    return hashes, (output.detach() if own is None else own).cpu().float()
 
 
 def _compare(a: _Digest, b: _Digest) -> tuple[str | None, float]:
@@ -128,7 +136,6 @@ def _compare(a: _Digest, b: _Digest) -> tuple[str | None, float]:
 
 # ---- where two modes part
 
-DEPARTS = 0.05  # relative change of an output from inputs that changed by less than a tenth of it
 KEPT_VALUES = 1024  # of a module's input or output per sample
 
 
@@ -161,34 +168,59 @@ def _forward_of_training(model: AuditedModel, norms: Collection[str]) -> Iterato
         yield
 
 
+def score_forward_of_training(
+    model: AuditedModel, samples: Samples, norms: Collection[str]
+) -> Scores:
+    """Scores of what training computes, without noise and with these norms' running statistics."""
+    with _forward_of_training(model, norms):
+        return run_pass(model, samples.shuffled, measure=False).scores
+
+
 def first_departure(
-    model: AuditedModel, batch: Batch, norms: Collection[str], random: Collection[str] = ()
+    model: AuditedModel, samples: Samples, norms: Collection[str]
 ) -> Departure | None:
-    """Where the two modes part on a batch; None if they do not.
+    """Where the two modes part on a batch, by more than other batches and other noise explain.
+
+    A norm of one's own that uses its batch's statistics in training, and a random operation that
+    cannot be switched off, change their output with the batch and the seed; in a healthy model eval
+    mode differs from that by about as much. Departures that are small beside another one, as of a
+    power iteration, are passed over.
 
     Args:
         norms: batch norms that use their running statistics in both, as these are judged already.
-        random: modules whose noise follows the mode and cannot be switched off.
     """
+    first = samples.first()
+    batch, other, rows = samples.with_other_mates() or (first, first, None)
     with _forward_of_training(model, norms):
-        in_training = _record(model, batch)
+        in_training = _record(model, batch, rows, model.seed)
+    with _forward_of_training(model, norms):
+        again = _record(model, other, rows, model.seed + 1)
     with model.mode("eval"):
-        in_eval = _record(model, batch)
+        in_eval = _record(model, batch, rows, model.seed)
+    found: list[Departure] = []
     for (layer, number), (given, output) in in_training.items():
-        inside = f"{layer}.".lstrip(".")
-        is_random = any(f"{name}.".startswith(inside) for name in random)
-        if is_random or (layer, number) not in in_eval:
+        other_given, other_output = in_eval.get((layer, number), (None, None))
+        if output is None or other_output is None:
             continue
-        other_given, other_output = in_eval[layer, number]
+        chance = _moved(output, again.get((layer, number), (None, None))[1])
+        if chance > 0 and output.shape != other_output.shape:  # leaves out parts at random
+            continue
         change = _change_between(output, other_output)
-        if change > DEPARTS and _change_between(given, other_given) < 0.1 * change:
-            return Departure(
-                layer,
-                change,
-                _only_in(in_training, in_eval, inside),
-                _only_in(in_eval, in_training, inside),
+        is_clear = not _moved(output, other_output) <= SPREADS * chance  # NaN is clear
+        is_first = _change_between(given, other_given) < 0.1 * change
+        inside = f"{layer}.".lstrip(".")
+        has_one = any(departure.layer.startswith(inside) for departure in found)
+        if change > _rounding(output) and is_clear and is_first and not has_one:
+            found.append(
+                Departure(
+                    layer,
+                    change,
+                    _only_in(in_training, in_eval, inside),
+                    _only_in(in_eval, in_training, inside),
+                )
             )
-    return None
+    largest = max((departure.change for departure in found), default=0.0)
+    return next((departure for departure in found if departure.change >= 0.2 * largest), None)
 
 
 def _only_in(ours: _Record, others: _Record, inside: str) -> list[str]:
@@ -202,20 +234,21 @@ def _only_in(ours: _Record, others: _Record, inside: str) -> list[str]:
 _Record = dict[tuple[str, int], tuple[Tensor | None, Tensor | None]]
 
 
-def _record(model: AuditedModel, batch: Batch) -> _Record:
-    """The calls of a forward, in the order in which they end."""
+def _record(model: AuditedModel, batch: Batch, rows: int | None, seed: int) -> _Record:
+    """The calls of a forward, in the order in which they end, with the first rows of each."""
     record: _Record = {}
     calls: Counter[str] = Counter()
     given: dict[int, Tensor | None] = {}  # by how deep the call is nested
 
     def enter(name: str, module: nn.Module, inputs: Any) -> None:
-        given[len(model.tracker.stack)] = _thinned(inputs)
+        given[len(model.tracker.stack)] = _thinned(inputs, batch, rows)
 
     def leave(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        record[name, calls[name]] = given[len(model.tracker.stack) + 1], _thinned(output)
+        kept = _thinned(output, batch, rows)
+        record[name, calls[name]] = given[len(model.tracker.stack) + 1], kept
         calls[name] += 1
 
-    seed_everything(model.seed)
+    seed_everything(seed)
     with torch.no_grad(), model.tracker.tracking(enter, leave):
         call(model.module, batch.inputs)
     return record
@@ -225,13 +258,24 @@ def _change_between(in_training: Tensor | None, in_eval: Tensor | None) -> float
     """The relative change; 0 where there is nothing to compare."""
     if in_training is None or in_eval is None:
         return 0.0
-    return output_change(in_eval, in_training)
+    return output_change(in_eval.float(), in_training.float())
 
 
-def _thinned(tree: Any) -> Tensor | None:
+def _moved(output: Tensor, other: Tensor | None) -> float:
+    """The RMS difference; 0 where there is nothing to compare."""
+    if other is None:
+        return 0.0
+    if output.shape != other.shape:
+        return math.inf
+    return rms(output.float() - other.float())
+
+
+def _thinned(tree: Any, batch: Batch, rows: int | None) -> Tensor | None:
     """Up to KEPT_VALUES values per sample of the first float tensor, [N, D] on the CPU."""
     for tensor in tensors_of(tree):
         if tensor.is_floating_point() and tensor.ndim:
-            rows = tensor.detach().float().reshape(len(tensor), -1)
-            return rows[:, :: max(1, rows.shape[1] // KEPT_VALUES)].cpu()
+            own = _rows_of(tensor, batch, rows)
+            kept = tensor.detach() if own is None else own
+            flat = kept.reshape(len(kept), -1)
+            return flat[:, :: max(1, flat.shape[1] // KEPT_VALUES)].cpu()
     return None

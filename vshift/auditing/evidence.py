@@ -26,9 +26,9 @@ from vshift.auditing.distances import (
 )
 from vshift.auditing.measurements import Measurements
 from vshift.auditing.passes import AuditedModel, LayerStats, run_pass
-from vshift.auditing.repairs import Repair, applied
+from vshift.auditing.repairs import Repair, applied, try_repairs
 from vshift.auditing.samples import Samples
-from vshift.auditing.severity import Gain
+from vshift.auditing.severity import CHANCE, Gain, p_above_zero
 from vshift.auditing.trace import NoiseSource
 from vshift.shift.stats import (
     Estimate,
@@ -37,8 +37,8 @@ from vshift.shift.stats import (
     to_float64,
 )
 
-CLEAR = 4  # standard errors of a small loss that is remarked
 TRIED_BATCHES = 8  # of a train pass that tries a repair
+DRAWS = 8  # of healthy running statistics
 
 
 class Evidence(Measurements):
@@ -50,7 +50,8 @@ class Evidence(Measurements):
             their input in training mode too.
         fitting_in_order: layers that are right for the loader's batches as they come, and are off
             only where their samples are mixed.
-        repaired_scores: of eval mode with all repairs that have helped so far.
+        helpful: the repairs that have helped so far.
+        repaired_scores: of eval mode with all of them.
         is_accounted: whether there is a grave finding for which no repair could be tried.
     """
 
@@ -67,6 +68,7 @@ class Evidence(Measurements):
         self.explained_by: dict[str, str] = {}
         self.following: set[str] = set()
         self.fitting_in_order: set[str] = set()
+        self.helpful: list[Repair] = []
         self.repaired_scores, self.is_accounted = self.eval_scores, False
         # Batches may differ on purpose by what only the network sees, such as attacks.
         doubtful = [name for name in self.mismatched if not is_initial(self.running[name])]
@@ -85,21 +87,37 @@ class Evidence(Measurements):
         return Gain.between(self.repaired_scores, self.best_scores, self.best_mode)
 
     @property
-    def has_open_gap(self) -> bool:
-        """Whether eval mode is worse by more than the findings so far account for."""
-        return self._is_open and self.gap_left.severity in ("medium", "high")
+    def open_gap(self) -> str:
+        """The severity of what eval mode loses and the findings so far do not account for.
 
-    @property
-    def has_small_gap(self) -> bool:
-        """The same by a little, and beyond doubt."""
-        fall, error = self.gap_left.fall or 0.0, self.gap_left.loss_error or math.inf
-        return self._is_open and self.gap_left.severity == "low" and fall > CLEAR * error
+        `info` where they account for half of the gap.
+        """
+        gap, left = self.gap.fall, self.gap_left.fall
+        if self.is_accounted or gap is None or left is None or not left > 0.5 * gap:
+            return "info"
+        return self.gap_left.severity
 
-    @property
-    def _is_open(self) -> bool:
-        if self.is_accounted or self.gap.fall is None or self.gap_left.fall is None:
+    def is_worse_than_healthy(self) -> bool:
+        """Whether eval mode loses more than with running statistics that a healthy training leaves.
+
+        These are drawn DRAWS times, and the loss is tested as one more draw. What it is above them
+        has to be most of the gap.
+        """
+        loss, left = self.repaired_scores.loss, self.gap_left.fall
+        if not self.judged or loss is None or left is None:
             return False
-        return self.gap_left.fall > 0.5 * self.gap.fall
+        stats = {name: self.train_stats(name) for name in self.judged}
+        batches = max(layer.batches for layer in stats.values())
+        generator = torch.Generator().manual_seed(self.model.seed)
+        losses = torch.zeros(DRAWS, dtype=torch.float64)
+        for number in range(DRAWS):
+            weights = torch.randn(batches, generator=generator)
+            drawn = {n: s.draw(self.layers[n].momentum, weights) for n, s in stats.items()}
+            repairs = [*self.helpful, Repair("", statistics=drawn)]
+            losses[number] = try_repairs(self.model, self.samples, repairs).loss or 0.0
+        above = loss - float(losses.mean())
+        error = float(losses.std(correction=1)) * math.sqrt(1 + 1 / DRAWS)
+        return above > 0.5 * left and p_above_zero(above, error, DRAWS - 1) < CHANCE
 
     # ---- layers and their statistics
 

@@ -13,8 +13,8 @@ from vshift.auditing.comparisons import run_eval_tests
 from vshift.auditing.distances import is_initial
 from vshift.auditing.names import fit_to_names, plain_name
 from vshift.auditing.passes import CANNOT_RUN, AuditedModel, Mode, Pass, run_pass
-from vshift.auditing.samples import AuditError, Samples, order_effect
-from vshift.auditing.severity import Gain, Scores
+from vshift.auditing.samples import AuditError, Batch, Samples, call, order_effect
+from vshift.auditing.severity import Gain, Scores, output_change
 from vshift.shift.stats import layer_running_moments
 from vshift.text import list_names, suggest
 
@@ -31,6 +31,8 @@ SWITCHED = "as given, after train() and eval()"
 AFTER_EVAL = "in eval mode"
 ONE_BY_ONE = "eval mode, one by one"
 
+REFILLS = 7  # batches that come first in turn after a call of train() and eval()
+REFILL_CHANGE = 1.5  # times the largest change that these make; state filled by one makes about 0.7
 ALONE = 0.01  # relative change of a sample's output; kernels of another batch size round by less
 
 
@@ -126,8 +128,27 @@ class Measurements:
                     f"{suggest(pattern, names)}noise is in {list_names(list(noisy)) or 'none'}"
                 )
 
-    def _score_as_given(self, mode: AbstractContextManager[None]) -> Scores:
+    def change_by_first_batch(self) -> float:
+        """How much the batch that comes first after `train()` and `eval()` changes the outputs.
+
+        The next forward may fill again what a switch empties. The largest change of REFILLS tries,
+        so that a chance hit, which matters where that is a number or two, is no measure.
+        """
+        switched = self.given_scores[SWITCHED].outputs
+        return max(
+            output_change(
+                switched, self._score_as_given(self.model.as_given(switched=True), first).outputs
+            )
+            for first in self.samples.batches[1 : 1 + REFILLS]
+        )
+
+    def _score_as_given(
+        self, mode: AbstractContextManager[None], first: Batch | None = None
+    ) -> Scores:
+        """Scores of the batches as they come, after a forward of another one if that is given."""
         with mode:
+            if first is not None:
+                call(self.model.module, first.inputs)
             batches = self.samples.batches
             return run_pass(self.model, lambda: iter(batches), measure=False).scores
 

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING
 
+from vshift._version import __version__
 from vshift.tables import Table, html_table, page_style
-from vshift.text import escape_control
+from vshift.text import escape_control, keep_together, pluralize
 
 if TYPE_CHECKING:
     from vshift.auditing.report import Audit
 
-LEGEND = (
-    "shift: running and eval variance, the larger over the smaller.",
-    "local: what noise in front of the layer does to its variance in training.",
-    "inherited: what arrives from the layers before it in eval mode.",
-)
+# By the heading of a column.
+_LEGEND = {
+    "loss": "±: the standard error over the samples; of a difference between modes it is smaller.",
+    "shift": "shift: running and eval variance, the larger over the smaller.",
+    "local": "local: what noise in front of the layer does to its variance in training.",
+    "inherited": "inherited: what arrives from the layers before it in eval mode.",
+}
 
 
-def page(audit: Audit, title: str, scores: Table, layers: Table) -> str:
-    """The whole page; everything inside, no scripts, nothing loaded from elsewhere."""
+def legend(tables: Iterable[Table]) -> list[str]:
+    """What the columns of these tables mean, a line each."""
+    heads = [column.one_line for table in tables for column in table.columns]
+    return [line for head, line in _LEGEND.items() if head in heads]
+
+
+def page(audit: Audit, title: str, scores: Table, layers: Table, made: Sequence[str]) -> str:
+    """The whole page; everything inside, no scripts, nothing loaded from elsewhere.
+
+    Args:
+        made: from what and how, for the foot.
+    """
     cards = []
     for finding in audit.findings:
         first, *others = finding.sentences
@@ -31,13 +46,16 @@ def page(audit: Audit, title: str, scores: Table, layers: Table) -> str:
             + "".join(f"<p>{_text(sentence)}</p>" for sentence in others)
             + "</article>"
         )
-    legend = "".join(f'<p class="data">{_text(line)}</p>' for line in LEGEND)
+
+    def lines(table: Table) -> str:
+        told = "".join(f'<p class="data">{_text(line)}</p>' for line in legend([table]))
+        return f'<div class="data">{told}</div>'
+
     notes = "".join(f"<li>{_text(note[:1].upper() + note[1:])}.</li>" for note in audit.notes)
     sections = {
         "Findings": "".join(cards),
-        "Scores": scores.rows and _scrolled(scores, "Scores by mode"),
-        "Layers": layers.rows
-        and _scrolled(layers, "Batch norms") + f'<div class="data">{legend}</div>',
+        "Scores": scores.rows and _scrolled(scores, "Scores by mode") + lines(scores),
+        "Layers": layers.rows and _scrolled(layers, "Batch norms") + lines(layers),
         "Notes": notes and f"<ul>{notes}</ul>",
     }
     body = "".join(
@@ -50,8 +68,24 @@ def page(audit: Audit, title: str, scores: Table, layers: Table) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width, initial-scale=1"><title>{_text(title)}</title>'
         f"<style>{page_style()}{_STYLE}</style></head><body><header><div><h1>{_text(title)}</h1>"
-        f'<p class="facts">{verdict}</p></div></header><main>{body}</main></body></html>\n'
+        f'<p class="facts">{verdict}</p></div></header><main>{body}</main>{_foot(audit, made)}'
+        "</body></html>\n"
     )
+
+
+def _foot(audit: Audit, made: Sequence[str]) -> str:
+    """Data, samples, device, versions and command."""
+    setup, lines = audit.setup, list(made)
+    if setup:
+        training = setup["train_samples"]
+        more = "" if training is None else f", and {pluralize(training, 'training sample')}"
+        lines += [
+            f"{pluralize(setup['samples'], 'sample')} in batches of {setup['batch_size']}{more}, "
+            f"on {setup['device']} with torch {setup['torch']}."
+        ]
+    written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    lines.append(f"Written by vshift {__version__}, {written}. Nothing is loaded from elsewhere.")
+    return f"<footer>{''.join(f'<p>{_text(line)}</p>' for line in lines)}</footer>"
 
 
 def _scrolled(table: Table, label: str) -> str:
@@ -63,7 +97,8 @@ def _scrolled(table: Table, label: str) -> str:
 
 def _text(text: str) -> str:
     """Escaped, with what stands in backticks as code."""
-    return re.sub("`([^`]*)`", r"<code>\1</code>", escape(escape_control(text)))
+    whole = keep_together(escape(escape_control(text)))
+    return re.sub("`([^`]*)`", r"<code>\1</code>", whole)
 
 
 _STYLE = """
@@ -78,4 +113,5 @@ li { margin-bottom: 6px; }
 .scroll { width: fit-content; max-width: 100%; }
 table { width: auto; }
 thead th { padding: 6px 7px; font-weight: 600; }
+@media (max-width: 640px) { tbody th { white-space: normal; } }
 """

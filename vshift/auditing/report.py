@@ -14,17 +14,20 @@ from vshift.auditing.findings import Finding
 from vshift.auditing.findings.base import list_layers
 from vshift.auditing.measurements import REPAIRED, any_trains
 from vshift.auditing.names import plain_name
-from vshift.auditing.page import LEGEND, page
+from vshift.auditing.page import legend, page
 from vshift.auditing.samples import tensors_of
-from vshift.auditing.severity import SEVERITIES, Gain
+from vshift.auditing.severity import SEVERITIES, Gain, format_pair
 from vshift.auditing.trace import NoiseSource
 from vshift.shift.stats import Moments, shift_ratio
-from vshift.tables import Column, Table, render
+from vshift.tables import Column, Table, fitting, render
 from vshift.text import (
     NONE,
     escape_control,
     escape_lines,
+    format_estimate,
+    keep_together,
     pluralize,
+    supported_decimals,
     to_json,
     to_jsonable,
 )
@@ -68,6 +71,7 @@ class Audit:
         gap: from eval mode to the better one of the modes with batch statistics.
         fixed: the running statistics that gained something, by layer.
         buffers: other buffers that did, by name.
+        setup: numbers of samples, batch size, seed, device and versions.
     """
 
     findings: list[Finding]
@@ -79,6 +83,7 @@ class Audit:
     gap: Gain | None = None
     fixed: Mapping[str, Moments] = field(default_factory=dict)
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    setup: Row = field(default_factory=dict)
 
     def frame(self) -> pd.DataFrame:
         """`layers` as a DataFrame."""
@@ -111,6 +116,7 @@ class Audit:
                 "tests": vars(self.tests),
                 "scores": self.scores,
                 "notes": self.notes,
+                "setup": self.setup,
             }
         )
         return content
@@ -130,8 +136,9 @@ class Audit:
         """
 
         def wrap(text: str, first: str = "", others: str = "") -> str:
+            whole = keep_together(escape_control(text))
             return textwrap.fill(
-                text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
+                whole, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
             )
 
         parts = [wrap(self.verdict), self.count] if self.verdict else [self.count]
@@ -141,13 +148,8 @@ class Audit:
             parts += ["", wrap(heading, others="   ")]
             parts += [wrap(sentence, "   ", "     ") for sentence in others]
         notes = [wrap(f"Note: {note}.", others="  ") for note in self.notes]
-        if not terminal:
-            text = [*parts, "", *self._tables("table", width), *notes]
-            return escape_lines("\n".join(text))
-        tables = self._tables("table", width, terminal=True)  # colours would be escaped
-        return "\n".join(
-            [escape_lines("\n".join(parts)), "", *tables, escape_lines("\n".join(notes))]
-        )
+        tables = self._tables("table", width, terminal=terminal)
+        return "\n".join([*parts, "", *tables, *notes])
 
     def to_markdown(self) -> str:
         """The audit as a Markdown document."""
@@ -162,9 +164,14 @@ class Audit:
         parts += ["- " + note.replace("<", "&lt;") for note in self.notes]
         return escape_lines("\n".join(parts))
 
-    def to_html(self, title: str) -> str:
-        """The audit as one self-contained HTML file without scripts."""
-        return page(self, f"Audit of {title}", self.score_table(), self.layer_table(_COLUMNS))
+    def to_html(self, title: str, made: Sequence[str] = ()) -> str:
+        """The audit as one self-contained HTML file without scripts.
+
+        Args:
+            made: from what data and by what command, a sentence each, for the page's foot.
+        """
+        tables = self.score_table(), self.layer_table(_COLUMNS)
+        return page(self, f"Audit of {title}", *tables, made)
 
     @property
     def verdict(self) -> str:
@@ -173,19 +180,21 @@ class Audit:
         if gap is None or gap.loss_before is None or gap.loss_after is None:
             return ""
         before, after, error = gap.accuracy_before, gap.accuracy_after, gap.accuracy_error
-        numbers = f"loss {gap.loss_before:.3f} against {gap.loss_after:.3f}"
-        numbers += "" if gap.loss_error is None else f" (± {gap.loss_error:.3f})"
+        losses = format_pair(gap.loss_before, gap.loss_after, gap.loss_error)
+        numbers = "loss {} against {}{}".format(*losses)
         if before is not None and after is not None:
-            numbers += f", accuracy {before:.1f} against {after:.1f} %"
-            numbers += "" if error is None else f" (± {error:.1f})"
+            numbers += ", accuracy {} against {} %{}".format(*format_pair(before, after, error))
         if gap.severity == "info":
             return f"Eval mode is not measurably worse than {gap.repair}: {numbers}."
         repaired = self.scores.get(REPAIRED, {})
         if before is None or after is None or after - before <= 2 * (error or 0.0):
-            more = f"; repairs bring the loss to {repaired['loss']:.3f}" if repaired else ""
+            digits = supported_decimals(gap.loss_before, gap.loss_error)
+            more = f"; repairs bring the loss to {repaired['loss']:.{digits}f}" if repaired else ""
             return f"Eval mode is worse than {gap.repair}: {numbers}{more}."
-        lost = f"{after - before:.1f}" + ("" if error is None else f" ± {error:.1f}")
-        more = f"; repairs give back {repaired['accuracy'] - before:.1f}" if repaired else ""
+        lost, more = format_estimate(after - before, error), ""
+        if repaired:
+            digits = supported_decimals(after - before, error)
+            more = f"; repairs give back {repaired['accuracy'] - before:.{digits}f}"
         return f"Eval mode loses {lost} points against {gap.repair}{more}."
 
     @property
@@ -193,21 +202,24 @@ class Audit:
         """The number of findings, as the line before them."""
         if not self.findings:
             return "No findings."
-        order = ", the most harmful first" if len(self.findings) > 1 else ""
+        is_ordered = len(self.findings) > 1 and self.fails("low")
+        order = ", the most harmful first" if is_ordered else ""
         return f"{pluralize(len(self.findings), 'finding')}{order}:"
 
-    def _tables(self, kind: str, width: int | None = None, *, terminal: bool = False) -> list[str]:
-        layers = self.layer_table([c for c in _COLUMNS if c[0] not in _ONLY_IN_HTML])
+    def _tables(self, kind: str, width: int = 100, *, terminal: bool = False) -> list[str]:
+        layers = self.layer_table([c for c in _COLUMNS if c.key not in _ONLY_IN_HTML])
         layers = replace(layers, rows=layers.rows[:MOST_LAYERS])
+        tables = [table for table in (self.score_table(), layers) if table.rows]
+        if terminal:
+            tables = [fitting(table, width) for table in tables]
         parts = [
-            render(table, kind, terminal_width=width if terminal else None)
-            for table in (self.score_table(), layers)
-            if table.rows
+            render(table, kind, terminal_width=width if terminal else None) for table in tables
         ]
-        if layers.rows and kind == "table":
-            parts += [textwrap.fill(line, width or 100, subsequent_indent="  ") for line in LEGEND]
-        elif layers.rows:
-            parts += [*(f"- {line}" for line in LEGEND), ""]
+        lines = legend(tables)
+        if kind == "table":
+            parts += [textwrap.fill(line, width, subsequent_indent="  ") for line in lines]
+        elif lines:
+            parts += [*(f"- {line}" for line in lines), ""]
         more = len(self.layers) - MOST_LAYERS
         if more > 0:
             parts.append(f"… and {pluralize(more, 'more layer')} (--format json has all)")
@@ -217,41 +229,60 @@ class Audit:
         return Table(
             [Column("mode", is_text=True), Column("loss"), Column("accuracy %")],
             [
-                [name, _format(score["loss"], ".4f"), _format(score["accuracy"], ".2f")]
+                [name, *(format_estimate(score[k], score[f"{k}_se"]) for k in ("loss", "accuracy"))]
                 for name, score in self.scores.items()
             ],
         )
 
-    def layer_table(self, columns: Sequence[tuple[str, str, str]]) -> Table:
+    def layer_table(self, columns: Sequence[_LayerColumn]) -> Table:
         return Table(
-            [Column(head, is_text=not form) for _, head, form in columns],
-            [[_format(row[key], form) for key, _, form in columns] for row in self.layers],
+            [Column(c.head, c.priority, c.is_text, c.together) for c in columns],
+            [[c.cell(row) for c in columns] for row in self.layers],
         )
 
 
-# Key, heading and format of each column; a format is of numbers.
+@dataclass(frozen=True)
+class _LayerColumn:
+    """A column of the table of layers: text, or numbers with as many digits as `<key>_se` supports.
+
+    Attributes:
+        priority, together: see `Column`; a narrow terminal leaves out some.
+    """
+
+    key: str
+    head: str
+    priority: int = 50
+    is_text: bool = False
+    together: str = ""
+
+    def cell(self, row: Row) -> str:
+        value, error = row[self.key], row.get(f"{self.key}_se")
+        if self.is_text:
+            text = (", ".join(value) or NONE) if isinstance(value, list) else value
+            return escape_control(text) or "(the model)"
+        if value is None or value != value:
+            return NONE
+        if isinstance(value, int):
+            return str(value)
+        if error is None:
+            return f"{value:#.3g}".rstrip(".")
+        return f"{value:.{min(supported_decimals(value, error), 3)}f}"
+
+
 _COLUMNS = (
-    ("layer", "layer", ""),
-    ("role", "role", ""),
-    ("channels", "channels", "d"),
-    ("noise", "noise", ""),
-    ("train_variance", "train var", ".4g"),
-    ("noise_off_variance", "noise-off var", ".4g"),
-    ("running_variance", "running var", ".4g"),
-    ("eval_variance", "eval var", ".4g"),
-    ("shift_ratio", "shift", ".3f"),
-    ("local_ratio", "local", ".3f"),
-    ("inherited_ratio", "inherited", ".3f"),
+    _LayerColumn("layer", "layer", is_text=True),
+    _LayerColumn("role", "role", 90, is_text=True),
+    _LayerColumn("channels", "channels"),
+    _LayerColumn("noise", "noise", is_text=True),
+    _LayerColumn("train_variance", "train var", together="variances"),
+    _LayerColumn("noise_off_variance", "noise-off var", together="variances"),
+    _LayerColumn("running_variance", "running var", together="variances"),
+    _LayerColumn("eval_variance", "eval var", together="variances"),
+    _LayerColumn("shift_ratio", "shift", 80),
+    _LayerColumn("local_ratio", "local", 80),
+    _LayerColumn("inherited_ratio", "inherited", 80),
 )
 _ONLY_IN_HTML = ("channels", "noise", "noise_off_variance")
-
-
-def _format(value: Any, form: str) -> str:
-    if form:
-        return NONE if value is None or value != value else format(value, form)
-    if isinstance(value, list):
-        return escape_control(", ".join(value)) or NONE
-    return escape_control(value) or "(the model)"
 
 
 # ---- rows and notes

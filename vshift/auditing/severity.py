@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vshift.auditing.samples import AuditError
+from vshift.text import supported_decimals
 
 # Mean or per-sample loss from (output, labels).
 Loss = Callable[[Tensor, Tensor], Tensor | float]
@@ -20,6 +21,8 @@ SEVERITIES = ("info", "low", "medium", "high")
 LEAST_CHANGE = 1e-3  # of the output; less may be the rounding of another order of sums
 LEAST_FALL = 0.01  # nats; a smaller fall of the cross-entropy does not count
 OUTPUT_VALUES = 4096  # kept per sample; dense outputs are thinned out to this number
+CHANCE = 0.0005  # p of a test: eval mode is compared with two others, 1 in 1,000 together
+FEW_BATCHES = 8  # fewer say too little of how much batches differ
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,14 @@ class Scores:
             is classified.
         outputs: float32 [n, D], thinned out to at most 4,096 values per sample.
         unused: why the given labels could not be used; None if they were.
+        sizes: rows of `outputs` per batch.
     """
 
     losses: Tensor | None
     hits: Tensor | None
     outputs: Tensor
     unused: str | None = None
+    sizes: Sequence[int] = ()
 
     @property
     def loss(self) -> float | None:
@@ -54,7 +59,14 @@ class Scores:
         return bool(self.outputs.isfinite().all())
 
     def to_dict(self) -> dict[str, Any]:
-        return {"loss": self.loss, "accuracy": self.accuracy, "finite": self.finite}
+        hits_error = _standard_error(self.hits)
+        return {
+            "loss": self.loss,
+            "loss_se": _standard_error(self.losses),
+            "accuracy": self.accuracy,
+            "accuracy_se": None if hits_error is None else 100 * hits_error,
+            "finite": self.finite,
+        }
 
 
 class Scorer:
@@ -87,7 +99,8 @@ class Scorer:
     def take(self) -> Scores:
         losses, hits, outputs = zip(*self._rows, strict=True)
         joined = torch.cat([output.cpu() for output in outputs])
-        return Scores(_join(losses), _join(hits), joined, self._unused)
+        sizes = list(map(len, outputs))
+        return Scores(_join(losses), _join(hits), joined, self._unused, sizes)
 
 
 def _not_classes(output: Tensor, labels: Tensor) -> str | None:
@@ -212,9 +225,9 @@ class Gain:
 
     def in_words(self) -> str:
         """One sentence without its full stop; ± is the standard error of the change."""
-        loss = _move("loss", self.loss_before, self.loss_after, self.loss_error, 3)
+        loss = _move("loss", self.loss_before, self.loss_after, self.loss_error)
         hits = (self.accuracy_before, self.accuracy_after, self.accuracy_error)
-        moves = [loss, _move("accuracy", *hits, 1, " %")]
+        moves = [loss, _move("accuracy", *hits, " %")]
         moved = f"the output changes by {format_change(self.output_change)}"
         return f"{self.repair}: {', '.join(filter(None, moves)) or moved}"
 
@@ -224,25 +237,32 @@ def _move(
     before: float | None,
     after: float | None,
     error: float | None,
-    digits: int,
     unit: str = "",
 ) -> str:
     """`the loss falls from 2.100 to 0.300 (± 0.020)`; empty where it is not known."""
     if before is None or after is None:
         return ""
-    old, new = (f"{value:.{digits}f}" for value in (before, after))
+    old, new, spread = format_pair(before, after, error)
     if old == new:
         return f"the {what} stays at {new}{unit}"
     verb = "falls" if after < before else "rises" if after > before else "changes"
-    spread = f" (± {error:.{digits}f})" if error is not None and math.isfinite(error) else ""
     return f"the {what} {verb} from {old} to {new}{unit}{spread}"
+
+
+def format_pair(before: float, after: float, error: float | None) -> tuple[str, str, str]:
+    """Two values and ` (± error)`, with the decimals that their difference's error supports."""
+    digits = supported_decimals(max(abs(before), abs(after)), error)
+    shown = "" if error is None or not math.isfinite(error) else f"{error:.{digits}f}"
+    spread = f" (± {shown})" if shown.strip("0.") else ""
+    return f"{before:.{digits}f}", f"{after:.{digits}f}", spread
 
 
 def format_change(change: float) -> str:
     """A relative change of the output for a sentence: `12.3 %`, `545 times its spread`."""
     if not math.isfinite(change):
         return "more than can be measured"
-    return f"{100 * change:.1f} %" if change < 10 else f"{change:,.0f} times its spread"
+    digits = 1 if change < 1 else 0
+    return f"{100 * change:.{digits}f} %" if change < 10 else f"{change:,.0f} times its spread"
 
 
 def severity_of_change(change: float) -> str:
@@ -264,9 +284,40 @@ def _severity(value: float, limits: tuple[float, float, float]) -> str:
 
 def _paired_error(before: Tensor | None, after: Tensor | None) -> float | None:
     """Standard error of the mean change of paired values."""
-    if before is None or after is None or len(before) < 2 or len(before) != len(after):
+    if before is None or after is None or len(before) != len(after):
         return None
-    return float((before - after).std(correction=1)) / math.sqrt(len(before))
+    return _standard_error(before - after)
+
+
+def _standard_error(values: Tensor | None) -> float | None:
+    """Of the mean; None for fewer than two values."""
+    if values is None or len(values) < 2:
+        return None
+    return float(values.std(correction=1)) / math.sqrt(len(values))
+
+
+def p_of_fall(after: Scores, before: Scores) -> float:
+    """The one-sided p of a paired t-test of whether the loss falls; 1 where it is not known.
+
+    Its units are batches: the samples of one share its statistics in training mode, and are no
+    independent samples of how the modes differ. Of fewer than FEW_BATCHES, samples.
+    """
+    if before.losses is None or after.losses is None or len(before.losses) != len(after.losses):
+        return 1.0
+    falls, sizes = before.losses - after.losses, list(before.sizes)
+    if len(sizes) >= FEW_BATCHES and sum(sizes) == len(falls):
+        parts = falls.split(sizes)  # type: ignore[no-untyped-call]
+        falls = torch.stack([part.mean() for part in parts])
+    return p_above_zero(float(falls.mean()), _standard_error(falls), len(falls) - 1)
+
+
+def p_above_zero(value: float, error: float | None, freedom: int) -> float:
+    """The one-sided p of a t-test of whether a value with this standard error is above 0."""
+    from scipy.special import stdtr  # only audits with a gap need it
+
+    if error is None or not value > 0:
+        return 1.0
+    return float(stdtr(freedom, -value / error)) if error else 0.0
 
 
 def output_change(before: Tensor, after: Tensor) -> float:

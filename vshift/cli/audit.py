@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -140,7 +141,9 @@ def audit(
     }
     # Files first: whoever reads stdout may stop reading it.
     if report is not None:
-        write_named(report, "--report", result.to_html(model).encode())
+        training = "" if train_data is None else f", training data: `{train_data}`"
+        made = [f"Data: `{data}`{training}.", f"Made by `{shlex.join(['vshift', *sys.argv[1:]])}`."]
+        write_named(report, "--report", result.to_html(model, made).encode())
     if fix is not None:
         echo(command.write_fixed(result, loaded, fix, weights), err=True)
     echo(forms[form]())

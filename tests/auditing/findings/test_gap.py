@@ -31,19 +31,24 @@ def test_modules_that_run_in_one_mode_are_named_with_the_place(net):
 
 
 class Shifted(nn.Module):
+    def __init__(self, shift):
+        super().__init__()
+        self.shift = shift
+
     def forward(self, x):
-        return x if self.training else x + 0.27
+        return x if self.training else x + self.shift
 
 
-def test_a_small_loss_is_a_note_and_no_finding():
-    """A mean square of 1.07 against 1."""
+@pytest.mark.parametrize(("shift", "severity"), [(0.27, "low"), (0.05, None)])
+def test_a_small_loss_beyond_chance_is_a_finding_at_its_place(shift, severity):
+    """A mean square of 1.07 against 1 is one, 1.0025 is within what does not count."""
     torch.manual_seed(0)
-    model, rows = nn.Sequential(nn.Linear(20, 1), Shifted()), torch.randn(4096, 20)
+    model, rows = nn.Sequential(nn.Linear(20, 1), Shifted(shift)), torch.randn(4096, 20)
     targets = model(rows).detach() + torch.randn(4096, 1)
     loader = list(zip(rows.split(64), targets.split(64), strict=True))
-    found = audit(model, loader, loss=gaps.squared_error, samples=None)
-    assert found.findings == []
-    assert any("eval mode loses a little that no finding explains" in n for n in found.notes)
+    found = audit(model, loader, loss=gaps.squared_error, samples=None).findings
+    expected = [("unexplained_gap", "1", severity)] if severity else []
+    assert [(f.code, f.layer, f.severity) for f in found] == expected
 
 
 def test_norms_for_adversarial_samples_are_a_note_that_says_what_they_give(monkeypatch):

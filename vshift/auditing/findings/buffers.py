@@ -187,7 +187,7 @@ class Stale(BufferCheck):
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         layers = evidence.unexplained()
-        if self.is_late and evidence.has_open_gap:
+        if self.is_late and evidence.open_gap in ("medium", "high"):
             slightly = [n for n in evidence.slightly_off if n not in evidence.explained_by]
             layers = sorted([*layers, *slightly], key=evidence.judged.index)
         far = max((evidence.distance[n] for n in layers), default=-1.0)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vshift.auditing.comparisons import first_departure
+from vshift.auditing.comparisons import (
+    Departure,
+    first_departure,
+    score_forward_of_training,
+)
 from vshift.auditing.evidence import Evidence
 from vshift.auditing.findings.base import CandidateFinding, Check, list_layers, plural
 from vshift.auditing.names import in_quotes
 from vshift.auditing.repairs import Repair, set_mode, try_repairs
-from vshift.auditing.severity import Gain, format_change
-from vshift.auditing.trace import SILENCEABLE
+from vshift.auditing.severity import CHANCE, Gain, format_change, p_of_fall
 from vshift.text import join_words, pluralize
+
+WORTH_A_LOOK = 0.01  # p of a gap that is looked into
 
 
 class UnexplainedGap(Check):
@@ -31,21 +36,22 @@ class UnexplainedGap(Check):
     is_late = True
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
-        gap, left = evidence.gap, evidence.gap_left
-        if not (evidence.has_open_gap or evidence.has_small_gap):
+        gap, left, size = evidence.gap, evidence.gap_left, evidence.open_gap
+        p = p_of_fall(evidence.best_scores, evidence.repaired_scores)
+        if size == "info" or p > WORTH_A_LOOK or self._is_by_design(evidence, left):
             return
-        if self._is_by_design(evidence, left):
-            return
-        if evidence.has_small_gap:
+        found = first_departure(evidence.model, evidence.samples, evidence.judged)
+        # Two of three: it is large, chance hardly makes it, there is a fault that costs it.
+        is_large, is_beyond_chance = size != "low", p < CHANCE
+        is_sure = is_large and is_beyond_chance
+        if not is_sure and (is_large or is_beyond_chance):
+            is_sure = self._is_a_fault(evidence, left, found)
+        if not is_sure:
             evidence.model.notes.append(
-                f"eval mode loses a little that no finding explains: loss {left.loss_before:.3f} "
-                f"against {left.loss_after:.3f} (± {left.loss_error:.3f}) in {left.repair}; that "
-                "much may be by design, as where running statistics are of few batches"
+                f"eval mode loses something (compared with {left.in_words()}) that noise and "
+                "batch statistics in training may explain"
             )
             return
-        sources = evidence.train_trace.sources
-        random = {source.layer for source in sources if source.function not in SILENCEABLE}
-        found = first_departure(evidence.model, evidence.samples.first(), evidence.judged, random)
         where = ""
         if found is not None:
             where = (
@@ -94,6 +100,21 @@ class UnexplainedGap(Check):
             repair,
             explained=left,
         )
+
+    def _is_a_fault(self, evidence: Evidence, left: Gain, found: Departure | None) -> bool:
+        """Whether it is more than what noise and batch statistics do in a healthy model.
+
+        Either the forwards part, and what parts them costs most of it; or running statistics that a
+        healthy training leaves lose less.
+        """
+        if found is not None and evidence.samples.rows_are_samples:
+            in_training = score_forward_of_training(
+                evidence.model, evidence.samples, evidence.judged
+            )
+            cost = Gain.between(evidence.eval_scores, in_training, "")
+            if cost.severity != "info" and (cost.fall or 0.0) > 0.5 * (left.fall or 0.0):
+                return True
+        return evidence.is_worse_than_healthy()
 
     def _is_by_design(self, evidence: Evidence, left: Gain) -> bool:
         """Whether batch norms for training alone explain the gap, which is noted then.

@@ -13,7 +13,7 @@ from vshift.auditing.findings.base import (
     list_layers,
     plural,
 )
-from vshift.auditing.measurements import AFTER_EVAL, AS_GIVEN, SWITCHED
+from vshift.auditing.measurements import AFTER_EVAL, AS_GIVEN, REFILL_CHANGE, SWITCHED
 from vshift.auditing.names import in_quotes
 from vshift.auditing.repairs import Repair, eval_hidden, hold_in_eval, set_mode
 from vshift.auditing.severity import (
@@ -52,17 +52,27 @@ class ModeSwitchChangesState(Check):
             Gain.between(switched, given, "the model as it was given"),
         ]
         gain = max(gains, key=lambda gain: SEVERITIES.index(gain.severity))
-        if gain.output_change < LEAST_CHANGE or gain.severity == "info":
+        change = gains[1].output_change
+        if change < LEAST_CHANGE or gain.severity == severity_of_change(change) == "info":
+            return
+        by_first = evidence.change_by_first_batch()
+        if change <= REFILL_CHANGE * by_first:
+            evidence.model.notes.append(
+                f"after train() and eval() the next batch decides what {list_layers(layers)} "
+                f"{plural(layers, 'computes', 'compute')}: another first batch changes the "
+                f"output by {format_change(by_first)}"
+            )
             return
         yield CandidateFinding(
             self,
             layers[0],
             f"one call of train() and eval() changes the output by "
-            f"{format_change(gain.output_change)}, on the same samples in the same mode.\n"
+            f"{format_change(change)}, on the same samples in the same mode.\n"
             f"These calls change more than modes in {list_layers(layers)}.",
             layers,
-            {"switch_change": gain.output_change},
+            {"switch_change": change, "first_batch_change": by_first},
             explained=gain,
+            least=least_severity(change),
         )
 
 

@@ -19,7 +19,7 @@ from vshift.auditing.repairs import Repair, eval_hidden, scale_outputs, set_mode
 from vshift.auditing.samples import call, tensors_of
 from vshift.auditing.severity import format_change, least_severity, severity_of_change
 from vshift.auditing.trace import SILENCEABLE, NoiseSource
-from vshift.text import list_names, pluralize
+from vshift.text import format_estimate, list_names, pluralize
 
 DRAWS = 32  # of a noise layer, to see its mean
 
@@ -264,8 +264,8 @@ class VarianceShift(Check):
             self,
             worst,
             f"{list_names([source.with_line for source in evidence.noise_reaching(worst)])} in "
-            f"front of {in_quotes(worst)} makes the variance in training {local.value:.2f} ± "
-            f"{local.error:.2f} times that without noise.\n"
+            f"front of {in_quotes(worst)} makes the variance in training "
+            f"{format_estimate(local.value, local.error)} times that without noise.\n"
             f"The factor inherited from earlier layers is {inherited:.2f}.{more}",
             list(shifted),
             {
