@@ -196,8 +196,8 @@ def test_only_columns_that_are_shown_are_explained_and_numbers_have_the_digits_t
     )
     for heading in ("shift", "local", "inherited"):
         for text in (wide, narrow):
-            (head,) = [line for line in text.splitlines() if line.startswith("layer ")]
-            assert (heading in head.split()) == (f"\n{heading}: " in text)
+            (head,) = [line for line in text.splitlines() if re.match(r"layer +role", line)]
+            assert (heading in head.split()) == (f"{heading}: " in " ".join(text.split()))
     assert "inherited: " in wide
     assert "inherited: " not in narrow
     assert "--verbose" not in narrow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import TYPE_CHECKING
@@ -14,20 +14,6 @@ from vshift.text import escape_control, keep_together, pluralize
 
 if TYPE_CHECKING:
     from vshift.auditing.report import Audit
-
-# By the heading of a column.
-_LEGEND = {
-    "loss": "±: the standard error over the samples; of a difference between modes it is smaller.",
-    "shift": "shift: running and eval variance, the larger over the smaller.",
-    "local": "local: what noise in front of the layer does to its variance in training.",
-    "inherited": "inherited: what arrives from the layers before it in eval mode.",
-}
-
-
-def legend(tables: Iterable[Table]) -> list[str]:
-    """What the columns of these tables mean, a line each."""
-    heads = [column.one_line for table in tables for column in table.columns]
-    return [line for head, line in _LEGEND.items() if head in heads]
 
 
 def page(audit: Audit, title: str, scores: Table, layers: Table, made: Sequence[str]) -> str:
@@ -48,7 +34,8 @@ def page(audit: Audit, title: str, scores: Table, layers: Table, made: Sequence[
         )
 
     def lines(table: Table) -> str:
-        told = "".join(f'<p class="data">{_text(line)}</p>' for line in legend([table]))
+        notes = filter(None, (column.note for column in table.columns))
+        told = "".join(f'<p class="data">{_text(note)}</p>' for note in notes)
         return f'<div class="data">{told}</div>'
 
     notes = "".join(f"<li>{_text(note[:1].upper() + note[1:])}.</li>" for note in audit.notes)
@@ -91,7 +78,7 @@ def _foot(audit: Audit, made: Sequence[str]) -> str:
 def _scrolled(table: Table, label: str) -> str:
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">'
-        f"{html_table(table)}</div>"
+        f"{html_table(table.without_notes())}</div>"
     )
 
 

@@ -14,12 +14,12 @@ from vshift.auditing.findings import Finding
 from vshift.auditing.findings.base import list_layers
 from vshift.auditing.measurements import REPAIRED, any_trains
 from vshift.auditing.names import plain_name
-from vshift.auditing.page import legend, page
+from vshift.auditing.page import page
 from vshift.auditing.samples import tensors_of
 from vshift.auditing.severity import SEVERITIES, Gain, format_pair
 from vshift.auditing.trace import NoiseSource
 from vshift.shift.stats import Moments, shift_ratio
-from vshift.tables import Column, Table, fitting, render
+from vshift.tables import Column, Table, render
 from vshift.text import (
     NONE,
     escape_control,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 MOST_LAYERS = 60  # in a table for people; JSON has them all
+_ERROR = "±: the standard error over the samples; of a difference between modes it is smaller."
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,8 @@ class Audit:
         if before is not None and after is not None:
             numbers += ", accuracy {} against {} %{}".format(*format_pair(before, after, error))
         if gap.severity == "info":
-            return f"Eval mode is not measurably worse than {gap.repair}: {numbers}."
+            how = "hardly" if gap.is_measurable else "not measurably"
+            return f"Eval mode is {how} worse than {gap.repair}: {numbers}."
         repaired = self.scores.get(REPAIRED, {})
         if before is None or after is None or after - before <= 2 * (error or 0.0):
             digits = supported_decimals(gap.loss_before, gap.loss_error)
@@ -210,16 +212,11 @@ class Audit:
         layers = self.layer_table([c for c in _COLUMNS if c.key not in _ONLY_IN_HTML])
         layers = replace(layers, rows=layers.rows[:MOST_LAYERS])
         tables = [table for table in (self.score_table(), layers) if table.rows]
-        if terminal:
-            tables = [fitting(table, width) for table in tables]
+        if kind == "table" and not terminal:  # whose captions are lines of any length
+            tables = [_with_wrapped_notes(table, width) for table in tables]
         parts = [
             render(table, kind, terminal_width=width if terminal else None) for table in tables
         ]
-        lines = legend(tables)
-        if kind == "table":
-            parts += [textwrap.fill(line, width, subsequent_indent="  ") for line in lines]
-        elif lines:
-            parts += [*(f"- {line}" for line in lines), ""]
         more = len(self.layers) - MOST_LAYERS
         if more > 0:
             parts.append(f"… and {pluralize(more, 'more layer')} (--format json has all)")
@@ -227,7 +224,7 @@ class Audit:
 
     def score_table(self) -> Table:
         return Table(
-            [Column("mode", is_text=True), Column("loss"), Column("accuracy %")],
+            [Column("mode", is_text=True), Column("loss", note=_ERROR), Column("accuracy %")],
             [
                 [name, *(format_estimate(score[k], score[f"{k}_se"]) for k in ("loss", "accuracy"))]
                 for name, score in self.scores.items()
@@ -236,9 +233,15 @@ class Audit:
 
     def layer_table(self, columns: Sequence[_LayerColumn]) -> Table:
         return Table(
-            [Column(c.head, c.priority, c.is_text, c.together) for c in columns],
+            [Column(c.head, c.priority, c.is_text, c.together, c.note) for c in columns],
             [[c.cell(row) for c in columns] for row in self.layers],
         )
+
+
+def _with_wrapped_notes(table: Table, width: int) -> Table:
+    """The table with each column's note on lines of its own below."""
+    notes = [textwrap.fill(c.note, width, subsequent_indent="  ") for c in table.columns if c.note]
+    return replace(table.without_notes(), caption="\n".join(notes))
 
 
 @dataclass(frozen=True)
@@ -246,7 +249,7 @@ class _LayerColumn:
     """A column of the table of layers: text, or numbers with as many digits as `<key>_se` supports.
 
     Attributes:
-        priority, together: see `Column`; a narrow terminal leaves out some.
+        priority, together, note: see `Column`; a narrow terminal leaves out some.
     """
 
     key: str
@@ -254,6 +257,7 @@ class _LayerColumn:
     priority: int = 50
     is_text: bool = False
     together: str = ""
+    note: str = ""
 
     def cell(self, row: Row) -> str:
         value, error = row[self.key], row.get(f"{self.key}_se")
@@ -278,9 +282,24 @@ _COLUMNS = (
     _LayerColumn("noise_off_variance", "noise-off var", together="variances"),
     _LayerColumn("running_variance", "running var", together="variances"),
     _LayerColumn("eval_variance", "eval var", together="variances"),
-    _LayerColumn("shift_ratio", "shift", 80),
-    _LayerColumn("local_ratio", "local", 80),
-    _LayerColumn("inherited_ratio", "inherited", 80),
+    _LayerColumn(
+        "shift_ratio",
+        "shift",
+        80,
+        note="shift: running and eval variance, the larger over the smaller.",
+    ),
+    _LayerColumn(
+        "local_ratio",
+        "local",
+        80,
+        note="local: what noise in front of the layer does to its variance in training.",
+    ),
+    _LayerColumn(
+        "inherited_ratio",
+        "inherited",
+        80,
+        note="inherited: what arrives from the layers before it in eval mode.",
+    ),
 )
 _ONLY_IN_HTML = ("channels", "noise", "noise_off_variance")
 

@@ -184,6 +184,11 @@ class Gain:
         return self.loss_before - self.loss_after
 
     @property
+    def is_measurable(self) -> bool:
+        """Whether the loss falls by more than two standard errors, however little that is."""
+        return (self.fall or 0.0) > 2 * (self.loss_error or math.inf)
+
+    @property
     def harms(self) -> bool:
         """Whether the loss rises by more than two standard errors, and by what would count."""
         least = LEAST_FALL if self.accuracy_before is not None else 0.0

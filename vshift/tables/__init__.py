@@ -11,7 +11,7 @@ from typing import Literal, TextIO
 from vshift.errors import VShiftError
 from vshift.tables.formats import as_csv, as_json, html_table, latex, markdown, page_style, plain
 from vshift.tables.table import Column, Table
-from vshift.tables.terminal import fitting, live_table, render_terminal
+from vshift.tables.terminal import live_table, render_terminal
 from vshift.text import PLAINER, escape_control, suggest
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "Column",
     "Format",
     "Table",
-    "fitting",
     "html_table",
     "live_table",
     "markdown",

@@ -61,6 +61,10 @@ class Table:
         notes = dict.fromkeys(column.note for column in self.columns)
         return " ".join(filter(None, [*notes, self.caption]))
 
+    def without_notes(self) -> Table:
+        """The table without its columns' notes, for a page or text that has them elsewhere."""
+        return replace(self, columns=[replace(column, note="") for column in self.columns])
+
     def without(self, labels: Sequence[int]) -> Table:
         """The table without some of its label columns, given by number."""
         kept = [i for i in range(len(self.columns)) if i not in labels]

@@ -58,12 +58,6 @@ def render_terminal(table: Table, width: int, brief: bool = False) -> str:
     return buffer.getvalue()
 
 
-def fitting(table: Table, width: int) -> Table:
-    """The table with the columns that fit a terminal of `width` characters."""
-    least = [_least_label(table, index) for index in range(table.labels)]
-    return table.part(_fitting(table, width, least))
-
-
 def _caption(text: str, hidden: Sequence[str], width: int, brief: bool) -> str:
     """The caption and which columns are not shown; if brief, the sentences that fit three lines."""
     if not brief:

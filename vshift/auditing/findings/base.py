@@ -119,7 +119,9 @@ class CandidateFinding:
                 tried += f"\n{LEAVE_IT}"
             elif severity == "info":
                 tried += "\nThat is next to nothing." * (gain.fall is None)
-                tried += "\nThat is no measurable gain." * (gain.fall is not None)
+                if gain.fall is not None:
+                    how = "too little to count" if gain.is_measurable else "no measurable gain"
+                    tried += f"\nThat is {how}."
         if self.explained is not None:
             numbers["explained"] = self.explained.to_dict()
             tried = f"Compared with {self.explained.in_words()}.\n{tried}".rstrip()
