@@ -1,13 +1,10 @@
 """The three passes: their statistics, their number, and models that train() breaks."""
 
-import math
-
 import pytest
 import torch
 
 from examples.patients import Net, data, trained
 from vshift import audit
-from vshift.auditing.passes import LayerStats
 
 
 def test_statistics_of_the_probes_are_those_computed_by_hand(shifted):
@@ -48,18 +45,3 @@ def test_a_model_that_wants_targets_in_training_is_switched_leaf_by_leaf():
     found = audit(WithLoss(), data(0, 64))
     assert any("one by one" in note for note in found.notes)
     assert [row["layer"] for row in found.layers] == ["bn1", "bn2", "bn3"]
-
-
-def test_drawn_statistics_scatter_as_a_moving_averages_do():
-    """Against the variances of a mean and of a variance of 32 normal values."""
-    torch.manual_seed(0)
-    stats, momentum, batches = LayerStats(32), 0.1, 16
-    for number in range(batches):
-        x = torch.randn(32, 400)
-        stats.add(number, x.mean(0), x.var(0))
-    drawn = [stats.draw(momentum, torch.randn(batches)) for _ in range(200)]
-    means = torch.stack([moments.mean - stats.average().mean for moments in drawn])
-    variances = torch.stack([moments.variance - stats.average().variance for moments in drawn])
-    share = momentum / (2 - momentum) + 1 / batches
-    assert float(means.std()) == pytest.approx(math.sqrt(share / 32), rel=0.1)
-    assert float(variances.std()) == pytest.approx(math.sqrt(2 * share / 31), rel=0.1)

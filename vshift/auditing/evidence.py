@@ -6,7 +6,6 @@ not depend on the buffers of the layers before it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain, islice
@@ -26,9 +25,9 @@ from vshift.auditing.distances import (
 )
 from vshift.auditing.measurements import Measurements
 from vshift.auditing.passes import AuditedModel, LayerStats, run_pass
-from vshift.auditing.repairs import Repair, applied, try_repairs
+from vshift.auditing.repairs import Repair, applied
 from vshift.auditing.samples import Samples
-from vshift.auditing.severity import CHANCE, Gain, p_above_zero
+from vshift.auditing.severity import Gain
 from vshift.auditing.trace import NoiseSource
 from vshift.shift.stats import (
     Estimate,
@@ -38,7 +37,6 @@ from vshift.shift.stats import (
 )
 
 TRIED_BATCHES = 8  # of a train pass that tries a repair
-DRAWS = 8  # of healthy running statistics
 
 
 class Evidence(Measurements):
@@ -96,28 +94,6 @@ class Evidence(Measurements):
         if self.is_accounted or gap is None or left is None or not left > 0.5 * gap:
             return "info"
         return self.gap_left.severity
-
-    def is_worse_than_healthy(self) -> bool:
-        """Whether eval mode loses more than with running statistics that a healthy training leaves.
-
-        These are drawn DRAWS times, and the loss is tested as one more draw. What it is above them
-        has to be most of the gap.
-        """
-        loss, left = self.repaired_scores.loss, self.gap_left.fall
-        if not self.judged or loss is None or left is None:
-            return False
-        stats = {name: self.train_stats(name) for name in self.judged}
-        batches = max(layer.batches for layer in stats.values())
-        generator = torch.Generator().manual_seed(self.model.seed)
-        losses = torch.zeros(DRAWS, dtype=torch.float64)
-        for number in range(DRAWS):
-            weights = torch.randn(batches, generator=generator)
-            drawn = {n: s.draw(self.layers[n].momentum, weights) for n, s in stats.items()}
-            repairs = [*self.helpful, Repair("", statistics=drawn)]
-            losses[number] = try_repairs(self.model, self.samples, repairs).loss or 0.0
-        above = loss - float(losses.mean())
-        error = float(losses.std(correction=1)) * math.sqrt(1 + 1 / DRAWS)
-        return above > 0.5 * left and p_above_zero(above, error, DRAWS - 1) < CHANCE
 
     # ---- layers and their statistics
 

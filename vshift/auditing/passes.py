@@ -30,7 +30,7 @@ from vshift.auditing.samples import AuditError, Batch, Samples, call, main_outpu
 from vshift.auditing.severity import Loss, Scorer, Scores, output_change
 from vshift.auditing.trace import ModuleTracker, Silenced, Trace, trace
 from vshift.shift.modes import noise_modules
-from vshift.shift.stats import Moments, averaged_batches, batch_moments
+from vshift.shift.stats import Moments, batch_moments
 from vshift.text import join_words
 
 # What a model raises that cannot be run in training mode on inputs alone.
@@ -276,11 +276,6 @@ class LayerStats:
     def __len__(self) -> int:
         return len(self._rows)
 
-    @property
-    def batches(self) -> int:
-        """The number of batches up to the last in which the layer ran."""
-        return 1 + self._keys[-1][0]
-
     def add(self, batch: int, mean: Tensor, variance: Tensor) -> None:
         last, call = self._keys[-1] if self._keys else (batch, -1)
         call = call + 1 if last == batch else 0
@@ -318,24 +313,6 @@ class LayerStats:
         weights = torch.pow(torch.as_tensor(1.0 - momentum, dtype=torch.float64), age)
         weights = (weights / weights.sum())[:, None]
         return Moments((weights * means).sum(0), (weights * variances).sum(0))
-
-    def draw(self, momentum: float | None, weights: Tensor) -> Moments:
-        """Running statistics as a healthy training may have left them: the average, and chance.
-
-        x̄ + √((s + 1/n)/(n − 1)) · Σ_b g_b (x_b − x̄) over n batches: with standard normal g its
-        variance is that of a moving average, s = m/(2 − m) times a batch's, and of x̄ itself.
-
-        Args:
-            weights: g, one per batch; the same for all layers, which have their batches in common.
-        """
-        share = 0.0 if momentum is None else 1 / averaged_batches(momentum)
-        means, variances = self._stacked()
-        count = len(means)
-        g = weights.double()[[batch for batch, _ in self._keys]]
-        g = g * math.sqrt((share + 1 / count) / max(count - 1, 1))
-        mean, variance = means.mean(0), variances.mean(0)
-        drawn = variance + g @ (variances - variance)
-        return Moments(mean + g @ (means - mean), torch.maximum(drawn, variances.amin(0)))
 
     def spread(self, eps: float) -> float:
         """RMS over channels of a batch's deviation from the average; NaN for one batch.

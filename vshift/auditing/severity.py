@@ -307,22 +307,18 @@ def p_of_fall(after: Scores, before: Scores) -> float:
     Its units are batches: the samples of one share its statistics in training mode, and are no
     independent samples of how the modes differ. Of fewer than FEW_BATCHES, samples.
     """
+    from scipy.special import stdtr  # only audits with a gap need it
+
     if before.losses is None or after.losses is None or len(before.losses) != len(after.losses):
         return 1.0
     falls, sizes = before.losses - after.losses, list(before.sizes)
     if len(sizes) >= FEW_BATCHES and sum(sizes) == len(falls):
         parts = falls.split(sizes)  # type: ignore[no-untyped-call]
         falls = torch.stack([part.mean() for part in parts])
-    return p_above_zero(float(falls.mean()), _standard_error(falls), len(falls) - 1)
-
-
-def p_above_zero(value: float, error: float | None, freedom: int) -> float:
-    """The one-sided p of a t-test of whether a value with this standard error is above 0."""
-    from scipy.special import stdtr  # only audits with a gap need it
-
+    value, error = float(falls.mean()), _standard_error(falls)
     if error is None or not value > 0:
         return 1.0
-    return float(stdtr(freedom, -value / error)) if error else 0.0
+    return float(stdtr(len(falls) - 1, -value / error)) if error else 0.0
 
 
 def output_change(before: Tensor, after: Tensor) -> float:

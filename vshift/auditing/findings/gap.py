@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vshift.auditing.comparisons import (
-    Departure,
     first_departure,
     score_forward_of_training,
 )
@@ -41,11 +40,11 @@ class UnexplainedGap(Check):
         if size == "info" or p > WORTH_A_LOOK or self._is_by_design(evidence, left):
             return
         found = first_departure(evidence.model, evidence.samples, evidence.judged)
-        # Two of three: it is large, chance hardly makes it, there is a fault that costs it.
+        # Two of three: it is large, chance hardly makes it, the modes part and that costs it.
         is_large, is_beyond_chance = size != "low", p < CHANCE
         is_sure = is_large and is_beyond_chance
-        if not is_sure and (is_large or is_beyond_chance):
-            is_sure = self._is_a_fault(evidence, left, found)
+        if not is_sure and (is_large or is_beyond_chance) and found is not None:
+            is_sure = self._is_cost_of_parting(evidence, left)
         if not is_sure:
             evidence.model.notes.append(
                 f"eval mode loses something (compared with {left.in_words()}) that noise and "
@@ -101,20 +100,16 @@ class UnexplainedGap(Check):
             explained=left,
         )
 
-    def _is_a_fault(self, evidence: Evidence, left: Gain, found: Departure | None) -> bool:
-        """Whether it is more than what noise and batch statistics do in a healthy model.
+    def _is_cost_of_parting(self, evidence: Evidence, left: Gain) -> bool:
+        """Whether what parts the modes' forwards costs most of the gap.
 
-        Either the forwards part, and what parts them costs most of it; or running statistics that a
-        healthy training leaves lose less.
+        Not known where rows are not samples: a norm's other batches cannot be tried.
         """
-        if found is not None and evidence.samples.rows_are_samples:
-            in_training = score_forward_of_training(
-                evidence.model, evidence.samples, evidence.judged
-            )
-            cost = Gain.between(evidence.eval_scores, in_training, "")
-            if cost.severity != "info" and (cost.fall or 0.0) > 0.5 * (left.fall or 0.0):
-                return True
-        return evidence.is_worse_than_healthy()
+        if not evidence.samples.rows_are_samples:
+            return False
+        in_training = score_forward_of_training(evidence.model, evidence.samples, evidence.judged)
+        cost = Gain.between(evidence.eval_scores, in_training, "")
+        return cost.severity != "info" and (cost.fall or 0.0) > 0.5 * (left.fall or 0.0)
 
     def _is_by_design(self, evidence: Evidence, left: Gain) -> bool:
         """Whether batch norms for training alone explain the gap, which is noted then.
