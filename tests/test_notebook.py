@@ -21,9 +21,13 @@ def shown(cell) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # 40 seconds of computing, and other tests beside it
+@pytest.mark.timeout(900)
 def test_the_notebook(tmp_path):
     book = nbformat.read(NOTEBOOK, as_version=4)
+    shorter = {"part(2000)": "part(640)", "epochs: 6": "epochs: 3"}
+    for cell, (whole, part) in zip(book.cells[2:4], shorter.items(), strict=True):
+        assert whole in cell.source
+        cell.source = cell.source.replace(whole, part)
     with warnings.catch_warnings(action="ignore"):
         client = nbclient.NotebookClient(
             book, timeout=600, resources={"metadata": {"path": str(tmp_path)}}

@@ -20,8 +20,8 @@ from tests.soak.harness import (
     train_whole,
 )
 
-KILLS = int(os.environ.get("KILLS", "20"))
-GENUINE = 3  # kills of processes that import everything themselves, at 3 to 5 s a start
+KILLS = int(os.environ.get("KILLS", "12"))
+GENUINE = 1  # kills of processes that import everything themselves, at 3 to 5 s a start
 SEED = int(os.environ.get("SEED", "0"))
 
 RESNET = """
@@ -84,7 +84,7 @@ def test_killed_processes_of_the_command_line_end_in_the_same_bits(
     server, tmp_path: Path, capsys
 ) -> None:
     config = tmp_path / "mlp.yaml"
-    config.write_text(MLP)
+    config.write_text(MLP.replace("epochs: 12", "epochs: 4"))
     train_whole(Trainer(server), config, tmp_path / "whole")
     genuine = Trainer(None)
     seconds = train_whole(genuine, config, tmp_path / "again")
