@@ -292,13 +292,13 @@ _COLUMNS = (
         "local_ratio",
         "local",
         80,
-        note="local: what noise in front of the layer does to its variance in training.",
+        note="local: the variance with all noise on over that with it off, on batch statistics.",
     ),
     _LayerColumn(
         "inherited_ratio",
         "inherited",
         80,
-        note="inherited: what arrives from the layers before it in eval mode.",
+        note="inherited: the variance with noise off, on batch statistics, over eval mode's.",
     ),
 )
 _ONLY_IN_HTML = ("channels", "noise", "noise_off_variance")

@@ -31,7 +31,7 @@ from vshift.text import (
 
 _WHOLE = ("epoch", "monte_carlo_passes")
 _KEYS = 3  # shown of those in which a row differs
-_MEAN = "Mean ± sample standard deviation over n seeds."
+_MEAN = "Mean ± sd over n seeds."
 
 
 @dataclass(frozen=True)

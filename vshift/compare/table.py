@@ -342,10 +342,12 @@ def _about_difference(rows: list[Row], baseline: Group, reason: str, of: str, te
     unit = f", in {unit_of(of)}" if unit_of(of) else ""
     text = (
         f"Difference: {column_name(of)} minus that of {baseline.label}{reason}{unit} "
-        "± standard error."
+        "± standard error"
     )
     if tests:
-        text += f" *: significant (Welch, Holm over {pluralize(tests, 'difference')})."
+        text += f"; *: significant (Welch, Holm over {pluralize(tests, 'difference')})."
     elif any(row["verdict"] for row in rows):
-        text += " One seed per config leaves differences untested; take 3 or more."
+        text += ". One seed per config leaves differences untested; take 3 or more."
+    else:
+        text += "."
     return escape_control(text)

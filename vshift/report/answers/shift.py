@@ -114,15 +114,15 @@ def _mean_shift(group: Group) -> float:
 def _course(study: Study, group: Group, layer: str) -> Markup:
     """Where the shift of a config begins, what it is made of, and where it is largest."""
     row = study.depth[study.depth["group"] == group.label].set_index("layer").loc[layer]
-    ratio, local, inherited = (number(row[c]) for c in ("ratio", "local", "inherited"))
+    ratio, local = number(row["ratio"]), number(row["local"])
     text = say("In {}, the shift begins at {} with a ratio of {}", bold(group.label),
         bold(escape_control(layer)), format_number(ratio, 2))  # fmt: skip
-    if group.noise.layout != NO_NOISE and local is not None and inherited is not None:
+    if group.noise.layout != NO_NOISE and ratio is not None and local:
         text += say(
             ": ×\N{NO-BREAK SPACE}{} from the noise in front of it, "
             "×\N{NO-BREAK SPACE}{} from elsewhere",
             format_number(local, 2),
-            format_number(inherited, 2),
+            format_number(ratio / local, 2),
         )
     largest, at = group.sample("shift_ratio_max"), group.most_frequent("shift_ratio_max_layer")
     if largest is None or at is None:
