@@ -24,7 +24,7 @@ from vshift.auditing.guard import (
 )
 from vshift.auditing.measurements import REPAIRED, SCORE_NAMES
 from vshift.auditing.passes import AuditedModel
-from vshift.auditing.repairs import try_repairs
+from vshift.auditing.repairs import Repair, try_repairs
 from vshift.auditing.report import Audit, NoiseReport, layer_rows, notes_on_unknowns
 from vshift.auditing.samples import AuditError, Unpack, collect, unpack
 from vshift.auditing.severity import Gain, Loss
@@ -138,19 +138,20 @@ def _conclude(evidence: Evidence) -> Audit:
     early = [found for check in CHECKS if not check.is_late for found in check.find(evidence)]
     late = (found for check in CHECKS if check.is_late for found in check.find(evidence))
     findings: list[Finding] = []
+    helpful: list[Repair] = []
     fixed: dict[str, Moments] = {}
     for candidate in chain(early, late):
         scores = evidence.repaired_scores
         gain, repair = None, candidate.repair
         if repair is not None:
-            repaired = try_repairs(model, evidence.samples, [*evidence.helpful, repair])
+            repaired = try_repairs(model, evidence.samples, [*helpful, repair])
             gain = Gain.between(scores, repaired, repair.words)
             # Without labels an output that moves back again would count as a gain.
             is_undoing = repair.statistics and repair.statistics.keys() <= fixed.keys()
             if candidate.drop_if_no_gain and gain.fall is None and is_undoing:
                 continue
             if gain.severity != "info":
-                evidence.helpful.append(repair)
+                helpful.append(repair)
                 fixed.update(repair.statistics)
                 evidence.repaired_scores = repaired
         no_gain = gain is None or gain.severity == "info"
@@ -167,7 +168,7 @@ def _conclude(evidence: Evidence) -> Audit:
     all_scores = {}
     for name, score in evidence.scores.items():
         all_scores[name] = score.to_dict()
-        if name == SCORE_NAMES["eval"] and evidence.helpful:
+        if name == SCORE_NAMES["eval"] and helpful:
             all_scores[REPAIRED] = evidence.repaired_scores.to_dict()
     in_training, in_eval = evidence.train_trace, evidence.eval_trace
     return Audit(
@@ -179,9 +180,7 @@ def _conclude(evidence: Evidence) -> Audit:
         notes=[*model.notes, *notes_on_unknowns(evidence, findings)],
         gap=evidence.gap,
         fixed=fixed,
-        buffers={
-            name: value for repair in evidence.helpful for name, value in repair.buffers.items()
-        },
+        buffers={name: value for repair in helpful for name, value in repair.buffers.items()},
     )
 
 

@@ -48,8 +48,7 @@ class Evidence(Measurements):
             their input in training mode too.
         fitting_in_order: layers that are right for the loader's batches as they come, and are off
             only where their samples are mixed.
-        helpful: the repairs that have helped so far.
-        repaired_scores: of eval mode with all of them.
+        repaired_scores: of eval mode with all repairs that have helped so far.
         is_accounted: whether there is a grave finding for which no repair could be tried.
     """
 
@@ -66,7 +65,6 @@ class Evidence(Measurements):
         self.explained_by: dict[str, str] = {}
         self.following: set[str] = set()
         self.fitting_in_order: set[str] = set()
-        self.helpful: list[Repair] = []
         self.repaired_scores, self.is_accounted = self.eval_scores, False
         # Batches may differ on purpose by what only the network sees, such as attacks.
         doubtful = [name for name in self.mismatched if not is_initial(self.running[name])]

@@ -19,6 +19,7 @@ _NAME = 14  # a label is broken, between its parts, to this width before a colum
 _LIVE_NAME = 16  # the same in a live table, where a label is one line
 _LEAST_NAME = 8
 _CAPTION_LINES = 3
+_MORE = "More: compare --verbose."  # also below the table that ends a sweep
 # Where a name may be broken: after a sign between its words, but in no number.
 _BREAK = re.compile(r"(?<=[-_=/ ])(?=.)|(?<=\.)(?=\D)")
 
@@ -62,13 +63,11 @@ def _caption(text: str, hidden: Sequence[str], width: int, brief: bool) -> str:
     if not brief:
         rest = f"Too narrow for: {', '.join(hidden)}; a wider terminal or a pipe shows them."
         return f"{text} {rest}".strip() if hidden else text
-    whole = re.split(r"(?<=\.) ", text) if text else []
-    kept = list(whole)
-    more = [f"{pluralize(len(hidden), 'more column')} in a wider terminal."] if hidden else []
+    kept = re.split(r"(?<=\.) ", text) if text else []
+    more = [f"{pluralize(len(hidden), 'column')} left out.", _MORE] if hidden else []
     while kept and len(textwrap.wrap(" ".join([*kept, *more]), width)) > _CAPTION_LINES:
-        if len(kept) == len(whole):
-            more.append("More: --verbose.")
         kept.pop()
+        more = more or [_MORE]
     return " ".join([*kept, *more])
 
 
