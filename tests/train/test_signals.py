@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -215,6 +216,30 @@ def test_outside_training_a_signal_raises_and_cleaning_up_is_left_in_peace():
     assert cleaned
     assert caught.value.exit_code == 143
     assert handlers() == before
+
+
+def test_a_stop_that_a_library_clears_still_stops():
+    """As C code does that clears every error of an import."""
+
+    def import_half():
+        with contextlib.suppress(BaseException):
+            send(signal.SIGTERM)
+
+    def fail():
+        import_half()
+        raise AttributeError("module 'numpy' has no attribute 'matrix'")
+
+    def train():
+        import_half()
+        with signals.catch_stop_signals():
+            pytest.fail("training began")
+
+    for work in (fail, train):
+        with pytest.raises(Stopped) as caught, signals.stopping_at_once():
+            work()
+        assert caught.value.exit_code == 143
+    with signals.stopping_at_once(), signals.catch_stop_signals() as stop:
+        assert not stop.requested  # the next command begins anew
 
 
 def test_a_thread_leaves_the_signals_alone():

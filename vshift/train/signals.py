@@ -50,21 +50,34 @@ class StopSignal:
 NO_STOP = StopSignal()  # never requested: for callers that handle no signals
 
 
+_at_once = StopSignal()  # of `stopping_at_once`; signals, too, belong to the whole process
+
+
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
     """Raise `Stopped` on a signal, wherever the program is: for code that holds no results.
 
     Only SIGINT raises twice: a SIGTERM that follows must not disturb the cleaning up.
+
+    C code that imports a module may clear any exception and leave the module half imported. An
+    error that follows is therefore raised as `Stopped` too, and so is the attempt to train.
     """
-    stop = StopSignal()
+    _at_once.number = None
 
     def handle(number: int, _: FrameType | None) -> None:
-        first, stop.number = not stop.requested, number
+        first, _at_once.number = not _at_once.requested, number
         if first or number == signal.SIGINT:
             raise Stopped(exit_code(number))
 
     with _handled_by(dict.fromkeys(_NUMBERS, handle)):
-        yield
+        try:
+            yield
+        except Exception as error:
+            if _at_once.requested:
+                raise Stopped(_at_once.exit_code) from error
+            raise
+        finally:
+            _at_once.number = None
 
 
 @contextmanager
@@ -78,7 +91,12 @@ def catch_stop_signals(
     Args:
         message: printed to stderr at the first signal.
         then: called at the first signal.
+
+    Raises:
+        Stopped: `stopping_at_once` raised it before, and something cleared it.
     """
+    if _at_once.requested:
+        raise Stopped(_at_once.exit_code)
     stop = StopSignal()
     interrupts = 0
 
