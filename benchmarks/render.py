@@ -175,8 +175,8 @@ def _percent(share: float) -> str:
 
 
 def _heading(results: Results) -> str:
-    networks = dict.fromkeys(case.network for case in results.cases)
-    return f"{_device(results)}: {', '.join(networks)}"
+    timed = [case.network for case in results.cases] + ["`vshift train`"] * bool(results.commands)
+    return f"{_device(results)}: {', '.join(dict.fromkeys(timed))}"
 
 
 def _device(results: Results) -> str:
