@@ -40,10 +40,15 @@ def test_many_lines_end_in_how_many_more_there_are() -> None:
     assert first_lines(lines[:2], 2) == ["0", "1"]
 
 
-def test_p_values_at_both_ends():
-    """A page of corrected p has many that are 1, and none that only rounds to it."""
-    texts = [format_p(p) for p in (1.0, 0.9996, 0.9994, 0.05, 0.0009, None)]
-    assert texts == ["p = 1", "p > 0.999", "p = 0.999", "p = 0.050", "p < 0.001", ""]
+def test_p_values_at_both_ends_and_at_the_level():
+    """A page of corrected p has many that are 1; none only rounds to it, or to the other side."""
+    texts = [format_p(p) for p in (1.0, 0.9996, 0.9994, 0.0009, None)]
+    assert texts == ["p = 1", "p > 0.999", "p = 0.999", "p < 0.001", ""]
+    texts = [format_p(p) for p in (0.0494, 0.0496, 0.049996, 0.05, 0.05004, 0.0504, 0.0506)]
+    assert texts == [
+        "p = 0.049", "p = 0.0496", "p = 0.049996", "p = 0.050", "p = 0.05004", "p = 0.0504",
+        "p = 0.051",
+    ]  # fmt: skip
 
 
 def test_names_lose_their_middle() -> None:

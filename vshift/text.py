@@ -17,6 +17,7 @@ from pathlib import PurePath
 from typing import Any
 
 NONE = "–"  # a value that is missing
+LEVEL = 0.05  # of tests, two-sided: a p below it is significant
 
 # ---- numbers
 
@@ -74,12 +75,18 @@ def format_estimate(value: float | None, error: float | None) -> str:
 
 
 def format_p(p: float | None) -> str:
-    """`p = 0.025`, `p < 0.001`, `p = 1`; empty where there was no test."""
+    """`p = 0.025`, `p < 0.001`, `p = 1`; empty where there was no test.
+
+    Three decimals, and near LEVEL as many as tell its side: `p = 0.0496`.
+    """
     if p is None:
         return ""
     if p >= 0.9995:  # 1 is Holm's limit, which many rows reach
         return "p = 1" if p == 1 else "p > 0.999"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    digits = 3
+    while p != LEVEL and round(p, digits) == LEVEL:
+        digits += 1
+    return "p < 0.001" if p < 0.001 else f"p = {p:.{digits}f}"
 
 
 def format_duration(seconds: float | None) -> str:

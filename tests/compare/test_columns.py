@@ -77,7 +77,8 @@ def test_plain_table_is_aligned_and_complete(small: Comparison) -> None:
     assert lines[0].startswith("config       test error %    difference  after recalibration")
     assert "7.00 ± 1.41 (n=2)      baseline" in lines[1]
     assert "9.25 ± 1.06 (n=2)  +2.25 ± 1.25" in lines[2]
-    assert lines[2].index("1.234") == lines[0].index("shift max") + len("shift max") - 5
+    head = "largest shift ratio"
+    assert lines[2].index("1.234") == lines[0].index(head) + len(head) - 5
     assert "All rows: data shapes, epochs 3, device cpu, parameters 1,234." in lines[-1]
     assert "\x1b" not in "".join(lines)
 
@@ -133,13 +134,15 @@ def test_the_columns_of_an_average_stay_together(tmp_path: Path) -> None:
     assert counts == {0, 4}
 
 
-@pytest.mark.parametrize("width", [60, 80, 120])
-def test_a_caption_has_three_lines_on_a_terminal_and_the_rest_with_verbose(
-    width: int, small: Comparison
+@pytest.mark.parametrize(("width", "lines"), [(60, 5), (80, 4), (120, 3)])
+def test_a_caption_explains_differences_on_a_terminal_and_the_rest_with_verbose(
+    width: int, lines: int, small: Comparison
 ) -> None:
     table = to_table(small)
     below = plain_of(render(table, "table", terminal_width=width)).split("\n\n")[1]
-    assert len(below.splitlines()) <= 3
+    assert len(below.splitlines()) <= lines
+    said = "none is significant at 5 % (smallest p = 0.223; Welch, Holm over 1 difference)."
+    assert said in " ".join(below.split())
     assert "columns left out. More: compare --verbose." in " ".join(below.split())
     shown, whole = plain_of(render(table, "table", terminal_width=width, brief=False)).split("\n\n")
     words = " ".join(whole.split())
@@ -180,10 +183,12 @@ def test_latex_is_booktabs(small: Comparison) -> None:
 
 
 def test_latex_leaves_single_hyphens_and_apostrophes_as_they_are() -> None:
-    table = Table([Column("re-estimated")], [["BN's -- a ''b''"]])
-    text = render(table, "latex")
+    rows = [["BN's -- a ''b''"], ["–"], ["+1 *"], ["p < 0.001 [x]"], ["[x]"]]
+    text = render(Table([Column("re-estimated")], rows), "latex")
     assert "re-estimated" in text
     assert "BN's {-}- a {'}'b{'}'" in text
+    for row in ("--", "+1 *", "p $<$ 0.001 [x]", "{}[x]"):
+        assert f"\n    {row} \\\\\n" in text
 
 
 def test_csv_reads_back_with_full_precision(small: Comparison) -> None:
@@ -417,7 +422,8 @@ def test_the_caption_counts_what_is_left_out_and_says_what_differs(tmp_path: Pat
 def test_chosen_metrics_stand_alone(small: Comparison, tmp_path: Path) -> None:
     metrics = ("shift_ratio_mean", "parameters", "shift_ratio_max_layer", "test_error")
     chosen = to_table(compare(find_runs([tmp_path]), metrics=metrics))
-    assert [c.one_line for c in chosen.columns][:6] == ["config", *metrics, "difference"]
+    names = ["mean shift ratio", "parameters", "layer of the largest ratio", "test error %"]
+    assert [c.one_line for c in chosen.columns][:6] == ["config", *names, "difference"]
     assert chosen.rows[1][1:5] == ["1.050 ± 0.000", "1,234", "block2.bn1", "9.25 ± 1.06"]
     assert "All rows: n 2." in chosen.caption
 

@@ -53,7 +53,7 @@ def test_keys_that_may_be_meant_are_listed(runs):
             "--by widhts: no run has such a field; did you mean `network.widths`",
         ),
         ({"sort": "ratte"}, "--sort ratte: there is no such column; did you mean `network.noise."),
-        ({"sort": "shift maen"}, "there is no such column; did you mean `shift mean`?"),
+        ({"sort": "maen shift ratio"}, "no such column; did you mean `mean shift ratio`?"),
         ({"metrics": ("tset_error",)}, "no summary.json has it; did you mean `test_error`?"),
     ],
 )

@@ -81,7 +81,7 @@ def test_a_run_that_has_no_epoch_yet(tmp_path: Path) -> None:
     path = make_run(tmp_path, status="running", config=config_of(epochs=5))
     row = cells(snapshot(read_run(path), time.time()))
     assert row["epoch"] == "0/5"
-    assert row["left"] == row["test"] == row["shift mean"] == "–"
+    assert row["left"] == row["test"] == row["mean\nshift ratio"] == "–"
 
 
 def test_where_nothing_is_classified_the_loss_is_shown(tmp_path: Path) -> None:
@@ -137,7 +137,8 @@ def test_the_table_fits_and_cuts_no_number(width: int) -> None:
     lines = drawn(many, width, 20).splitlines()
     assert max(len(line) for line in lines) <= width
     body = " ".join(lines)
-    heads = [head for head in cells(many[0]) if head in lines[0]]
+    above = " ".join(lines[: next(i for i, line in enumerate(lines) if "2/12" in line)])
+    heads = [head for head in cells(many[0]) if all(part in above for part in head.split("\n"))]
     assert heads[:3] == ["run", "status", "epoch"]
     for head in heads[1:]:
         assert cells(many[0])[head] in body
@@ -150,7 +151,8 @@ def test_once_on_a_terminal_names_the_columns_that_do_not_fit(width: int) -> Non
     text = Text.from_ansi(render(table, "table", terminal_width=width)).plain
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
     shown, caption = text.split("\n\n")
-    hidden = [column.head for column in table.columns if column.head not in shown]
+    heads = [column.one_line for column in table.columns]
+    hidden = [head for head in heads if any(word not in shown for word in head.split())]
     assert ("images/s" in hidden) == (width < 120)
     missing = f" Too narrow for: {', '.join(hidden)}; a wider terminal or a pipe shows them."
     assert " ".join(caption.split()) == "1 running, 1 interrupted." + missing * bool(hidden)
@@ -158,7 +160,7 @@ def test_once_on_a_terminal_names_the_columns_that_do_not_fit(width: int) -> Non
 
 def test_more_runs_than_lines_are_counted() -> None:
     text = drawn([seen(f"r{i}") for i in range(30)], 80, 15)
-    assert "20 more below" in text
+    assert "21 more below" in text
     assert len(text.splitlines()) <= 15
 
 

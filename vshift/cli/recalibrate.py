@@ -149,7 +149,7 @@ def scores_table(rows: Sequence[dict[str, Any]]) -> Table:
     columns = [Column("method", is_text=True)]
     columns += [Column(f"test {head}"), Column("gain" if of == "accuracy" else "change")]
     columns += [Column(head) for _, head, _ in calibration]
-    columns += [Column("shift mean"), Column("max")]
+    columns += [Column("mean\nshift ratio"), Column("largest\nshift ratio")]
     problems = [row.get("problem") or "" for row in rows]
     columns += [Column("problem", is_text=True)] if any(problems) else []
     values: list[Any] = [row.get(key) for row in rows]

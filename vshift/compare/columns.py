@@ -12,12 +12,13 @@ from functools import partial
 
 from vshift.compare.baseline import LABELS, ask_for_baseline
 from vshift.compare.groups import AT_CHANCE, short_heads
-from vshift.compare.statistics import LEVEL, ONE_SEED
+from vshift.compare.statistics import ONE_SEED
 from vshift.compare.table import SCORES, SHOWN, Comparison, row_key, word_key
 from vshift.runs import schema
 from vshift.runs.files import Row
 from vshift.tables import Column, Table
 from vshift.text import (
+    LEVEL,
     NONE,
     escape_control,
     format_integer,
@@ -112,7 +113,9 @@ def _specs(comparison: Comparison, *, with_differing: bool) -> list[_Spec]:
     difference, *tested = _tested(comparison)
     if comparison.metrics:
         specs = [_Spec("n", lambda r: str(r["n"]), 98, folds=True)]
-        specs += [_Spec(escape_control(key), metric_cell(key), 90) for key in comparison.metrics]
+        for key in comparison.metrics:
+            head = SHOWN[key].heading if key in SHOWN else escape_control(key)
+            specs.append(_Spec(head, metric_cell(key), 90))
         return specs + [difference, *tested] * (comparison.metric in comparison.metrics)
     summary = [
         _Spec(
@@ -174,7 +177,7 @@ def _tested(comparison: Comparison) -> list[_Spec]:
 
     head = "difference"
     if comparison.metric != "test_error":
-        head += f"\nin {escape_control(comparison.metric)}"
+        head += f"\nin {escape_control(schema.column_name(comparison.metric))}"
     return [
         _Spec(
             head,

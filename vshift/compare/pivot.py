@@ -11,6 +11,7 @@ from vshift.compare.groups import short_heads
 from vshift.compare.table import COLUMNS, Comparison, compare
 from vshift.errors import VShiftError
 from vshift.runs.files import Row
+from vshift.runs.schema import column_name
 from vshift.tables import Column, Table
 from vshift.text import NONE, escape_control, format_value, pluralize
 
@@ -90,7 +91,8 @@ def _caption(table: Comparison, value: str, columns: Sequence[str]) -> str:
         )
     counts = {row["n"] for row in table.rows if row["n"]}
     n = f"n = {counts.pop()} runs" if len(counts) == 1 else "n runs"
-    caption = f"{value} across {across}: mean ± sample standard deviation over {n}."
+    caption = f"{column_name(value)} across {across}: mean ± sample standard deviation over {n}."
+    caption = caption[:1].upper() + caption[1:]
     left_out = sum(row["left_out"] for row in table.rows)
     return caption + (f" Left out: {pluralize(left_out, 'run')}." if left_out else "")
 

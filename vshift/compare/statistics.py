@@ -26,10 +26,9 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from vshift.text import format_p
+from vshift.text import LEVEL, format_p
 
 CONFIDENCE = 0.95  # of intervals
-LEVEL = 0.05  # of tests, two-sided
 POWER = 0.8  # probability of detecting a true difference
 MOST_SEEDS = 10_000  # per arm; beyond this, report None
 

@@ -18,7 +18,15 @@ from vshift.compare.statistics import Difference
 from vshift.runs.files import Row
 from vshift.runs.read import RunRecord, number
 from vshift.runs.schema import SITE_KINDS, SUMMARY_COLUMNS, Column, column_name
-from vshift.text import did_you_mean, escape_control, join_words, list_names, pluralize
+from vshift.text import (
+    LEVEL,
+    did_you_mean,
+    escape_control,
+    format_p,
+    join_words,
+    list_names,
+    pluralize,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -345,7 +353,11 @@ def _about_difference(rows: list[Row], baseline: Group, reason: str, of: str, te
         "± standard error"
     )
     if tests:
-        text += f"; *: significant (Welch, Holm over {pluralize(tests, 'difference')})."
+        least = min(row["p_adjusted"] for row in rows if row["p_adjusted"] is not None)
+        none = ("none is", f"smallest {format_p(least)}; ")
+        which, p = ("*:", "") if least < LEVEL else none
+        tested = f"{p}Welch, Holm over {pluralize(tests, 'difference')}"
+        text += f"; {which} significant at {100 * LEVEL:g} % ({tested})."
     elif any(row["verdict"] for row in rows):
         text += ". One seed per config leaves differences untested; take 3 or more."
     else:

@@ -48,12 +48,12 @@ _COLUMNS = (
     Column("status", 99, is_text=True),
     Column("epoch", 98),
     Column("test", 50),
-    Column("shift mean", 20),
+    Column("mean\nshift ratio", 20),
     Column("images/s", 10),
     Column("left", 40),
     Column("age", 30),
 )
-_FRAME = 5  # lines of the display that are not runs
+_FRAME = 6  # lines of the display that are not runs
 
 
 def watch(

@@ -6,7 +6,8 @@ share the parameter `hidden`, the labels that the page's legends have switched o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import altair as alt
@@ -14,7 +15,7 @@ import pandas as pd
 
 from vshift.compare.groups import NO_NOISE
 from vshift.report.layouts import PALETTE, SHAPES, grouped
-from vshift.report.study import SITE_VALUES, Study
+from vshift.report.study import MONTE_CARLO, SITE_VALUES, Study
 from vshift.runs.schema import SITE_KINDS, column_name
 from vshift.text import escape_control, natural
 
@@ -124,6 +125,19 @@ def epoch_axis(frame: pd.DataFrame) -> alt.X:
     return alt.X("epoch:Q", axis=alt.Axis(grid=False, format="d", tickMinStep=1, values=values))
 
 
+_ABOVE = {"x": 0, "y": 0, "dy": -8, "align": "left", "baseline": "bottom"}
+
+
+def chosen_name(param: str, words: Mapping[str, str], **place: Any) -> Any:
+    """The name of an axis whose values a drop-down chooses, as a mark.
+
+    A title cannot follow the drop-down, which a saved picture lacks.
+    """
+    text = {"expr": f"{json.dumps(words)}[{param}]"}
+    base = alt.Chart(alt.InlineData(values=[{}]), name="chosen")
+    return base.mark_text(text=text, fontSize=12, color=INK, **place)
+
+
 def layer_rows(study: Study) -> tuple[alt.Y, int]:
     """The axis with the input's layer on top, and the height of a map with a row per layer."""
     count = len(study.layers)
@@ -154,7 +168,7 @@ def depth(study: Study) -> Any:
     # By name where the names fit and each place in the order has one, else by number.
     if len(study.layers) <= 24 and study.depth.groupby("index")["layer"].nunique().max() == 1:
         x = alt.X("short:O", sort=list(study.layers.values()), title="BN layer, input to output",
-            axis=alt.Axis(labelAngle=-40, grid=False))  # fmt: skip
+            axis=alt.Axis(labelAngle=-40, labelOverlap=True, grid=False))  # fmt: skip
     else:
         axis = alt.Axis(grid=False, format="d", tickMinStep=1)
         x = alt.X("number:Q", title="BN layer, counted from the input", axis=axis)
@@ -197,7 +211,7 @@ def sites(study: Study) -> Any:
         .transform_calculate(value="datum[what]")
         .transform_filter("isValid(datum.value)")
         .encode(
-            x=alt.X("number:Q", title="counted from the input",
+            x=alt.X("number:Q", title="site, counted from the input",
                 axis=alt.Axis(grid=False, format="d", tickMinStep=1)),
             y=alt.Y("value:Q", title=None, scale=NOT_ZERO),
             color=colour,
@@ -208,11 +222,11 @@ def sites(study: Study) -> Any:
         tooltip=[
             LAYER, GROUP, number("value", "value"), word("cause", "shift or BN’s lag"),
             number("shift_ratio", "shift ratio"), number("lag_free_ratio", "without BN’s lag"),
-            number("mean_shift", "mean shift"), SEEDS,
+            number("mean_shift", "shift of the mean"), SEEDS,
         ],
     )  # fmt: skip
     return (
-        alt.layer(base.mark_line(strokeWidth=2), points)
+        alt.layer(base.mark_line(strokeWidth=2), points, chosen_name("what", SITE_VALUES, **_ABOVE))
         .add_params(
             HIDDEN,
             select("kind", "Sites", kinds, kinds[0], [SITE_KINDS[kind] for kind in kinds]),
@@ -263,7 +277,7 @@ def over_strengths(study: Study) -> Any:
             x=alt.X("strength:O", sort=order, title="drop rate, β or σ",
                 axis=alt.Axis(labelAngle=0)),
             y=y,
-            color=heat("ratio", "ratio"),
+            color=heat("ratio", "shift ratio"),
             tooltip=[
                 LAYER, GROUP, word("strength", "rate, β or σ"), number("ratio", "shift ratio"),
                 number("local", "local"), number("inherited", "inherited"), SEEDS,
@@ -434,7 +448,8 @@ def curves(study: Study) -> Any:
     )  # fmt: skip
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", title=None), y2="high:Q")
     choice = select("score", "Show", scores, scores[0], [_SCORES[s] for s in scores])
-    drawn = alt.layer(band, base.mark_line(strokeWidth=2), points)
+    name = chosen_name("score", _SCORES, **_ABOVE)
+    drawn = alt.layer(band, base.mark_line(strokeWidth=2), points, name)
     return drawn.add_params(HIDDEN, choice).properties(height=300)
 
 
@@ -442,21 +457,21 @@ def curves(study: Study) -> Any:
 
 
 def scatter(study: Study) -> Any:
-    """Mean shift ratio against test error, a point per run."""
-    if study.runs.empty or not study.runs["shift_mean"].notna().any():
+    """Mean shift ratio against the score, a point per run."""
+    if study.runs.empty or not study.runs["shift_ratio_mean"].notna().any():
         return None
     title, (colour, shape) = score_title(study), by_config(study)
     return (
         dots(source("runs").transform_filter(VISIBLE), 80, 0.85)
         .encode(
-            x=alt.X("shift_mean:Q", title="mean shift ratio", scale=NOT_ZERO),
+            x=alt.X("shift_ratio_mean:Q", title="mean shift ratio", scale=NOT_ZERO),
             y=alt.Y("score:Q", title=title, scale=NOT_ZERO),
             color=colour,
             shape=shape,
             tooltip=[
                 GROUP, SEED, number("score", title, ".2f"),
-                number("shift_mean", "mean shift ratio"),
-                number("shift_max", "largest shift ratio"),
+                number("shift_ratio_mean", "mean shift ratio"),
+                number("shift_ratio_max", "largest shift ratio"),
             ],
         )
         .add_params(HIDDEN)
@@ -479,11 +494,9 @@ def calibration(study: Study) -> Any:
         return None
     scores = list(dict.fromkeys(frame["score"]))
     base = source("calibration").transform_filter("datum.score == calibration")
-    # The axis is named by a mark: a title cannot follow the drop-down, which a saved picture lacks.
-    name = alt.Chart(alt.InlineData(values=[{}])).mark_text(
-        text={"expr": "calibration + ' (lower is better)'"},
-        x={"expr": "width / 2"}, y="height", dy=26, baseline="top", fontSize=12, color=INK,
-    )  # fmt: skip
+    words = {score: f"{score} (lower is better)" for score in scores}
+    place = {"x": {"expr": "width / 2"}, "y": "height", "dy": 26, "baseline": "top"}
+    name = chosen_name("calibration", words, **place)
     drawn = alt.layer(_by_method(study, frame, base, None), name)
     return drawn.add_params(HIDDEN, select("calibration", "Score", scores, scores[0]))
 
@@ -492,7 +505,8 @@ def _by_method(study: Study, frame: pd.DataFrame, rows: alt.Chart, title: str | 
     """A line per config with a mark for each method of recalibration."""
     labels = [g.label for g in study.used]
     tried = [method for method in frame["method"] if method != "none"]
-    methods = list(dict.fromkeys([AS_TRAINED, *tried]))  # the order in which people read
+    tried.sort(key=MONTE_CARLO.__contains__)  # last, so that methods share their marks in figures
+    methods = list(dict.fromkeys([AS_TRAINED, *tried]))
     colours = alt.Scale(domain=methods, range=["#777777", *PALETTE, "#B8860B"][: len(methods)])
     shapes = alt.Scale(domain=methods, range=[SHAPES[i % len(SHAPES)] for i in range(len(methods))])
     base = rows.transform_filter(VISIBLE).encode(

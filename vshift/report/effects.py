@@ -138,13 +138,8 @@ def distinct(effects: Sequence[Effect]) -> int:
     return len({(training_of(e.group), e.other.observed) for e in effects})
 
 
-def worst_of(effects: Sequence[Effect]) -> Effect:
-    """The largest significant loss; where there is none, the largest."""
-    return max(effects, key=lambda e: (e.found.is_significant and e.value > 0, e.value))
-
-
 def most_affected(study: Study, effects: Sequence[Effect]) -> Group:
     """The config with the largest loss; where there is no baseline, with the largest shift."""
     if effects:
-        return worst_of(effects).group
+        return max(effects, key=lambda e: e.value).group
     return max(study.used, key=lambda g: np.mean(g.numbers("shift_ratio_mean") or [0.0]))

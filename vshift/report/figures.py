@@ -44,8 +44,8 @@ FIGURES = (
         "depth", charts.depth, grouped=True, wide=True),
     Figure("sites", "Lag, means and other sites",
         "At the last epoch, means over seeds, from the input on. The shift ratio without BN’s lag "
-        "is the one that BN would have with statistics of the final weights; the mean shift is "
-        "|train mean − eval mean| in standard deviations; discrepancies are of a batch’s "
+        "is the one that BN would have with statistics of the final weights; the shift of the mean "
+        "is |train mean − eval mean| in standard deviations; discrepancies are of a batch’s "
         "statistics from the running ones. measure.sites adds other kinds of sites.",
         "Nothing to show: measure.explain_batches must be 1 or more.",
         "sites", charts.sites, grouped=True),
@@ -55,12 +55,12 @@ FIGURES = (
         "Nothing to compare: measure.explain_batches must be 2 or more, and noise must reach a BN "
         "layer through at most one linear layer.",
         "predictions", charts.prediction, grouped=True),
-    Figure("scatter", "Shift against error",
-        "One point per run: its mean shift ratio and its score at the last epoch.",
+    Figure("scatter", "Mean shift ratio against score",
+        "One point per run: its mean shift ratio over BN layers and its score at the last epoch.",
         "No run has a mean shift ratio: measure.every must be 1 or more.",
         "runs", charts.scatter, grouped=True),
     Figure("strengths", "Layer × rate",
-        "Shift ratio at the last epoch, mean over seeds.",
+        "Shift ratio of each BN layer at the last epoch, mean over seeds.",
         "No layout was run at two rates or more; grid: {network.noise.rate: [0.1, 0.3, 0.5]} does.",
         "depth", charts.over_strengths),
     Figure("epochs", "Layer × epoch",

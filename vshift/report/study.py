@@ -52,7 +52,7 @@ SITE_VALUES = {
     "shift_ratio": "shift ratio",
     "lag_free_ratio": "shift ratio without BN’s lag",
     "lag_ratio": "lag: training/running variance",
-    "mean_shift": "mean shift, in standard deviations",
+    "mean_shift": "shift of the mean, in standard deviations",
     "mean_tid": "mean train-inference discrepancy",
     "variance_tid": "variance train-inference discrepancy",
 }
@@ -73,7 +73,8 @@ class Study:
     Attributes:
         groups: all configs, also those without a run that counts.
         score: `test_error`, percent; where nothing is classified `test_rmse` or `test_loss`.
-        runs: group, layout, seed, score, shift_mean, shift_max; one row per run that counts.
+        runs: group, layout, seed, score, shift_ratio_mean, shift_ratio_max; one row per run that
+            counts.
         depth: one row per group and BN layer, of the last epoch, means over seeds.
         sites: one row per group and measured site of any kind, of the last epoch: kind, its number
             among those of its kind, layer and SITE_VALUES, means over seeds.
@@ -381,8 +382,7 @@ def _runs(groups: Sequence[StudyGroup], score: str) -> pd.DataFrame:
         for group in groups
         for run in group.runs
     ]
-    columns = ["group", "layout", "seed", "score", "shift_mean", "shift_max"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["group", "layout", "seed", "score", *keys[1:]])
 
 
 def _curves(groups: Sequence[StudyGroup]) -> pd.DataFrame:

@@ -158,7 +158,7 @@ def _caption(study: Study) -> str:
         "Scores of the last epoch: mean ± sample standard deviation over n seeds.",
         "No differences, as there is no baseline."
         if base is None
-        else f"Differences to {base}, with Welch’s 95 % interval and test.",
+        else f"Differences to the baseline, {base}, with Welch’s 95 % interval and test.",
     ]
     if not study.recalibration.empty:
         methods = methods_of(study)
@@ -172,8 +172,8 @@ def _caption(study: Study) -> str:
             "per config would show a difference of this size."
         )
     parts.append(
-        "Shift max is the mean over seeds of each run’s largest ratio, at the layer where that is "
-        "most often."
+        "The mean shift ratio is over BN layers; the largest is the mean over seeds of each run’s "
+        "largest, at the layer where that is most often."
     )
     return " ".join(parts)
 

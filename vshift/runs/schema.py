@@ -136,7 +136,7 @@ class LayerRow(_Row):
     )  # fmt: skip
     mean_shift: float | None = _column(
         "|train mean − eval mean| in units of the train standard deviation, mean over channels",
-        default=None, heading="mean shift", digits=3, tag="mean_shift",
+        default=None, heading="shift of the mean", digits=3, tag="mean_shift",
     )  # fmt: skip
     mean_shift_se: float | None = _column("jackknife standard error of `mean_shift`", default=None)
     mean_tid: float | None = _column(
@@ -405,10 +405,12 @@ SUMMARY_COLUMNS = {
         Column("train_loss_train_mode", "loss on the same images, in train mode", "", "nats", 4),
         *_calibration("train", "of the same images, in eval mode", "_eval_mode"),
         *_calibration("train", "of the same images, in train mode", "_train_mode"),
-        Column("shift_ratio_mean", "mean over BN layers of `shift_ratio`", "shift mean", "", 3, 11),
-        Column("shift_ratio_max", "largest `shift_ratio` over BN layers", "shift max", "", 3, 6),
-        Column("shift_ratio_max_layer", "layer of the largest `shift_ratio`", "largest shift at",
-               priority=5, is_text=True),
+        Column("shift_ratio_mean", "the mean shift ratio: mean over BN layers of `shift_ratio`",
+               "mean\nshift ratio", "", 3, 11),
+        Column("shift_ratio_max", "largest `shift_ratio` over BN layers",
+               "largest\nshift ratio", "", 3, 6),
+        Column("shift_ratio_max_layer", "layer of the largest `shift_ratio`",
+               "layer of the\nlargest ratio", priority=5, is_text=True),
         Column("shift_ratio_cause",
                "`lag` of BN's moving average or `shift`: the cause of the larger part of the "
                "layers' shift ratios; `both` where neither has more than half",

@@ -41,7 +41,7 @@ def render(
         kind: one of FORMATS.
         terminal_width: in characters; `table` then has colours and leaves out what does not fit.
             Without it nothing is ever cut.
-        brief: on a terminal, of the caption only what fits three lines.
+        brief: on a terminal, of the caption the columns' notes and what else fits three lines.
 
     Raises:
         VShiftError: there is no such format.

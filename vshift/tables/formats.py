@@ -11,11 +11,12 @@ import html
 import io
 import math
 import re
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
 from vshift.tables.table import Table
-from vshift.text import escape_control, to_json, to_jsonable
+from vshift.text import escape_control, keep_together, to_json, to_jsonable
 
 
 def plain(table: Table) -> str:
@@ -107,32 +108,37 @@ _TEX = {
     "_": r"\_",
     "^": r"\textasciicircum{}",
     "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
+    "<": "$<$",
+    ">": "$>$",
     "|": r"\textbar{}",
     '"': "{''}",
     "`": "{`}",
-    "[": "{[}",  # at a row's start it would be an argument of the line break before it
-    "]": "{]}",
-    "*": "{*}",
     "±": r"$\pm$",
     "×": r"$\times$",
     "β": r"$\beta$",
     "−": "$-$",
     "–": "--",
+    "\N{NO-BREAK SPACE}": "~",
 }
-_TEX_PAIRS = re.compile(r"([-'])(?=\1)")  # two would become a dash, or a closing quotation mark
+# Of two hyphens or apostrophes, which would become a dash or a quotation mark, the first one.
+_TEX_CHAR = re.compile(r"([-'])(?=\1)|.", re.DOTALL)
 
 
 def _tex(text: str) -> str:
-    return _TEX_PAIRS.sub(r"{\1}", "".join(_TEX.get(char, char) for char in text))
+    return _TEX_CHAR.sub(lambda m: f"{{{m[1]}}}" if m[1] else _TEX.get(m[0], m[0]), text)
+
+
+def _tex_row(cells: Sequence[str]) -> str:
+    row = " & ".join(map(_tex, cells))
+    # At a row's start they would belong to the line break before it.
+    return f"    {{}}{row} \\\\" if row.startswith(("[", "*")) else f"    {row} \\\\"
 
 
 def latex(table: Table) -> str:
     """A booktabs table with its caption and a label, `tab:` and the table's name."""
     lines = [[column.one_line for column in table.columns], *table.rows]
-    caption = _tex(table.whole_caption)
-    head, *body = (f"    {' & '.join(map(_tex, line))} \\\\" for line in lines)
+    caption = _tex(keep_together(table.whole_caption))
+    head, *body = map(_tex_row, lines)
     alignment = "".join("l" if column.is_text else "r" for column in table.columns)
     return "\n".join(
         [

@@ -56,10 +56,14 @@ class Table:
     name: str = "vshift"
 
     @property
+    def column_notes(self) -> list[str]:
+        """What the caption says of the columns, each note once."""
+        return list(dict.fromkeys(column.note for column in self.columns if column.note))
+
+    @property
     def whole_caption(self) -> str:
         """The columns' notes and the caption: below the table, above it in LaTeX and HTML."""
-        notes = dict.fromkeys(column.note for column in self.columns)
-        return " ".join(filter(None, [*notes, self.caption]))
+        return " ".join(filter(None, [*self.column_notes, self.caption]))
 
     def without_notes(self) -> Table:
         """The table without its columns' notes, for a page or text that has them elsewhere."""

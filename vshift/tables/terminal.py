@@ -28,7 +28,7 @@ def render_terminal(table: Table, width: int, brief: bool = False) -> str:
     """The table with colours for a terminal of `width` characters.
 
     Args:
-        brief: of the caption only what fits three lines.
+        brief: of the caption the columns' notes, and of the rest what fits three lines.
     """
     from rich.console import Console
     from rich.text import Text
@@ -52,23 +52,28 @@ def render_terminal(table: Table, width: int, brief: bool = False) -> str:
             console.print()
         console.print(_rich_table(part, labels))
     shown = table if table.panels else table.part(parts[0])
-    if caption := _caption(shown.whole_caption, hidden, width, brief):
+    if caption := _caption(shown, hidden, width, brief):
         console = Console(file=buffer, force_terminal=True, width=width)
         console.print(Text(f"\n{caption}", style="dim"))
     return buffer.getvalue()
 
 
-def _caption(text: str, hidden: Sequence[str], width: int, brief: bool) -> str:
-    """The caption and which columns are not shown; if brief, the sentences that fit three lines."""
+def _caption(table: Table, hidden: Sequence[str], width: int, brief: bool) -> str:
+    """The caption and which columns are not shown.
+
+    If brief, what the columns' notes say, which the numbers need, and of the other sentences those
+    that fit three lines.
+    """
+    text, notes = table.whole_caption, table.column_notes
     if not brief:
         rest = f"Too narrow for: {', '.join(hidden)}; a wider terminal or a pipe shows them."
         return f"{text} {rest}".strip() if hidden else text
-    kept = re.split(r"(?<=\.) ", text) if text else []
+    kept = re.split(r"(?<=\.) ", table.caption) if table.caption else []
     more = [f"{pluralize(len(hidden), 'column')} left out.", _MORE] if hidden else []
-    while kept and len(textwrap.wrap(" ".join([*kept, *more]), width)) > _CAPTION_LINES:
+    while kept and len(textwrap.wrap(" ".join([*notes, *kept, *more]), width)) > _CAPTION_LINES:
         kept.pop()
         more = more or [_MORE]
-    return " ".join([*kept, *more])
+    return " ".join([*notes, *kept, *more])
 
 
 def _least_label(table: Table, index: int) -> int:
@@ -149,7 +154,7 @@ def live_table(table: Table, width: int, styles: Sequence[str]) -> RichTable:
     for column, size in zip(table.columns, [name, *others], strict=True):
         side: Literal["left", "right"] = "left" if column.is_text else "right"
         drawn.add_column(
-            Text(column.one_line), justify=side, no_wrap=True, min_width=size, max_width=size
+            Text(column.head), justify=side, no_wrap=True, min_width=size, max_width=size
         )
     for (label, word, *cells), style in zip(table.rows, styles, strict=True):
         drawn.add_row(Text(shorten_middle(label, name)), Text(word, style), *map(Text, cells))

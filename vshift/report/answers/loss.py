@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import numpy as np
 from markupsafe import Markup
 
 from vshift.compare.fields import active_noise
-from vshift.compare.groups import AT_CHANCE, NO_NOISE, Group
+from vshift.compare.groups import AT_CHANCE, Group
 from vshift.report.answers.significance import BASELINE_OPTION
-from vshift.report.effects import Effect, worst_of
+from vshift.report.effects import Effect
 from vshift.report.layouts import grouped
 from vshift.report.sentences import Card, bold, interval, join_html, say
 from vshift.report.study import Study
 from vshift.runs.schema import column_name
-from vshift.text import format_p, natural
+from vshift.text import format_p
 
 _PAIRS = Markup("p of pairs is Welch’s, corrected for all pairs of layouts (Holm).")
 
@@ -26,45 +27,63 @@ def card(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> Ca
     duels = _duels(study, pairs)
     if not study.used:
         return Card("loss", question, "No run is done yet", [])
+    lost = [group for group in study.used if group.is_at_chance]
+    ends = [*_at_chance(study, lost), *duels]
     if not effects:
-        return Card("loss", question, "No baseline", [_without_baseline(study), *duels])
-    worst = worst_of(effects)
-    if worst.value <= 0:
-        none = "No config has a higher {} than {}."
-        text = say(none, column_name(study.score), bold(worst.other.label))
-        return Card("loss", question, "None", [text, *duels])
-    sentences = [_most(study, effects, worst)]
-    losses = grouped((e.group.noise.layout, e.value) for e in effects)
+        return Card("loss", question, "No baseline", [_without_baseline(study), *ends])
+    size = attrgetter("value")
+    # How much is lost by a network that guesses, or against one, a difference does not say.
+    learned = [e for e in effects if not (e.group.is_at_chance or e.other.is_at_chance)]
+    at_chance = say("{} at chance level", join_html((g.label for g in lost), 3)) if lost else ""
+    worst = max(learned, key=size, default=None)
+    if worst is None or worst.value <= 0:
+        none = f"No {'other ' if lost else ''}config has a higher {{}} than {{}}."
+        text = [say(none, column_name(study.score), bold(worst.other.label))] if worst else []
+        return Card("loss", question, at_chance or "None", [*text, *ends])
+    sentences = [_difference(study, worst, "The largest difference")]
+    headline = _in_words(study, worst)
+    surest = max((e for e in learned if e.found.is_significant), key=size, default=worst)
+    if surest is not worst and surest.value > 0:
+        sentences.append(_difference(study, surest, "The largest significant one"))
+        value = study.format_score(surest.value, "+")
+        headline += f". Significant: {surest.group.label} {value}, {format_p(surest.found.p)}"
+    losses = grouped((e.group.noise.layout, e.value) for e in learned)
     if len(losses) > 1:
         parts = [say("{} {}", bold(name), _range(study, own)) for name, own in losses.items()]
-        sentences.append(say("By layout, {}: {}.", study.unit, join_html(parts)))
-    tested = [e for e in effects if e.found.is_tested]
+        sentences.append(say("By layout, in {}: {}.", study.unit, join_html(parts)))
+    tested = [e for e in learned if e.found.is_tested]
     significant = [bold(e.group.label) for e in tested if e.found.is_significant]
     if tested and not significant:
         sentences.append(Markup("None of these differences is significant (next answer)."))
     elif len(significant) < len(tested):
         sentences.append(say("Significant: only {} (next answer).", join_html(significant)))
-    sentences += _at_chance(study)
     fine = _PAIRS if any(e.found.is_tested for e in pairs) else None
-    answer = f"{_headline(study, effects, worst)} ({_tested_in_words(study, effects, worst)})"
-    return Card("loss", question, answer, [*sentences, *duels], fine)
+    return Card("loss", question, at_chance or headline, [*sentences, *ends], fine)
 
 
-def _most(study: Study, effects: Sequence[Effect], worst: Effect) -> Markup:
-    """The config that loses most, by how much, and with which interval."""
-    strength = worst.group.noise.strength_in_words
-    more = any(e.value > worst.value for e in effects)
+def _in_words(study: Study, effect: Effect) -> str:
+    """`last-bn-0.5: +15.82 points (95 % CI −56.78 to +88.42), not significant, p = 0.575`."""
+    found = effect.found
+    begin = f"{effect.group.label}: {study.format_score(effect.value, '+')}{study.points}"
+    if not found.is_tested:
+        return f"{begin}, not tested ({found.untested})"
+    word = "significant" if found.is_significant else "not significant"
+    return f"{begin} ({interval(study, found)}), {word}, {format_p(found.p)}"
+
+
+def _difference(study: Study, effect: Effect, which: str) -> Markup:
+    """The scores of a config and of the baseline."""
+    strength = effect.group.noise.strength_in_words
     return say(
-        "{}{} loses most{}: {} {} more than {} ({} against {}; {}).",
-        bold(worst.group.label),
+        "{} is that of {}{}: {} {} more than {} ({} against {}).",
+        which,
+        bold(effect.group.label),
         f" ({strength})" if strength else "",
-        ", of those that differ significantly" if more else "",
-        bold(study.format_score(worst.value)),
+        bold(study.format_score(effect.value)),
         study.unit,
-        worst.other.label,
-        _mean(study, worst.group),
-        _mean(study, worst.other),
-        interval(study, worst.found),
+        effect.other.label,
+        _mean(study, effect.group),
+        _mean(study, effect.other),
     )
 
 
@@ -93,47 +112,11 @@ def _duels(study: Study, pairs: Sequence[Effect]) -> list[Markup]:
     ]
 
 
-def _tested_in_words(study: Study, effects: Sequence[Effect], worst: Effect) -> str:
-    """What the tests say of the headline's layout: `significant`, `2 of 4 significant`."""
-    layout = worst.group.noise.layout
-    family = [e for e in effects if layout not in ("", NO_NOISE) and e.group.noise.layout == layout]
-    family = family or [worst]
-    tested = [e for e in family if e.found.is_tested]
-    count = sum(e.found.is_significant for e in tested)
-    if not tested:
-        return f"not tested: {worst.found.untested}"
-    if len(family) == 1:
-        return f"{'' if count else 'not '}significant, {format_p(tested[0].found.p)}"
-    return f"{count or 'none'} of {len(family)} significant"
-
-
-def _at_chance(study: Study) -> list[Markup]:
+def _at_chance(study: Study, lost: Sequence[Group]) -> list[Markup]:
     """Which configs do not classify better than guessing; none where none is known to."""
-    lost = [group for group in study.used if group.is_at_chance]
     found = [say("{} ({})", bold(group.label), _mean(study, group)) for group in lost]
     text = f"{AT_CHANCE[:1].upper()}{AT_CHANCE[1:]}: {{}}."
     return [say(text, join_html(found))] if found else []
-
-
-def _headline(study: Study, effects: Sequence[Effect], worst: Effect) -> str:
-    """The cost of a layout, with its rate, or the range over all rates."""
-    noise = worst.group.noise
-    if noise.layout == NO_NOISE:
-        return f"{worst.group.label}: {study.format_score(worst.value, '+')}{study.points}"
-    family = [e for e in effects if e.group.noise.layout == noise.layout]
-    strengths = {e.group.noise.strength for e in family}
-    losses = _range(study, [e.value for e in family])
-    if len(strengths) == 1 and " to " not in losses:
-        at = f" at {noise.strength_in_words}" if noise.strength else ""
-        return f"{noise.layout}{at}: {losses}{study.points}"
-    if len(strengths) < len(family):
-        over = f"{len(family)} configs"
-    else:  # from weak to strong: `rates 0.1 to 0.7`, `β 0.1 to β 0.5`
-        noises = [e.group.noise for e in family]
-        noises.sort(key=lambda noise: (noise.variance or 0.0, natural(noise.strength)))
-        low, high = noises[0].strength, noises[-1].strength
-        over = f"{'rates ' if low[:1].isdigit() else ''}{low} to {high}"
-    return f"{noise.layout}: {losses}{study.points} over {over}"
 
 
 def _range(study: Study, values: Sequence[float]) -> str:

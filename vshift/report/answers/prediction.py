@@ -29,8 +29,8 @@ def card(study: Study) -> Card:
     inside = (exact["local"] - exact["predicted"]).abs() <= _ERRORS * exact["se"]
     batches = _fewest_batches(study)
     expected = _expected_share(batches)
-    count, share = len(exact), float(inside.mean())
-    held = share >= expected - 3 * (expected * (1 - expected) / count) ** 0.5
+    count, right = len(exact), int(inside.sum())
+    held = right / count >= expected - 3 * (expected * (1 - expected) / count) ** 0.5
     off = (exact["local"] / exact["predicted"] - 1).abs()
     farthest = exact.iloc[int(off.to_numpy().argmax())]
     without = len(_once(study, study.noisy)) - len(checks)
@@ -44,10 +44,10 @@ def card(study: Study) -> Card:
             more if without > 0 else "",
         ),
         say(
-            "In {} of {} the measured ratio lies within three standard errors (s.e.) of it. Of an "
+            "In {} of {} the measured ratio lies within three standard errors of it. Of an "
             "exact prediction about {} % would: a measurement has an error, and a standard error "
             "from {} of images is a rough one.",
-            bold(f"{int(inside.sum())}"),
+            bold(f"{right}"),
             count,
             format_number(100 * expected, 0),
             pluralize(batches, "batch", "batches"),
@@ -63,7 +63,7 @@ def card(study: Study) -> Card:
     if len(checks) > count:
         checked = pluralize(len(checks) - count, "check")
         text.append(say("Not counted: {} where the formula is approximate.", checked))
-    answer = f"{'Yes' if held else 'Not everywhere'}: {100 * share:.0f} % within 3 s.e."
+    answer = f"{'Yes' if held else 'Not everywhere'}: {right} of {pluralize(count, 'layer')} agree"
     return Card("prediction", question, answer, text)
 
 

@@ -28,7 +28,8 @@ def card(study: Study, effects: Sequence[Effect]) -> Card:
         )
         return Card("recalibration", question, "Not measured", [Markup(why)])
     chosen = max(found, key=lambda r: (r.found.is_significant, r.found.value))
-    lost = next((e.value for e in effects if e.group is chosen.group and e.value > 0), None)
+    losses = (e.value for e in effects if e.group is chosen.group and e.value > 0)
+    lost = None if chosen.group.is_at_chance else next(losses, None)
     text = [_gain(study, chosen, lost), *_by_method(study, chosen.group)]
     text += _others(study, found, chosen)
     return Card("recalibration", question, _headline(study, chosen, lost), text, _how(study, found))
@@ -39,6 +40,7 @@ def _headline(study: Study, chosen: Recovered, lost: float | None) -> str:
     value, points, where = chosen.found.value, study.points, chosen.group.label
     doubt = "" if chosen.found.is_significant else ", not significant"
     doubt = doubt if chosen.found.is_tested else ", not tested"
+    doubt = f" (as trained at chance level){doubt}" if chosen.group.is_at_chance else doubt
     if value < 0:
         return f"nothing: it costs {study.format_score(-value)}{points} in {where}{doubt}"
     if lost is not None and value > lost:
@@ -70,7 +72,8 @@ def _by_method(study: Study, group: Group) -> list[Markup]:
     """What each method recovers there, where there are several."""
     methods = every_method(study, group)
     of_each = [f"{r.method} {study.format_score(r.found.value, '+')}" for r in methods]
-    return [say("There by method: {}.", join_html(of_each))] if len(methods) > 1 else []
+    text = "In {} by method: {}."
+    return [say(text, group.label, join_html(of_each))] if len(methods) > 1 else []
 
 
 def _others(study: Study, found: Sequence[Recovered], chosen: Recovered) -> list[Markup]:

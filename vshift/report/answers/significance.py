@@ -37,8 +37,8 @@ def card(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> Ca
     if count > 1:
         fine += (
             f"p is corrected for the {count} comparisons of this page (Holm), so that a page with "
-            "fewer can have a smaller p for the same runs; “alone” is p without that, and so are "
-            "intervals. "
+            "fewer can have a smaller p for the same runs. “alone” is p without this correction; "
+            "intervals are without it too. "
         )
     fine += "Significant: p below 0.05."
     text = _by_significance(study, compared, effects[0].other if effects else None)
@@ -68,7 +68,7 @@ def _by_significance(study: Study, compared: Sequence[Effect], base: Group | Non
         parts.setdefault(verdict(found), []).append(sentence)
     text = []
     for word in sorted(parts, reverse=True):
-        against = f" against {base.label}" if base and word == "Significant" else ""
+        against = f" against the baseline, {base.label}" if base and word == "Significant" else ""
         text.append(say("{}{}: {}.", word, against, join_html(parts[word])))
     untested = grouped((e.found.untested, e.group.label) for e in compared if e.found.untested)
     for why, labels in untested.items():
