@@ -187,7 +187,9 @@ def test_table_3_before_and_after_each_way_to_re_estimate(tmp_path: Path) -> Non
         ["cifar100", "Adjust", "Li et al. 2019", "32.45", "26.57", "25.50", "25.20"],
     ]
     heads = [" ".join(column.head.split("\n")) for column in sheet.columns]
-    assert heads[3:] == ["(a) drop 0.5", "(a) re-estimated", "(b) drop 0.5", "(b) re-estimated"]
+    assert heads[3:] == [
+        "(a) drop 0.5", "(a) after recalibration", "(b) drop 0.5", "(b) after recalibration",
+    ]  # fmt: skip
 
 
 def test_of_two_that_trained_the_same_the_more_measured_one_is_used(tmp_path: Path) -> None:

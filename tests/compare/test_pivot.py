@@ -67,7 +67,7 @@ def test_any_metric_and_the_difference(runs: Path) -> None:
     sheet = pivot(runs, value="difference")
     assert sheet.rows[0][1] == "baseline"
     assert sheet.rows[2][3] == "+55.90 ± 0.58 *"
-    assert "to position=none rate=none across" in sheet.caption
+    assert "minus that of position=none rate=none, the" in sheet.caption
     with pytest.raises(VShiftError, match="there is no baseline; name one"):
         pivot(runs, value="difference", where="network.noise != null")
     with pytest.raises(VShiftError, match="did you mean `shift_ratio_mean`"):

@@ -342,14 +342,14 @@ def view_of(fields: Fields, name: str) -> Table:
         raise VShiftError(f"--view {name}: none of these runs belongs there; it shows {view.about}")
     levels = sorted({*view.levels, *(level for family in found for _, level in family.runs)})
     lines = [line for family in found for line in _lines(family, view, levels)]
-    heads = ["network", "data", "re-estimated" if view.adjusted else "position", "test error of"]
+    heads = ["network", "data", "recalibrated by" if view.adjusted else "position", "test error of"]
     sign = _SIGNS[view.kind]
     for cell in lines[0]:
         if not view.adjusted:
             heads.append(f"{sign} {format_value(round(cell.level, 3))}")
         else:
-            what = "re-estimated" if cell.method else f"{sign} {cell.level:g}"
-            heads.append(f"{_PLACES[cell.position][:3]}\n{what}")
+            what = " after\nrecalibration" if cell.method else f"\n{sign} {cell.level:g}"
+            heads.append(f"{_PLACES[cell.position][:3]}{what}")
     rows = [texts for line in lines for texts in _texts(line)]
     shared = [i for i in range(3) if len({row[i] for row in rows}) == 1]
     caption = _caption(view, found)

@@ -85,10 +85,7 @@ def pivot(
 def _caption(table: Comparison, value: str, columns: Sequence[str]) -> str:
     across = ", ".join(columns)
     if value == DIFFERENCE:
-        return (
-            f"Difference of the test error to {table.baseline} across {across}, in points ± "
-            f"standard error; *: significant (Welch's test at 5 %, Holm over {table.tests})."
-        )
+        return f"Across {across}. {table.about_difference}"
     counts = {row["n"] for row in table.rows if row["n"]}
     n = f"n = {counts.pop()} runs" if len(counts) == 1 else "n runs"
     caption = f"{column_name(value)} across {across}: mean ± sample standard deviation over {n}."

@@ -100,7 +100,6 @@ class Comparison:
         about_difference: what a difference is and how it was tested; empty where there is none.
         metric: what the differences are of.
         reference: the label of the row that `differs_in` of the others speaks of.
-        tests: the number of tests that the adjusted p values are over.
     """
 
     rows: list[Row]
@@ -113,7 +112,6 @@ class Comparison:
     metrics: tuple[str, ...] = ()
     metric: str = "test_error"
     reference: str | None = None
-    tests: int = 0
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -190,7 +188,6 @@ def compare(
         tuple(metrics),
         difference,
         reference.label if reference else None,
-        tests,
     )
 
 
