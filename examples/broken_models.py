@@ -63,11 +63,13 @@ def initial_bias(seed: int, broken: bool) -> Patient:
 
 def momentum_low(seed: int, broken: bool) -> Patient:
     """Another framework's decay of 0.999 as a momentum of 0.001, which needs thousands of steps."""
+    torch.manual_seed(seed)
     return Patient(*trained(seed, Net(momentum=0.001 if broken else 0.1)), ALL)
 
 
 def momentum_high(seed: int, broken: bool) -> Patient:
     """A decay of 0.99 of another framework, copied into PyTorch as the momentum."""
+    torch.manual_seed(seed)
     return Patient(*trained(seed, Net(momentum=0.99 if broken else 0.1)), ALL)
 
 
@@ -138,6 +140,7 @@ class Stubborn(nn.BatchNorm2d):
 
 def bn_wrong_mode(seed: int, broken: bool) -> Patient:
     """A batch norm that stays in train mode."""
+    torch.manual_seed(seed)
     model = Net()
     if broken:
         model.bn2 = Stubborn(8)
@@ -153,6 +156,7 @@ class StubbornDropout(nn.Dropout):
 
 def noise_wrong_mode(seed: int, broken: bool) -> Patient:
     """A dropout that stays in train mode."""
+    torch.manual_seed(seed)
     noise = StubbornDropout(0.3) if broken else nn.Dropout(0.3)
     return Patient(*trained(seed, Net(after_bn=noise)), ("after_bn",))
 
@@ -170,11 +174,13 @@ class Hidden(Net):
 
 def bn_out_of_reach(seed: int, broken: bool) -> Patient:
     """A batch norm that is not registered as a module."""
+    torch.manual_seed(seed)
     return Patient(*trained(seed, Hidden(nn.BatchNorm2d(8), broken)), ("extra[0]",))
 
 
 def noise_out_of_reach(seed: int, broken: bool) -> Patient:
     """A dropout that is not registered as a module."""
+    torch.manual_seed(seed)
     return Patient(*trained(seed, Hidden(nn.Dropout(0.3), broken)), ("extra[0]",))
 
 
@@ -191,11 +197,13 @@ class Functional(nn.Module):
 
 def noise_live(seed: int, broken: bool) -> Patient:
     """Functional dropout that is on in eval mode."""
+    torch.manual_seed(seed)
     return Patient(*trained(seed, Net(after_bn=Functional(not broken))), ("after_bn",))
 
 
 def batch_dependent(seed: int, broken: bool) -> Patient:
     """track_running_stats=False: batch statistics in eval mode too."""
+    torch.manual_seed(seed)
     model = Net()
     if broken:
         model.bn2 = nn.BatchNorm2d(8, track_running_stats=False)
@@ -235,6 +243,7 @@ def drift(seed: int, broken: bool) -> Patient:
 
 def variance_shift(seed: int, broken: bool) -> Patient:
     """Dropout right before the second of three batch norms; in the twin, after the last one."""
+    torch.manual_seed(seed)
     noise = {"before_bn2" if broken else "after_bn": nn.Dropout(0.5)}
     return Patient(*trained(seed, Net(**noise)), ("bn2",))
 

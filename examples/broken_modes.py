@@ -103,6 +103,7 @@ def mode_switch_changes_state(seed: int, broken: bool) -> Patient:
 
 def mixed_modes(seed: int, broken: bool) -> Patient:
     """A dropout is switched to training mode after eval()."""
+    torch.manual_seed(seed)
     model, batches = trained(seed, Net(after_bn=nn.Dropout(0.8)))
     model.eval()
     if broken:

@@ -13,9 +13,9 @@ from examples.patients import Net, Patient, data, fit, trained
 
 def instance_norm(seed: int, broken: bool) -> Patient:
     """Instance norm with running statistics: eval mode normalises differently from training."""
+    torch.manual_seed(seed)
     model = Net()
     model.bn2 = nn.InstanceNorm2d(8, affine=True, track_running_stats=broken)  # type: ignore[assignment]
-    torch.manual_seed(seed)
     contrast = torch.rand(16, 32, 1, 1, 1) * 3 + 0.2  # which instance norm removes
     batches = [(x * c, y) for (x, y), c in zip(data(seed), contrast, strict=True)]
     model.bn1 = nn.Identity()  # type: ignore[assignment]
@@ -52,6 +52,7 @@ class OwnDropout(nn.Module):
 
 def noise_scale(seed: int, broken: bool) -> Patient:
     """A hand-written dropout before the classifier, without the factor 1/(1 − rate)."""
+    torch.manual_seed(seed)
     return Patient(*trained(seed, Net(after_bn=OwnDropout(0.7, not broken))), ("after_bn",))
 
 
@@ -73,4 +74,5 @@ class OwnNorm(nn.Module):
 
 def output_nonfinite(seed: int, broken: bool) -> Patient:
     """A hand-written running scale that is never updated."""
+    torch.manual_seed(seed)
     return Patient(*trained(seed, Net(after_bn=OwnNorm(not broken))), ("after_bn",))

@@ -12,6 +12,7 @@ from vshift.text import (
     keep_together,
     pluralize,
     shorten_middle,
+    wrap_words,
 )
 
 
@@ -22,6 +23,14 @@ def test_one_is_singular_and_all_else_plural() -> None:
     assert (pluralize(1, "batch", "batches"), pluralize(3, "batch", "batches")) == (
         "1 batch", "3 batches",
     )  # fmt: skip
+
+
+def test_lines_break_between_words_and_nowhere_else() -> None:
+    text = "error: no such file\n  see a-name-that-is-long/seed-0.log"
+    assert wrap_words(text, None) == text
+    assert wrap_words(text, 14).split("\n") == [
+        "error: no such", "file", "  see", "a-name-that-is-long/seed-0.log"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

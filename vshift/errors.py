@@ -10,11 +10,14 @@ class VShiftError(Exception):
 
 
 class ConfigError(VShiftError):
-    """One or several problems of a config; `ConfigError(line, …)` holds one line for each."""
+    """One or several problems of a config; `ConfigError(line, …)` holds one line for each.
+
+    Several configs may have the same one, as of `--set`, which counts once.
+    """
 
     @property
     def problems(self) -> tuple[str, ...]:
-        return tuple(str(problem) for problem in self.args)
+        return tuple(dict.fromkeys(map(str, self.args)))
 
     def __str__(self) -> str:
         return "\n".join(self.problems)

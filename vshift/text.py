@@ -10,6 +10,7 @@ import difflib
 import json
 import math
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from itertools import takewhile
@@ -194,6 +195,19 @@ codecs.register_error(PLAIN, _make_plain)
 def escape_lines(text: str) -> str:
     """Escape control characters line by line, so that any text may go to a terminal."""
     return "\n".join(map(escape_control, text.split("\n")))
+
+
+def wrap_words(text: str, width: int | None) -> str:
+    """The lines broken between words to fit a width; None is any width.
+
+    A longer word, as a path is, stays whole: a terminal breaks it so that it can be copied.
+    """
+    if not width:
+        return text
+    wrap = textwrap.TextWrapper(
+        width, expand_tabs=False, break_long_words=False, break_on_hyphens=False
+    ).wrap
+    return "\n".join("\n".join(wrap(line)) for line in text.split("\n"))
 
 
 def one_line(text: str, limit: int = 1000) -> str:

@@ -93,8 +93,10 @@ def test_what_the_users_code_prints_does_not_mix_with_the_data(vshift):
 
 def test_folders_of_the_outputs_are_made(vshift, tmp_path):
     words = ["audit", "mine.py:net", "--data", "mine.py:images"]
-    code, _, _ = vshift(*words, "--report", "a/b/page.html", "--fix", "c/d.safetensors")
+    code, _, err = vshift(*words, "--report", "a/b/page.html", "--fix", "c/d.safetensors")
     assert code == 0
+    assert err.endswith("\nnext: open a/b/page.html in a browser\n")
+    assert "next:" not in vshift(*words, "--report", "page.html", "--format", "json")[2]
     assert (tmp_path / "a/b/page.html").stat().st_size > 1000
     assert (tmp_path / "c/d.safetensors").is_file()
     (tmp_path / "file").touch()

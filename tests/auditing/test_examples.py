@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from examples import broken_models, lightning_style, plain_loop
+from examples import broken_models, broken_parts, lightning_style, patients, plain_loop
 from vshift.runs import find_runs
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +43,18 @@ def test_broken_models_prints_a_line_or_a_report(capsys):
     out = capsys.readouterr().out
     (line,) = [line for line in out.splitlines() if line.startswith("1. [high] nonfinite: ")]
     assert '"bn2"' in line
+
+
+def test_a_fault_is_the_same_model_in_every_process(monkeypatch):
+    """Its seed is set before its network is built."""
+    for module in (patients, broken_models, broken_parts):
+        monkeypatch.setattr(module, "fit", lambda model, *_, **how: model)
+    for name, fault in broken_models.FAULTS.items():
+        states = []
+        for process in (1, 2):
+            torch.manual_seed(process)
+            states.append(fault(7, True).model.state_dict())
+        torch.testing.assert_close(*states, rtol=0, atol=0, equal_nan=True, msg=name)
 
 
 def test_the_scripts_run_as_scripts():

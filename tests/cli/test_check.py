@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +38,10 @@ def test_check_remarks_on_a_data_root_that_is_not_here(vshift, config, tmp_path)
     code, out, err = vshift("check", config.name)
     assert (code, out) == (0, "small.yaml: ok, 1 run\n")
     missing = tmp_path / "elsewhere"
-    assert err == f"warning: small.yaml: data.root: there is no folder {missing} on this machine\n"
+    warning = f"warning: data.root: there is no folder {missing} on this machine"
+    assert err == f"{warning} (small.yaml)\n"
+    Path("again.yaml").write_text(config.read_text())
+    assert vshift("check", config.name, "again.yaml")[2] == f"{warning} (small.yaml, again.yaml)\n"
     (tmp_path / "elsewhere").mkdir()
     assert vshift("check", config.name) == (0, "small.yaml: ok, 1 run\n", "")
 
@@ -48,8 +52,11 @@ def test_check_shows_the_problems_of_every_file(vshift, config, tmp_path):
     code, out, err = vshift("check", tmp_path)
     assert code == 2
     assert "small.yaml: ok, 1 run" in out
-    assert "bad.yaml:" in err
-    assert "worse.yaml:" in err
+    assert [line.split(":")[:2] for line in err.splitlines()] == [
+        ["error", f" {tmp_path / name}.yaml"] for name in ("bad", "worse")
+    ]
+    err = vshift("check", "small.yaml", "small.yaml", "--set", "epoch=3")[2]
+    assert err.count("--set epoch=3") == err.count("error: ") == 1
 
 
 @pytest.mark.parametrize(
@@ -86,11 +93,21 @@ def test_of_ones_own_code_only_the_names_are_checked(config, vshift, tmp_path):
     code, out, err = vshift("check", config.name, "--set", f"network={{name: {name}}}")
     assert (code, out) == (0, "small.yaml: ok, 1 run\n")
     assert err == (
-        f"note: small.yaml: network.name {name} was not run, so only its name is checked\n"
+        f"note: network.name {name} was not run, so only its name is checked (small.yaml)\n"
     )
     loss = f"loss={{name: {name}}}"
     err = vshift("check", config.name, "--set", f"network={{name: {name}}}", "--set", loss)[2]
+    assert err == "".join(
+        f"note: {key} {name} was not run, so only its name is checked (small.yaml)\n"
+        for key in ("network.name", "loss.name")
+    )
+
+
+def test_check_says_that_it_does_not_look_for_modules(config, vshift):
+    where = "network.noise={kind: dropout, rate: 0.5, before: layer9.*}"
+    code, out, err = vshift("check", config.name, "--set", where)
+    assert (code, out) == (0, "small.yaml: ok, 1 run\n")
     assert err == (
-        f"note: small.yaml: network.name {name}, loss.name {name} were not run, so only their "
-        "names are checked\n"
+        "note: network.noise.before: whether the network has a module layer9.* is not checked; "
+        "`vshift inspect` builds it (small.yaml)\n"
     )

@@ -21,8 +21,15 @@ def test_compare_by_where_and_sort(vshift, study):
         "compare", "runs", "--by", "network.noise.rate", "--sort", "-test_error",
         "--where", "seed <= 1", "--format", "json",
     )  # fmt: skip
-    assert (code, err) == (0, "--where keeps 4 of 4 runs\n")
+    assert (code, err) == (0, "note: --where keeps 4 of 4 runs\n")
     assert [row["network.noise.rate"] for row in json.loads(out)] == [0.5, None]
+
+
+def test_a_table_ends_with_what_comes_next(vshift, study):
+    _, out, err = vshift("compare", "runs", "--baseline", "none")
+    assert err.endswith("next: vshift report runs --baseline none\n")
+    assert "next:" not in out
+    assert "next:" not in vshift("compare", "runs", "--format", "csv")[2]
 
 
 def test_compare_pivot_metrics_and_html(vshift, study):

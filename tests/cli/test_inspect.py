@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from rich.text import Text
 
 from vshift.cli.inspect import short_place
 
@@ -42,6 +43,17 @@ def test_noise_by_pattern_fits_a_terminal(vshift, config):
     _, table = out.split("\n\n")
     assert "layer1.0.bn2.noise1    Dropout rate=0.3, variance=0.4286, before bn2" in table
     assert max(map(len, table.splitlines())) <= 80
+
+
+def test_a_narrow_terminal_breaks_no_name_in_a_word(vshift, config, monkeypatch):
+    part = "{name: densenet, depth: 16, noise: {kind: gaussian, rate: 0.3, before: '*.bn*'}}"
+    words = ["inspect", config, "--set", f"network={part}"]
+    whole = set(vshift(*words)[1].split())
+    monkeypatch.setattr("vshift.tables.width_of", lambda *_: 60)
+    lines = Text.from_ansi(vshift(*words)[1]).plain.splitlines()
+    assert max(map(len, lines)) <= 60
+    for word in " ".join(lines).replace("─", "").split():
+        assert word[-1] in ".-_=" or any(name.endswith(word) for name in whole), word
 
 
 def test_the_order_is_that_in_which_a_block_runs(vshift, config):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -108,7 +109,8 @@ def test_no_file_of_a_run_takes_the_number_of_a_closed_stream(here):
 def test_a_closed_stdout_is_the_null_device(here, command):
     make_run(Path("runs"))
     done = shell(f"{VSHIFT} {command} >&-")
-    assert (done.returncode, done.stderr) == (0, "")
+    hint = "next: vshift report runs\n" if command == "compare runs" else ""
+    assert (done.returncode, done.stderr) == (0, hint)
     assert shell(f"{VSHIFT} {command} 2>&-").returncode == 0
 
 
@@ -117,6 +119,22 @@ def test_messages_whose_reader_has_left_do_not_fail_a_table(here):
     done = shell(f"{VSHIFT} compare runs --where 'seed < 5' 2> >(true)")
     assert done.returncode == 0
     assert "10.00" in done.stdout
+
+
+def test_a_terminal_breaks_messages_between_words_and_a_pipe_gets_one_line(here):
+    words = [sys.executable, "-m", "vshift", "check", "of-these-there-is-none.yaml"]
+    piped = subprocess.run(words, capture_output=True, text=True, check=False).stderr
+    screen, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 30))
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    subprocess.run(words, stdout=subprocess.PIPE, stderr=terminal, check=False, env=environment)
+    shown = os.read(screen, 4096).decode().replace("\r\n", "\n")
+    os.close(terminal)
+    os.close(screen)
+    assert piped == "error: of-these-there-is-none.yaml: no such file; the folder holds t.yaml\n"
+    assert shown == (
+        "error:\nof-these-there-is-none.yaml:\nno such file; the folder holds\nt.yaml\n"
+    )
 
 
 def test_ctrl_c_is_no_error(here):

@@ -18,7 +18,9 @@ def test_sweep_runs_a_grid_ends_with_its_table_and_skips_what_is_done(vshift, co
     assert (code, "the time of 2 of them is unknown" in err) == (0, True)
     code, table, err = vshift("sweep", config, *grid, "--jobs", "2")
     assert code == 0, err
-    assert "2 runs, 0 of them done" in err
+    assert "2 runs: 2 waiting" in err
+    assert err.count("next: ") == 1
+    assert err.endswith("\nnext: vshift report runs\n")
     assert len(list(Path("runs").rglob("summary.json"))) == 2
     assert table == vshift("compare", "runs")[1]
     assert "small-rate=0.1" in table

@@ -24,7 +24,7 @@ def test_train_then_compare_then_train_again(vshift, config):
     before = (folder / "metrics.jsonl").read_bytes()
     code, _, err = vshift("train", config)
     assert code == 0
-    assert "is done; --fresh trains it again" in err
+    assert "note: runs/small/seed-0 is done; --fresh trains it again" in err
     assert (folder / "metrics.jsonl").read_bytes() == before
 
     code, _, err = vshift("train", config, "--set", "network.noise.rate=0.3")

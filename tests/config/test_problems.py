@@ -188,6 +188,20 @@ def test_each_message_and_where_set_is_named(text: str, line: str | None, write,
         assert found == f"--set {text}: {line}"
 
 
+def test_a_key_that_is_missing_because_it_is_misspelt_is_one_problem(write, refused) -> None:
+    text = "data: {nme: shapes}\nnetwork: {name: mlp, widths: [8]}\nepoch: 3\n"
+    data, epoch = refused(load, write("a.yaml", text))
+    assert data.startswith("a.yaml:1:1: data.name: missing; `nme` is no key here; allowed: ")
+    assert epoch.startswith("a.yaml:3:1: epoch: unknown key; did you mean `epochs`? ")
+    write("b.yaml", """\
+data: {name: shapes}
+network: {name: mlp, widths: [8], noise: {kind: dropout, position: before_bn, rte: 0.5}}
+""")  # fmt: skip
+    epoch, rate = refused(load, "b.yaml", ["epoch=3"])
+    assert rate.startswith("b.yaml:2:79: network.noise.rte: unknown key of dropout; did you mean ")
+    assert epoch.startswith("--set epoch=3: epoch: unknown key; did you mean `epochs`? ")
+
+
 def test_missing_sections_stand_at_the_top(write, refused) -> None:
     lines = refused(load, write("a.yaml", "seeds: [1]\n"))
     assert lines == [

@@ -25,7 +25,7 @@ def test_report_prints_what_it_wrote(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == str(out)
     assert str(figures / "curves.pdf") in done.stdout.splitlines()
-    assert done.stderr == ""
+    assert done.stderr == f"next: open {out} in a browser"
     assert all(Path(line).is_file() for line in done.stdout.splitlines())
 
 
@@ -58,6 +58,7 @@ def test_a_report_into_stdout_is_the_page_and_nothing_else(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("<!DOCTYPE html>")
     assert done.stdout.rstrip().endswith("</html>")
+    assert done.stderr == ""
     page = tmp_path / "pages.html"
     page.write_text("mine\n")
     words = f"{sys.executable} -m vshift report {tmp_path / 'runs'} --out /dev/stdout >> {page}"

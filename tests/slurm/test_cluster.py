@@ -168,7 +168,7 @@ def test_cancelled_jobs_are_submitted_again_and_failed_runs_are_named(study):
     ask("scancel", "--name=vshift")
     wait_for("the job to go", lambda: not ask("squeue", "--noheader"))
     second = sweep(study, "slurm", *options, "--wait")
-    assert "1 runs were queued in Slurm jobs that are gone" in second.stderr
+    assert "note: 1 run queued in Slurm jobs that are gone" in second.stderr
     assert "submitted 1 runs" in second.stderr
     assert second.returncode == 1
     assert f"s seed 0: diverged, see {study / 'slurm' / 's' / 'seed-0.log'}" in second.stderr

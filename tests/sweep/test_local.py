@@ -22,11 +22,11 @@ def states(entries):
 def test_every_run_is_made_once_and_then_left_alone(bench):
     assert states(bench.sweep()) == dict.fromkeys(["seed 0", "seed 1", "seed 2"], "done")
     assert sorted(bench.begun()) == ["seed 0", "seed 1", "seed 2"]
-    assert "3 runs, 0 of them done" in bench.said
+    assert "3 runs: 3 waiting" in bench.said
     bench.seeds = 4
     bench.sweep()
     assert bench.begun()[3:] == ["seed 3"]
-    assert "4 runs, 3 of them done" in bench.said
+    assert "4 runs: 3 done, 1 waiting" in bench.said
 
 
 def test_one_plain_line_a_run_without_a_terminal(bench):
@@ -44,7 +44,8 @@ def test_a_failed_run_is_tried_once_more_behind_the_others(bench):
     assert states(bench.sweep(jobs=1))["seed 0"] == "done"
     assert bench.begun() == ["seed 0", "seed 1", "seed 2", "seed 0"]
     assert (
-        "s seed 0: failed (exit code 1), it will be retried\nerror: it did not work" in bench.said
+        "warning: s seed 0: failed (exit code 1), it will be retried\nerror: it did not work\n"
+        in bench.said
     )
 
 
@@ -297,7 +298,9 @@ def test_a_signal_stops_the_runs_and_the_same_sweep_resumes_them(bench):
     assert "interrupted with 3 of 3 runs to go; the same command resumes them" in out
     assert [row["what"] for row in bench.journal] == ["begin", "begin", "stopped", "stopped"]
     bench.behaviours = {}
+    (bench.runs / "s" / "seed-1" / "checkpoint.pt").touch()
     assert set(states(bench.sweep()).values()) == {"done"}
+    assert bench.said.startswith("3 runs: 1 to resume, 2 waiting\n")
 
 
 @pytest.mark.parametrize(("presses", "error"), [(1, Interrupted), (9, Stopped)])

@@ -1,6 +1,8 @@
 """What a person sees: a table that fits the terminal, plain lines elsewhere."""
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from rich.console import Console
 from tests.sweep.conftest import reporter
 from vshift.sweep.progress import Entry, ProgressTable
 from vshift.sweep.status import State
+from vshift.train.signals import catch_stop_signals
 
 
 @pytest.fixture
@@ -130,6 +133,20 @@ def test_a_terminal_gets_a_live_table_that_reads_the_runs(bench):
     assert "1/2" in text
     assert "[2/2] s seed 1: failed\nerror: why" in text.replace("\r", "")
     assert "seed 0: done" not in text  # its row and the comparison say so
+
+
+def test_a_message_about_a_signal_stands_above_the_live_table(entries):
+    said = reporter(terminal=True)
+    board = ProgressTable(entries[:2], 1, said)
+    with catch_stop_signals(lambda: said.say("stopping")), board.live():
+        run(entries[0])
+        board.refresh()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+    drawn, message, redrawn = said.console.file.getvalue().partition("\x1b[2Kstopping\n")
+    assert message
+    assert "1 running, 1 waiting" in drawn
+    assert "1 running, 1 waiting" in redrawn
 
 
 def test_quiet_says_nothing(bench):

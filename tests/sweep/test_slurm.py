@@ -148,7 +148,7 @@ def test_runs_of_jobs_that_slurm_has_lost_are_submitted_again(bench, cluster):
     submit(bench)
     (cluster / "jobs").write_text("")  # scancel
     assert submit(bench) == ["queued"] * 3
-    assert "3 runs were queued in Slurm jobs that are gone" in bench.said
+    assert "note: 3 runs queued in Slurm jobs that are gone" in bench.said
     assert "submitted 3 runs as Slurm job 2" in bench.said
 
 
@@ -156,7 +156,7 @@ def test_without_squeue_the_markers_count(bench, cluster):
     submit(bench)
     (cluster / "bin" / "squeue").write_text("#!/bin/sh\nexit 1\n")
     assert submit(bench) == ["queued"] * 3
-    assert "squeue does not answer" in bench.said
+    assert "warning: squeue does not answer" in bench.said
 
 
 def test_what_sbatch_refuses_is_told_in_its_words(bench, cluster):

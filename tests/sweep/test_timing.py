@@ -53,7 +53,7 @@ def test_a_dry_run_says_what_its_estimate_rests_on(bench):
     assert len(timed) == 1  # all seeds are of one kind
     assert lines.splitlines()[0].endswith("seed-0: new, about 60 s")
     assert total == (
-        "3 runs, 3 to do: about 3 min one after the other, 3 min with 1 at a time; from training "
+        "3 runs, 3 to do: about 3 min; from training "
         "steps timed now on random images where no run is finished yet, without tests and "
         "measurements"
     )

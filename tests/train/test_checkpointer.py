@@ -196,6 +196,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(tmp_pat
     folder, status, said = attempt(tmp_path)
     assert status == "done"
     if damage != "missing":
+        assert said[0].startswith("warning: ")
         assert "checkpoint.pt is damaged" in said[0]
         assert "resuming from checkpoint-previous.pt" in said[0]
         assert "\n" not in said[0]

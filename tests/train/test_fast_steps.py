@@ -83,7 +83,9 @@ def test_no_compiler_is_one_line_and_a_slower_step(monkeypatch):
     said = []
     step = make_train_step("auto", context, said.append)
     assert step.name == "eager"
-    assert said == ["no fused step: no C++ compiler (c++, g++ or clang++); using a slower one"]
+    assert said == [
+        "note: no fused step: no C++ compiler (c++, g++ or clang++); using a slower one"
+    ]
 
 
 def test_a_failing_compiler_is_one_line_and_the_eager_step(monkeypatch):
@@ -143,8 +145,8 @@ def test_a_captured_step_does_without_the_compiler_if_it_fails(monkeypatch, fail
     assert (
         said
         == [
-            "captured step without the compiler: reason 1",
-            "no captured step: reason 2; using a slower one",
+            "note: captured step without the compiler: reason 1",
+            "note: no captured step: reason 2; using a slower one",
         ][:failing]
     )
 

@@ -156,7 +156,7 @@ def test_a_step_that_no_graph_can_repeat_is_one_line_and_a_slower_step(monkeypat
     said = []
     assert make_train_step("auto", context, said.append).name == "eager"
     reason = "the optimizer must be sgd or adamw, and it is rmsprop"
-    assert said == [f"no captured step: {reason}; using a slower one"]
+    assert said == [f"note: no captured step: {reason}; using a slower one"]
 
 
 ARGS = [

@@ -376,8 +376,8 @@ def test_a_forward_that_cannot_be_traced_any_more_is_trained_without_predictions
     train_seeds(load("own.yaml", [network, "epochs=3"]), Path("runs"), False, Reporter())
     said = [line for line in capsys.readouterr().err.splitlines() if "torch.fx" in line]
     assert said == [
-        "runs/own/seed-0: from here on without predictions, and without which noise reaches a "
-        "layer: the model cannot be traced by torch.fx: symbolically traced variables cannot be "
+        "note: runs/own/seed-0: from here on without predictions, and without which noise reaches "
+        "a layer: the model cannot be traced by torch.fx: symbolically traced variables cannot be "
         "used as inputs to control flow"
     ]
     rows = RunFolder("runs/own/seed-0").layers()
@@ -408,10 +408,8 @@ def test_code_that_draws_pythons_numbers_is_not_compiled(folder: Path) -> None:
     context = TrainingContext(config, 0, load_images(config.data))
     step = make_train_step("compiled", context, said.append)
     assert step.name == "eager"
-    assert said == [
-        "no compiled step: the network's code draws from Python's or NumPy's generator; using a "
-        "slower one"
-    ]
+    reason = "the network's code draws from Python's or NumPy's generator"
+    assert said == [f"note: no compiled step: {reason}; using a slower one"]
 
 
 def test_the_version_of_a_library_is_kept(tmp_path: Path) -> None:

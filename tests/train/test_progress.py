@@ -77,6 +77,21 @@ def test_a_line_fits_a_terminal_and_keeps_both_errors(width, rests):
         assert "seed 0  epoch  3/12" in line
 
 
+def test_what_a_narrow_terminal_leaves_out_is_said_once():
+    made = reporter(terminal=True, width=60)
+    made.start("a-config seed 0", 0, 12, 5)
+    made.stop()
+    for _ in range(2):
+        made.epoch(ROW, {"shift_ratio_mean": 1.2})
+    lines = Text.from_ansi(made.console.file.getvalue()).plain.splitlines()
+    note = (
+        "note: too narrow for images/s, training loss and shift ratio; a wider terminal shows them"
+    )
+    first = next(n for n, line in enumerate(lines) if line.startswith("note: "))
+    assert " ".join(lines[first : first + 2]) == note
+    assert sum(line.startswith("note: ") for line in lines) == 1
+
+
 def test_numbers_have_the_training_loss_where_nothing_is_classified():
     made = reporter(terminal=True)
     made.start("a-name-that-is-long-rate=0.5 seed 0", 0, 12, 5)

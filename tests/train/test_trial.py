@@ -223,7 +223,8 @@ def test_a_failed_trial_is_one_line_and_the_default(own_cache, monkeypatch):
     choice = chosen(auto(), said)
     assert (choice.hardware.precision, choice.hardware.step, choice.trial) == ("bf16", "auto", None)
     assert said == [
-        "hardware.precision: auto: the trial failed, RuntimeError: out of memory; using bf16"
+        "warning: hardware.precision: auto: the trial failed, RuntimeError: out of memory; "
+        "using bf16"
     ]
     assert not list(own_cache.glob("*.json"))
 

@@ -19,14 +19,13 @@ from vshift.cli.inspect import inspect
 from vshift.cli.recalibrate import RecalibrateCommand, recalibrate
 from vshift.cli.report import report
 from vshift.cli.schema import schema
-from vshift.cli.streams import echo, forgiving_streams, silence
+from vshift.cli.streams import echo, forgiving_streams, silence, tell
 from vshift.cli.sweep import sweep
 from vshift.cli.train import train
 from vshift.cli.usage import App
 from vshift.cli.watch import watch
-from vshift.errors import Interrupted, Stopped, VShiftError
+from vshift.errors import ConfigError, Interrupted, Stopped, VShiftError
 from vshift.sweep.process_group import die_with_parent
-from vshift.text import escape_lines
 from vshift.train.signals import stopping_at_once
 
 app = App(
@@ -80,20 +79,24 @@ def main() -> None:
                 finally:
                     sys.stdout.flush()
         except Interrupted as error:  # as requested: no error
-            _say(str(error))
+            tell(str(error))
+            sys.exit(error.exit_code)
+        except ConfigError as error:
+            for problem in error.problems:
+                tell(f"error: {problem}")
             sys.exit(error.exit_code)
         except VShiftError as error:
-            _say(f"error: {error}")
+            tell(f"error: {error}")
             sys.exit(error.exit_code)
         except Stopped as stopped:
-            _say("interrupted")
+            tell("interrupted")
             sys.exit(stopped.exit_code)
         except BrokenPipeError:  # the reader has left, as `| head` does
             silence(sys.stdout)
             sys.exit(1)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            _say(f"error: {where}{error.strerror or error}")
+            tell(f"error: {where}{error.strerror or error}")
             silence(sys.stdout)
             sys.exit(1)
         except Exception as error:  # raised again, unless code of the user's own is at fault
@@ -101,9 +104,5 @@ def main() -> None:
 
             if not own_frames(error):
                 raise
-            _say(f"error: {describe_error(error)}")
+            tell(f"error: {describe_error(error)}")
             sys.exit(1)
-
-
-def _say(text: str) -> None:
-    echo(escape_lines(text), err=True)

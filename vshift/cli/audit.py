@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from vshift.cli.options import DEVICES, Device
-from vshift.cli.streams import echo
+from vshift.cli.streams import echo, tell
 from vshift.tables import width_of
 
 
@@ -114,7 +114,7 @@ def audit(
     """Explain why a model is fine in train() and bad in eval(): which layer, and what helps."""
     from vshift.auditing import command
     from vshift.auditing.inputs import ImageOptions
-    from vshift.runs.files import write_named
+    from vshift.runs.files import is_stdout, write_named
     from vshift.train.device import choose_device
 
     result, loaded = command.run_audit(
@@ -145,7 +145,9 @@ def audit(
         made = [f"Data: `{data}`{training}.", f"Made by `{shlex.join(['vshift', *sys.argv[1:]])}`."]
         write_named(report, "--report", result.to_html(model, made).encode())
     if fix is not None:
-        echo(command.write_fixed(result, loaded, fix, weights), err=True)
+        tell(command.write_fixed(result, loaded, fix, weights))
     echo(forms[form]())
+    if report is not None and form == "table" and not is_stdout(report):
+        tell(f"next: open {shlex.quote(str(report))} in a browser")
     if fail_on is not None and result.fails(fail_on):
         raise typer.Exit(3)

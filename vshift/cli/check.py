@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vshift.cli.options import Sets
-from vshift.cli.streams import echo
+from vshift.cli.streams import echo, tell
 from vshift.errors import ConfigError
-from vshift.text import escape_control, escape_lines, pluralize
+from vshift.text import escape_control, list_names, pluralize
+
+if TYPE_CHECKING:
+    from vshift.config import Config
 
 
 def check(
@@ -19,12 +24,13 @@ def check(
 ) -> None:
     """Validate configs without running them; every problem of every file is shown.
 
-    A missing data.root is a warning.
+    A missing data.root is a warning. No network is built and no file of yours is run: `vshift
+    inspect` does.
     """
-    from vshift.config.own import own_parts
     from vshift.sweep.plan import config_files, expand_all
 
     problems: list[str] = []
+    remarks: dict[str, dict[str, None]] = defaultdict(dict)  # → the configs that they are about
     for path in config_files(configs):
         try:
             (points,) = expand_all([path], sets or []).values()
@@ -33,19 +39,28 @@ def check(
             continue
         runs = sum(len(point.config.seeds) for point in points)
         echo(f"{escape_control(str(path))}: ok, {pluralize(runs, 'run')}")
-        parts = [(k, p) for point in points for k, p in own_parts(point.config).items()]
-        names = dict.fromkeys(f"{k}.{p.tag_key} {p.reference}" for k, p in parts)
-        if names:
-            was, its_name_is = (
-                ("was", "its name is") if len(names) == 1 else ("were", "their names are")
-            )
-            note = f"note: {path}: {', '.join(names)} {was} not run, so only {its_name_is} checked"
-            echo(escape_lines(note), err=True)
-        roots = dict.fromkeys(getattr(point.config.data, "root", None) for point in points)
-        for root in roots:
-            # Not an error: the runs may be meant for another machine.
-            if root and not Path(root).expanduser().is_dir():
-                note = f"warning: {path}: data.root: there is no folder {root} on this machine"
-                echo(escape_lines(note), err=True)
+        for text in (text for point in points for text in _remarks(point.config)):
+            remarks[text][str(path)] = None
+    for text, paths in remarks.items():
+        tell(f"{text} ({list_names(list(paths))})")
     if problems:
         raise ConfigError(*problems)
+
+
+def _remarks(config: Config) -> Iterator[str]:
+    """What nobody has checked, and what is missing here: the runs may be for another machine."""
+    from vshift.config.own import own_parts
+
+    for key, part in own_parts(config).items():
+        name = f"{key}.{part.tag_key} {part.reference}"
+        yield f"note: {name} was not run, so only its name is checked"
+    for noise in config.network.noises:
+        for where, pattern in noise.patterns:
+            key = f"{config.network.noise_key(noise)}.{where}"
+            yield (
+                f"note: {key}: whether the network has a module {pattern} is not checked; "
+                "`vshift inspect` builds it"
+            )
+    root = getattr(config.data, "root", None)
+    if root and not Path(root).expanduser().is_dir():
+        yield f"warning: data.root: there is no folder {root} on this machine"

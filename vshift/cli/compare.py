@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vshift.cli.options import RunsDirs
-from vshift.cli.streams import echo
+from vshift.cli.streams import tell
 from vshift.errors import VShiftError
 from vshift.tables import FORMATS, Format, write
 
@@ -95,6 +96,9 @@ def compare(
         view=view,
     )
     print_comparison(runs_dirs, form, options, verbose)
+    if form == "table":
+        same = ["--baseline", baseline] if baseline else []
+        tell(f"next: {shlex.join(['vshift', 'report', *map(str, runs_dirs), *same])}")
 
 
 def names(text: str | None, option: str) -> tuple[str, ...]:
@@ -122,4 +126,4 @@ def print_comparison(
     table = table_of(find_runs(runs), options or CompareOptions())
     write(table, form, sys.stdout, brief=not verbose)
     for note in table.notes:
-        echo(note, err=True)
+        tell(f"note: {note}")

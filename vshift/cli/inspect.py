@@ -11,6 +11,7 @@ import typer
 
 from vshift.cli.options import ConfigPath, Sets
 from vshift.cli.streams import echo
+from vshift.text import wrap_words
 
 
 def inspect(
@@ -25,7 +26,7 @@ def inspect(
     from vshift.data import describe
     from vshift.networks.build import build
     from vshift.networks.summary import summarise
-    from vshift.tables import Column, Table, write
+    from vshift.tables import Column, Table, width_of, write
 
     data = describe(chosen.data)
     model = build(chosen, classes=data.outputs, channels=data.channels, size=data.size)
@@ -33,14 +34,14 @@ def inspect(
     if as_json:
         echo(json.dumps(summary))
         return
-    echo(
+    head = (
         f"{chosen.network.name}: {summary['parameters']:,} parameters, "
         f"{summary['macs'] / 1e6:,.1f} M MACs per image, "
-        f"{summary['bn_layers']} BN layers"
+        f"{summary['bn_layers']} BN layers\n"
     )
     if chosen.network.order:
-        echo(f"block order: {' '.join(chosen.network.order)}")
-    echo()
+        head += f"block order: {' '.join(chosen.network.order)}\n"
+    echo(wrap_words(head, width_of(sys.stdout)))
     columns = [Column(head, is_text=True) for head in ("layer", "operation", "output")]
     rows = [
         [
@@ -50,7 +51,8 @@ def inspect(
         ]
         for layer in summary["layers"]
     ]
-    write(Table(columns, rows), "table", sys.stdout)
+    # Both of a name and an operation may be broken where it is too narrow, between their words.
+    write(Table(columns, rows, labels=2), "table", sys.stdout)
 
 
 def short_place(noise: str, place: str | None) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from vshift.cli.options import RunsDirs
-from vshift.cli.streams import echo
+from vshift.cli.streams import echo, tell
 
 
 def report(
@@ -43,3 +43,5 @@ def report(
     for path in write_report(runs_dirs, out, figures, baseline, title, command):
         if not is_stdout(path):
             echo(path)
+    if not is_stdout(out):
+        tell(f"next: open {shlex.quote(str(out))} in a browser")

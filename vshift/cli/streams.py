@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from vshift.text import PLAIN
+from vshift.tables import width_of
+from vshift.text import PLAIN, escape_lines, wrap_words
 
 
 @contextmanager
@@ -69,12 +70,21 @@ def _soften(stream: Any) -> None:
         stream.reconfigure(errors=PLAIN)
 
 
-def echo(text: object = "", *, err: bool = False, end: str = "\n") -> None:
-    """Print to stdout, or a message to stderr, at once; characters as `forgiving_streams` has them.
+def echo(text: object = "", *, end: str = "\n") -> None:
+    """Print to stdout, at once; characters as `forgiving_streams` has them.
 
     Not typer's, which writes UTF-8 wherever a stream has ASCII only.
     """
-    print(text, file=sys.stderr if err else sys.stdout, end=end, flush=True)
+    print(text, end=end, flush=True)
+
+
+def tell(message: str) -> None:
+    """Print a message to stderr, control characters escaped; a terminal's lines break at words.
+
+    What asks for attention begins with `note:`, `warning:` or `error:`, what may be done next with
+    `next:`.
+    """
+    print(wrap_words(escape_lines(message), width_of(sys.stderr)), file=sys.stderr, flush=True)
 
 
 def silence(stream: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ import typer
 
 from vshift.cli.compare import print_comparison
 from vshift.cli.options import DeviceOption, Fresh, Quiet, RunsDir, Seeds, Sets, changes_of
-from vshift.cli.streams import echo, silence
+from vshift.cli.streams import echo, silence, tell
 from vshift.errors import VShiftError
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def sweep(
             found = estimates.dry_run(planned, runs_dir, len(slots), fresh, time_epoch)
         lines, rows, total = found
         echo(rows if as_json else lines)
-        echo(total, err=True)
+        tell(total)
         return
     if on_slurm:
         from vshift.sweep import slurm
@@ -145,3 +146,5 @@ def sweep(
         except BrokenPipeError:  # the runs are done, whoever reads this
             silence(sys.stdout)
     progress.raise_if_failed(entries)
+    if done and not quiet:
+        tell(f"next: vshift report {shlex.quote(str(runs_dir))}")

@@ -360,8 +360,8 @@ def _left_out(run: RunRecord, why: str) -> str:
 
 
 _REASONS = {
-    "running": "unfinished (running, or killed); the same `vshift train` resumes it",
-    "interrupted": "interrupted; the same `vshift train` resumes it",
+    "running": "unfinished (running, or killed); the command that started it resumes it",
+    "interrupted": "interrupted; the command that started it resumes it",
     "failed": "failed",
     "diverged": "diverged",
 }

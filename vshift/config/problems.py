@@ -17,7 +17,7 @@ from vshift.config.identity import new_name
 from vshift.config.schema import FILE_KEYS, Config
 from vshift.config.section import Section
 from vshift.config.yaml12 import Node, SourceLocation
-from vshift.text import OTHER_NAMES, one_line, show_value, suggest
+from vshift.text import OTHER_NAMES, nearest, one_line, show_value, suggest
 
 MAX_LINES = 50
 Path = tuple[str | int, ...]
@@ -25,11 +25,16 @@ Path = tuple[str | int, ...]
 
 def explain(error: ValidationError, tree: Node) -> list[str]:
     """One line per problem, with the location in the file, base or `--set` that it comes from."""
-    found = [(*_find(item, tree), item) for item in error.errors(include_url=False)]
+    items = error.errors(include_url=False)
+    unknown = [item for item in items if item["type"] == "extra_forbidden"]
+    meant = {key for item in unknown[:MAX_LINES] for key in _meant(item)}
+    found = [(*_find(item, tree), item) for item in items]
+    # A key that is missing because it is misspelt is one problem.
+    found = [p for p in found if p[2]["type"] != "missing" or _dotted(p[1]) not in meant]
     found.sort(key=lambda problem: problem[0])
     lines = []
     for location, path, item in found[:MAX_LINES]:
-        key = f"{one_line('.'.join(map(str, path)), 200)}: " if path else ""
+        key = f"{one_line(_dotted(path), 200)}: " if path else ""
         what = _renamed(item) or key + _what(_resolve(item["loc"]), item)
         lines.append(one_line(f"{location}: {what}"))
     return shorten(lines, len(found[MAX_LINES:]))
@@ -40,6 +45,10 @@ def shorten(lines: Iterable[str], more: int = 0) -> list[str]:
     unique = list(dict.fromkeys(lines))
     more += len(unique[MAX_LINES:])
     return unique[:MAX_LINES] + ([f"… and {more:,} more"] if more else [])
+
+
+def _dotted(path: Iterable[str | int]) -> str:
+    return ".".join(map(str, path))
 
 
 def _find(item: ErrorDetails, tree: Node) -> tuple[SourceLocation, Path]:
@@ -234,7 +243,9 @@ def _what(here: SchemaLocation, item: ErrorDetails) -> str:
                 text = f"a section whose {here.tag_key} is one of {', '.join(here.allowed)}"
             return f"missing; {text}" if text else "missing"
         case "union_tag_not_found":
-            return f"missing; {_missing_space(value)}allowed: {', '.join(here.allowed)}"
+            wrong = [one_line(str(key), 40) for key in value if nearest(key, [here.tag_key])]
+            hint = _missing_space(value) or (f"`{wrong[0]}` is no key here; " if wrong else "")
+            return f"missing; {hint}allowed: {', '.join(here.allowed)}"
         case "union_tag_invalid":
             thing = _THINGS.get(str(here.path[-1]))
             isnt = f"not {thing}" if thing else "not allowed"
@@ -273,7 +284,7 @@ def _renamed(item: ErrorDetails) -> str:
     if item["type"] != "extra_forbidden":
         return ""
     section = _resolve(item["loc"][:-1])
-    key = ".".join(map(str, (*section.path, item["loc"][-1])))
+    key = _dotted((*section.path, item["loc"][-1]))
     new = new_name(key)
     if isinstance(item["input"], int) and f"{key}_limit" in ("data.train_limit", "data.test_limit"):
         return ""  # a number of images, which never was a folder
@@ -281,6 +292,15 @@ def _renamed(item: ErrorDetails) -> str:
         return ""
     how = "; null: the simple average over all batches" if key == "norm.cumulative" else ""
     return f"`{key}` is now `{new}`{how}"
+
+
+def _meant(item: ErrorDetails) -> list[str]:
+    """The dotted keys of which an unknown one may be a misspelling or another name."""
+    *above, key = item["loc"]
+    section = _resolve(tuple(above))
+    near = nearest(key, section.keys)
+    others = [new_name(_dotted((*section.path, key))), *find_keys(str(key))]
+    return [_dotted((*section.path, near))] if near else others
 
 
 def _unknown_key(here: SchemaLocation, location: Path) -> str:

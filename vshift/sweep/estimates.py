@@ -17,7 +17,7 @@ from vshift.runs.files import Row
 from vshift.runs.folder import CONFIG
 from vshift.sweep.plan import Job
 from vshift.sweep.status import State, all_statuses, last_epoch
-from vshift.text import format_duration
+from vshift.text import format_duration, pluralize
 
 MOST_READ = 100  # runs that are not the sweep's own; reading a config takes some milliseconds
 
@@ -147,15 +147,15 @@ def _total_in_words(rows: Sequence[Row], slots: int) -> str:
     """`4 runs, 3 to do: about 30 min one after the other, 20 min with 2 at a time`."""
     left = [row["seconds_left"] for row in rows if not State(row["state"]).settled]
     known = [seconds for seconds in left if seconds is not None]
-    total = f"{len(rows)} runs, {len(left)} to do"
+    total = f"{pluralize(len(rows), 'run')}, {len(left)} to do"
     if len(known) < len(left):
         total += (
             f"; the time of {len(left) - len(known)} of them is unknown: no finished run in "
             "this --runs-dir has their data, network and hardware"
         )
     elif left:
-        total += (
-            f": about {format_duration(sum(known))} one after the other, "
-            f"{format_duration(makespan([], known, slots))} with {slots} at a time"
-        )
+        alone, together = sum(known), makespan([], known, slots)
+        total += f": about {format_duration(alone)}"
+        if together < alone:
+            total += f" one after the other, {format_duration(together)} with {slots} at a time"
     return total

@@ -21,9 +21,10 @@ from vshift.sweep import slots
 from vshift.sweep.logs import excerpt, log_path, open_log, trim
 from vshift.sweep.plan import Job, check_data, train_command
 from vshift.sweep.process_group import ProcessGroup
-from vshift.sweep.progress import Entry, ProgressTable, entries_of
+from vshift.sweep.progress import Entry, ProgressTable, counts, entries_of
 from vshift.sweep.slots import Slot
 from vshift.sweep.status import Outcome, State, job_status, outcome
+from vshift.text import pluralize
 from vshift.train.progress import Reporter
 
 TICK = 0.1  # seconds between two looks at the processes
@@ -73,11 +74,13 @@ def sweep(
         Interrupted: a signal asked to stop, and every running run has stopped.
     """
     entries = entries_of(jobs, runs_dir)
-    done = 0 if options.fresh else sum(entry.state is State.done for entry in entries)
-    reporter.say(f"{len(jobs)} runs, {done} of them done")
     for entry in entries:
-        if entry.state is not State.running and (options.fresh or not entry.state.settled):
-            entry.state, entry.by = State.new, None  # whatever it was before, it waits here
+        if options.fresh and entry.state is not State.running:
+            entry.state, entry.by = State.new, None
+    reporter.say(f"{pluralize(len(jobs), 'run')}: {counts(entries)}")
+    for entry in entries:
+        if entry.state in (State.failed, State.queued):  # whatever it was before, it waits here
+            entry.state, entry.by = State.new, None
     todo = [entry.job for entry in entries if not entry.state.settled]
     check_data(todo)
     if todo:
@@ -133,15 +136,17 @@ class _Pool:
         self.failed_fast = False
         self.free, warnings = local_slots([entry.job for entry in self.todo], options)
         for text in warnings:
-            reporter.say(text)
+            reporter.say(f"warning: {text}")
         self.progress = ProgressTable(entries, len(self.free), reporter)
         self.looked = 0.0
         self.idle_since = time.monotonic()
 
     def run(self) -> None:
-        message = "" if self.reporter.quiet else "stopping: every run writes its checkpoint"
+        def tell() -> None:
+            self.reporter.say("stopping: every run writes its checkpoint")
+
         try:
-            with self.processes.forwarding_signals(message), self.progress.live():
+            with self.processes.forwarding_signals(tell), self.progress.live():
                 while self._is_busy():
                     self._reap()
                     self._look()
@@ -170,7 +175,7 @@ class _Pool:
             )
             return
         for entry in self.held:
-            self.reporter.say(f"{entry.job.label}: skipped, {entry.by} is training it")
+            self.reporter.say(f"note: {entry.job.label}: skipped, {entry.by} is training it")
 
     @property
     def _is_stopping(self) -> bool:
@@ -252,12 +257,12 @@ class _Pool:
                     entry.attempts -= 1
                     (self.held if end is Outcome.elsewhere else self.todo).append(entry)
                 case Outcome.failed if entry.attempts <= retries:
-                    entry.state = State.resume
+                    entry.state = State.new
                     reason = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
                     reason += ", perhaps for its memory" if code == -9 else ""
                     label = entry.job.label
                     self.reporter.say(
-                        f"{label}: failed ({reason}), it will be retried\n{excerpt(log)}"
+                        f"warning: {label}: failed ({reason}), it will be retried\n{excerpt(log)}"
                     )
                     self.todo.append(entry)
                 case _:

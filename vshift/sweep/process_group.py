@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,13 +24,16 @@ class ProcessGroup:
         self._running: list[subprocess.Popen[bytes]] = []
 
     @contextmanager
-    def forwarding_signals(self, message: str = "") -> Iterator[None]:
+    def forwarding_signals(self, tell: Callable[[], None]) -> Iterator[None]:
         """Inside, SIGINT, SIGTERM and SIGUSR1 terminate every process, and no more are started.
 
         Ctrl-C at a terminal reaches the processes directly. They get a SIGTERM all the same: it
         changes nothing for those that are stopping already.
+
+        Args:
+            tell: shows a person that the first signal came.
         """
-        with signals.catch_stop_signals(message, then=self.terminate) as self.stop:
+        with signals.catch_stop_signals(tell, then=self.terminate) as self.stop:
             yield
 
     def start(

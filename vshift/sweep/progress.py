@@ -27,9 +27,11 @@ from vshift.text import NONE, first_lines, format_duration, format_integer, shor
 from vshift.train.progress import Reporter
 
 INTERVAL = 1.0  # seconds between two looks at the running runs' metrics
-_WORDS = {State.new: "waiting", State.resume: "waiting"}
+_WORDS = {State.new: "waiting", State.resume: "to resume"}
 # The order of the line of counts.
-_COUNTED = ("done", "running", "running elsewhere", "queued", "waiting", "failed", "diverged")
+_COUNTED = (
+    "done", "running", "running elsewhere", "queued", "to resume", "waiting", "failed", "diverged",
+)  # fmt: skip
 _STYLES = {"failed": "red", "diverged": "red", "done": "green"}
 _RECENT = 5  # finished runs that stay in the table
 _FRAME = 5  # lines of the table that are not runs
@@ -85,7 +87,7 @@ def entries_of(jobs: Sequence[Job], runs_dir: Path) -> list[Entry]:
 
 
 def counts(entries: Iterable[Entry]) -> str:
-    """`3 done, 2 running, 7 waiting`."""
+    """`3 done, 2 running, 1 to resume, 7 waiting`."""
     words = Counter(entry.word for entry in entries)
     return ", ".join(f"{words[word]} {word}" for word in _COUNTED if words[word])
 
@@ -159,7 +161,7 @@ class ProgressTable:
             self.estimator.seconds(e.job.config, guess=True)
             or (epoch * e.job.config.epochs if epoch else None)
             for e in self.entries
-            if e.word in ("waiting", "queued")
+            if e.state in (State.new, State.resume, State.queued)
         ]
         known = [seconds for seconds in (*running, *waiting) if seconds is not None]
         if len(known) < len(running) + len(waiting):

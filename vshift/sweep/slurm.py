@@ -29,7 +29,7 @@ from vshift.sweep.plan import Job, check_data
 from vshift.sweep.progress import Entry, ProgressTable, counts, entries_of
 from vshift.sweep.slurm_job import SlurmTask
 from vshift.sweep.status import State, job_status, mark_queued, unmark_queued
-from vshift.text import escape_control
+from vshift.text import escape_control, pluralize
 from vshift.train.progress import Reporter
 
 FOLDER = ".slurm"  # in the runs dir: submitit's scripts, pickles and outputs
@@ -196,7 +196,7 @@ def sweep(
             submit(todo, runs_dir, options, reporter)
     for entry in entries:
         entry.by = None if entry.state is State.running else entry.by  # by a job, like all of them
-    reporter.say(f"{len(entries)} runs: {counts(entries)}")
+    reporter.say(f"{pluralize(len(entries), 'run')}: {counts(entries)}")
     if options.wait:
         try:
             Waiter(entries, runs_dir, options, reporter).wait()
@@ -232,7 +232,9 @@ def _find_lost(entries: Sequence[Entry], runs_dir: Path, reporter: Reporter) -> 
     queued = [entry for entry in entries if entry.state is State.queued]
     known = known_jobs(entry.by or "" for entry in queued)
     if known is None:
-        reporter.say("squeue does not answer: runs that are marked as queued are taken to be so")
+        reporter.say(
+            "warning: squeue does not answer: runs that are marked as queued are taken to be so"
+        )
         return
     lost = 0
     for entry in queued:
@@ -245,7 +247,7 @@ def _find_lost(entries: Sequence[Entry], runs_dir: Path, reporter: Reporter) -> 
             lost += 1
         entry.state, entry.by = status.state, status.by
     if lost:
-        reporter.say(f"{lost} runs were queued in Slurm jobs that are gone")
+        reporter.say(f"note: {pluralize(lost, 'run')} queued in Slurm jobs that are gone")
 
 
 def known_jobs(slurm_jobs: Iterable[str]) -> set[str] | None:
@@ -303,7 +305,9 @@ def submit(
         for entry, name in zip(chunk, names, strict=True):
             mark_queued(entry.path, name)
             entry.state, entry.by = State.queued, name
-        reporter.say(f"submitted {len(chunk)} runs as Slurm job {names[0].partition('_')[0]}")
+        reporter.say(
+            f"submitted {pluralize(len(chunk), 'run')} as Slurm job {names[0].partition('_')[0]}"
+        )
 
 
 def _executor(folder: Path, options: SlurmOptions) -> Any:

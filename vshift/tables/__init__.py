@@ -5,7 +5,9 @@ The only writer of tables.
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import suppress
 from typing import Literal, TextIO
 
 from vshift.errors import VShiftError
@@ -66,8 +68,12 @@ def width_of(stream: TextIO, terminal: bool | None = None) -> int | None:
     Args:
         terminal: whether the stream is one; by default it is asked.
     """
-    is_terminal = stream.isatty() if terminal is None else terminal
-    return shutil.get_terminal_size().columns if is_terminal else None
+    if not (stream.isatty() if terminal is None else terminal):
+        return None
+    size = (80, 24)
+    with suppress(OSError):  # its own, where another stream is the terminal that shutil asks
+        size = os.get_terminal_size(stream.fileno())
+    return shutil.get_terminal_size(size).columns
 
 
 def write(

@@ -167,7 +167,8 @@ class Checkpointer:
                 problems.append(str(error))
                 continue
             if problems:
-                self.say(f"{problems[0].split(';')[0]}; resuming from {path.name} instead")
+                damage = problems[0].split(";")[0]
+                self.say(f"warning: {damage}; resuming from {path.name} instead")
             if path.name != checkpoint_file.CHECKPOINT:
                 checkpoint_file.promote(self.folder.path, path)
             return state

@@ -136,7 +136,7 @@ class TrainingContext:
     Args:
         check_stop: called after every step and before every batch of an evaluation, so that a
             signal can interrupt an evaluation that takes minutes; what it raises ends the run.
-        say: shows a person a line.
+        say: shows a person a note.
         reporter: shows the phases of an evaluation; by default nothing does.
         timing: the run's stopwatch; by default a new one.
 

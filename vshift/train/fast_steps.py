@@ -73,7 +73,7 @@ def make_train_step(kind: str, context: TrainingContext, say: Callable[[str], No
                     _refuse_hidden_numbers(context)
                 return _prepared(name, context, say)
         except (KernelsMissing, CannotFuse, CannotCompile) as reason:
-            say(f"no {name} step: {reason}; using a slower one")
+            say(f"note: no {name} step: {reason}; using a slower one")
     return TrainStep(context)
 
 
@@ -107,7 +107,7 @@ def _prepared(name: str, context: TrainingContext, say: Callable[[str], None]) -
         reason = str(error)
     # Out of `except`: the error holds what the first try computed, and streams with it, which no
     # capture may meet.
-    say(f"captured step without the compiler: {reason}")
+    say(f"note: captured step without the compiler: {reason}")
     step = CapturedStep(context, compile=False)
     step.prepare()
     return step

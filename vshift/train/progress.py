@@ -17,9 +17,19 @@ from vshift.text import (
     escape_lines,
     format_number,
     format_significant,
+    join_words,
     shorten_middle,
+    wrap_words,
 )
 
+# What a narrow terminal's line of an epoch leaves out, what is needed least first.
+_LEFT_OUT = {
+    "speed": "images/s",
+    "loss": "training loss",
+    "lag": "BN's lag",
+    "r2": "R²",
+    "shift": "shift ratio",
+}
 # Of an epoch's line on a terminal: the label is whole up to here before anything is left out; and
 # it keeps this much, the end of the name and the seed, where a terminal is very narrow.
 _LABEL, _LEAST_LABEL = 16, 9
@@ -31,12 +41,17 @@ class Reporter:
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.quiet = quiet
+        self._left_out: set[str] = set()  # of epochs' lines, which a note has named
         self._bar: Progress | None = None
 
     def say(self, text: str) -> None:
-        """Print a message on a line of its own, as it is."""
+        """Print a message on a line of its own; a terminal's lines break at words.
+
+        What asks for attention begins with `note:` or `warning:`.
+        """
         if not self.quiet:
-            self.console.print(escape(escape_lines(text)))
+            width = self.console.width if self.console.is_terminal else None
+            self.console.print(escape(wrap_words(escape_lines(text), width)))
 
     def start(
         self, label: str, epoch: int, epochs: int, steps: int, one_batch: bool = False
@@ -84,8 +99,8 @@ class Reporter:
     def epoch(self, row: EpochRow, layers: Mapping[str, Any]) -> None:
         """Print an epoch's line, with the mean shift ratio of `summarize_layers` if measured.
 
-        On a terminal it fits one line: what is needed least is left out, and the label is shortened
-        in its middle. The scores always stay. A log gets everything.
+        On a terminal it fits one line: what is needed least is left out, as a note says once, and
+        the label is shortened in its middle. The scores always stay. A log gets everything.
         """
         error = error_of(row.train_accuracy)
         loss = f"loss {_loss(row.train_loss)}"
@@ -100,9 +115,13 @@ class Reporter:
         }
         is_log = not self.console.is_terminal
         room = 0 if is_log else self.console.width - min(len(self._label), _LABEL) - 2
-        for least in () if is_log else ("speed", "loss", "lag", "r2", "shift"):
-            if len(_joined(parts)) > room:
-                parts.pop(least, None)
+        left_out = []
+        for least in () if is_log else _LEFT_OUT:
+            if len(_joined(parts)) > room and parts.pop(least, ""):
+                left_out.append(least)
+        if new := [_LEFT_OUT[key] for key in left_out if key not in self._left_out]:
+            self._left_out.update(left_out)
+            self.say(f"note: too narrow for {join_words(new)}; a wider terminal shows them")
         text = _joined(parts)
         width = len(self._label) if is_log else self.console.width - 2 - len(text)
         self.say(f"{shorten_middle(self._label, max(_LEAST_LABEL, width))}  {text}")

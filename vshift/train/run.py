@@ -56,7 +56,7 @@ def train_seeds(
         path = run_path(runs_dir, config.name, seed)
         action = "new" if fresh else next_action(RunFolder(path), config)
         if action == "done":
-            reporter.say(f"{path} is done; --fresh trains it again")
+            reporter.say(f"note: {path} is done; --fresh trains it again")
         elif action == "diverged":
             diverged.append(seed)
         else:
@@ -72,7 +72,7 @@ def train_seeds(
     choice = Choice(config.hardware)
     if is_new:
         choice = choose(config, images, reporter.say)
-    with catch_stop_signals("" if reporter.quiet else _STOPPING) as stop:
+    with catch_stop_signals(lambda: reporter.say(_STOPPING)) as stop:
         for seed in waiting:
             if stop.requested:
                 raise Interrupted(
@@ -212,7 +212,7 @@ def train_in(
             raise stop.stopped()
 
     def say(text: str) -> None:
-        reporter.say(f"{folder.path}: {text}")
+        reporter.say(f"note: {folder.path}: {text}")
 
     context = TrainingContext(config, seed, images, check_stop, say, timing, reporter)
     if context.layer_log is not None and context.noisy_layers is None:
@@ -238,7 +238,7 @@ def _as_it_began(folder: RunFolder, config: Config, reporter: Reporter) -> Confi
     differently."""
     threads, precision = folder.run.get("threads"), folder.run.get("precision")
     if isinstance(threads, int) and 0 < threads < 4096 and threads != torch.get_num_threads():
-        reporter.say(f"{folder.path}: with {pluralize(threads, 'thread')}, as it began")
+        reporter.say(f"note: {folder.path}: with {pluralize(threads, 'thread')}, as it began")
         torch.set_num_threads(threads)
     if precision not in PRECISIONS:
         return config
@@ -251,7 +251,9 @@ def _devices(folder: RunFolder, now: str, reporter: Reporter) -> str:
     earlier = folder.run.get("device")
     if not isinstance(earlier, str) or earlier.split(_THEN)[-1] == now:
         return earlier if isinstance(earlier, str) else now
-    reporter.say(f"{folder.path}: began on {earlier}, resumes on {now}: other last bits than there")
+    reporter.say(
+        f"warning: {folder.path}: began on {earlier}, resumes on {now}: other last bits than there"
+    )
     return earlier + _THEN + now
 
 

@@ -8,12 +8,10 @@ after every step and, through `TrainingContext`, before every batch of an evalua
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -82,14 +80,15 @@ def stopping_at_once() -> Iterator[None]:
 
 @contextmanager
 def catch_stop_signals(
-    message: str = "", then: Callable[[], None] | None = None
+    tell: Callable[[], None] | None = None, then: Callable[[], None] | None = None
 ) -> Iterator[StopSignal]:
     """Record signals for the program to check; a second SIGINT raises `Stopped` at once.
 
     SIGHUP, a terminal that is closed, is ignored: it ends no run.
 
     Args:
-        message: printed to stderr at the first signal.
+        tell: shows a person that the first signal came. It has a thread of its own: the handler
+            may have interrupted another message, or a display that is being drawn.
         then: called at the first signal.
 
     Raises:
@@ -98,6 +97,7 @@ def catch_stop_signals(
     if _at_once.requested:
         raise Stopped(_at_once.exit_code)
     stop = StopSignal()
+    teller = threading.Thread(target=tell, daemon=True)
     interrupts = 0
 
     def handle(number: int, _: FrameType | None) -> None:
@@ -106,10 +106,8 @@ def catch_stop_signals(
         if interrupts > 1:
             raise Stopped(exit_code(signal.SIGINT))
         first, stop.number = not stop.requested, stop.number or number
-        if first and message:
-            # Past Python's buffers: the handler may have interrupted a write to them.
-            with suppress(OSError, ValueError, AttributeError):
-                os.write(sys.stderr.fileno(), f"{message}\n".encode())
+        if first:
+            teller.start()
         if first and then:
             then()
 
@@ -117,7 +115,11 @@ def catch_stop_signals(
     if hasattr(signal, "SIGHUP"):
         handlers[signal.SIGHUP] = signal.SIG_IGN
     with _handled_by(handlers):
-        yield stop
+        try:
+            yield stop
+        finally:
+            if teller.is_alive():
+                teller.join()
 
 
 @contextmanager

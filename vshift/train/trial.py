@@ -150,8 +150,8 @@ def choose(
             except Exception as error:  # whatever fails here, there is a default
                 first = (str(error).strip().splitlines() or ["no message"])[0]
                 say(
-                    f"hardware.precision: auto: the trial failed, {type(error).__name__}: {first}; "
-                    f"using {default.hardware.precision}"
+                    "warning: hardware.precision: auto: the trial failed, "
+                    f"{type(error).__name__}: {first}; using {default.hardware.precision}"
                 )
                 return default
             keep(path, trial.model_dump_json())
@@ -173,7 +173,7 @@ def _in_words(trial: Trial, choice: Choice) -> str:
     speeds = sorted(trial.speeds.items(), key=lambda item: -item[1])
     listed = ", ".join(f"{setting} {format_integer(speed)}" for setting, speed in speeds)
     return (
-        f"hardware.precision: auto: {choice.hardware.precision}, {choice.step}; "
+        f"note: hardware.precision: auto: {choice.hardware.precision}, {choice.step}; "
         f"images/s in a trial, kept for this processor: {listed}"
     )
 
