@@ -378,6 +378,11 @@ def test_networks_at_chance_level_are_called_so(tmp_path: Path) -> None:
         make_run(tmp_path, "lost", seed, 10.1, config=config_of("lost", dropout(0.5)))
         make_run(tmp_path, "four", seed, 26.0, config=config_of("four", dropout(0.3)),
                  run={"classes": 4})  # fmt: skip
+    rows = [{"method": "none", "test_accuracy": 10.1}, {"method": "precise", "test_accuracy": 60.0}]
+    path = tmp_path / "lost" / "seed-0" / "recalibration.json"
+    path.write_text(json.dumps({"methods": rows}))
+    recovered = told(collect(find_runs([tmp_path])))["recalibration"][0].answer
+    assert recovered == "49.90 points in lost (as trained at chance level), not tested"
     card, text = told(collect(find_runs([tmp_path])))["loss"]
     assert card.answer == "four and lost at chance level"
     assert "more than" not in text
