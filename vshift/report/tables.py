@@ -247,7 +247,7 @@ def layers_table(study: Study) -> Table:
         Column("layer", "the module's name in the network", "layer", is_text=True),
         *LAYER_SHOWN,
     ]
-    caption = "Means over seeds, last epoch."
+    caption = "Means over seeds, last epoch. Point at a heading for what it means."
     if left_out:
         caption += (
             f" Of the configs with the largest shift; {left_out} more are in the data of the "

@@ -123,7 +123,7 @@ class LayerRow(_Row):
     lag_free_ratio: float | None = _column(
         "the shift ratio without any layer's lag: with the statistics of those training batches "
         "as every layer's running statistics",
-        default=None, heading="without BN's lag", digits=3, tag="lag_free_ratio",
+        default=None, heading="shift ratio without BN's lag", digits=3, tag="lag_free_ratio",
     )  # fmt: skip
     lag_free_ratio_se: float | None = _column(
         "jackknife standard error of `lag_free_ratio`", default=None
