@@ -163,12 +163,12 @@ def test_cancelled_jobs_are_submitted_again_and_failed_runs_are_named(study):
     diverge = ["--set", "norm={kind: none}", "--set", "optimizer={learning_rate: 1e30}"]
     options = ["--slurm", "--jobs", "1", "--seed", "0", "--set", "epochs=1", *diverge]
     first = sweep(study, "slurm", *options, "--slurm-set", "begin=now+1hour")
-    assert "1 runs: 1 queued" in first.stderr
+    assert "1 run: 1 queued" in first.stderr
     assert "submitted" not in sweep(study, "slurm", *options).stderr  # Slurm knows it
     ask("scancel", "--name=vshift")
     wait_for("the job to go", lambda: not ask("squeue", "--noheader"))
     second = sweep(study, "slurm", *options, "--wait")
     assert "note: 1 run queued in Slurm jobs that are gone" in second.stderr
-    assert "submitted 1 runs" in second.stderr
+    assert "submitted 1 run" in second.stderr
     assert second.returncode == 1
     assert f"s seed 0: diverged, see {study / 'slurm' / 's' / 'seed-0.log'}" in second.stderr
