@@ -101,7 +101,8 @@ def test_whole_commands_have_a_table_of_their_own():
         name="a.yaml", seconds=Series.of([60.0, 70.04, 62.0]), start=Series.of([2.0, 2.5, 3.0]),
         steps_share=Series.of([80.0, 86.2, 90.0]), precision="bf16", step="fused",
     )  # fmt: skip
-    text = render(make_results(cases=[], commands=[command]))
+    text = render_all([make_results(cases=[], commands=[command])])
+    assert text.startswith("### Some(R) Processor, 2 threads: `vshift train`\n")
     (row,) = cells(text)
     assert list(row.values()) == ["a.yaml", "bf16, fused", "62.0", "60.0–70.0", "3", "2.5", "86 %"]
 
