@@ -57,7 +57,7 @@ def noise_scale(seed: int, broken: bool) -> Patient:
 
 
 class OwnNorm(nn.Module):
-    """Divides by the batch's largest value in training, and by a running value in eval mode."""
+    """Divides by the batch's largest value in training, and by a running average in eval mode."""
 
     def __init__(self, remembers: bool) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class OwnNorm(nn.Module):
         if not self.training:
             return x / self.get_buffer("largest")
         if self.remembers:
-            self.get_buffer("largest").copy_(x.detach().abs().max())
+            self.get_buffer("largest").lerp_(x.detach().abs().max(), 0.1)
         return x / x.detach().abs().max()
 
 

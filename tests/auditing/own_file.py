@@ -31,6 +31,10 @@ def nothing():
     print("no return")
 
 
+def wider(width, depth=2):
+    return nn.Linear(width, depth)
+
+
 def not_a_model():
     return 3
 

@@ -1,7 +1,10 @@
 """`vshift audit` as a person uses it: output, exit codes, files."""
 
+import itertools
 import json
 import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,6 +84,24 @@ def test_a_gpu_that_is_not_there(vshift):
     code, _, err = vshift("audit", "mine.py:net", "--data", "random", "--device", "cuda")
     assert code == 2
     assert "cuda is not available" in err
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/audit.md"])
+def test_the_documents_file_runs_as_it_stands_and_gives_a_report(vshift, tmp_path, page):
+    text = (Path(__file__).parents[2] / page).read_text("utf-8")
+    block = text.split("    # mine.py\n", 1)[1]
+    lines = itertools.takewhile(lambda line: line[:4] in ("", "    "), block.splitlines())
+    code = "\n".join(line[4:] for line in lines).partition("\nvshift audit")[0]
+    (tmp_path / "mine.py").write_text(code.replace("(256, (3, 64, 64)", "(64, (3, 32, 32)"))
+    (line,) = re.findall(
+        r"^    (vshift audit mine\.py:make_model .*--report audit\.html)", text, re.M
+    )[:1]
+    words = [word for word in line.split()[1:] if word not in ("--weights", "mine.pth")]
+    code, out, err = vshift(*words)
+    assert (code, err) == (0, "next: open audit.html in a browser\n")
+    assert out.startswith("Eval mode is ")
+    assert "layer4.1.bn2" in out
+    assert "layer4.1.bn2" in (tmp_path / "audit.html").read_text("utf-8")
 
 
 def test_what_the_users_code_prints_does_not_mix_with_the_data(vshift):

@@ -8,8 +8,10 @@ from torch import nn
 
 from vshift.auditing.distances import (
     effective_sample_size,
+    expected_lag,
     is_clear,
     is_usable,
+    largest_by_chance,
     noise_floor,
     standardized_distance,
 )
@@ -63,6 +65,38 @@ def test_batches_that_differ_more_than_samples_raise_the_noise_floor():
     expected = math.sqrt(spread**2 + 1 / 64) * math.sqrt(0.1 / 1.9 + 1 / 20)
     assert theory == pytest.approx(0.0287, abs=1e-4)
     assert noise_floor(layer, stats) == pytest.approx(expected, rel=0.1)
+
+
+def test_what_chance_explains_follows_from_how_many_channels_are_independent():
+    """Channels that go together leave one number to be off by chance: twice the noise is common."""
+    torch.manual_seed(0)
+    layer, batches, tries, p = nn.BatchNorm1d(8), 8, 300, 0.02
+    by_chance = twice = 0
+    for _ in range(tries):
+        shared = torch.randn(batches + 1, 1, dtype=torch.float64)
+        means = 0.3 * (shared + 0.2 * torch.randn(batches + 1, 8, dtype=torch.float64))
+        variances = 1 + 0.01 * torch.randn(batches + 1, 8, dtype=torch.float64)
+        stats = LayerStats(64)
+        for index in range(batches):
+            stats.add(index, means[index], variances[index])
+        running = Moments(math.sqrt(0.1 / 1.9) * means[-1], torch.ones(8, dtype=torch.float64))
+        distance = standardized_distance(running, stats.average(), layer.eps)
+        by_chance += distance > largest_by_chance(layer, stats, p)
+        twice += distance > 2 * noise_floor(layer, stats)
+    assert by_chance <= 2 * p * tries
+    assert twice > 0.04 * tries
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.5, None])
+def test_statistics_lag_as_those_of_weights_whose_learning_rate_falls_to_0(momentum):
+    """Against averages that follow such weights from 1, in standard deviations, to 0."""
+    steps, layer = 500, nn.BatchNorm1d(1, momentum=momentum).double()
+    for step in range(steps):
+        left = (1 - (step + 1) / steps) ** 2
+        layer(torch.tensor([[left - 1], [left + 1]], dtype=torch.float64))
+    assert float(layer.running_mean) == pytest.approx(expected_lag(layer), rel=0.02)
+    layer.num_batches_tracked.zero_()
+    assert expected_lag(layer) == 0
 
 
 @pytest.mark.parametrize(

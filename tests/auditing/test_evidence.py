@@ -22,7 +22,7 @@ def test_layers_that_inherit_are_said_to(shifted):
     result = audit(*shifted)
     (finding,) = result.findings
     assert finding.layer == "bn2"
-    assert finding.evidence["noise"] == ["before_bn2 (dropout)"]
+    assert finding.evidence["noise"] == ["before_bn2 (Dropout)"]
     roles = {row["layer"]: row["role"] for row in result.layers}
     assert roles["bn1"] == "ok"
     assert roles["bn2"] == "variance_shift"

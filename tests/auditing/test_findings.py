@@ -43,7 +43,7 @@ def test_every_check_has_its_words_a_place_in_the_order_and_a_planted_fault():
     assert len(set(codes)) == len(codes)
     assert set(codes) == set(FAULTS)
     for check in named:
-        for words in (check.title, check.causes, check.advice):
+        for words in (check.title, check.causes, check.advice or check.remedy):
             assert words
             assert not words.endswith(".")
 

@@ -61,6 +61,10 @@ def test_roles_are_codes_of_findings_that_are_there():
     result = audit(model, [(1.25 * x, y) for x, y in batches])
     assert result.findings == []
     assert {row["role"] for row in result.layers} == {"off", "inherits"}
+    text = " ".join(result.to_text().split())
+    assert "off: its running statistics are not those of training mode, and that does no" in text
+    assert "inherits: it is right itself" in text
+    assert "frozen: " not in text
 
 
 def test_a_reference_is_asked_for_only_where_drift_explains_something():
@@ -106,7 +110,7 @@ def test_the_page_is_escaped_and_loads_nothing(vshift, tmp_path):
     assert "never_updated" in page
     body = page.partition("<body>")[2]
     assert "`" not in body
-    assert "<code>vshift audit --fix</code>" in body
+    assert "<code>strict=False</code>" in body
     headings = re.findall(r"<h2>(.*?)</h2>(.{12})", body)
     assert [heading for heading, _ in headings] == ["Findings", "Scores", "Layers", "Notes"]
     assert all("</section>" not in after for _, after in headings)
@@ -185,6 +189,28 @@ def test_a_repair_that_harms_is_advised_against():
         "Repairing it makes eval worse: leave it.",
     ]
     assert not any(sentence.startswith("What to do") for sentence in finding.sentences)
+
+
+def test_what_to_do_leaves_out_what_the_trial_ruled_out():
+    """And a repair that makes a grave finding's scores worse is not the advice to leave it."""
+    none = Gain("doing it", 0.5, 0.5, 0.01, 80.0, 80.0, 1.0, 0.3, True, True)
+    some = replace(none, loss_after=0.3)
+    worse = replace(none, loss_after=0.7)
+    checks = {check.code: check for check in CHECKS}
+
+    def advice(code, gain, **more):
+        found = CandidateFinding(checks[code], "bn1", "something.", **more).to_finding(gain)
+        (line,) = [s for s in found.sentences if s.startswith("What to do: ")]
+        return line
+
+    assert "`vshift.recalibrate(model, loader)`" in advice("stale", some)
+    assert advice("stale", none).startswith("What to do: nothing, as it makes no measurable")
+    assert "vshift.recalibrate" in advice("polluted", some)
+    assert advice("polluted", none) == "What to do: call eval() before such forwards."
+    found = CandidateFinding(checks["batch_dependent"], "bn1", "x.", least="medium")
+    sentences = found.to_finding(worse).sentences
+    assert "That alone makes eval mode worse." in sentences
+    assert "What to do: normalise within a sample." in sentences
 
 
 def test_only_columns_that_are_shown_are_explained_and_numbers_have_the_digits_they_support(

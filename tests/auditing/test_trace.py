@@ -161,6 +161,21 @@ def test_statistics_over_the_batch_in_ones_own_code():
     assert finding.severity in ("medium", "high")
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Dropout(0.5),
+        make_noise(config.Dropout(kind="dropout", rate=0.5)),
+        StochasticDepth(0.5, "row"),
+    ],
+)
+def test_a_librarys_layer_is_named_by_its_class_and_not_by_its_code(layer):
+    model = nn.Sequential(nn.Flatten(), layer, nn.Linear(192, 4))
+    (source,) = audit(model, data(0, 64, 16)).noise.training
+    assert source.with_line == f'"1" ({type(layer).__name__})'
+    assert source.function
+
+
 def test_a_frozen_bn_lets_noise_through():
     class Frozen(nn.BatchNorm2d):
         def train(self, mode=True):
@@ -174,4 +189,4 @@ def test_a_frozen_bn_lets_noise_through():
     model(torch.randn(2, 3, 8, 8))
     rows = {row["layer"]: row for row in audit(model, data(0, 64, 16)).layers}
     assert rows["2"]["role"] == "frozen"
-    assert rows["4"]["noise"] == ["1 (dropout)"]
+    assert rows["4"]["noise"] == ["1 (Dropout)"]

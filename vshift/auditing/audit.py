@@ -24,10 +24,10 @@ from vshift.auditing.guard import (
 )
 from vshift.auditing.measurements import REPAIRED, SCORE_NAMES
 from vshift.auditing.passes import AuditedModel
-from vshift.auditing.repairs import Repair, try_repairs
+from vshift.auditing.repairs import try_repairs
 from vshift.auditing.report import Audit, NoiseReport, layer_rows, notes_on_unknowns
 from vshift.auditing.samples import AuditError, Unpack, collect, unpack
-from vshift.auditing.severity import Gain, Loss
+from vshift.auditing.severity import SEVERITIES, Gain, Loss
 from vshift.shift.stats import Moments
 
 
@@ -138,37 +138,36 @@ def _conclude(evidence: Evidence) -> Audit:
     early = [found for check in CHECKS if not check.is_late for found in check.find(evidence)]
     late = (found for check in CHECKS if check.is_late for found in check.find(evidence))
     findings: list[Finding] = []
-    helpful: list[Repair] = []
     fixed: dict[str, Moments] = {}
     for candidate in chain(early, late):
-        scores = evidence.repaired_scores
         gain, repair = None, candidate.repair
         if repair is not None:
-            repaired = try_repairs(model, evidence.samples, [*helpful, repair])
-            gain = Gain.between(scores, repaired, repair.words)
+            repaired = try_repairs(model, evidence.samples, [*evidence.repairs, repair])
+            gain = Gain.between(evidence.repaired_scores, repaired, repair.words)
             # Without labels an output that moves back again would count as a gain.
             is_undoing = repair.statistics and repair.statistics.keys() <= fixed.keys()
-            if candidate.drop_if_no_gain and gain.fall is None and is_undoing:
+            if candidate.least_gain != "info" and gain.fall is None and is_undoing:
                 continue
-            if gain.severity != "info":
-                helpful.append(repair)
-                fixed.update(repair.statistics)
-                evidence.repaired_scores = repaired
-        no_gain = gain is None or gain.severity == "info"
+        gained = SEVERITIES.index("info" if gain is None else gain.severity)
         harms = gain is not None and gain.harms
-        if (candidate.drop_if_no_gain and no_gain) or (candidate.drop_if_harmful and harms):
+        too_little = gained < SEVERITIES.index(candidate.least_gain)
+        if too_little or (candidate.drop_if_harmful and harms):
             model.notes += filter(None, [candidate.note_if_dropped])
-        else:
-            findings.append(candidate.to_finding(gain))
-            explains = candidate.explains_gap
-            if explains is None:
-                explains = gain is None and findings[-1].severity in ("medium", "high")
-            evidence.is_accounted |= explains
+            continue
+        if repair is not None and gained:
+            evidence.repairs.append(repair)
+            fixed.update(repair.statistics)
+            evidence.repaired_scores = repaired
+        findings.append(candidate.to_finding(gain))
+        explains = candidate.explains_gap
+        if explains is None:
+            explains = gain is None and findings[-1].severity in ("medium", "high")
+        evidence.is_accounted |= explains
     findings.sort(key=lambda finding: finding.harm, reverse=True)
     all_scores = {}
     for name, score in evidence.scores.items():
         all_scores[name] = score.to_dict()
-        if name == SCORE_NAMES["eval"] and helpful:
+        if name == SCORE_NAMES["eval"] and evidence.repairs:
             all_scores[REPAIRED] = evidence.repaired_scores.to_dict()
     in_training, in_eval = evidence.train_trace, evidence.eval_trace
     return Audit(
@@ -180,7 +179,7 @@ def _conclude(evidence: Evidence) -> Audit:
         notes=[*model.notes, *notes_on_unknowns(evidence, findings)],
         gap=evidence.gap,
         fixed=fixed,
-        buffers={name: value for repair in helpful for name, value in repair.buffers.items()},
+        buffers={k: value for repair in evidence.repairs for k, value in repair.buffers.items()},
     )
 
 

@@ -103,6 +103,12 @@ def run_audit(
                 batches=batches,
                 seed=images.seed,
             )
+        except AuditError as error:
+            if "`unpack" not in str(error):
+                raise
+            raise AuditError(
+                f"{error}; on the command line, --data FILE.py:FUNCTION can yield (inputs, labels)"
+            ) from error
         except VShiftError:
             raise
         except Exception as error:  # whatever the model or the loader raises

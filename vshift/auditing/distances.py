@@ -55,15 +55,57 @@ def noise_floor(layer: _BatchNorm, stats: LayerStats) -> float:
     Values of one image are not independent. So the spread between the loader's own batches counts
     as well, with the moving average's weight and the audit's own number of batches.
     """
-    share = 0.0 if layer.momentum is None else 1 / averaged_batches(layer.momentum)
-    measured = stats.spread(layer.eps) * math.sqrt(share + 1 / len(stats))
     theory = 1 / math.sqrt(effective_sample_size(layer, stats.count))
-    return theory if math.isnan(measured) else max(theory, measured)
+    batches = len(stats)
+    if batches < 2:
+        return theory
+    share = 0.0 if layer.momentum is None else 1 / averaged_batches(layer.momentum)
+    spread = max(rms(x) for x in stats.deviations(layer.eps)) * math.sqrt(batches / (batches - 1))
+    return max(theory, spread * math.sqrt(share + 1 / batches))
 
 
 def largest_healthy(floor: float) -> float:
     """The distance above which a layer's buffers are wrong: four standard deviations."""
     return max(0.1, 4 * floor)
+
+
+def expected_lag(layer: _BatchNorm) -> float:
+    """The distance by which healthy running statistics lag behind the weights, roughly.
+
+    Where a learning rate falls linearly to 0 in T steps, (t/T)² of the weights' way is left t steps
+    before the end; the whole way changes a layer's statistics by about a standard deviation. In a
+    moving average of momentum m the mean of t² is (1 − m)(2 − m)/m², in a simple one T²/3.
+    """
+    steps = 0 if layer.num_batches_tracked is None else int(layer.num_batches_tracked)
+    if not steps:
+        return 0.0  # not known, and small after a long training
+    m = layer.momentum
+    if m is None:
+        return 1 / 3
+    return (1 - m) * (2 - m) / (m * steps) ** 2 if m > 0 else math.inf
+
+
+def largest_by_chance(layer: _BatchNorm, stats: LayerStats, p: float) -> float:
+    """The distance that a healthy layer exceeds with a probability of at most p.
+
+    The square of a distance over its noise floor is a mean of squares over channels. Channels go
+    together, so it is as that of ν = tr(Σ)²/tr(Σ²) independent ones (Box 1954), Σ being the
+    channels' covariance between batches; and B batches know the floor with ν(B − 1) degrees of
+    freedom. So it is F distributed.
+    """
+    from scipy.special import fdtri
+
+    batches = len(stats)
+    if batches < 2:
+        return math.inf
+    products = [x @ x.T for x in stats.deviations(layer.eps)]
+    squares = [float(product.square().sum()) for product in products]
+    independent = min(
+        (float(p.trace()) ** 2 / s for p, s in zip(products, squares, strict=True) if s > 0),
+        default=1.0,
+    )
+    factor = fdtri(independent, independent * (batches - 1), 1 - p / 2)  # of two, the larger
+    return noise_floor(layer, stats) * math.sqrt(factor)
 
 
 def variance_ratio(over: Pass, under: Pass, name: str) -> Estimate:

@@ -6,6 +6,7 @@ not depend on the buffers of the layers before it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain, islice
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vshift.auditing.distances import (
+    expected_lag,
     is_clear,
     is_initial,
     is_usable,
+    largest_by_chance,
     largest_healthy,
     noise_floor,
     standardized_distance,
@@ -37,6 +40,7 @@ from vshift.shift.stats import (
 )
 
 TRIED_BATCHES = 8  # of a train pass that tries a repair
+FALSE_ALARMS = 0.001  # audits in which one of all layers is off by chance
 
 
 class Evidence(Measurements):
@@ -48,7 +52,8 @@ class Evidence(Measurements):
             their input in training mode too.
         fitting_in_order: layers that are right for the loader's batches as they come, and are off
             only where their samples are mixed.
-        repaired_scores: of eval mode with all repairs that have helped so far.
+        repairs: those that have helped so far, and belong to a finding.
+        repaired_scores: of eval mode with all of these.
         is_accounted: whether there is a grave finding for which no repair could be tried.
     """
 
@@ -65,6 +70,7 @@ class Evidence(Measurements):
         self.explained_by: dict[str, str] = {}
         self.following: set[str] = set()
         self.fitting_in_order: set[str] = set()
+        self.repairs: list[Repair] = []
         self.repaired_scores, self.is_accounted = self.eval_scores, False
         # Batches may differ on purpose by what only the network sees, such as attacks.
         doubtful = [name for name in self.mismatched if not is_initial(self.running[name])]
@@ -83,15 +89,10 @@ class Evidence(Measurements):
         return Gain.between(self.repaired_scores, self.best_scores, self.best_mode)
 
     @property
-    def open_gap(self) -> str:
-        """The severity of what eval mode loses and the findings so far do not account for.
-
-        `info` where they account for half of the gap.
-        """
+    def is_gap_open(self) -> bool:
+        """Whether the findings so far leave more than half of what eval mode loses."""
         gap, left = self.gap.fall, self.gap_left.fall
-        if self.is_accounted or gap is None or left is None or not left > 0.5 * gap:
-            return "info"
-        return self.gap_left.severity
+        return not self.is_accounted and gap is not None and (left or 0.0) > 0.5 * max(gap, 0.0)
 
     # ---- layers and their statistics
 
@@ -183,17 +184,25 @@ class Evidence(Measurements):
 
     @property
     def slightly_off(self) -> list[str]:
-        """Layers that are off by more than the noise explains, but by less than the limit.
+        """Layers that are off by more than lag and noise explain, but by less than the limit.
 
-        Many small errors do harm together: whether these do, only the scores tell.
+        None where chance explains each of them. Many small errors do harm together: whether these
+        do, only the scores tell.
         """
-        return [
+        off = [
             name
             for name in self.judged
-            if 2 * self.noise_floor[name] < self.distance[name] <= self.limit[name]
-            and name not in self.re_estimated
-            and name not in self.following
+            if self._exceeds(name, 2 * self.noise_floor[name])
+            and self.distance[name] <= self.limit[name]
+            and name not in (*self.re_estimated, *self.following)
         ]
+        p = FALSE_ALARMS / max(len(self.judged), 1)
+        by_chance = {n: largest_by_chance(self.layers[n], self.train_stats(n), p) for n in off}
+        return off if any(self._exceeds(n, chance) for n, chance in by_chance.items()) else []
+
+    def _exceeds(self, name: str, noise: float) -> bool:
+        """Whether a layer is off by more than this noise and the lag of its averages."""
+        return self.distance[name] > math.hypot(expected_lag(self.layers[name]), noise)
 
     def follow(self, layers: Iterable[str]) -> None:
         """Note that these layers' buffers are right, as a fault before them changes their input."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ def load_model(spec: str, weights: Path | None = None, classes: int | None = Non
         from torchvision import models
 
         hint = f": torchvision:{spec}?" if spec in models.list_models() else ""
-        hint = f": add the factory's name, {spec}:NAME" if spec.endswith(".py") else hint
+        if spec.endswith(".py"):
+            hint = f": add the name of the function that makes it, {spec}:NAME"
         raise AuditError(f"{spec!r} names no model{hint}; allowed are {MODELS}")
     if weights is not None:
         state = _published_weights(spec, str(weights)) or read_state(weights)
@@ -144,10 +146,26 @@ def call_in_file(spec: str) -> Any:
         value = own_code.import_object(absolute(spec, Path.cwd()))
         if not callable(value) or isinstance(value, nn.Module):
             return value
+        if needed := _arguments_needed(value):
+            raise AuditError(
+                f"{spec} needs {list_names(needed)}, and is called without arguments; add a "
+                f"function that gives them, for instance `def make(): return "
+                f"{spec.rpartition(':')[2]}({needed[0]}=…)`, and name that"
+            )
         with own_code.running(spec):
             return value()
     except ConfigError as error:
         raise AuditError(str(error)) from error
+
+
+def _arguments_needed(function: Callable[..., Any]) -> list[str]:
+    """The arguments that a function cannot be called without."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a built-in without a signature
+        return []
+    unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in unnamed]
 
 
 # ---- data
@@ -227,7 +245,9 @@ def load_source(
     if Path(spec).expanduser().is_dir():
         return _batches(_image_folder(Path(spec).expanduser(), options, flag, classes), options)
     if spec.endswith(".py"):
-        raise AuditError(f"{flag}: add the loader's name, {spec}:NAME")
+        raise AuditError(
+            f"{flag}: add the name of the loader, or of a function that returns it, {spec}:NAME"
+        )
     raise AuditError(f"{flag}: {spec!r} is none of {SOURCES}")
 
 

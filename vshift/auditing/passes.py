@@ -314,18 +314,15 @@ class LayerStats:
         weights = (weights / weights.sum())[:, None]
         return Moments((weights * means).sum(0), (weights * variances).sum(0))
 
-    def spread(self, eps: float) -> float:
-        """RMS over channels of a batch's deviation from the average; NaN for one batch.
+    def deviations(self, eps: float) -> tuple[Tensor, Tensor]:
+        """The batches' means and log variances about their averages, [B, C] each.
 
-        Standardised as `evidence.standardized_distance` does.
+        Standardised as `distances.standardized_distance` does.
         """
         means, variances = self._stacked()
-        if len(means) < 2:
-            return math.nan
         scale = (variances.mean(0) + eps).sqrt()
-        of_means = means.std(0, correction=1) / scale
-        of_variances = (variances + eps).log().std(0, correction=1) / math.sqrt(2)
-        return max(rms(of_means), rms(of_variances))
+        logs = (variances + eps).log() / math.sqrt(2)
+        return (means - means.mean(0)) / scale, logs - logs.mean(0)
 
     def levels(self) -> Tensor:
         """Channel mean of the variance in each batch, [B], all calls of a batch averaged."""

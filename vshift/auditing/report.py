@@ -232,8 +232,14 @@ class Audit:
         )
 
     def layer_table(self, columns: Sequence[_LayerColumn]) -> Table:
+        shown = {row["role"] for row in self.layers}
+        roles = " ".join(f"{role}: {text}." for role, text in _ROLES.items() if role in shown)
+        notes = [roles if c.key == "role" else c.note for c in columns]
         return Table(
-            [Column(c.head, c.priority, c.is_text, c.together, c.note) for c in columns],
+            [
+                Column(c.head, c.priority, c.is_text, c.together, note)
+                for c, note in zip(columns, notes, strict=True)
+            ],
             [[c.cell(row) for c in columns] for row in self.layers],
         )
 
@@ -301,6 +307,15 @@ _COLUMNS = (
         note="inherited: the variance with noise off, on batch statistics, over eval mode's.",
     ),
 )
+# Roles that are no finding's code, of those that are shown.
+_ROLES = {
+    "off": "its running statistics are not those of training mode, and that does no measurable "
+    "harm",
+    "inherits": "it is right itself, and gets other inputs in eval mode from an earlier layer",
+    "re-estimated": "its running statistics are those without noise",
+    "frozen": "it is in eval mode in training too, and not judged",
+    "keeps no statistics": "it normalises by the batch in both modes",
+}
 _ONLY_IN_HTML = ("channels", "noise", "noise_off_variance")
 
 
@@ -323,7 +338,7 @@ def layer_rows(evidence: Evidence, findings: Sequence[Finding]) -> list[Row]:
         elif name in evidence.re_estimated:
             role = "re-estimated"
         elif name in evidence.shifted:
-            role = "variance_shift" if ("variance_shift", name) in concerned else "shifted"
+            role = "variance_shift"
         elif name in evidence.inheriting or name in evidence.following:
             role = "inherits"
         elif running is None:

@@ -184,6 +184,11 @@ class Gain:
         return self.loss_before - self.loss_after
 
     @property
+    def least_fall(self) -> float:
+        """The fall of the loss from which it counts; the unit of a custom loss is unknown."""
+        return LEAST_FALL if self.accuracy_before is not None else 0.0
+
+    @property
     def is_measurable(self) -> bool:
         """Whether the loss falls by more than two standard errors, however little that is."""
         return (self.fall or 0.0) > 2 * (self.loss_error or math.inf)
@@ -191,9 +196,8 @@ class Gain:
     @property
     def harms(self) -> bool:
         """Whether the loss rises by more than two standard errors, and by what would count."""
-        least = LEAST_FALL if self.accuracy_before is not None else 0.0
         rise = -(self.fall or 0.0)
-        return rise >= least and rise > 2 * (self.loss_error or math.inf)
+        return rise >= self.least_fall and rise > 2 * (self.loss_error or math.inf)
 
     @property
     def severity(self) -> str:
@@ -209,11 +213,9 @@ class Gain:
             return severity_of_change(self.output_change)
         points = (self.accuracy_after or 0.0) - (self.accuracy_before or 0.0)
         points = points if points > 2 * (self.accuracy_error or 0.0) else 0.0
-        # Half of next to nothing is next to nothing: a cross-entropy counts as 0.1 nats at least,
-        # and a fall of it from 0.01. The unit of a custom loss is unknown.
-        is_cross_entropy = self.accuracy_before is not None
-        least, least_fall = (0.1, LEAST_FALL) if is_cross_entropy else (1e-9, -math.inf)
-        if not fall > 2 * (self.loss_error or 0.0) or fall < least_fall:  # NaN is no fall
+        # Half of next to nothing is next to nothing: a cross-entropy counts as 0.1 nats at least.
+        least = 0.1 if self.accuracy_before is not None else 1e-9
+        if not fall > 2 * (self.loss_error or 0.0) or fall < self.least_fall:  # NaN is no fall
             fall = 0.0
         by_loss = severity_of_change(fall / max(abs(self.loss_before or 0.0), least))
         return max(by_loss, _severity(points, (0.5, 2.0, 10.0)), key=SEVERITIES.index)

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vshift.auditing.guard import SavedState
 from vshift.auditing.names import in_quotes, plain_name
 from vshift.auditing.samples import Batch, call, main_output, tensors_of
+from vshift.config.own import is_installed
 
 # ---- which module is running
 
@@ -131,21 +132,28 @@ class NoiseSource:
     """A random operation: the module that ran it, and the function that the module called.
 
     Attributes:
-        line: the line that called it, `file.py:12`; empty if that is in a module of PyTorch's.
+        line: the line that called it, `file.py:12`; empty if that is inside a library's layer.
+        kind: the class of a layer, a module without others inside; empty if the module is none.
     """
 
     layer: str
     function: str
     line: str = field(default="", compare=False)
+    kind: str = field(default="", compare=False)
+
+    @property
+    def operation(self) -> str:
+        """What a reader knows it by: a library's layer by its class, other code by its function."""
+        return self.function if self.line else self.kind or self.function
 
     @property
     def with_line(self) -> str:
-        """For a sentence: `"drop" (dropout at net.py:12)`."""
+        """For a sentence: `"drop" (Dropout)`, `"block" (dropout at net.py:12)`."""
         where = f" at {self.line}" if self.line else ""
-        return f"{in_quotes(self.layer)} ({self.function}{where})"
+        return f"{in_quotes(self.layer)} ({self.operation}{where})"
 
     def __str__(self) -> str:
-        return f"{self.layer or 'the model'} ({self.function})"
+        return f"{self.layer or 'the model'} ({self.operation})"
 
 
 @dataclass
@@ -207,6 +215,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.tracker, self.functions = tracker, functions
         self.trace = Trace()
         self._instance_norms: set[str] = set()
+        self._layer_kinds: dict[str, str] = {}
         # Storages are kept alive with their marks: an address must not be reused.
         self._marks: dict[int, tuple[Any, tuple[NoiseSource, ...]]] = {}
 
@@ -232,7 +241,8 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
             kwargs.get("generator") is not None or not torch.equal(before, _random_state(device))
         ):
             function = self.functions.current or func._opname
-            source = NoiseSource(layer, function, _calling_line())
+            kind = self._layer_kinds.get(layer, "")
+            source = NoiseSource(layer, function, _calling_line(in_layer=bool(kind)), kind)
             if source not in self.trace.sources:
                 self.trace.sources.append(source)
             marks = _union(marks, (source,))
@@ -261,6 +271,8 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return marks
 
     def enter(self, name: str, module: nn.Module, inputs: Any) -> None:
+        if next(module.children(), None) is None:
+            self._layer_kinds[name] = type(module).__name__
         if isinstance(module, _InstanceNorm):
             self._instance_norms.add(name)
         if not isinstance(module, _BatchNorm):
@@ -279,8 +291,13 @@ _TORCH = str(Path(torch.__file__).parent)
 _MODULES = (str(Path(nn.modules.__file__).parent), "<")  # generated code has no lines
 
 
-def _calling_line() -> str:
-    """The line outside PyTorch that runs this operation; empty if one of its modules does."""
+def _calling_line(in_layer: bool) -> str:
+    """The line outside PyTorch that runs this operation; empty in a module of PyTorch's.
+
+    Args:
+        in_layer: whether a layer runs it, of whose code a reader does not know the lines, either,
+            if it is a library's.
+    """
     frame = sys._getframe(1)
     while frame.f_back is not None:
         file = frame.f_code.co_filename
@@ -289,7 +306,9 @@ def _calling_line() -> str:
             break
         frame = frame.f_back
     file = frame.f_code.co_filename
-    return "" if file.startswith(_MODULES) else f"{Path(file).name}:{frame.f_lineno}"
+    if file.startswith(_MODULES) or (in_layer and is_installed(Path(file))):
+        return ""
+    return f"{Path(file).name}:{frame.f_lineno}"
 
 
 def _union(a: tuple[NoiseSource, ...], b: tuple[NoiseSource, ...]) -> tuple[NoiseSource, ...]:

@@ -15,6 +15,7 @@ from vshift.text import list_names
 
 FAR = 0.5  # standard deviations; augmentation of training data makes up to 0.3
 LEAVE_IT = "Repairing it makes eval worse: leave it."
+NOTHING = "nothing, as it makes no measurable difference on these samples"
 RECALIBRATE = "re-estimate with `vshift.recalibrate(model, loader)` or `vshift audit --fix`"
 
 
@@ -50,8 +51,7 @@ class Finding:
     def sentences(self) -> list[str]:
         """What was found, what the repair gained, what to do, usual causes."""
         tried = self.tried.splitlines()
-        is_left = LEAVE_IT in tried and self.severity == "info"
-        advice = [] if is_left else [f"What to do: {self.advice}."]
+        advice = [] if LEAVE_IT in tried else [f"What to do: {self.advice}."]
         return [*self.found.splitlines(), *tried, *advice, f"Usual causes: {self.causes}."]
 
     @property
@@ -77,7 +77,7 @@ class CandidateFinding:
         check: that made it.
         message: what was found, with the number, a sentence a line.
         repair: tried on top of earlier candidates' repairs; None if nothing can be tried.
-        drop_if_no_gain: leave it out if its repair gains nothing.
+        least_gain: leave it out if the severity of what its repair gains is below this.
         drop_if_harmful: leave it out if its repair measurably raises the loss.
         note_if_dropped: what the notes say then; empty for nothing.
         severity: if there is neither a repair nor `explained`.
@@ -86,7 +86,7 @@ class CandidateFinding:
             finding's severity is the larger of the two.
         explains_gap: whether it accounts for all that eval mode loses, whatever its repair gains;
             by default if it is grave and no repair can be tried.
-        advice: for this case, instead of the check's.
+        advice: for this case, instead of the check's and its remedy.
     """
 
     check: Check
@@ -95,7 +95,7 @@ class CandidateFinding:
     layers: Sequence[str] = ()
     numbers: dict[str, Any] = field(default_factory=dict)
     repair: Repair | None = None
-    drop_if_no_gain: bool = False
+    least_gain: str = "info"
     note_if_dropped: str = ""
     severity: str = "info"
     drop_if_harmful: bool = False
@@ -106,34 +106,41 @@ class CandidateFinding:
 
     def to_finding(self, gain: Gain | None) -> Finding:
         """The finding, with what its repair gained."""
-        check, numbers, severity, tried = self.check, dict(self.numbers), self.severity, ""
+        check, numbers, tried = self.check, dict(self.numbers), list[str]()
+        compared = [each for each in (self.explained, gain) if each is not None]
+        severities = [each.severity for each in compared] or [self.severity]
+        severity = max([*severities, self.least], key=SEVERITIES.index)
         if self.layers:
             numbers["layers"] = list(self.layers)
-        if gain is not None:
-            numbers["repair"] = gain.to_dict()
-            severity = gain.severity
-            tried = f"Tried {gain.in_words()}."
-            if gain.harms and severity != "info":
-                tried += "\nIt gives accuracy and costs loss."
-            elif gain.harms:
-                tried += f"\n{LEAVE_IT}"
-            elif severity == "info":
-                tried += "\nThat is next to nothing." * (gain.fall is None)
-                if gain.fall is not None:
-                    how = "too little to count" if gain.is_measurable else "no measurable gain"
-                    tried += f"\nThat is {how}."
         if self.explained is not None:
             numbers["explained"] = self.explained.to_dict()
-            tried = f"Compared with {self.explained.in_words()}.\n{tried}".rstrip()
-            severities = [self.explained.severity, *([severity] if gain else [])]
-            severity = max(severities, key=SEVERITIES.index)
-            gain = max([self.explained, *([gain] if gain else [])], key=lambda g: g.size)
-        severity = max(severity, self.least, key=SEVERITIES.index)
+            tried += [f"Compared with {self.explained.in_words()}."]
+        if gain is not None:
+            numbers["repair"] = gain.to_dict()
+            tried += [f"Tried {gain.in_words()}.", *_judged(gain, severity)]
+        # What is wrong whatever it costs is mended by what does no harm.
+        is_ruled_out = gain is not None and gain.severity == "info"
+        is_ruled_out &= severity == "info" or (gain is not None and gain.harms)
+        remedies = [check.advice, *([] if is_ruled_out else [check.remedy])]
+        advice = self.advice or "; ".join(filter(None, remedies))
         found = "\n".join(line[:1].upper() + line[1:] for line in self.message.splitlines())
         return Finding(
-            check.code, check.title, self.layer, severity, found, check.causes,
-            self.advice or check.advice, tried, numbers, gain,
+            check.code, check.title, self.layer, severity, found, check.causes, advice or NOTHING,
+            "\n".join(tried), numbers, max(compared, key=lambda g: g.size, default=None),
         )  # fmt: skip
+
+
+def _judged(gain: Gain, severity: str) -> list[str]:
+    """A sentence on a repair that is no plain gain, for a finding of this severity; or none."""
+    if gain.harms and gain.severity != "info":
+        return ["It gives accuracy and costs loss."]
+    if gain.harms:
+        return [LEAVE_IT if severity == "info" else "That alone makes eval mode worse."]
+    if gain.severity != "info":
+        return []
+    if gain.fall is None:
+        return ["That is next to nothing."]
+    return [f"That is {'too little to count' if gain.is_measurable else 'no measurable gain'}."]
 
 
 class Check(ABC):
@@ -146,7 +153,8 @@ class Check(ABC):
         code: the finding's name for programs.
         title: the finding's name for people.
         causes: usual causes, as a list without a full stop.
-        advice: what to do, without a full stop.
+        advice: what to change, without a full stop.
+        remedy: what the repair that is tried stands for, said unless the trial ruled it out.
         is_late: looked for after the repairs of all others have been tried.
     """
 
@@ -154,6 +162,7 @@ class Check(ABC):
     title: ClassVar[str]
     causes: ClassVar[str]
     advice: ClassVar[str]
+    remedy: ClassVar[str] = ""
     is_late: bool = False
 
     @abstractmethod
@@ -176,7 +185,7 @@ class BufferCheck(Check):
         *,
         layer: str | None = None,
         repair: Repair | None = None,
-        drop_if_no_gain: bool = False,
+        least_gain: str = "info",
         drop_if_harmful: bool = False,
         note_if_dropped: str = "",
         **numbers: Any,
@@ -199,7 +208,7 @@ class BufferCheck(Check):
             "distance": evidence.distance.get(layer), "limit": evidence.limit.get(layer), **numbers
         }  # fmt: skip
         return CandidateFinding(
-            self, layer, message, layers, numbers, repair, drop_if_no_gain, note_if_dropped,
+            self, layer, message, layers, numbers, repair, least_gain, note_if_dropped,
             drop_if_harmful=drop_if_harmful,
         )  # fmt: skip
 

@@ -44,7 +44,8 @@ class MomentumHigh(BufferCheck):
         "a decay of 0.9, 0.99 or 0.999 of another framework copied into PyTorch, whose momentum is "
         "1 − decay"
     )
-    advice = f"set momentum to 0.1 or 0.01; {RECALIBRATE}"
+    advice = "set momentum to 0.1 or 0.01"
+    remedy = RECALIBRATE
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         momenta = {
@@ -78,10 +79,8 @@ class TinyBatches(BufferCheck):
     code = "tiny_batches"
     title = "batches are too small for batch norm"
     causes = "few samples per device, accumulated gradients, or a layer after global pooling"
-    advice = (
-        "use larger batches, SyncBatchNorm, a lower momentum, group norm, or re-estimate over many "
-        "batches with `vshift.recalibrate`"
-    )
+    advice = "use larger batches, SyncBatchNorm, a lower momentum or group norm"
+    remedy = "or re-estimate over many batches with `vshift.recalibrate`"
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         samples = evidence.train_samples
@@ -251,7 +250,7 @@ class BatchesNotRandom(BufferCheck):
                 found.explained = Gain.between(
                     evidence.eval_scores, in_order_scores, "train mode in the loader's order"
                 )
-                found.drop_if_no_gain = found.explained.severity == "info"
+                found.least_gain = "low" if found.explained.severity == "info" else "info"
             yield found
         else:
             yield CandidateFinding(self, None, message, numbers={"order_effect": effect})

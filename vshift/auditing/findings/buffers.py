@@ -34,7 +34,8 @@ class NonFinite(BufferCheck):
         "one bad batch or an overflow in low precision, or weights averaged with negative factors; "
         "training mode never reads these buffers, so the loss stayed fine"
     )
-    advice = f"{RECALIBRATE}, and skip batches whose loss is not finite"
+    advice = "skip batches whose loss is not finite"
+    remedy = RECALIBRATE
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         bad = [n for n, running in evidence.running.items() if not is_usable(running)]
@@ -82,7 +83,8 @@ class NeverUpdated(BufferCheck):
         "SWA or federated average of the parameters alone, momentum 0, or BN in eval mode in "
         "training"
     )
-    advice = f"load or average the buffers as well; {RECALIBRATE}"
+    advice = "load or average the buffers as well"
+    remedy = RECALIBRATE
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         layers = [n for n in evidence.unexplained() if is_initial(evidence.running[n])]
@@ -126,10 +128,8 @@ class Drift(BufferCheck):
         "a frozen backbone whose batch norms still updated: train() switches them back on, and "
         "requires_grad=False does not stop buffers"
     )
-    advice = (
-        "put frozen batch norms into eval mode after every train(), and restore the reference's "
-        "buffers"
-    )
+    advice = "put frozen batch norms into eval mode after every train()"
+    remedy = "restore the reference's buffers"
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         reference, distances = {}, {}
@@ -169,25 +169,29 @@ class Stale(BufferCheck):
 
     Checked twice: once for layers that are far off, and again, after all other repairs, for those
     that are off so little that augmented training data could explain it. The latter count for what
-    their repair gains beyond that; and with them those within the limit that are off by more than
-    the noise, if eval mode loses what nothing else explains.
+    their repair gains; and with them those within the limit that are off by more than chance, if
+    eval mode loses what nothing else explains. Alone these count from `medium` on: averages lag
+    behind weights that move, and in healthy deep networks that costs a little.
     """
 
     code = "stale"
     title = "running statistics do not belong to these weights and inputs"
     causes = (
         "weights changed after the statistics (averaging, EMA, pruning, quantisation, loading a "
-        "part of a checkpoint), batch norm in eval mode in training, statistics taken from other "
-        "inputs (a dummy forward in train mode is enough), or inputs that differ from training"
+        "part of a checkpoint), weights that still moved fast in the last steps, batch norm in "
+        "eval mode in training, statistics taken from other inputs (a dummy forward in train mode "
+        "is enough), or inputs that differ from training"
     )
-    advice = RECALIBRATE
+    advice = ""  # which of the causes it is cannot be known
+    remedy = RECALIBRATE
 
     def __init__(self, at_least: float) -> None:
         self.at_least, self.is_late = at_least, not at_least
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
-        layers = evidence.unexplained()
-        if self.is_late and evidence.open_gap in ("medium", "high"):
+        layers, slightly = evidence.unexplained(), list[str]()
+        is_large = evidence.is_gap_open and evidence.gap_left.severity in ("medium", "high")
+        if self.is_late and is_large:
             slightly = [n for n in evidence.slightly_off if n not in evidence.explained_by]
             layers = sorted([*layers, *slightly], key=evidence.judged.index)
         far = max((evidence.distance[n] for n in layers), default=-1.0)
@@ -216,13 +220,16 @@ class Stale(BufferCheck):
             )
         may_drop = not (referenced and far >= FAR)
         note = harmless_note(evidence, layers) if may_drop else ""
+        least = "low" if may_drop and (note or far < FAR) else "info"
+        if set(layers) == set(slightly):
+            least = "medium"  # what fits is as noisy, and lags as much, as averages do
         yield self.candidate(
             evidence,
             layers,
             f"{which_layers(evidence, layers)} {plural(layers, 'holds', 'hold')} other running "
             "statistics than the inputs have in training mode: "
             f"{distance_in_words(evidence, layers)}.{more}",
-            drop_if_no_gain=may_drop and (bool(note) or far < FAR),
+            least_gain=least,
             note_if_dropped=note,
             as_reference=referenced,
             distances={n: evidence.distance[n] for n in layers},

@@ -45,6 +45,7 @@ class VarianceBelowEps(Check):
         if eps:
             evidence.follow(explained)
             worst = next(iter(eps))
+            is_far = max(evidence.distance[name] for name in explained) >= FAR
             fit = plural(explained, "fits its", "fit their")
             yield self._candidate(
                 evidence,
@@ -52,14 +53,14 @@ class VarianceBelowEps(Check):
                 worst,
                 f"\nWith {_in_words(eps)}, {list_layers(explained)} after it {fit} running "
                 "statistics, which are right.",
-                drop_if_no_gain=max(evidence.distance[name] for name in explained) < FAR,
+                least_gain="info" if is_far else "low",
             )
             return
         for name in _outweighed(evidence):
             yield from self._without_witness(evidence, name)
 
     def _candidate(
-        self, evidence: Evidence, eps: Eps, worst: str, more: str, drop_if_no_gain: bool
+        self, evidence: Evidence, eps: Eps, worst: str, more: str, least_gain: str
     ) -> CandidateFinding:
         variance, own = evidence.running[worst].variance, evidence.layers[worst].eps
         return CandidateFinding(
@@ -76,7 +77,7 @@ class VarianceBelowEps(Check):
                 "median_variance": float(variance.median()),
             },
             Repair(_in_words(eps), changes=[set_eps(eps)]),
-            drop_if_no_gain=drop_if_no_gain,
+            least_gain=least_gain,
         )
 
     def _without_witness(self, evidence: Evidence, name: str) -> Iterator[CandidateFinding]:
@@ -97,7 +98,7 @@ class VarianceBelowEps(Check):
         known = {value: loss for value, loss in scores.items() if loss is not None}
         if known:
             best = min(known, key=lambda value: known[value])
-            yield self._candidate(evidence, {name: best}, name, "", drop_if_no_gain=True)
+            yield self._candidate(evidence, {name: best}, name, "", least_gain="low")
         elif scores:
             evidence.model.notes.append(
                 f"eps = {evidence.layers[name].eps:g} outweighs the running variance of "

@@ -63,7 +63,7 @@ class _InitialValues(BufferCheck):
             f"{100 * shares[worst]:.0f} % of the initial values (mean 0, variance 1) remain in the "
             f"running statistics of {which_layers(evidence, list(shares))}.\n"
             f"{batches} at momentum {momentum} were averaged.",
-            drop_if_no_gain=True,
+            least_gain="low",
             initial_share=shares,
             batches_tracked=tracked,
             momentum=momentum,
@@ -76,7 +76,8 @@ class MomentumLow(_InitialValues):
     code = "momentum_low"
     title = "momentum is too low for the number of steps"
     causes = "a decay of another framework taken for PyTorch's momentum, which is 1 − decay"
-    advice = f"set momentum between 0.01 and 0.1 or to None; {RECALIBRATE}"
+    advice = "set momentum between 0.01 and 0.1 or to None"
+    remedy = RECALIBRATE
     of_low_momentum = True
 
 
@@ -86,7 +87,8 @@ class InitialBias(_InitialValues):
     code = "initial_bias"
     title = "running statistics still lean towards their initial values"
     causes = "too few training steps since the statistics were (re)set"
-    advice = f"train longer, use momentum=None for a simple average, or {RECALIBRATE}"
+    advice = "train longer, or use momentum=None for a simple average"
+    remedy = RECALIBRATE
     of_low_momentum = False
 
 
@@ -182,7 +184,8 @@ class Polluted(BufferCheck):
         "a forward in train mode with dummy inputs: a model summary, a shape probe, a warm-up or "
         "an export"
     )
-    advice = f"call eval() before such forwards; {RECALIBRATE}"
+    advice = "call eval() before such forwards"
+    remedy = RECALIBRATE
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         layers = [n for n in evidence.unexplained() if not evidence.has_reference_statistics(n)]
@@ -201,7 +204,7 @@ class Polluted(BufferCheck):
             f"{mixture.inputs}.\n"
             f"{pluralize(max(1, round(mixture.forwards)), 'forward')} of {mixture.inputs} in train "
             f"mode would leave that ({100 * mixture.explained:.0f} % of the deviation explained).",
-            drop_if_no_gain=mixture.explained < EXACT and bool(note),
+            least_gain="low" if mixture.explained < EXACT and note else "info",
             note_if_dropped=note,
             inputs=mixture.inputs,
             share=mixture.share,

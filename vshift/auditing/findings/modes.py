@@ -189,7 +189,8 @@ class BatchDependent(Check):
         "track_running_stats=False, BN on batch statistics in eval mode, or statistics over the "
         "batch dimension in custom code"
     )
-    advice = "keep running statistics, or normalise within a sample"
+    advice = "normalise within a sample"
+    remedy = "or keep running statistics"
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         where, norms = evidence.tests.mates_at, evidence.model.norms
@@ -252,7 +253,8 @@ class BNOnlyInEval(Check):
         "a forward() that normalises by a function or by another layer while `self.training`, so "
         "that nothing updates the running statistics that eval mode uses"
     )
-    advice = f"call the same layer in both modes, as it follows its mode itself; {RECALIBRATE}"
+    advice = "call the same layer in both modes, as it follows its mode itself"
+    remedy = RECALIBRATE
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         model, distances, limits = evidence.model, dict[str, float](), dict[str, float]()
@@ -286,5 +288,5 @@ class BNOnlyInEval(Check):
             layers,
             {"distance": distances[worst], "limit": limits[worst], "distances": distances},
             Repair(f"re-estimating {plural(layers, 'it', 'them')}", statistics=statistics),
-            drop_if_no_gain=True,
+            least_gain="low",
         )

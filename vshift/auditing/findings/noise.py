@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from vshift.auditing.evidence import Evidence
-from vshift.auditing.findings.base import CandidateFinding, Check, list_layers, plural
+from vshift.auditing.findings.base import (
+    RECALIBRATE,
+    CandidateFinding,
+    Check,
+    list_layers,
+    plural,
+)
 from vshift.auditing.guard import seed_everything
 from vshift.auditing.names import in_quotes
 from vshift.auditing.repairs import Repair, eval_hidden, scale_outputs, set_mode, silence
@@ -235,10 +241,8 @@ class VarianceShift(Check):
     code = "variance_shift"
     title = "noise shifts the variance that a batch norm meets"
     causes = "dropout or stochastic depth before a batch norm"
-    advice = (
-        "move the noise after the last batch norm, lower its rate, use uniform noise, or "
-        "re-estimate with `vshift.recalibrate` if trying it helped"
-    )
+    advice = "move the noise after the last batch norm, lower its rate, or use uniform noise"
+    remedy = RECALIBRATE
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         shifted = {n: r for n, r in evidence.shifted.items() if n not in evidence.re_estimated}

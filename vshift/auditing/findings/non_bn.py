@@ -48,7 +48,7 @@ class InstanceNorm(Check):
                 repair=Repair(
                     "normalising each sample by itself", changes=[set_mode(layers, True)]
                 ),
-                drop_if_no_gain=True,
+                least_gain="low",
             )
 
 
@@ -61,10 +61,8 @@ class SpectralNorm(Check):
         "buffers of spectral norm lost in a checkpoint or an average, or weights changed after "
         "them; in training mode every forward repairs them a little"
     )
-    advice = (
-        "run some batches in train mode before saving, or load the buffers as well; `vshift audit "
-        "--fix` writes right ones"
-    )
+    advice = "run some batches in train mode before saving, or load the buffers as well"
+    remedy = "`vshift audit --fix` writes right ones"
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         ratios: dict[str, float] = {}
