@@ -50,6 +50,6 @@ def test_how_many_exact_predictions_hold(runs):
         path.read_text("utf-8").replace("\n", " ")
         for path in (DOCS / "studies.md", DOCS.parent / "README.md")
     )
-    assert f"{held} layers where the prediction is called exact" in text
-    assert f"largest distance is {distance.max():.1f} standard errors" in text
-    assert f"within {EXACT_ERRORS} standard errors in {held} layers" in readme
+    assert f"{held} checks, one for each run and layer" in " ".join(text.split())
+    assert f"is {distance.max():.1f} standard errors off" in text
+    assert f"within {EXACT_ERRORS} standard errors of the measured one in {held} checks" in readme

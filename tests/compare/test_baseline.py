@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.factory import config_of, dropout, make_run
+from tests.factory import config_of, dropout, make_run, summary_of
 from vshift.compare import Comparison, compare
+from vshift.compare.groups import OWN_NOISE
 from vshift.compare.statistics import SAME_TRAINING, Sample, welch
 from vshift.runs import find_runs
 
@@ -72,6 +73,20 @@ def test_no_noise_under_several_names_is_the_baseline(tmp_path: Path) -> None:
     assert rows["a-rate-0"]["p_value"] is None
     expected = welch(Sample(3, 11.733333, 0.642910), Sample(3, 10.033333, 0.550757))
     assert rows["noisy"]["p_adjusted"] == pytest.approx(expected.p_value, rel=1e-4)
+
+
+def test_a_network_with_noise_of_its_own_is_no_baseline(tmp_path: Path) -> None:
+    own = config_of() | {"network": {"name": "n.py:Net", "args": {"p": 0.5}}}
+    make_run(tmp_path, "own", config=own, summary=summary_of(noise_modules=1))
+    make_run(tmp_path, "noisy", config=config_of(noise=dropout(0.5)))
+    rows, comparison = rows_of(tmp_path)
+    assert comparison.baseline is None
+    assert {row["label"]: group.noise.layout for row, group in zip(
+        rows.values(), comparison.groups, strict=True)
+    } == {"noisy": "before_last_bn", "own": OWN_NOISE}  # fmt: skip
+    off = own | {"network": {"name": "n.py:Net", "args": {"p": 0.0}}}
+    make_run(tmp_path, "off", config=off, summary=summary_of(noise_modules=0))
+    assert rows_of(tmp_path)[1].baseline == "off"
 
 
 def test_runs_of_one_config_are_joined_whatever_hash_a_version_gave_them(tmp_path: Path) -> None:

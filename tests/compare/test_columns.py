@@ -122,6 +122,16 @@ def test_a_terminal_never_cuts_a_number(
         assert "block2.bn1" in text
 
 
+def test_the_cause_of_a_shift_ratio_comes_right_after_it(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        summary = summary_of(90 + seed, shift_ratio_cause="lag")
+        make_run(tmp_path, "base", seed, summary=summary)
+        make_run(tmp_path, "noisy", seed, config=config_of(noise=dropout(0.5)), summary=summary)
+    table = to_table(compare(find_runs([tmp_path])))
+    for width in (100, 120):
+        assert "BN's lag" in plain_of(render(table, "table", terminal_width=width))
+
+
 def test_the_columns_of_an_average_stay_together(tmp_path: Path) -> None:
     averages = {f"test_error_average_{word}": 10.0 for word in AVERAGE_BUFFERS}
     for name in ("a", "b"):

@@ -312,7 +312,7 @@ def test_a_group_knows_its_noise(tmp_path: Path) -> None:
     groups = groups_of(tmp_path)
     assert groups["none"].noise == groups["damaged"].noise == Noise(NO_NOISE, "", 0.0)
     assert groups["half"].noise == Noise("before_last_bn", "0.5", 1.0)
-    layout = "before_last_bn + after_bn, gaussian, per channel"
+    layout = "before_last_bn + after_bn with gaussian per channel"
     assert groups["two"].noise == Noise(layout, "0.2 + σ 2", None)
 
 
@@ -329,7 +329,7 @@ def test_layouts_strengths_and_variances() -> None:
     assert of(dropout(0.5)) == Noise("before_last_bn", "0.5", 1.0)
     uniform = {"kind": "uniform", "beta": 0.3, "position": "before_bn", "unit": "channel"}
     found = of(uniform)
-    assert (found.layout, found.strength) == ("before_bn, uniform, per channel", "β 0.3")
+    assert (found.layout, found.strength) == ("before_bn with uniform per channel", "β 0.3")
     assert found.variance == pytest.approx(0.03)
     assert of({"kind": "gaussian", "sigma": 2, "position": "after_bn"}).variance == 4
     two = [dropout(0.5), {**dropout(0.1), "position": "before_classifier"}]
@@ -339,7 +339,7 @@ def test_layouts_strengths_and_variances() -> None:
     several = {**dropout(0.5), "before": None, "after": ["conv1", "relu"]}
     assert of(several).layout == "before_last_bn and after conv1 and after relu"
     early = {**dropout(0.5), "until": 0.3, "over_depth": "linear"}
-    layout = "before_last_bn, growing linearly over the blocks, until 0.3 of the run"
+    layout = "before_last_bn growing linearly over the blocks until 0.3 of the run"
     assert of(early) == Noise(layout, "0.5", 1.0)
     block = {"network": {"block": "bn noise", "noise": {"kind": "dropout", "rate": 0.5}}}
     assert noise_of(block).layout == "in bn noise"

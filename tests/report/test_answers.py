@@ -124,7 +124,7 @@ def test_a_noisy_ratio_is_no_beginning(tmp_path: Path) -> None:
 
 def test_whether_the_prediction_held(study: Study) -> None:
     card, text = told(study)["prediction"]
-    assert card.answer == "Yes: 10 of 10 layers agree"
+    assert card.answer == "Yes: 10 of 10 checks agree"
     assert "checked 10 times: in each run at each layer that the noise reaches through at" in text
     assert "In <b>10</b> of 10 the measured ratio" in text
     # P(|t| < 3) with 3 degrees
@@ -157,7 +157,7 @@ def test_a_prediction_that_is_off_is_said_to_be(tmp_path: Path) -> None:
     ]  # fmt: skip
     make_run(tmp_path, "a", layers=rows, config=config_of("a", dropout(0.5)))
     card, text = told(collect(find_runs([tmp_path])))["prediction"]
-    assert card.answer == "Not everywhere: 0 of 4 layers agree"
+    assert card.answer == "Not everywhere: 0 of 4 checks agree"
     assert "25.00 % off" in text
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.factory import config_of, dropout, make_run
+from tests.factory import config_of, dropout, make_run, summary_of
+from vshift.compare.groups import Group
 from vshift.report.layouts import (
     GREY,
     in_words,
@@ -27,7 +28,15 @@ DROPOUT_A = f"{LAST_BN}; Dropout-(a) of Li et al. 2019)"
 
 
 def of(noise: Any, name: str = "preresnet", **network: Any) -> str:
-    return str(noise_in_words({"network": {"name": name, "noise": noise, **network}}))
+    config = {"network": {"name": name, "noise": noise, **network}}
+    return str(noise_in_words(Group("a", None, "a", (), [], [], config)))
+
+
+def test_a_networks_own_noise_is_not_called_no_noise(tmp_path: Path) -> None:
+    make_run(tmp_path, summary=summary_of(noise_modules=2))
+    groups = collect(find_runs([tmp_path])).groups
+    assert in_words(groups) == {"a": "noise of its own"}
+    assert shared(groups) == "mlp, 3 epochs, 1 seed each"
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,13 @@ def test_images_from_a_folder_are_never_passed_off_as_a_data_set(tmp_path: Path)
     assert "not comparable with those published for it" in text
 
 
+def test_drawn_images_are_as_many_as_are_asked_for_and_not_limited(tmp_path: Path) -> None:
+    config = config_of("a") | {"data": {"name": "patterns", "train": 2000, "test": 500}}
+    make_run(tmp_path, config=config)
+    _, images = data_sentences(collect(find_runs([tmp_path])))
+    assert images == "2,000 training images and 500 test images."
+
+
 def test_a_part_of_cifar10_is_not_comparable_either(tmp_path: Path) -> None:
     config = config_of("a")
     config["data"] = {"name": "cifar10", "train_limit": 4000, "test_limit": None}

@@ -6,11 +6,12 @@ from torch import nn
 
 from tests.configs import make_config
 from vshift.networks.build import build
-from vshift.networks.noise import Dropout, Gaussian
+from vshift.networks.noise import ClassicDropout, Dropout, Gaussian, as_noise
 from vshift.networks.norm import BatchNorm
 from vshift.shift.modes import (
     batch_statistics,
     bn_state,
+    is_off,
     load_bn_state,
     modes,
     noise_modules,
@@ -51,6 +52,13 @@ def test_noise_modules_are_ours_and_those_of_torch():
         Dropout(1.0), nn.Dropout2d(), nn.Sequential(nn.AlphaDropout()), nn.Identity()
     )
     assert list(noise_modules(model)) == ["0", "1", "2.0"]
+
+
+def test_noise_of_strength_0_is_off():
+    for make in (nn.Dropout, nn.Dropout2d, ClassicDropout, Dropout, Gaussian):
+        assert is_off(make(0.0))
+        assert not is_off(make(0.5))
+    assert not is_off(as_noise(nn.Identity()))  # somebody's, which does not tell
 
 
 @pytest.mark.parametrize("norm", ["batch", "running"])

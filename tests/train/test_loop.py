@@ -204,6 +204,7 @@ def test_files_and_columns_of_a_run(tmp_path):
     assert summary["shift_ratio_max"] == max(ratios.values())
     assert ratios[summary["shift_ratio_max_layer"]] == summary["shift_ratio_max"]
     assert {"train_accuracy_eval_mode", "train_accuracy_train_mode"} <= set(summary)
+    assert summary["noise_modules"] == 3  # one per block
 
 
 def test_running_variance_in_the_rows_is_the_checkpoints(tmp_path):

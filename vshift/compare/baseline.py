@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from vshift.compare.fields import active_noise, value_at
+from vshift.compare.fields import value_at
 from vshift.compare.groups import Group, differing, unstudied
 from vshift.compare.statistics import Difference, adjust, welch
 from vshift.config.identity import Scope, identity, short_references
@@ -29,7 +29,7 @@ def choose(groups: Sequence[Group], name: str | None, notes: list[str]) -> tuple
         VShiftError: no group, or more than one, has the name, or none of its runs is done.
     """
     if name is None:
-        clean = [group for group in groups if group.runs and _has_no_noise(group.config)]
+        clean = [group for group in groups if group.runs and _has_no_noise(group)]
         trainings = {frozenset(training for training, _ in group.observed) for group in clean}
         if len(groups) > 1 and len(trainings) == 1:  # of one training under several names, the most
             return max(clean, key=lambda group: len(group.runs)), ", the only config without noise"
@@ -56,7 +56,7 @@ def choose(groups: Sequence[Group], name: str | None, notes: list[str]) -> tuple
 def ask_for_baseline(groups: Sequence[Group]) -> list[str]:
     """A note on how to name a baseline, if there is more than one config and none is chosen."""
     done = [group for group in groups if group.runs]
-    clean = [group for group in done if _has_no_noise(group.config)]
+    clean = [group for group in done if _has_no_noise(group)]
     if len(done) < 2:
         return []
     why = "several configs have no noise" if clean else "no finished config is without noise"
@@ -64,10 +64,10 @@ def ask_for_baseline(groups: Sequence[Group]) -> list[str]:
     return [f"no differences: {why}; choose a baseline with --baseline: {names}"]
 
 
-def _has_no_noise(config: Row) -> bool:
-    """Whether the config has no noise, or only noise of strength 0."""
-    network = config.get("network")
-    if not isinstance(network, dict) or active_noise(config):
+def _has_no_noise(group: Group) -> bool:
+    """Whether the config is known to have no noise, or only noise of strength 0."""
+    network = group.config.get("network")
+    if not isinstance(network, dict) or group.has_noise:
         return False
     return isinstance(network.get("noise"), dict | list | None)
 

@@ -19,6 +19,7 @@ from vshift.runs.read import RunRecord, number
 from vshift.text import escape_control, format_value, list_names, natural
 
 NO_NOISE = "no noise"
+OWN_NOISE = "noise of its own"  # a network's, which its config does not tell
 AT_CHANCE = "at chance level, so that differences say nothing of how much is lost"
 # Standard errors of a binomial share within which an error is that of guessing.
 _CHANCE_ERRORS = 3.0
@@ -99,20 +100,29 @@ class Group:
         error = math.sqrt((count - 1) / images / sample.n) / count
         return sample.mean >= 100 * (1 - 1 / count - _CHANCE_ERRORS * error)
 
+    @property
+    def has_noise(self) -> bool:
+        """Whether the config has noise of a strength above 0, or the network some of its own."""
+        return self.noise.layout != NO_NOISE
+
     @cached_property
     def noise(self) -> Noise:
-        """Where the config's noise sits and how strong it is, from whatever its file says."""
+        """Where the config's noise sits and how strong it is, from whatever its file says.
+
+        Without any, whether the runs found noise in the network itself.
+        """
         entries = active_noise(self.config)
         if not entries:
-            return Noise(NO_NOISE, "", 0.0)
+            is_own = any(self.numbers("noise_modules"))
+            return Noise(OWN_NOISE, "", None) if is_own else Noise(NO_NOISE, "", 0.0)
         block = self.config["network"].get("block")
         places = []
         for entry in entries:
             named = " and ".join(places_of(entry))
             place = [named or (f"in {block}" if block else "somewhere")]
-            place += [str(entry.get("kind"))] if entry.get("kind") != "dropout" else []
+            place += [f"with {entry.get('kind')}"] if entry.get("kind") != "dropout" else []
             place += [f"per {entry['unit']}"] if entry.get("unit", "element") != "element" else []
-            places.append(escape_control(", ".join([*place, *read_noise(entry).extent])))
+            places.append(escape_control(" ".join([*place, *read_noise(entry).extent])))
         known = [read_noise(entry) for entry in entries]
         variances = {None if noise.strength is None else noise.variance for noise in known}
         strengths = (noise.strength_text for noise in known if noise.strength_text)
@@ -128,7 +138,7 @@ class Group:
 
 def layout_pairs(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
     """The pairs of groups that differ only in where equally strong noise sits."""
-    noisy = [g for g in groups if g.noise.layout != NO_NOISE and g.noise.variance is not None]
+    noisy = [g for g in groups if g.has_noise and g.noise.variance is not None]
     return [
         (one, other)
         for i, other in enumerate(noisy)

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import altair as alt
 import pandas as pd
 
-from vshift.compare.groups import NO_NOISE
 from vshift.report.layouts import PALETTE, SHAPES, grouped
 from vshift.report.study import MONTE_CARLO, SITE_VALUES, Study
 from vshift.runs.schema import SITE_KINDS, column_name
@@ -261,7 +260,7 @@ def prediction(study: Study) -> Any:
 
 def over_strengths(study: Study) -> Any:
     """Layer × rate, one layout at a time, of the layouts that were run at two rates or more."""
-    noises = [group.noise for group in study.used if group.noise.layout != NO_NOISE]
+    noises = [group.noise for group in study.used if group.has_noise]
     found = grouped((noise.layout, noise.strength) for noise in noises if noise.strength)
     layouts = [layout for layout, strengths in found.items() if len(set(strengths)) > 1]
     if study.depth.empty or not layouts:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vshift.compare.groups import NO_NOISE, Group, layout_pairs, without_noise
+from vshift.compare.groups import Group, layout_pairs, without_noise
 from vshift.compare.statistics import Difference, adjust, paired, welch
 from vshift.config.identity import value_differences
 from vshift.report.layouts import grouped
@@ -76,7 +76,7 @@ def unpaired(study: Study) -> list[str]:
     notes = []
     for group in study.used:
         noise = group.noise
-        if noise.layout == NO_NOISE or noise.variance is None or group.label in paired_labels:
+        if not group.has_noise or noise.variance is None or group.label in paired_labels:
             continue
         others = [
             (len(keys), natural(other.label), other.label, keys)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 
 from vshift.compare import Comparison
 from vshift.compare.fields import active_noise, changed_of, value_at
-from vshift.compare.groups import NO_NOISE, Group, differing, differing_keys, short_heads
+from vshift.compare.groups import Group, differing, differing_keys, short_heads
 from vshift.compare.statistics import Difference
 from vshift.config.identity import Scope, scope_of
 from vshift.config.networks import FullyConnected
@@ -71,7 +71,7 @@ def make_groups(comparison: Comparison) -> list[StudyGroup]:
             comparison.groups, labels, comparison.rows, comparison.differences, strict=True
         )
     ]
-    if any(group.noise.layout != NO_NOISE for group in groups):
+    if any(group.has_noise for group in groups):
         return _coloured_by_noise(groups)
     # Every config but the baseline has a hue and a shape of its own, as far as pairs go.
     place = 0
@@ -97,7 +97,7 @@ def _coloured_by_noise(groups: Sequence[StudyGroup]) -> list[StudyGroup]:
     Only configs with a run that counts are drawn.
     """
     used = [group for group in groups if group.runs]
-    layouts = sorted({group.noise.layout for group in used} - {NO_NOISE}, key=natural)
+    layouts = sorted({group.noise.layout for group in used if group.has_noise}, key=natural)
     result = []
     for group in groups:
         layout, colour, shape = group.noise.layout, GREY, SHAPES[0]
@@ -160,11 +160,11 @@ class Phrase:
         return " ".join(filter(None, [self.before, join_words(strengths), self.after]))
 
 
-def noise_in_words(config: Row) -> Phrase:
+def noise_in_words(group: Group) -> Phrase:
     """`dropout at rate 0.3 right before each block’s last batch norm`."""
     phrases = []
-    for entry in active_noise(config):
-        network = config["network"]
+    for entry in active_noise(group.config):
+        network = group.config["network"]
         is_conv = network.get("name") not in _FULLY_CONNECTED
         noise, block = read_noise(entry), network.get("block")
         papers = _PAPERS if entry.get("kind") == "dropout" and is_conv else {}
@@ -188,7 +188,7 @@ def noise_in_words(config: Row) -> Phrase:
         phrases.append(Phrase(escape_control(noise.phrase), strength, after))
     if len(phrases) == 1:
         return phrases[0]
-    return Phrase(join_words([str(phrase) for phrase in phrases]) or NO_NOISE)
+    return Phrase(join_words([str(phrase) for phrase in phrases]) or group.noise.layout)
 
 
 def norm_in_words(norm: Any) -> str:
@@ -264,10 +264,10 @@ def layouts(groups: Sequence[StudyGroup]) -> list[Layout]:
     silent = {key for key, values in keys.items() if _is_untold(key, values, known)}
     norms = {group.label: norm_in_words(group.config.get("norm")) for group in known}
     says_norm = len(set(norms.values())) > 1 or not set(norms.values()) <= _DEFAULT_NORMS
-    is_noisy = any(active_noise(group.config) for group in known)
+    is_noisy = any(group.has_noise for group in known)
     members: dict[tuple[str, ...], list[StudyGroup]] = {}
     for place, group in sorted(enumerate(known), key=lambda item: not item[1].is_baseline):
-        phrase = noise_in_words(group.config)
+        phrase = noise_in_words(group)
         rest = [norms[group.label]] if says_norm else []
         for key, of_all in keys.items():
             value, is_block = of_all[place], key == "network.block"
@@ -286,7 +286,7 @@ def layouts(groups: Sequence[StudyGroup]) -> list[Layout]:
     result = []
     for (before, after, *rest), some in members.items():
         some.sort(key=lambda group: (not group.is_baseline, group.noise.variance or 0.0))
-        strengths = [noise_in_words(group.config).strength for group in some]
+        strengths = [noise_in_words(group).strength for group in some]
         phrase = Phrase(before, "", after)
         starts = [phrase.with_strengths(list(dict.fromkeys(strengths)))]  # of all, then of each
         starts += [phrase.with_strengths([one]) for one in strengths]
@@ -319,7 +319,7 @@ def in_words(groups: Sequence[StudyGroup]) -> dict[str, str]:
 
 def terms(groups: Sequence[StudyGroup], measured: bool) -> list[str]:
     """The terms that the answers use, explained, as far as they are needed."""
-    noisy = any(active_noise(group.config) for group in groups)
+    noisy = any(group.has_noise for group in groups)
     explained = []
     if measured or noisy:
         explained.append(
@@ -358,6 +358,6 @@ def shared(groups: Sequence[StudyGroup]) -> str:
         parts.append(pluralize(epochs, "epoch"))
     if seeds is not None:
         parts.append(f"{pluralize(seeds, 'seed')} each")
-    if not any(map(active_noise, configs)):
+    if not any(group.has_noise for group in groups):
         parts.append("no noise in any config")
     return ", ".join(parts)

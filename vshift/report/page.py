@@ -134,16 +134,16 @@ def data_sentences(study: Study) -> list[Markup]:
     """How much of which data, and what its numbers must not be compared with."""
     sections = _data_sections(study)
     kinds = {str(section.get("name")) for section in sections}
-    limits = set()
+    limits: set[Markup] = set()
     for section in sections:
-        suffix = "" if section.get("name") in ("shapes", "patterns") else "_limit"
+        is_drawn = section.get("name") in ("shapes", "patterns")  # as many as are asked for
+        start, suffix = ("", "") if is_drawn else ("Limited to ", "_limit")
         counts = {"training": section.get(f"train{suffix}"), "test": section.get(f"test{suffix}")}
-        limits.add(
-            tuple(f"{n:,} {part} images" for part, n in counts.items() if isinstance(n, int))
-        )
+        images = [f"{n:,} {part} images" for part, n in counts.items() if isinstance(n, int)]
+        limits |= {say("{}{}.", start, join_html(images))} if images else set()
     names = data_names(study)
     text = [say("Data: {}.", join_html(map(bold, names)))] if names else []
-    text += [say("Limited to {}.", join_html(limit)) for limit in sorted(limits) if limit]
+    text += sorted(limits)
     if "imagefolder" in kinds:
         text.append(
             Markup(
@@ -151,7 +151,7 @@ def data_sentences(study: Study) -> list[Markup]:
                 "are not comparable with those published for it."
             )
         )
-    if kinds & {"cifar10", "cifar100"} and any(limits):
+    if kinds & {"cifar10", "cifar100"} and limits:
         text.append(Markup("A part of a data set: not comparable with published numbers."))
     if len(names) > 1:
         text.append(Markup("Configs on different data are not compared with each other."))

@@ -414,13 +414,16 @@ SUMMARY_COLUMNS = {
         Column("shift_ratio_cause",
                "`lag` of BN's moving average or `shift`: the cause of the larger part of the "
                "layers' shift ratios; `both` where neither has more than half",
-               "shift or\nBN's lag", priority=4, is_text=True),
+               "shift or\nBN's lag", priority=11, is_text=True),
         Column("lag_free_ratio_mean", "mean over BN layers of `lag_free_ratio`", "", "", 3),
         Column("mean_shift", "mean over BN layers of `mean_shift`", "", "", 3),
         Column("mean_tid", "mean over BN layers of `mean_tid`", "", "", 3),
         Column("variance_tid", "mean over BN layers of `variance_tid`", "", "", 3),
         Column("parameters", "parameters of the network", "parameters", "", 0, 1),
         Column("bn_layers", "BN layers of the network", "", "", 0),
+        Column("noise_modules", "noise of a strength above 0: the modules of "
+               "`network.noise`, and PyTorch's dropout in a network that is not vshift's",
+               "", "", 0),
         *_monte_carlo("monte_carlo", "noise on and BN on running statistics"),
         *_monte_carlo("monte_carlo_bn", "noise off and BN on single training batches’ statistics"),
     )

@@ -29,6 +29,11 @@ def noise_modules(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in modules if isinstance(module, Noise | _DropoutNd)}
 
 
+def is_off(noise: nn.Module) -> bool:
+    """Whether a noise module's strength is 0, so that it is the identity in training too."""
+    return any(getattr(noise, key, None) == 0 for key in ("p", "rate", "variance"))
+
+
 @contextmanager
 def modes(
     model: nn.Module, *, noise: bool, norm: Literal["batch", "training", "running"]

@@ -13,7 +13,14 @@ from vshift.runs.files import Row
 from vshift.runs.schema import EpochRow
 from vshift.runs.summary import error_of, summarize_layers, summarize_ratios, with_errors
 from vshift.shift.mode_matrix import mode_costs, mode_matrix
-from vshift.shift.modes import BNState, batch_statistics, load_bn_state, restoring_state
+from vshift.shift.modes import (
+    BNState,
+    batch_statistics,
+    is_off,
+    load_bn_state,
+    noise_modules,
+    restoring_state,
+)
 from vshift.shift.recalibration import NotFiniteError, estimate_statistics
 from vshift.shift.stats import running_moments, shift_ratio
 from vshift.train.context import Batches, TrainingContext, derive_seed, images_of
@@ -44,6 +51,7 @@ def evaluate_final_model(
         **{k: v for k, v in epoch_row.items() if k.startswith("train_")},
         **summarize_layers(measured.rows),
         "bn_layers": len(context.bn_layers),  # also where none was measured
+        "noise_modules": sum(not is_off(m) for m in noise_modules(context.model).values()),
         "parameters": sum(p.numel() for p in context.model.parameters()),
         **measured.train_scores.columns("train_{}_eval_mode"),
         **train_mode_scores(context),

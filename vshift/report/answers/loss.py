@@ -8,7 +8,6 @@ from operator import attrgetter
 import numpy as np
 from markupsafe import Markup
 
-from vshift.compare.fields import active_noise
 from vshift.compare.groups import AT_CHANCE, Group
 from vshift.report.answers.significance import BASELINE_OPTION
 from vshift.report.effects import Effect
@@ -127,7 +126,7 @@ def _range(study: Study, values: Sequence[float]) -> str:
 
 def _without_baseline(study: Study) -> Markup:
     """Why there is no baseline, and the best of the configs."""
-    clean = [g for g in study.groups if g.config and not active_noise(g.config)]
+    clean = [g for g in study.groups if g.config and not g.has_noise]
     labels = join_html(g.label for g in clean)
     if not clean:
         why = Markup("No config is without noise.")

@@ -63,7 +63,7 @@ def card(study: Study) -> Card:
     if len(checks) > count:
         checked = pluralize(len(checks) - count, "check")
         text.append(say("Not counted: {} where the formula is approximate.", checked))
-    answer = f"{'Yes' if held else 'Not everywhere'}: {right} of {pluralize(count, 'layer')} agree"
+    answer = f"{'Yes' if held else 'Not everywhere'}: {right} of {pluralize(count, 'check')} agree"
     return Card("prediction", question, answer, text)
 
 

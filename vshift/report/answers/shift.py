@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from markupsafe import Markup
 
-from vshift.compare.groups import NO_NOISE, Group
+from vshift.compare.groups import Group
 from vshift.report.effects import Effect, most_affected
 from vshift.report.layouts import grouped
 from vshift.report.sentences import Card, bold, join_html, say
@@ -24,7 +24,7 @@ _ERRORS = 3.0  # standard errors that a difference from 1 must exceed
 def card(study: Study, effects: Sequence[Effect]) -> Card:
     """The card on the first shifted layer of the most affected config, and of each layout."""
     question = "At which layer does the noise’s shift begin?"
-    noisy = [group for group in study.used if group.noise.layout != NO_NOISE]
+    noisy = [group for group in study.used if group.has_noise]
     if not noisy:
         question = "At which layer does the shift begin?"
     first = first_shifted(study)
@@ -91,7 +91,7 @@ def first_shifted(study: Study) -> dict[str, str | None]:
     `total_ratio`, with the noise against without it; configs without noise have no such layer, and
     are left out if others have some.
     """
-    noisy = {group.label for group in study.used if group.noise.layout != NO_NOISE}
+    noisy = {group.label for group in study.used if group.has_noise}
     result: dict[str, str | None] = {}
     for label, rows in study.depth.groupby("group", sort=False):
         if noisy and label not in noisy:
@@ -117,7 +117,7 @@ def _course(study: Study, group: Group, layer: str) -> Markup:
     ratio, local = number(row["ratio"]), number(row["local"])
     text = say("In {}, the shift begins at {} with a ratio of {}", bold(group.label),
         bold(escape_control(layer)), format_number(ratio, 2))  # fmt: skip
-    if group.noise.layout != NO_NOISE and ratio is not None and local:
+    if group.has_noise and ratio is not None and local:
         text += say(
             ": ×\N{NO-BREAK SPACE}{} from the noise in front of it, "
             "×\N{NO-BREAK SPACE}{} from elsewhere",
