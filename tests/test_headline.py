@@ -1,4 +1,4 @@
-"""The headline study's files, table and page in docs/ say the same numbers."""
+"""The files of studies in docs/data, their tables and the page in docs/ say the same numbers."""
 
 import tarfile
 from pathlib import Path
@@ -12,12 +12,15 @@ DOCS = Path(__file__).parents[1] / "docs"
 EXACT_ERRORS = 3  # standard errors within which a prediction called exact is said to hold
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("headline")
-    with tarfile.open(DOCS / "data" / "headline.tar.xz") as packed:
+def unpacked(study: str, folder: Path):
+    with tarfile.open(DOCS / "data" / f"{study}.tar.xz") as packed:
         packed.extractall(folder, filter="data")
     return load_runs(folder)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return unpacked("headline", tmp_path_factory.mktemp("headline"))
 
 
 def spread(values: pd.Series) -> str:
@@ -53,3 +56,16 @@ def test_how_many_exact_predictions_hold(runs):
     assert f"{held} checks, one for each run and layer" in " ".join(text.split())
     assert f"is {distance.max():.1f} standard errors off" in text
     assert f"within {EXACT_ERRORS} standard errors of the measured one in {held} checks" in readme
+
+
+def test_deep_and_wide_are_what_their_table_says(tmp_path):
+    runs = unpacked("deep-wide", tmp_path)
+    table = (DOCS / "studies.md").read_text("utf-8")
+    layers = runs.final_layers
+    last_bns = layers[layers["layer"].str.endswith("branch.bn2")]
+    dcos2 = last_bns.groupby("name")["dcos2"].median()
+    assert len(runs.summary) == 6
+    for run in runs.summary.itertuples():
+        row = [f"{run.test_error:.2f}", f"{run.test_error_recalibrated:.2f}"]
+        row += [f"{ratio:.3f}" for ratio in (run.shift_ratio_mean, run.shift_ratio_max)]
+        assert f"| {' | '.join(row)} | {dcos2[run.name]:.2f} |" in table, run.name

@@ -238,11 +238,15 @@ def test_files_that_are_not_there(write, refused) -> None:
     assert refused(load, "good") == ["good: no such file; did you mean `good.yaml`?"]
     assert refused(load, "zzzzzzzz") == ["zzzzzzzz: no such file; the folder holds good.yaml"]
     assert refused(load, "no/x.yaml") == ["no/x.yaml: no such file; there is no folder no"]
-    assert refused(load, ".") == [".: a folder, not a config file; it holds good.yaml"]
+    assert refused(load, ".") == [
+        ".: a folder, not a config file; it holds good.yaml; vshift sweep takes folders"
+    ]
     assert refused(load, "good.yaml/x") == ["good.yaml/x: cannot be read: Not a directory"]
     assert refused(load, "a\0b") == ["a\\x00b: not a file name"]
     Path("empty").mkdir()
-    assert refused(load, "empty") == ["empty: a folder, not a config file"]
+    assert refused(load, "empty") == [
+        "empty: a folder, not a config file; vshift sweep takes folders"
+    ]
 
 
 def test_no_permission(write, refused, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,14 @@ def test_what_is_there_goes_first(tmp_path, monkeypatch):
     assert len(config_files([Path("demo")])) == len(list((CONFIGS / "demo").glob("*.yaml")))
 
 
+def test_a_folder_of_runs_hides_nothing(tmp_path, monkeypatch):
+    """As after `vshift sweep demo --runs-dir demo`, which the same command resumes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo" / "no-noise" / "seed-0").mkdir(parents=True)
+    (tmp_path / "demo" / "no-noise" / "seed-0" / "config.yaml").write_text("epochs: 1\n")
+    assert len(config_files([Path("demo")])) == len(list((CONFIGS / "demo").glob("*.yaml")))
+
+
 def test_a_base_may_be_one_of_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.yaml").write_text("base: networks/preresnet20\nepochs: 200\n")

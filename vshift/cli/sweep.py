@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    configs: Annotated[list[Path], typer.Argument(metavar="CONFIG", help="Files or folders.")],
+    configs: Annotated[
+        list[Path],
+        typer.Argument(metavar="CONFIG", help="Files, folders or shipped names, such as demo."),
+    ],
     sets: Sets = None,
     seeds: Seeds = None,
     runs_dir: RunsDir = Path("runs"),

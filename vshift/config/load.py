@@ -217,7 +217,7 @@ def read_file(path: Path) -> Node:
             case FileNotFoundError():
                 why = f"no such file{_nearest(path)}"
             case IsADirectoryError():
-                why = f"a folder, not a config file{_nearest(path)}"
+                why = f"a folder, not a config file{_nearest(path)}; vshift sweep takes folders"
             case PermissionError():
                 why = "may not be read (permission denied)"
             case _:

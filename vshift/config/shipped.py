@@ -26,7 +26,9 @@ def shipped() -> dict[str, Path]:
 def find_config(path: Path, name: str) -> Path:
     """The path if it exists, else what is shipped under this name, also written `configs/<name>`.
 
-    Where there is neither, the path as it is.
+    A folder without configs, as one of runs is, hides nothing. Where there is neither, the path as
+    it is.
     """
-    known = {} if os.path.lexists(path) else shipped()
+    is_empty = path.is_dir() and not any(path.glob("*.y*ml"))
+    known = shipped() if is_empty or not os.path.lexists(path) else {}
     return known.get(Path(name).as_posix().removeprefix("configs/"), path)
