@@ -13,7 +13,7 @@ import vshift
 PACKAGE = Path(vshift.__file__).parent
 # From the ground up; a package may import those of lower floors, also inside functions.
 FLOORS = [
-    ["_version", "errors"],
+    ["_version", "errors", "installed"],
     ["text"],
     ["tables", "cache"],
     ["config"],

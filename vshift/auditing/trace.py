@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vshift.auditing.guard import SavedState
 from vshift.auditing.names import in_quotes, plain_name
 from vshift.auditing.samples import Batch, call, main_output, tensors_of
-from vshift.config.own import is_installed
+from vshift.installed import is_installed
 
 # ---- which module is running
 

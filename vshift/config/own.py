@@ -15,7 +15,6 @@ import importlib.util
 import os
 import stat
 import sys
-import sysconfig
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from pydantic import AfterValidator, Field
 from vshift.config.identity import TAG_KEYS, is_file_reference
 from vshift.config.section import Section
 from vshift.errors import ConfigError
+from vshift.installed import is_installed
 from vshift.text import did_you_mean, one_line, show_value
 
 FORMS = ("file.py:object", "package.module:object")
@@ -272,17 +272,6 @@ def located(reference: str) -> Path:
     if spec.origin is None or not spec.origin.endswith(".py"):
         raise ValueError(f"{module!r} is no Python file")
     return Path(spec.origin)
-
-
-def is_installed(path: Path) -> bool:
-    """Whether a file belongs to Python or to an installed package, which has a version."""
-    standard = Path(sysconfig.get_path("stdlib"))
-    own = Path(__file__).parents[1]
-    return (
-        not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
-        or path.is_relative_to(standard)
-        or path.is_relative_to(own)
-    )
 
 
 class _Syntax:

@@ -17,8 +17,9 @@ from types import ModuleType
 from typing import Any
 
 from vshift.config.identity import is_file_reference
-from vshift.config.own import OwnPart, hash_of, import_root, is_installed, located, sources
+from vshift.config.own import OwnPart, hash_of, import_root, located, sources
 from vshift.errors import ConfigError, VShiftError
+from vshift.installed import is_installed
 from vshift.text import did_you_mean, one_line, pluralize, show_value
 
 _MODULES: dict[tuple[str, str], ModuleType] = {}  # by file and hash: a file runs once
