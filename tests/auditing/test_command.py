@@ -52,6 +52,9 @@ def test_fix_writes_weights_that_are_better(vshift, tmp_path):
     assert code == 3
     assert err == 'wrote fixed.safetensors: buffers of 1 layer changed ("1")\n'
     assert vshift(*words, "--weights", "fixed.safetensors")[0] == 0
+    code, _, err = vshift(*words, "--fix", "fixed.pt")
+    assert code == 2
+    assert "--fix: fixed.pt: the file's name must end in .safetensors" in err
     healthy = ["audit", "mine.py:trained", "--data", "mine.py:images"]
     code, _, err = vshift(*healthy, "--fix", "healthy.safetensors")
     assert code == 0

@@ -13,6 +13,7 @@ import typer
 
 from vshift.cli.options import DEVICES, Device
 from vshift.cli.streams import echo, tell
+from vshift.errors import VShiftError
 from vshift.tables import width_of
 
 
@@ -117,6 +118,8 @@ def audit(
     from vshift.runs.files import is_stdout, write_named
     from vshift.train.device import choose_device
 
+    if fix is not None and fix.suffix != ".safetensors" and not is_stdout(fix):
+        raise VShiftError(f"--fix: {fix}: the file's name must end in .safetensors")
     result, loaded = command.run_audit(
         model,
         data,

@@ -81,7 +81,7 @@ def test_statistics_frozen_at_their_first_values_are_a_note():
     hook.remove()
     result = audit(model.eval(), batches)
     assert "never_updated" not in codes(result)
-    assert any("frozen on purpose, it seems" in note for note in result.notes)
+    assert any("(--weights), or they are frozen on purpose" in note for note in result.notes)
 
 
 def test_what_overflows_in_low_precision_is_as_grave_as_what_it_costs():

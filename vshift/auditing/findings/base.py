@@ -16,7 +16,7 @@ from vshift.text import list_names
 FAR = 0.5  # standard deviations; augmentation of training data makes up to 0.3
 LEAVE_IT = "Repairing it makes eval worse: leave it."
 NOTHING = "nothing, as it makes no measurable difference on these samples"
-RECALIBRATE = "re-estimate with `vshift.recalibrate(model, loader)` or `vshift audit --fix`"
+RECALIBRATE = "re-estimate with `vshift.recalibrate(model, loader)` or `--fix OUT.safetensors`"
 
 
 @dataclass(frozen=True)

@@ -79,9 +79,9 @@ class NeverUpdated(BufferCheck):
     code = "never_updated"
     title = "running statistics were never updated"
     causes = (
-        "a checkpoint without buffers (parameters only, `strict=False`, another prefix), an EMA, "
-        "SWA or federated average of the parameters alone, momentum 0, or BN in eval mode in "
-        "training"
+        "no weights loaded, a checkpoint without buffers (parameters only, `strict=False`, another "
+        "prefix), an EMA, SWA or federated average of the parameters alone, momentum 0, or BN in "
+        "eval mode in training"
     )
     advice = "load or average the buffers as well"
     remedy = RECALIBRATE
@@ -99,8 +99,8 @@ class NeverUpdated(BufferCheck):
                 drop_if_harmful=True,
                 note_if_dropped=(
                     f"the running statistics of {which_layers(evidence, layers)} are the initial "
-                    "ones, and re-estimating them makes eval mode worse: frozen on purpose, it "
-                    "seems"
+                    "ones, and re-estimating them makes eval mode worse: no weights were loaded "
+                    "(--weights), or they are frozen on purpose"
                 ),
                 momentum=sorted({str(evidence.layers[n].momentum) for n in layers}),
                 batches_tracked=[evidence.batches_tracked(n) for n in layers],

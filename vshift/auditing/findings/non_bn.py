@@ -62,7 +62,7 @@ class SpectralNorm(Check):
         "them; in training mode every forward repairs them a little"
     )
     advice = "run some batches in train mode before saving, or load the buffers as well"
-    remedy = "`vshift audit --fix` writes right ones"
+    remedy = "`--fix OUT.safetensors` writes right ones"
 
     def find(self, evidence: Evidence) -> Iterator[CandidateFinding]:
         ratios: dict[str, float] = {}
