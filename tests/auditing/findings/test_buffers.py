@@ -29,6 +29,7 @@ def test_a_training_loader_is_asked_for_only_where_there_is_none():
     given = audit(patient.model, patient.loader, train_loader=patient.loader).findings[0].message
     assert "Pass train_loader= (--train-data): if the statistics fit" in alone
     assert "Pass train_loader=" not in given
+    assert "These inputs are the training data's: the statistics are wrong" in given
 
 
 def test_a_negative_running_variance_is_as_bad_as_nan():

@@ -213,7 +213,12 @@ class Stale(BufferCheck):
                 f"\nA momentum of None averages over all {evidence.batches_tracked(simple[0]):,} "
                 "batches since the statistics were reset, the first of them as much as the last."
             )
-        if not evidence.has_train_loader:
+        if evidence.has_train_loader:
+            more += (
+                "\nThese inputs are the training data's: the statistics are wrong, and not how "
+                "eval inputs are preprocessed."
+            )
+        else:
             more += (
                 "\nPass train_loader= (--train-data): if the statistics fit the training data, "
                 "your eval inputs are preprocessed differently; if not, the statistics are wrong."
