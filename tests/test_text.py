@@ -9,6 +9,7 @@ from vshift.text import (
     format_duration,
     format_estimate,
     format_p,
+    format_significant,
     keep_together,
     pluralize,
     shorten_middle,
@@ -23,6 +24,13 @@ def test_one_is_singular_and_all_else_plural() -> None:
     assert (pluralize(1, "batch", "batches"), pluralize(3, "batch", "batches")) == (
         "1 batch", "3 batches",
     )  # fmt: skip
+
+
+def test_significant_digits_need_no_power_of_ten_below_a_million() -> None:
+    values = (0.01234, 1.29, 99.6, 168.4, 12345.0, 2.5e7, float("nan"), None)
+    assert [format_significant(value, 2) for value in values] == [
+        "0.012", "1.3", "100", "170", "12,000", "2.5e+07", "–", "–",
+    ]  # fmt: skip
 
 
 def test_lines_break_between_words_and_nowhere_else() -> None:

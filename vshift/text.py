@@ -37,8 +37,11 @@ def format_integer(value: float | None) -> str:
 
 
 def format_significant(value: float | None, digits: int = 4) -> str:
-    """A number of any magnitude with this many significant digits."""
-    return NONE if value is None or math.isnan(value) else f"{value:.{digits}g}"
+    """A number with this many significant digits; below a million without a power of ten."""
+    if value is None or math.isnan(value):
+        return NONE
+    text = f"{value:.{digits}g}"
+    return f"{float(text):,.0f}" if "e+" in text and abs(value) < 1e6 else text
 
 
 def format_spread(

@@ -25,6 +25,7 @@ from vshift.text import (
     escape_control,
     escape_lines,
     format_estimate,
+    format_significant,
     keep_together,
     pluralize,
     supported_decimals,
@@ -275,7 +276,8 @@ class _LayerColumn:
         if isinstance(value, int):
             return str(value)
         if error is None:
-            return f"{value:#.3g}".rstrip(".")
+            text = f"{value:#.3g}".rstrip(".")
+            return format_significant(value, 3) if "e+" in text else text
         return f"{value:.{min(supported_decimals(value, error), 3)}f}"
 
 

@@ -11,7 +11,7 @@ from vshift.auditing.evidence import Evidence
 from vshift.auditing.names import in_quotes
 from vshift.auditing.repairs import Repair
 from vshift.auditing.severity import SEVERITIES, Gain
-from vshift.text import list_names
+from vshift.text import format_significant, list_names
 
 FAR = 0.5  # standard deviations; augmentation of training data makes up to 0.3
 LEAVE_IT = "Repairing it makes eval worse: leave it."
@@ -238,7 +238,8 @@ def distance_in_words(evidence: Evidence, layers: Sequence[str]) -> str:
     worst = max(layers, key=lambda name: evidence.distance[name])
     where = f" at {in_quotes(worst)}" if len(layers) > 1 else ""
     return (
-        f"off by {evidence.distance[worst]:.2g} standard deviations{where} (healthy: "
+        "off by "
+        f"{format_significant(evidence.distance[worst], 2)} standard deviations{where} (healthy: "
         f"{evidence.noise_floor[worst]:.1g})"
     )
 
@@ -253,7 +254,8 @@ def harmless_note(evidence: Evidence, layers: Sequence[str]) -> str:
     if evidence.has_train_loader or (far >= FAR and evidence.judged[0] not in evidence.mismatched):
         return ""
     return (
-        f"the running statistics of {which_layers(evidence, layers)} are off by up to {far:.2g} "
+        f"the running statistics of {which_layers(evidence, layers)} are off by up to "
+        f"{format_significant(far, 2)} "
         "standard deviations on these inputs, without measurable harm; training inputs that were "
         "augmented or otherwise different explain it"
     )

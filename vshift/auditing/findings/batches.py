@@ -27,6 +27,7 @@ from vshift.auditing.repairs import Repair, set_running, statistics_by_call
 from vshift.auditing.samples import tensors_of
 from vshift.auditing.severity import LEAST_FALL, Gain
 from vshift.shift.stats import Moments, averaged_batches
+from vshift.text import format_significant
 
 SMALL_SAMPLE = 100  # n_eff below which the noise floor is above 0.1
 HIGH_MOMENTUM = 0.5
@@ -61,7 +62,7 @@ class MomentumHigh(BufferCheck):
                 for n in layers
             )
             batches = averaged_batches(momentum)
-            last = f"{batches:.2g} batches" if batches >= 1.5 else "batch"
+            last = f"{format_significant(batches, 2)} batches" if batches >= 1.5 else "batch"
             yield self.candidate(
                 evidence,
                 layers,
@@ -113,7 +114,8 @@ class TinyBatches(BufferCheck):
                 f"{which_layers(evidence, layers)} {plural(layers, 'normalises', 'normalise')} by "
                 f"{counts[worst]} values per channel: batches of {samples.batch_size} are too "
                 "small.\n"
-                f"That noise alone puts running statistics off by {noise:.2g} standard deviations.",
+                "That noise alone puts running statistics off by "
+                f"{format_significant(noise, 2)} standard deviations.",
                 batch_size=samples.batch_size,
                 values=counts[worst],
                 expected_noise=noise,
@@ -146,7 +148,7 @@ class SeveralDistributions(BufferCheck):
                     evidence,
                     [name],
                     f"{in_quotes(name)} runs {stats.calls} times per forward, on inputs that "
-                    f"differ by {far:.2g} standard deviations.\n"
+                    f"differ by {format_significant(far, 2)} standard deviations.\n"
                     "One set of running statistics cannot fit them all.",
                     repair=Repair("giving each call its own statistics", changes=[change]),
                     calls=stats.calls,
@@ -289,8 +291,9 @@ class InputDiffers(Check):
         yield CandidateFinding(
             self,
             None,
-            f"the loader's inputs have {ratio:.3g} times the standard deviation of the training "
-            f"loader's, and means up to {moved:.2g} standard deviations away."
+            "the loader's inputs have "
+            f"{format_significant(ratio, 3)} times the standard deviation of the training "
+            f"loader's, and means up to {format_significant(moved, 2)} standard deviations away."
             + f"\nTheir shapes are {shapes[0]} and {shapes[1]}."
             * (shapes[0] != shapes[1]),
             numbers={"distance": distance, "limit": limit, "shapes": [list(s) for s in shapes]},

@@ -22,7 +22,7 @@ from vshift.auditing.findings.base import (
 from vshift.auditing.names import in_quotes
 from vshift.auditing.repairs import Repair
 from vshift.auditing.severity import Gain
-from vshift.text import pluralize
+from vshift.text import format_significant, pluralize
 
 
 class NonFinite(BufferCheck):
@@ -157,7 +157,7 @@ class Drift(BufferCheck):
             worst,
             f"{which_layers(evidence, layers)} {plural(layers, 'has', 'have')} the reference's "
             "parameters, but running statistics that drifted: by "
-            f"{distances[worst]:.2g} standard deviations{where}.",
+            f"{format_significant(distances[worst], 2)} standard deviations{where}.",
             layers,
             {"distances": distances},
             Repair("restoring the reference's buffers", statistics=reference),

@@ -25,6 +25,7 @@ from vshift.auditing.severity import (
     severity_of_change,
 )
 from vshift.shift.stats import Moments, layer_running_moments
+from vshift.text import format_significant
 
 
 class ModeSwitchChangesState(Check):
@@ -283,7 +284,8 @@ class BNOnlyInEval(Check):
             worst,
             f"{list_layers(layers)} {plural(layers, 'runs', 'run')} in eval mode and not in "
             "training mode.\n"
-            f"The running statistics of {in_quotes(worst)} are off by {distances[worst]:.2g} "
+            f"The running statistics of {in_quotes(worst)} are off by "
+            f"{format_significant(distances[worst], 2)} "
             "standard deviations of its inputs there.",
             layers,
             {"distance": distances[worst], "limit": limits[worst], "distances": distances},

@@ -25,7 +25,7 @@ from vshift.auditing.repairs import Repair, eval_hidden, scale_outputs, set_mode
 from vshift.auditing.samples import call, tensors_of
 from vshift.auditing.severity import format_change, least_severity, severity_of_change
 from vshift.auditing.trace import SILENCEABLE, NoiseSource
-from vshift.text import format_estimate, list_names, pluralize
+from vshift.text import format_estimate, format_significant, list_names, pluralize
 
 DRAWS = 32  # of a noise layer, to see its mean
 
@@ -183,7 +183,8 @@ class NoiseScale(Check):
             yield CandidateFinding(
                 self,
                 worst,
-                f"{in_quotes(worst)} gives on average {scales[worst]:.3g} times as much in "
+                f"{in_quotes(worst)} gives on average "
+                f"{format_significant(scales[worst], 3)} times as much in "
                 "training as in eval mode."
                 + f"\nNoise that changes the mean: {list_layers(list(scales))}."
                 * (len(scales) > 1),

@@ -16,6 +16,7 @@ from vshift.auditing.findings.base import CandidateFinding, Check, list_layers, 
 from vshift.auditing.names import in_quotes
 from vshift.auditing.repairs import Repair, set_mode
 from vshift.auditing.samples import call, tensors_of
+from vshift.text import format_significant
 
 WRONG_NORM = 1.2  # one power iteration per step lags behind moving weights by less
 POWER_STEPS = 50  # of power iteration: the norm to about a percent
@@ -88,7 +89,8 @@ class SpectralNorm(Check):
                 worst,
                 f"spectral norm divides {list_layers(list(ratios))} by a wrong norm in eval "
                 "mode.\n"
-                f"The largest singular value of {in_quotes(worst)} is {ratios[worst]:.3g} times "
+                f"The largest singular value of {in_quotes(worst)} is "
+                f"{format_significant(ratios[worst], 3)} times "
                 "that norm.",
                 list(ratios),
                 {"true_over_used": ratios},
