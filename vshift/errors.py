@@ -8,6 +8,11 @@ class VShiftError(Exception):
 
     exit_code = 2
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong, a message for each."""
+        return (str(self),)
+
 
 class ConfigError(VShiftError):
     """One or several problems of a config; `ConfigError(line, …)` holds one line for each.

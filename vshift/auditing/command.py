@@ -24,7 +24,7 @@ from vshift.auditing.inputs import (
 )
 from vshift.auditing.names import find_prefix
 from vshift.auditing.report import Audit
-from vshift.auditing.samples import AuditError
+from vshift.auditing.samples import AuditError, UnknownBatch
 from vshift.auditing.severity import SEVERITIES
 from vshift.config.own_code import own_frames
 from vshift.errors import VShiftError
@@ -103,9 +103,7 @@ def run_audit(
                 batches=batches,
                 seed=images.seed,
             )
-        except AuditError as error:
-            if "`unpack" not in str(error):
-                raise
+        except UnknownBatch as error:
             raise AuditError(
                 f"{error}; on the command line, --data FILE.py:FUNCTION can yield (inputs, labels)"
             ) from error

@@ -28,6 +28,10 @@ class AuditError(VShiftError):
     """This model or this loader cannot be audited. Exit code 2."""
 
 
+class UnknownBatch(AuditError):
+    """What of a batch is the model's input cannot be known: `unpack` has to say it."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Inputs as the model takes them, and labels [N, …] or None."""
@@ -83,7 +87,7 @@ def call(model: nn.Module, inputs: Any) -> Any:
         tensors = tensors_of(inputs)
         if len(tensors) == 1:
             return model(tensors[0])
-        raise AuditError(
+        raise UnknownBatch(
             f"forward({', '.join(parameters)}) has no arguments for a batch's entries "
             f"{', '.join(f'`{name}`' for name in unknown)}: a batch that is a mapping gives its "
             f"entries by name, without {', '.join(f'`{key}`' for key in LABEL_KEYS)}; give "
@@ -238,7 +242,7 @@ def collect(
     for item in islice(loader, limit):
         inputs, labels = unpack(item)
         if _is_detection(inputs, labels):
-            raise AuditError(
+            raise UnknownBatch(
                 f"the {name} gives lists of images and of targets, as for detection, and a list is "
                 "given to the model as positional arguments; say how it is called with `unpack=`, "
                 "for instance `unpack=lambda batch: ((list(batch[0]),), None)`"
@@ -247,7 +251,7 @@ def collect(
         inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().to(device), inputs)
         if not tensors_of(inputs):
             if not hasattr(inputs, "to"):  # a graph library's batch is an object that has it
-                raise AuditError(
+                raise UnknownBatch(
                     f"a batch has no input tensor [N, …], but a {type(inputs).__name__}; give "
                     "`unpack`, a function from your batch to (inputs, labels)"
                 )

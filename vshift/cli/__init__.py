@@ -24,7 +24,7 @@ from vshift.cli.sweep import sweep
 from vshift.cli.train import train
 from vshift.cli.usage import App
 from vshift.cli.watch import watch
-from vshift.errors import ConfigError, Interrupted, Stopped, VShiftError
+from vshift.errors import Interrupted, Stopped, VShiftError
 from vshift.sweep.process_group import die_with_parent
 from vshift.train.signals import stopping_at_once
 
@@ -81,12 +81,9 @@ def main() -> None:
         except Interrupted as error:  # as requested: no error
             tell(str(error))
             sys.exit(error.exit_code)
-        except ConfigError as error:
+        except VShiftError as error:
             for problem in error.problems:
                 tell(f"error: {problem}")
-            sys.exit(error.exit_code)
-        except VShiftError as error:
-            tell(f"error: {error}")
             sys.exit(error.exit_code)
         except Stopped as stopped:
             tell("interrupted")

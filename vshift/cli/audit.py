@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from vshift.cli.options import DEVICES, Device
-from vshift.cli.streams import echo, tell
+from vshift.cli.streams import echo, tell, tell_to_open
 from vshift.errors import VShiftError
 from vshift.tables import width_of
 
@@ -151,6 +151,6 @@ def audit(
         tell(command.write_fixed(result, loaded, fix, weights))
     echo(forms[form]())
     if report is not None and form == "table" and not is_stdout(report):
-        tell(f"next: open {shlex.quote(str(report))} in a browser")
+        tell_to_open(report)
     if fail_on is not None and result.fails(fail_on):
         raise typer.Exit(3)

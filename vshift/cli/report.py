@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from vshift.cli.options import RunsDirs
-from vshift.cli.streams import echo, tell
+from vshift.cli.streams import echo, tell_to_open
 
 
 def report(
@@ -44,4 +44,4 @@ def report(
         if not is_stdout(path):
             echo(path)
     if not is_stdout(out):
-        tell(f"next: open {shlex.quote(str(out))} in a browser")
+        tell_to_open(out)

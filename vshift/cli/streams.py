@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from vshift.tables import width_of
@@ -85,6 +87,11 @@ def tell(message: str) -> None:
     `next:`.
     """
     print(wrap_words(escape_lines(message), width_of(sys.stderr)), file=sys.stderr, flush=True)
+
+
+def tell_to_open(page: Path) -> None:
+    """Say what is next after a page was written."""
+    tell(f"next: open {shlex.quote(str(page))} in a browser")
 
 
 def silence(stream: Any) -> None:

@@ -108,8 +108,8 @@ def catch_stop_signals(
         first, stop.number = not stop.requested, stop.number or number
         if first:
             teller.start()
-        if first and then:
-            then()
+            if then:
+                then()
 
     handlers: dict[int, Any] = dict.fromkeys(_NUMBERS, handle)
     if hasattr(signal, "SIGHUP"):

@@ -237,11 +237,8 @@ def distance_in_words(evidence: Evidence, layers: Sequence[str]) -> str:
     """How far the worst of these layers is off, for a sentence."""
     worst = max(layers, key=lambda name: evidence.distance[name])
     where = f" at {in_quotes(worst)}" if len(layers) > 1 else ""
-    return (
-        "off by "
-        f"{format_significant(evidence.distance[worst], 2)} standard deviations{where} (healthy: "
-        f"{evidence.noise_floor[worst]:.1g})"
-    )
+    off = format_significant(evidence.distance[worst], 2)
+    return f"off by {off} standard deviations{where} (healthy: {evidence.noise_floor[worst]:.1g})"
 
 
 def harmless_note(evidence: Evidence, layers: Sequence[str]) -> str:
@@ -255,7 +252,6 @@ def harmless_note(evidence: Evidence, layers: Sequence[str]) -> str:
         return ""
     return (
         f"the running statistics of {which_layers(evidence, layers)} are off by up to "
-        f"{format_significant(far, 2)} "
-        "standard deviations on these inputs, without measurable harm; training inputs that were "
-        "augmented or otherwise different explain it"
+        f"{format_significant(far, 2)} standard deviations on these inputs, without measurable "
+        "harm; training inputs that were augmented or otherwise different explain it"
     )

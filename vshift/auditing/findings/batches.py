@@ -291,8 +291,8 @@ class InputDiffers(Check):
         yield CandidateFinding(
             self,
             None,
-            "the loader's inputs have "
-            f"{format_significant(ratio, 3)} times the standard deviation of the training "
+            f"the loader's inputs have {format_significant(ratio, 3)} times the standard deviation "
+            "of the training "
             f"loader's, and means up to {format_significant(moved, 2)} standard deviations away."
             + f"\nTheir shapes are {shapes[0]} and {shapes[1]}."
             * (shapes[0] != shapes[1]),

@@ -285,8 +285,7 @@ class BNOnlyInEval(Check):
             f"{list_layers(layers)} {plural(layers, 'runs', 'run')} in eval mode and not in "
             "training mode.\n"
             f"The running statistics of {in_quotes(worst)} are off by "
-            f"{format_significant(distances[worst], 2)} "
-            "standard deviations of its inputs there.",
+            f"{format_significant(distances[worst], 2)} standard deviations of its inputs there.",
             layers,
             {"distance": distances[worst], "limit": limits[worst], "distances": distances},
             Repair(f"re-estimating {plural(layers, 'it', 'them')}", statistics=statistics),

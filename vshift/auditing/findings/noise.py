@@ -184,8 +184,7 @@ class NoiseScale(Check):
                 self,
                 worst,
                 f"{in_quotes(worst)} gives on average "
-                f"{format_significant(scales[worst], 3)} times as much in "
-                "training as in eval mode."
+                f"{format_significant(scales[worst], 3)} times as much in training as in eval mode."
                 + f"\nNoise that changes the mean: {list_layers(list(scales))}."
                 * (len(scales) > 1),
                 list(scales),

@@ -90,8 +90,7 @@ class SpectralNorm(Check):
                 f"spectral norm divides {list_layers(list(ratios))} by a wrong norm in eval "
                 "mode.\n"
                 f"The largest singular value of {in_quotes(worst)} is "
-                f"{format_significant(ratios[worst], 3)} times "
-                "that norm.",
+                f"{format_significant(ratios[worst], 3)} times that norm.",
                 list(ratios),
                 {"true_over_used": ratios},
                 Repair("giving spectral norm the right vectors", buffers=buffers),
