@@ -7,7 +7,7 @@ from torch import nn
 from examples.patients import Net, data, fit, trained
 from vshift import audit
 
-BOTH = ["train mode", "batch statistics, noise off", "eval mode"]  # nothing is repaired here
+BOTH = ["train mode", "batch statistics without noise", "eval mode"]  # nothing is repaired here
 
 
 def by_hand(model, batches):

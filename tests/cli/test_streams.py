@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.factory import make_run
+from vshift.cli.streams import waiting
 from vshift.runs import RunFolder, find_runs
 
 TINY = """
@@ -208,3 +209,14 @@ def test_a_run_in_an_old_locale(here, compiler):
         done = shell(f"{VSHIFT} {command}", **old)
         assert done.returncode == 0, done.stderr
     assert RunFolder("runs/t/seed-0").run["step"] == "fused"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_what_takes_its_time_is_shown_on_a_terminal_only(capsys, monkeypatch, is_terminal):
+    monkeypatch.setenv("FORCE_COLOR", "1" if is_terminal else "")
+    with waiting("auditing [b]net.py"):
+        pass
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert ("auditing [b]net.py" in err) is is_terminal
+    assert is_terminal or err == ""

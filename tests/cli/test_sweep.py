@@ -67,7 +67,7 @@ def test_sweep_names_the_runs_that_failed(vshift, config):
     sets = ["--set", "norm={kind: none}", "--set", "optimizer={name: sgd, learning_rate: 1e30}"]
     code, _, err = vshift("sweep", config, *sets)
     assert code == 1
-    assert "1 of 1 runs failed:\n  small seed 0: diverged, see runs/small/seed-0.log" in err
+    assert "1 of 1 run failed:\n  small seed 0: diverged, see runs/small/seed-0.log" in err
 
 
 def test_sweep_refuses_two_configs_of_one_name(vshift, config, tmp_path):

@@ -70,7 +70,7 @@ def test_what_would_end_the_same_way_is_not_tried_again(bench, behaviour, state)
     entries = bench.sweep()
     assert states(entries) == {"seed 0": state}
     assert bench.begun() == ["seed 0"]
-    with pytest.raises(TrainingFailed, match="1 of 1 runs failed"):
+    with pytest.raises(TrainingFailed, match="1 of 1 run failed"):
         raise_if_failed(list(entries.values()))
 
 

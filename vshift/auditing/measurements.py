@@ -21,7 +21,7 @@ from vshift.text import list_names, suggest
 # Names of the scores, in the order in which they are shown.
 SCORE_NAMES: dict[Mode, str] = {
     "train": "train mode",
-    "noise_off": "batch statistics, noise off",
+    "noise_off": "batch statistics without noise",
     "eval": "eval mode",
 }
 REPAIRED = "eval mode, repaired"
@@ -210,15 +210,15 @@ class Measurements:
 
     @property
     def best_mode(self) -> str:
-        """What `best_scores` are of, for a sentence."""
+        """The name of what `best_scores` are of."""
         return self._best[1]
 
     @cached_property
     def _best(self) -> tuple[Scores, str]:
-        words: dict[Mode, str] = {"train": "train mode", "noise_off": "train mode without noise"}
-        found = [(self.scores.get(SCORE_NAMES[mode]), text) for mode, text in words.items()]
-        known = [(s, text) for s, text in found if s is not None and s.loss is not None]
-        default = (self.eval_scores, "train mode")
+        modes = [SCORE_NAMES["train"], SCORE_NAMES["noise_off"]]
+        found = [(self.scores[name], name) for name in modes if name in self.scores]
+        known = [(scores, name) for scores, name in found if scores.loss is not None]
+        default = (self.eval_scores, SCORE_NAMES["train"])
         return min(known, key=lambda pair: pair[0].loss or 0.0, default=default)
 
 

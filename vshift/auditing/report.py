@@ -291,6 +291,13 @@ _COLUMNS = (
     _LayerColumn("running_variance", "running var", together="variances"),
     _LayerColumn("eval_variance", "eval var", together="variances"),
     _LayerColumn(
+        "distance",
+        "distance",
+        70,
+        note="distance: of the running statistics from those of training mode, in standard "
+        "deviations of the layer's input; its role says whether that is too much.",
+    ),
+    _LayerColumn(
         "shift_ratio",
         "shift",
         80,

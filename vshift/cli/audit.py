@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from vshift.cli.options import DEVICES, Device
-from vshift.cli.streams import echo, tell, tell_to_open
+from vshift.cli.streams import echo, tell, tell_to_open, waiting
 from vshift.errors import VShiftError
 from vshift.tables import width_of
 
@@ -120,21 +120,22 @@ def audit(
 
     if fix is not None and fix.suffix != ".safetensors" and not is_stdout(fix):
         raise VShiftError(f"--fix: {fix}: the file's name must end in .safetensors")
-    result, loaded = command.run_audit(
-        model,
-        data,
-        train_data=train_data,
-        weights=weights,
-        reference=reference,
-        classes=classes,
-        samples=samples,
-        batches=batches,
-        batch_size=batch_size,
-        images=ImageOptions(size=size, normalise=normalise, seed=seed),
-        allow_noise=allow_noise or [],
-        fail_on=fail_on,
-        device=str(choose_device(device)),
-    )
+    with waiting(f"auditing {model}"):
+        result, loaded = command.run_audit(
+            model,
+            data,
+            train_data=train_data,
+            weights=weights,
+            reference=reference,
+            classes=classes,
+            samples=samples,
+            batches=batches,
+            batch_size=batch_size,
+            images=ImageOptions(size=size, normalise=normalise, seed=seed),
+            allow_noise=allow_noise or [],
+            fail_on=fail_on,
+            device=str(choose_device(device)),
+        )
     width = width_of(sys.stdout)
     text = partial(result.to_text, min(width or 100, 100), terminal=width is not None)
     forms: dict[str, Callable[[], str]] = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vshift.tables import width_of
-from vshift.text import PLAIN, escape_lines, wrap_words
+from vshift.text import PLAIN, escape_control, escape_lines, wrap_words
 
 
 @contextmanager
@@ -92,6 +92,22 @@ def tell(message: str) -> None:
 def tell_to_open(page: Path) -> None:
     """Say what is next after a page was written."""
     tell(f"next: open {shlex.quote(str(page))} in a browser")
+
+
+@contextmanager
+def waiting(doing: str) -> Iterator[None]:
+    """Inside, a terminal shows what takes its time, and since when."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        progress.add_task(escape(escape_control(doing)))
+        yield
 
 
 def silence(stream: Any) -> None:

@@ -23,7 +23,7 @@ from vshift.sweep.logs import log_path
 from vshift.sweep.plan import Job
 from vshift.sweep.status import State, all_statuses, last_epoch
 from vshift.tables import Column, Table, live_table
-from vshift.text import NONE, first_lines, format_duration, format_integer, short_labels
+from vshift.text import NONE, first_lines, format_duration, format_integer, pluralize, short_labels
 from vshift.train.progress import Reporter
 
 INTERVAL = 1.0  # seconds between two looks at the running runs' metrics
@@ -220,6 +220,6 @@ def raise_if_failed(entries: Sequence[Entry]) -> None:
         why = f"{entry.word}, " if entry.state is State.diverged else ""
         log = log_path(entry.path)
         lines.append(f"  {entry.job.label}: {why}see {log if log.exists() else entry.path}")
-    head = f"{len(failed)} of {len(entries)} runs failed:"
+    head = f"{len(failed)} of {pluralize(len(entries), 'run')} failed:"
     shown = first_lines(lines, MOST_NAMED, "  and {:,} more")
     raise TrainingFailed("\n".join([head, *shown]))
