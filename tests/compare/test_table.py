@@ -46,6 +46,13 @@ def test_means_and_sample_deviations_by_hand(tmp_path: Path) -> None:
     assert (row["images_per_second"], row["parameters"]) == (1000.0, 1234)
 
 
+def test_speeds_of_several_devices_have_no_mean(tmp_path: Path) -> None:
+    for seed, device in enumerate(("cpu", "cuda: NVIDIA H200")):
+        make_run(tmp_path, "a", seed, run={"device": device})
+    (row,) = compared(tmp_path).rows
+    assert (row["device"], row["images_per_second"]) == ("cpu + cuda: NVIDIA H200", None)
+
+
 def test_uneven_numbers_agree_with_the_statistics_module(tmp_path: Path) -> None:
     accuracies = [91.13, 90.72, 92.401, 88.0]
     for seed, accuracy in enumerate(accuracies):

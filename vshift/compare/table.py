@@ -219,12 +219,15 @@ def _row(group: Group, by: Sequence[str], metrics: Sequence[str]) -> Row:
     if group.runs:
         epochs = group.config.get("epochs")
         parameters = number(group.runs[0].summary.get("parameters"))
+        devices = list(dict.fromkeys(filter(None, map(device_of, group.runs))))
         speeds = [number(run.run.get("images_per_second")) for run in group.runs]
         known = [speed for speed in speeds if speed is not None]
+        if len(devices) > 1:  # a mean over them would be of nothing
+            known = []
         row |= {
             "data": " + ".join(dict.fromkeys(filter(None, map(data_name, group.runs)))) or None,
             "epochs": epochs if isinstance(epochs, int) and not isinstance(epochs, bool) else None,
-            "device": " + ".join(dict.fromkeys(filter(None, map(device_of, group.runs)))) or None,
+            "device": " + ".join(devices) or None,
             "images_per_second": sum(known) / len(known) if known else None,
             "parameters": None if parameters is None else round(parameters),
         }
