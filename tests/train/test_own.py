@@ -173,7 +173,7 @@ def test_a_run_folder_is_read_without_running_its_source(
 
 
 def test_commands_that_run_the_network(folder: Path, trainer: Trainer) -> None:
-    run = train(folder, "runs")
+    run = train(folder, "runs", "measure.sites=all")
     (folder / "my_model.py").unlink()  # its copy is there
     read = {}
     for command in (

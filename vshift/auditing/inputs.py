@@ -130,7 +130,8 @@ def _open_run(path: Path) -> TrainingContext:
         inside = sorted(found.parent for found in path.glob("**/seed-*/run.json"))
         hint = f", for instance {inside[0]}" if inside else ""
         raise AuditError(f"{path} is no run; a run is a folder <runs-dir>/<name>/seed-<n>{hint}")
-    return open_run(path)
+    # A copy of the network, as the audit makes one, has no use for hooks that log other sites.
+    return open_run(path, ["measure.sites=bn"])
 
 
 # ---- the user's own files
