@@ -315,6 +315,10 @@ def test_differences(write) -> None:
     assert found["network.noise"][1] is None
     assert not {"name", "seeds"} & set(found)
     assert differences(a, load("good.yaml", ["name=x"])) == {}
+    placed = "network.noise=[{kind: dropout, rate: 0.1, position: before_bn}, %s]"
+    rate = "{kind: dropout, rate: 0.%d, position: before_pool}"
+    one, other = (load("good.yaml", [placed % (rate % tenths)]) for tenths in (3, 5))
+    assert differences(one, other) == {"network.noise.1.rate": (0.3, 0.5)}
 
 
 OLD: dict[str, Any] = {

@@ -202,6 +202,18 @@ def test_a_changed_file_is_named_and_the_run_refused(folder: Path) -> None:
     assert (copies / "helper.py").read_text() != HELPER
 
 
+def test_a_changed_file_of_one_of_several_noises_is_named(folder: Path, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    own = "{kind: noise.py:Dropout, after: head}"
+    sets = [f"network.noise=[{{kind: dropout, rate: 0.3, before: 'blocks.*.bn2'}}, {own}]"]
+    Path("noise.py").write_text("from torch.nn import Dropout\n")
+    run, _ = prepare("runs", load("own.yaml", sets), 0)
+    run.close()
+    Path("noise.py").write_text("from torch.nn import Dropout2d as Dropout\n")
+    with pytest.raises(RunError, match=r"\n  network.noise.1.source: noise.py changed since"):
+        prepare("runs", load("own.yaml", sets), 0)
+
+
 def test_two_folders_with_files_of_one_name(folder: Path, monkeypatch) -> None:
     (folder / "norms").mkdir()
     (folder / "norms/helper.py").write_text("from torch.nn import BatchNorm1d as Norm\n")

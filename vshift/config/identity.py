@@ -84,13 +84,16 @@ def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Pairs of a dotted key and its value, sections included; lists of sections by index."""
     if path:
         yield path, value
-    inside: Iterable[tuple[Any, Any]] = ()
-    if isinstance(value, Mapping):
-        inside = value.items()
-    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        inside = enumerate(value)
-    for key, item in inside:
+    for key, item in _by_key(value).items():
         yield from flat(item, f"{path}.{key}" if path else str(key))
+
+
+def _by_key(value: Any) -> Mapping[Any, Any]:
+    """What is in a section by key, in a list of sections by index; empty for any other value."""
+    if isinstance(value, Mapping):
+        return value
+    is_of_sections = isinstance(value, list) and any(isinstance(i, Mapping) for i in value)
+    return dict(enumerate(value)) if is_of_sections else {}
 
 
 def config_hash(config: Config) -> str:
@@ -124,12 +127,17 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
 def value_differences(
     a: Mapping[str, Any], b: Mapping[str, Any], *, path: str = ""
 ) -> dict[str, tuple[Any, Any]]:
-    """dotted key → (value in a, value in b) of two mappings of which every key counts."""
+    """dotted key → (value in a, value in b) of two mappings of which every key counts.
+
+    Lists of sections are compared by index, if they are as long as each other.
+    """
     found: dict[str, tuple[Any, Any]] = {}
     for key in [*a, *(key for key in b if key not in a)]:
         one, other, dotted = a.get(key), b.get(key), f"{path}{key}"
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found |= value_differences(one, other, path=f"{dotted}.")
+        inside, inside_other = _by_key(one), _by_key(other)
+        are_sections = isinstance(one, Mapping) and isinstance(other, Mapping)
+        if are_sections or (inside and inside.keys() == inside_other.keys()):
+            found |= value_differences(inside, inside_other, path=f"{dotted}.")
         elif one != other:
             found[dotted] = (one, other)
     if any(f"{path}{key}" in found for key in TAG_KEYS):  # another part has another source
