@@ -261,6 +261,14 @@ model = nn.Linear(3, 10)
 class Pair(Fails):
     def forward(self, x):
         return (super().forward(x), x) if self.training else super().forward(x)
+
+class Twice(Fails):
+    def forward(self, x):
+        return super().forward(torch.cat([x, x]) if self.training else x)
+
+class Narrow(Fails):
+    def forward(self, x):
+        return super().forward(x)[:, : 7 if self.training else 10]
 """
 
 
@@ -271,8 +279,14 @@ def test_what_fails_before_the_run_writes_nothing(folder: Path, monkeypatch) -> 
     with pytest.raises(ConfigError, match=r"a first step of training fails: ValueError: of no us"):
         train(folder, "runs", *first)
     pair = ["network={name: fails.py:Pair, args: {when: 0}}"]
-    with pytest.raises(ConfigError, match=r"in training .*Pair gives a value of type tuple, not"):
+    with pytest.raises(ConfigError, match=r"in training .*Pair gives a value of type tuple in"):
         train(folder, "runs", *pair)
+    twice = ["network={name: fails.py:Twice, args: {when: 0}}"]
+    with pytest.raises(ConfigError, match=r"in training .*Twice changes .* \[16, 10\], not \[8"):
+        train(folder, "runs", *twice)
+    narrow = ["network={name: fails.py:Narrow, args: {when: 0}}"]
+    with pytest.raises(ConfigError, match=r"in training .* outputs \[8, 7\] .* needs \[8, 10\]"):
+        train(folder, "runs", *narrow)
     state = ["network={name: fails.py:Stateful, args: {when: 0}}"]
     with pytest.raises(ConfigError, match=r"_extra_state in its state dict is a value of type obj"):
         train(folder, "runs", *state)

@@ -94,12 +94,21 @@ def _check_outputs(
     what = f"network.name: {network.name}"
     with own_code.running(f"{what} cannot take images {list(batch.shape)}"):
         result = _evaluated(model, batch)
+    check_output(result, what, batch, outputs)
+
+
+def check_output(result: Any, what: str, batch: Tensor, outputs: int) -> None:
+    """Refuse what a forward made of a batch of images, unless it is a tensor [N, outputs].
+
+    Args:
+        what: begins the message.
+    """
     if not isinstance(result, Tensor):
         raise ConfigError(
             f"{what} gives {describe_type(result)} in its forward, not a tensor of outputs"
         )
-    given, wanted = list(result.shape), [count, outputs]
-    if given[:1] != [count]:
+    given, wanted = list(result.shape), [len(batch), outputs]
+    if given[:1] != wanted[:1]:
         raise ConfigError(
             f"{what} changes the batch dimension: of images {list(batch.shape)} its forward makes "
             f"{given}, not {wanted}"

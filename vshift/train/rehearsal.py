@@ -16,6 +16,7 @@ from vshift.config.own_code import at_fault, running
 from vshift.errors import ConfigError
 from vshift.networks.by_reference import describe_type
 from vshift.networks.hooks import checked_shapes
+from vshift.networks.own import check_output
 from vshift.shift.modes import noise_modules
 from vshift.train.context import TrainingContext
 from vshift.train.loop import TrainStep
@@ -33,6 +34,7 @@ def rehearse(context: TrainingContext) -> None:
     if not parts:
         return
     images, labels = (batch[:8] for batch in next(context.stream.epoch(0)))
+    network = context.config.network
     of_forward = [part for part in parts.values() if isinstance(part, _OF_FORWARD)]
 
     def what(error: BaseException) -> str:
@@ -46,12 +48,9 @@ def rehearse(context: TrainingContext) -> None:
     with running(what):
         with context.autocast(), checked_shapes(noise if own_noise else ()):
             output = context.model(images)
-        if not isinstance(output, Tensor):
-            names = ", ".join(part.reference for part in of_forward)
-            raise ConfigError(
-                f"network.name: in training {names} gives {describe_type(output)}, not a tensor "
-                "of outputs"
-            )
+        if isinstance(network, OwnNetwork):
+            what_it_does = f"network.name: in training {network.name}"
+            check_output(output, what_it_does, images, context.images.outputs)
         TrainStep(context)(images, labels)
     _check_storable("network.name", context.model.state_dict())
     _check_storable("optimizer.name", context.optimizer.state_dict())
