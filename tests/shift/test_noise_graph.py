@@ -79,6 +79,21 @@ def test_noise_by_pattern_in_a_network_that_adds_in_place():
     assert sums.paths_to("layer1.1.bn1") is None  # a ReLU lies between
 
 
+def test_noise_that_does_not_act_now_is_on_no_path():
+    """Noise of another part of the run, or of strength 0, is no noise upon noise."""
+    graph = graph_of(resnet18(num_classes=10), before=["layer1.*.conv2", "layer1.*.bn2"])
+    assert graph.paths_to("layer1.0.bn2") is None
+    first, second = (graph.modules[f"layer1.0.{name}.noise1"] for name in ("conv2", "bn2"))
+    first.active = False
+    model = graph.modules[""]
+    assert NoiseGraph(model).paths_to("layer1.0.bn2") == [NoisePath("layer1.0.bn2.noise1")]
+    assert len(NoiseGraph(model).noise_in_front()["layer1.0.bn2"]) == 2
+    first.active, second.variance = True, 0.0
+    assert NoiseGraph(model).paths_to("layer1.0.bn2") == [
+        NoisePath("layer1.0.conv2.noise1", 0, ("layer1.0.conv2",))
+    ]
+
+
 def test_a_module_that_is_called_twice_has_two_noises():
     graph = graph_of(resnet18(num_classes=10), after="layer1.0.relu")
     assert graph.noises.keys() == {"layer1.0.relu.noise1"}

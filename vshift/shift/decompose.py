@@ -271,8 +271,6 @@ def noise_variance(module: nn.Module) -> tuple[float, str]:
         ValueError: not independent multiplicative noise of mean 1 that is the identity in eval
             mode (alpha dropout and DropBlock, for instance).
     """
-    if isinstance(module, Noise) and not module.active:
-        return 0.0, "element"
     if isinstance(module, Multiplicative):
         return module.variance, module.unit
     if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d) and module.p < 1:

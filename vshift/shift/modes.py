@@ -34,6 +34,11 @@ def is_off(noise: nn.Module) -> bool:
     return any(getattr(noise, key, None) == 0 for key in ("p", "rate", "variance"))
 
 
+def acts(noise: nn.Module) -> bool:
+    """Whether a noise module does something in training, at this point of the run."""
+    return getattr(noise, "active", True) and not is_off(noise)
+
+
 @contextmanager
 def modes(
     model: nn.Module, *, noise: bool, norm: Literal["batch", "training", "running"]

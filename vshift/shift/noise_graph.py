@@ -10,7 +10,7 @@ from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vshift.networks.tracing import SUMS, Graph, Weighted, calls, operands
-from vshift.shift.modes import noise_modules
+from vshift.shift.modes import acts, noise_modules
 
 _CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 # Modules whose output has the channels of their input.
@@ -56,18 +56,21 @@ class NoiseGraph(Graph):
         super().__init__(model)
         self.noises = noise_modules(model)
         self._reaching: dict[Node, frozenset[str]] = {}
+        self._is_noisy: dict[Node, bool] = {}  # by noise that acts
         self.batch_norms: dict[str, list[Node]] = {}  # every call
         self._calls: dict[Node, int] = {}  # of noise: which one
         for node in self.nodes:
             arriving = frozenset[str]().union(*(self._reaching[n] for n in node.all_input_nodes))
+            is_noisy = any(self._is_noisy[n] for n in node.all_input_nodes)
             module, name = self.module(node), str(node.target)
             if isinstance(module, _BatchNorm):
                 self.batch_norms.setdefault(name, []).append(node)
-                arriving = frozenset()
+                arriving, is_noisy = frozenset(), False
             elif module is not None and name in self.noises:
                 self._calls[node] = sum(str(earlier.target) == name for earlier in self._calls)
                 arriving |= {name}
-            self._reaching[node] = arriving
+                is_noisy |= acts(module)
+            self._reaching[node], self._is_noisy[node] = arriving, is_noisy
 
     def noise_in_front(self) -> dict[str, list[str]]:
         """For every BN layer, the noise modules whose output reaches it through no other BN.
@@ -95,7 +98,7 @@ class NoiseGraph(Graph):
         return linears
 
     def paths_to(self, name: str) -> list[NoisePath] | None:
-        """The path of each noise in front of a BN layer; None if not all can be followed.
+        """The path of each noise that acts in front of a BN layer; None if not all can be followed.
 
         Followed are convolutions, fc layers, additions, and concatenations of channels at the end:
         what is linear in the noise. A BN layer that is called several times has no such paths.
@@ -107,11 +110,13 @@ class NoiseGraph(Graph):
             return None
 
     def _follow(self, node: Node) -> list[NoisePath]:
-        if not self._reaching[node]:
+        if not self._is_noisy[node]:
             return []
         module = self.module(node)
-        if node in self._calls:
-            if self._reaching[_input(node)]:
+        if module is not None and node in self._calls:
+            if not acts(module):
+                return self._follow(_input(node))
+            if self._is_noisy[_input(node)]:
                 raise _NotFollowed  # noise upon noise
             return [NoisePath(str(node.target), self._calls[node])]
         if isinstance(module, Weighted):
