@@ -103,6 +103,16 @@ def test_of_ones_own_code_only_the_names_are_checked(config, vshift, tmp_path):
     )
 
 
+def test_check_says_that_it_asks_no_library(config, vshift):
+    library = ["--set", "network={name: torchvision:resnt18}", "--set"]
+    code, out, err = vshift("check", config.name, *library, "data={name: torchvision:MNIST}")
+    assert (code, out) == (0, "small.yaml: ok, 1 run\n")
+    assert err == (
+        "note: network.name torchvision:resnt18: whether torchvision has it is not checked; "
+        "`vshift inspect` builds it (small.yaml)\n"
+    )
+
+
 def test_check_says_that_it_does_not_look_for_modules(config, vshift):
     where = "network.noise={kind: dropout, rate: 0.5, before: layer9.*}"
     code, out, err = vshift("check", config.name, "--set", where)

@@ -53,7 +53,13 @@ def _remarks(config: Config) -> Iterator[str]:
 
     for key, part in own_parts(config).items():
         name = f"{key}.{part.tag_key} {part.reference}"
-        yield f"note: {name} was not run, so only its name is checked"
+        if not part.is_of_library:
+            yield f"note: {name} was not run, so only its name is checked"
+        elif part.section == "network":
+            library = part.reference.partition(":")[0]
+            yield (
+                f"note: {name}: whether {library} has it is not checked; `vshift inspect` builds it"
+            )
     for noise in config.network.noises:
         for where, pattern in noise.patterns:
             key = f"{config.network.noise_key(noise)}.{where}"
