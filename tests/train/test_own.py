@@ -17,7 +17,7 @@ from tests.soak.harness import Trainer
 from vshift import load_runs
 from vshift.config import load
 from vshift.errors import ConfigError, RunError, TrainingFailed
-from vshift.runs import RunFolder, prepare
+from vshift.runs import RunFolder, next_action, prepare
 from vshift.runs.checkpoint_file import load as load_checkpoint
 from vshift.train.context import TrainingContext
 from vshift.train.fast_steps import make_train_step
@@ -142,6 +142,19 @@ def test_the_config_in_a_run_folder_trains_anywhere(folder: Path, monkeypatch) -
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
     assert_same_run(whole, train(folder, "elsewhere/runs", config="whole/own/seed-0/config.yaml"))
+
+
+def test_a_module_of_the_working_folder_is_found_in_the_run_folder(
+    folder: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(folder)
+    config = load("own.yaml", ["network.name=my_model:MyNet"])
+    run, _ = prepare(folder / "runs", config, 0)
+    run.close()
+    assert next_action(run, config) == "new"  # nothing was trained, and nothing differs
+    monkeypatch.chdir("/")
+    kept = load(run.path / "config.yaml").network
+    assert kept.name == f"{run.path}/source/my_model.py:MyNet"
 
 
 def test_a_run_folder_is_read_without_running_its_source(

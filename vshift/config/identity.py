@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -157,26 +157,22 @@ def is_file_reference(text: Any) -> bool:
     return module.endswith(".py") and name.isidentifier()
 
 
-def with_references(value: Any, change: Callable[[str], str], key: str = "") -> Any:
-    """A config or a part of one, as mappings, with every reference to a file changed.
+def short_references(value: Any, key: str = "") -> Any:
+    """A config or a part of one, as mappings, with files by their names: a part is the same in
+    every folder. Its `source` tells files of one name apart.
 
     Args:
         key: that of the value itself; only below `name` and `kind` there are references.
     """
     if isinstance(value, Mapping):
         return {
-            name: item if name == "args" else with_references(item, change, name)
+            name: item if name == "args" else short_references(item, name)
             for name, item in value.items()
         }
     if isinstance(value, list):
-        return [with_references(item, change, key) for item in value]
-    return change(value) if key in TAG_KEYS and is_file_reference(value) else value
-
-
-def short_references(value: Any, key: str = "") -> Any:
-    """The value with files by their names: a part is the same in every folder. Its `source` tells
-    files of one name apart."""
-    return with_references(value, lambda text: re.split(r"[/\\]", text)[-1], key)
+        return [short_references(item, key) for item in value]
+    is_reference = key in TAG_KEYS and is_file_reference(value)
+    return re.split(r"[/\\]", value)[-1] if is_reference else value
 
 
 # ---- keys that have been renamed, or have another default

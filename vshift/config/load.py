@@ -6,7 +6,7 @@ import codecs
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vshift.config.identity import TAG_KEYS, is_file_reference, upgrade, with_references
+from vshift.config.identity import TAG_KEYS, is_file_reference, upgrade
 from vshift.config.own import absolute, with_sources
 from vshift.config.problems import explain
 from vshift.config.schema import FILE_KEYS, NAME_LENGTH, RESERVED, Config
@@ -81,13 +81,9 @@ def _location(tree: Node, key: str) -> SourceLocation:
     return node.location
 
 
-def dump(config: Config, rename: Callable[[str], str] = str) -> str:
-    """YAML of the whole config, defaults included; `load` makes an equal config of it.
-
-    Args:
-        rename: a reference to a file of one's own → how it is written.
-    """
-    return to_yaml(_name_first(with_references(config.model_dump(), rename)))
+def dump(config: Config) -> str:
+    """YAML of the whole config, defaults included; `load` makes an equal config of it."""
+    return to_yaml(_name_first(config.model_dump()))
 
 
 def _name_first(value: Any) -> Any:

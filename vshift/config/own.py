@@ -151,36 +151,40 @@ def with_sources(config: AnySection, where: Callable[[str], str]) -> AnySection:
     return config
 
 
-def copies(config: Section) -> tuple[dict[str, str], dict[str, bytes]]:
+def copies(config: AnySection, folder: str) -> tuple[AnySection, dict[str, bytes]]:
     """What a run keeps of the files of a config's parts, so that its config.yaml trains anywhere.
 
     Files of installed packages are left out: their versions are known.
 
+    Args:
+        folder: of the copies, as the config is to name it.
+
     Returns:
-        Reference to a file → reference to its copy; and path of a copy → content.
+        The config with references to the copies; and path of a copy in the folder → content.
 
     Raises:
         ConfigError: a file has changed since the config was read.
     """
-    renamed: dict[str, str] = {}
     files: dict[str, bytes] = {}
-    folders: dict[Path, str] = {}
-    for part in own_parts(config).values():
+    below: dict[Path, str] = {}
+
+    def change(key: str, part: OwnPart) -> OwnPart:
         if part.is_of_library:
-            continue
+            return part
         path, found = located(part.reference), sources(part.reference)
         if part.source not in (None, hash_of(found)):
             raise ConfigError(f"{path}: changed since the config was read; repeat the command")
         if is_installed(path):
-            continue
+            return part
         root = import_root(path)
         # A folder for each root, as two may have files of one name.
-        folder = folders.setdefault(root, f"{len(folders) + 1}/" if folders else "")
-        files |= {folder + file: content for file, content in found.items()}
-        if is_file_reference(part.reference):
-            copy = folder + path.relative_to(root).as_posix()
-            renamed[part.reference] = f"{copy}:{part.reference.rpartition(':')[2]}"
-    return renamed, files
+        place = below.setdefault(root, f"{len(below) + 1}/" if below else "")
+        files.update({place + file: content for file, content in found.items()})
+        copy = f"{folder}/{place}{path.relative_to(root).as_posix()}"
+        name = part.reference.rpartition(":")[2]
+        return part.model_copy(update={part.tag_key: f"{copy}:{name}"})
+
+    return with_parts(config, change), files
 
 
 def changed_files(one: OwnPart, other: OwnPart) -> list[str]:

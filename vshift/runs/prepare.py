@@ -56,7 +56,7 @@ def prepare(
     """
     from vshift.config.own import copies
 
-    renamed, contents = copies(config)  # maybe from this folder, which is cleared first
+    kept, contents = copies(config, SOURCE)  # maybe from this folder, which is cleared first
     path = run_path(runs_dir, config.name, seed)
     files.refuse_links(Path(runs_dir), path)
     folder = RunFolder.create(path)
@@ -68,7 +68,7 @@ def prepare(
         action = next_action(folder, config)
         if action == "new":
             folder.clear()
-            _write_new(folder, config, seed, hardware or config.hardware, renamed, contents)
+            _write_new(folder, config, seed, hardware or config.hardware, kept, contents)
         elif action == "resume":
             resumes = round(number(folder.run.get("resumes")) or 0)
             folder.update_run(status="running", finished=None, resumes=resumes + 1)
@@ -85,24 +85,19 @@ def _write_new(
     config: Config,
     seed: int,
     hardware: Hardware,
-    renamed: Mapping[str, str],
+    kept: Config,
     contents: Mapping[str, bytes],
 ) -> None:
     """Write what a run begins with: copies of the user's files, config.yaml and run.json.
 
     Args:
-        renamed, contents: of `vshift.config.own.copies`.
+        kept, contents: of `vshift.config.own.copies`.
     """
     from vshift.config import config_hash, dump
 
     own = {"seeds": [seed], "grid": None, "zip": None, "arms": None, "hardware": hardware}
     folder.write_source(contents)
-    folder.write_config(
-        dump(
-            config.model_copy(update=own),
-            lambda name: f"{SOURCE}/{renamed[name]}" if name in renamed else name,
-        )
-    )
+    folder.write_config(dump(kept.model_copy(update=own)))
     folder.write_run(
         {
             "status": "running",
@@ -161,6 +156,7 @@ def next_action(folder: RunFolder, config: Config) -> Action:
 
 def _refuse_another_config(folder: RunFolder, config: Config, run: dict[str, Any]) -> None:
     from vshift.config import config_hash, differences, load
+    from vshift.config.own import copies
     from vshift.config.schema import Hardware
 
     path = folder.path
@@ -176,7 +172,8 @@ def _refuse_another_config(folder: RunFolder, config: Config, run: dict[str, Any
         raise RunError(
             f"{path} holds a run whose {CONFIG} cannot be read; {_REMEDIES}\n{error}"
         ) from error
-    changed = differences(old, config)
+    # As a run folder names them: a module of the working folder is a file there.
+    changed = differences(*(copies(each, SOURCE)[0] for each in (old, config)))
     for key, value in config.hardware.model_dump(include=_LEFT_OPEN).items():
         if value == Hardware.model_fields[key].default:  # a resumed run keeps its own
             changed.pop(f"hardware.{key}", None)
