@@ -518,7 +518,8 @@ def test_noise_at_patterns_grows_from_the_first_module_to_the_last():
 def test_noise_of_a_part_of_the_run_is_the_identity_elsewhere(kind, span, epochs):
     noise = {"kind": kind, "rate": 0.5, "position": "before_last_bn", **span}
     module = built(noise, {"name": "preresnet", "depth": 8})[0]
-    assert repr(module).endswith("epochs 1 to 3)") == (span == {"until": 0.3})
+    assert repr(module).endswith(", epochs 1 to 3)") == (span == {"until": 0.3})
+    assert repr(module).endswith(", epoch 3)") == (len(epochs) == 1)
     x = torch.randn(4, 16, 8, 8)
     for epoch in range(1, 11):
         before = module.active

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,13 @@ def test_a_timm_model_is_told_its_channels(make, tmp_path: Path) -> None:
     config = make_config(network={"name": "timm:resnet10t"})
     model = build(config, classes=7, channels=1, size=32, seed=1)
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
+
+
+def test_without_timm_its_models_say_what_to_install(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not installed
+    config = make_config(network={"name": "timm:resnet10t"})
+    with pytest.raises(ConfigError, match=r"models need timm .*`pip install 'vshift\[timm\]'`"):
+        build(config, classes=7, channels=1, size=32, seed=1)
 
 
 # ---- norms and noise

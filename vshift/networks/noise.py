@@ -44,8 +44,10 @@ class Noise(nn.Module):
     @property
     def _when(self) -> str:
         """For `extra_repr`: the epochs in which it acts, where they are not all."""
-        epochs = self.epochs
-        return "" if epochs is None else f", epochs {epochs.start} to {epochs.stop - 1}"
+        if self.epochs is None:
+            return ""
+        first, last = self.epochs.start, self.epochs.stop - 1
+        return f", epochs {first} to {last}" if first < last else f", epoch {first}"
 
 
 class Multiplicative(Noise):
