@@ -142,6 +142,8 @@ def test_layers_without_a_prediction_are_counted(tmp_path: Path) -> None:
     rows = [{**row, "index": 0, "layer": "l0", **told_of}]
     rows += [{**row, "index": i, "layer": f"l{i}"} for i in (1, 2)]
     rows += [{**row, "index": 3, "layer": "l3", "noise_before": False}]
+    idle = {"local_ratio": 1.0, "local_ratio_se": 0.0, "predicted_ratio": 1.0}  # of rate 0
+    rows += [{**row, "index": 4, "layer": "l4", **told_of, **idle, "predicted_ratio_se": 0.0}]
     make_run(tmp_path, "a", layers=rows, config=config_of("a", dropout(0.5)))
     _, text = told(collect(find_runs([tmp_path])))["prediction"]
     assert "checked 1 time:" in text

@@ -79,7 +79,7 @@ class Study:
         sites: one row per group and measured site of any kind, of the last epoch: kind, its number
             among those of its kind, layer and SITE_VALUES, means over seeds.
         layer_table: the same of every column of layers.jsonl that a table shows.
-        noisy: group, seed, layer: the layers with noise in front of them, in each run.
+        noisy: group, seed, layer: the layers with noise that acts in front of them, in each run.
         predictions: those that have a prediction: local and predicted ratio.
         epochs: group, epoch, layer and the channel means of its variances, means over seeds.
         channels: histograms of eval/running variance over a layer's channels.
@@ -153,7 +153,8 @@ def collect(records: Sequence[RunRecord], baseline: str | None = None) -> Study:
     final = every[every["epoch"] == every.groupby(["group", "seed"])["epoch"].transform("max")]
     rows, last = every[every["kind"] == "bn"], final[final["kind"] == "bn"]
     last = last[last["shift_ratio"].notna()]
-    noisy = last[last["noise_before"]]
+    # Noise of strength 0, or of an earlier part of the run, changes nothing that could be checked.
+    noisy = last[last["noise_before"] & (last["predicted_ratio"] != 1)]
     layers = _in_order(rows)
     recalibrated = list(_objects(used, RECALIBRATION, "methods", problems))
     return Study(
