@@ -27,7 +27,7 @@ def test_recalibrate(vshift, config):
     code, out, _ = vshift("recalibrate", "runs", "--modes", "--method", "precise")
     assert "test error %" in out
     assert "\n\n data  noise  statistics" in out
-    assert "the statistics cost" in out
+    assert "the running statistics cost" in out
     code, out, _ = vshift("recalibrate", Path("runs").rename("\x1b[1mruns"))
     assert code == 0
     assert out.startswith("\\x1b[1mruns/small/seed-0\n")
@@ -69,13 +69,13 @@ def test_the_mode_matrix_is_shown_as_a_table():
 
 
 def test_the_costs_of_noise_and_statistics_are_told():
-    scores = {("on", "batch"): 60.0, ("off", "batch"): 63.0, ("off", "running"): 55.5}
+    scores = {("on", "running"): 60.0, ("off", "precise"): 63.0, ("off", "running"): 55.5}
     rows = [
         {"data": "test", "noise": noise, "statistics": name, "accuracy": value}
         for (noise, name), value in scores.items()
     ]
     text = " ".join(costs_in_words(rows).split())
     assert "the noise itself costs 3.00 points (noise off" in text
-    assert "the statistics cost 7.50 (batch minus" in text
+    assert "the running statistics cost 7.50 (precise minus" in text
     numbers = [{**row, "accuracy": None, "r2": row["accuracy"] / 100} for row in rows]
     assert "costs 3.00 points of 100 R²" in costs_in_words(numbers)

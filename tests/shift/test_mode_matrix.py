@@ -56,7 +56,7 @@ def test_stale_statistics_cost_half_and_are_recovered():
         assert accuracy[noise, "running"] == 50
         assert accuracy[noise, "layerwise"] == 100
     assert {row["count"] for row in rows} == {100}
-    assert mode_costs(rows) == {"noise_cost": 0, "stale_cost": 50, "recovered.layerwise": 50}
+    assert mode_costs(rows) == {"recovered.layerwise": 50}
 
 
 def test_noise_costs_what_the_binomial_says():
@@ -64,11 +64,21 @@ def test_noise_costs_what_the_binomial_says():
     x = torch.ones(4000, 1)
     model = nn.Sequential(Dropout(1.0), Threshold())
     scores = score(model, (x, torch.ones(4000, dtype=torch.long)))
-    rows = mode_matrix(model, scores, seed=1)
+    rows = mode_matrix(model, scores, {"precise": {}}, seed=1)
     # Four standard errors of a share of one half in 4000.
     assert mode_costs(rows)["noise_cost"] == pytest.approx(50, abs=400 * math.sqrt(0.25 / 4000))
-    assert rows == mode_matrix(model, scores, seed=1)
-    assert rows != mode_matrix(model, scores, seed=2)
+    assert rows == mode_matrix(model, scores, {"precise": {}}, seed=1)
+    assert rows != mode_matrix(model, scores, {"precise": {}}, seed=2)
+
+
+def test_costs_come_from_statistics_that_fit_and_not_from_the_batchs():
+    """(noise, statistics): accuracy. Batch statistics may fit worse than all others."""
+    found = {
+        ("on", "batch"): 60.0, ("on", "running"): 70.0, ("on", "precise"): 58.0,
+        ("off", "batch"): 62.0, ("off", "running"): 73.0, ("off", "precise"): 78.0,
+    }  # fmt: skip
+    rows = [{"noise": n, "statistics": s, "accuracy": a} for (n, s), a in found.items()]
+    assert mode_costs(rows) == {"noise_cost": 8.0, "recovered.precise": 5.0}
 
 
 def labelled(seed=0):

@@ -42,8 +42,10 @@ def test_mode_matrix_covers_both_data_parts_and_every_state(measured_run):
     summary = read(measured_run, "summary.json")
     plain = by_key["test", "off", "running"]["accuracy"]
     assert plain == pytest.approx(summary["test_accuracy"], abs=1.01)  # other batch sizes round
-    stale = by_key["test", "off", "batch"]["accuracy"] - plain
-    assert summary["test_stale_cost"] == pytest.approx(stale)
+    precise = by_key["test", "off", "precise"]["accuracy"]
+    assert summary["test_recovered_precise"] == pytest.approx(precise - plain)
+    noise = precise - by_key["test", "on", "running"]["accuracy"]
+    assert summary["test_noise_cost"] == pytest.approx(noise)
     assert summary["monte_carlo_passes"] == 4
     assert summary["monte_carlo_spread"] > 0
 

@@ -79,8 +79,8 @@ def test_rows_have_the_scores_and_null_accuracies(folder):
     by_mode = {(row["data"], row["noise"], row["statistics"]): row for row in modes}
     plain = by_mode["test", "off", "running"]
     assert plain["rmse"] == pytest.approx(summary(folder)["test_rmse"], rel=1e-4)
-    stale = by_mode["test", "off", "batch"]["r2"] - plain["r2"]
-    assert summary(folder)["test_stale_cost"] == pytest.approx(100 * stale)
+    stale = by_mode["test", "off", "precise"]["r2"] - plain["r2"]
+    assert summary(folder)["test_recovered_precise"] == pytest.approx(100 * stale)
 
 
 def test_monte_carlo_averages_the_numbers(folder):

@@ -192,12 +192,14 @@ def costs_in_words(rows: Sequence[dict[str, Any]]) -> str:
     from vshift.train.final import mode_summary
 
     costs = mode_summary(list(rows))
-    if not costs:
-        return "What the noise and the statistics cost is not known: there is no accuracy or R²."
-    noise, stale = (format_number(costs[f"test_{key}_cost"], 2) for key in ("noise", "stale"))
+    if "test_noise_cost" not in costs:
+        return "What the noise and the statistics cost is not known: no accuracy or R² to compare."
+    noise, stale = (
+        format_number(costs[f"test_{key}"], 2) for key in ("noise_cost", "recovered_precise")
+    )
     unit = "" if rows[0]["accuracy"] is not None else " of 100 R²"
     return (
-        f"On the test images the noise itself costs {noise} points{unit} (noise off minus on, both "
-        f"on batch\nstatistics), and the statistics cost {stale} (batch minus running statistics, "
-        "noise off)."
+        f"On the test images the noise itself costs {noise} points{unit} (noise off with precise\n"
+        f"statistics minus noise on with running ones), and the running statistics cost {stale} "
+        "(precise minus\nrunning, noise off)."
     )

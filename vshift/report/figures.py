@@ -99,7 +99,8 @@ FIGURES = (
         "calibration", charts.calibration),
     Figure("modes", "Noise × BN statistics",
         "Accuracy with noise on and off, BN on the batch’s, on running and on re-estimated "
-        "statistics: batch over running with noise off is what stale statistics cost.",
+        "statistics: precise over running with noise off is what stale statistics cost. Test "
+        "images are not cropped as in training: the statistics of their batches fit less.",
         "No run has modes.json: measure.modes: true or “vshift recalibrate --modes” writes it.",
         "modes", charts.modes),
 )  # fmt: skip

@@ -69,24 +69,23 @@ def mode_costs(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     predicted of 100·R², the explained variance in percent. {} where neither is known.
 
     Returns:
-        `noise_cost`: noise off less noise on, both on batch statistics: the noise by itself.
-        `stale_cost`: batch less running statistics, both with noise off: the running statistics do
-        not fit eval mode. `recovered.<name>`: that set of statistics less the running ones, noise
-        off.
+        `noise_cost`: `precise` statistics with noise off less the running ones with noise on, which
+        fit these modes: the noise by itself; left out without `precise`. `recovered.<name>`: that
+        set of statistics less the running ones, both with noise off; of `precise` it is what the
+        running statistics cost. Nothing is taken from batch statistics: those of images that are
+        not cropped and flipped as in training are others than the network was trained with.
     """
     rows = list(rows)
     of, unit = ("accuracy", 1) if rows and rows[0]["accuracy"] is not None else ("r2", 100)
     if any(row.get(of) is None for row in rows):
         return {}
     score = {(row["noise"], row["statistics"]): unit * float(row[of]) for row in rows}
-    running = score["off", "running"]
-    result = {
-        "noise_cost": score["off", "batch"] - score["on", "batch"],
-        "stale_cost": score["off", "batch"] - running,
-    }
+    result = {}
+    if ("off", "precise") in score:
+        result["noise_cost"] = score["off", "precise"] - score["on", "running"]
     for (noise, name), value in score.items():
         if noise == "off" and name not in ("batch", "running"):
-            result[f"recovered.{name}"] = value - running
+            result[f"recovered.{name}"] = value - score["off", "running"]
     return result
 
 
