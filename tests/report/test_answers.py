@@ -323,7 +323,7 @@ def test_p_is_said_with_and_without_the_correction(tmp_path: Path) -> None:
     card, text = found["significance"]
     assert f"p = {2 * raw['a']:.3f}, alone {raw['a']:.3f}" in text
     assert "corrected for the 2 comparisons of this page (Holm)" in card.fine
-    assert "Significant: only <b>a</b> (next answer)." in found["loss"][1]
+    assert "Significant: <b>a</b> (next answer)." in found["loss"][1]
 
 
 def test_what_is_recovered_without_significance_is_no_headline_without_that(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def card(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> Ca
     if tested and not significant:
         sentences.append(Markup("None of these differences is significant (next answer)."))
     elif len(significant) < len(tested):
-        sentences.append(say("Significant: only {} (next answer).", join_html(significant)))
+        sentences.append(say("Significant: {} (next answer).", join_html(significant)))
     fine = _PAIRS if any(e.found.is_tested for e in pairs) else None
     return Card("loss", question, at_chance or headline, [*sentences, *ends], fine)
 
