@@ -144,10 +144,13 @@ def test_layers_without_a_prediction_are_counted(tmp_path: Path) -> None:
     rows += [{**row, "index": 3, "layer": "l3", "noise_before": False}]
     idle = {"local_ratio": 1.0, "local_ratio_se": 0.0, "predicted_ratio": 1.0}  # of rate 0
     rows += [{**row, "index": 4, "layer": "l4", **told_of, **idle, "predicted_ratio_se": 0.0}]
+    rough = {**told_of, "predicted_ratio": 2.5, "predicted_exact": False}
+    rows += [{**row, "index": 5, "layer": "l5", **rough}]
     make_run(tmp_path, "a", layers=rows, config=config_of("a", dropout(0.5)))
     _, text = told(collect(find_runs([tmp_path])))["prediction"]
     assert "checked 1 time:" in text
     assert "For 2 more layers after noise there is no prediction." in text
+    assert "Not counted: 1 check where the formula is approximate, up to 20.00 % off." in text
 
 
 def test_a_prediction_that_is_off_is_said_to_be(tmp_path: Path) -> None:
@@ -177,6 +180,7 @@ def test_what_recalibration_recovers(study: Study) -> None:
     assert gain.found.p == dict(zip(gained, holm(p_values), strict=True))["arm-bn-0.5"]
     assert gain.found.tests == 4  # the evil arm has one seed
     assert "(95 % CI +19.33 to +20.70). That is significant (p &lt; 0.001)." in text
+    assert "What is left, 9.98 points of test error, is what the noise costs in training." in text
     assert "Significant, the other configs:" in text
     assert "Methods: precise, averages over training batches with noise off" in card.fine
     assert "; swap, each layer’s input in eval mode" in card.fine

@@ -17,7 +17,10 @@ from vshift.report.study import Study
 from vshift.runs.schema import column_name
 from vshift.text import format_p
 
-_PAIRS = Markup("p of pairs is Welch’s, corrected for all pairs of layouts (Holm).")
+_PAIRS = Markup(
+    "p of pairs is Welch’s, corrected for all pairs of layouts (Holm); several may be equal, as "
+    "none is below that of a clearer pair."
+)
 
 
 def card(study: Study, effects: Sequence[Effect], pairs: Sequence[Effect]) -> Card:

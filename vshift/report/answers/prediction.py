@@ -38,8 +38,9 @@ def card(study: Study) -> Card:
     text = [
         say(
             "The prediction is how much the noise in front of a layer shifts it, from the noise "
-            "variance s² and the trained weights alone. It is checked {}: in each run at each "
-            "layer that the noise reaches through at most one convolution or linear layer.{}",
+            "variance s², the trained weights and the input without noise. It is checked {}: in "
+            "each run at each layer that the noise reaches through at most one convolution or "
+            "linear layer.{}",
             pluralize(count, "time"),
             more if without > 0 else "",
         ),
@@ -60,9 +61,16 @@ def card(study: Study) -> Card:
             escape_control(str(farthest["layer"])),
         ),
     ]
-    if len(checks) > count:
-        checked = pluralize(len(checks) - count, "check")
-        text.append(say("Not counted: {} where the formula is approximate.", checked))
+    rough = checks[~checks["exact"].astype(bool)]
+    if len(rough):
+        off = (rough["local"] / rough["predicted"] - 1).abs()
+        text.append(
+            say(
+                "Not counted: {} where the formula is approximate, up to {} % off.",
+                pluralize(len(rough), "check"),
+                format_number(100 * float(off.max()), 2),
+            )
+        )
     answer = f"{'Yes' if held else 'Not everywhere'}: {right} of {pluralize(count, 'check')} agree"
     return Card("prediction", question, answer, text)
 

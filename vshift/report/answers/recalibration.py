@@ -65,7 +65,11 @@ def _gain(study: Study, chosen: Recovered, lost: float | None) -> Markup:
         verb = "lowers" if value > 0 else "raises"
         begin = say("{} {} the {} of {} by {}{}", method, verb, what, label, change, study.points)
     significance = chosen.found.verdict(study.points.strip())
-    return begin + say(" ({}). That is {}.", interval(study, chosen.found), significance)
+    end = say(" ({}). That is {}.", interval(study, chosen.found), significance)
+    if lost is not None and 0 < value <= lost:
+        left = study.format_score(lost - value)
+        end += say(" What is left, {} {}, is what the noise costs in training.", left, study.unit)
+    return begin + end
 
 
 def _by_method(study: Study, group: Group) -> list[Markup]:
