@@ -19,7 +19,9 @@ def card(study: Study) -> Card:
     """The card on how often measured local ratios lie where the prediction is."""
     question = "Did the prediction hold?"
     checks = _once(study, study.predictions)
-    exact = checks[checks["exact"].astype(bool)]
+    checks = checks.assign(off=(checks["local"] / checks["predicted"] - 1).abs())
+    is_exact = checks["exact"].astype(bool)
+    exact, rough = checks[is_exact], checks[~is_exact]
     if exact.empty:
         why = (
             "No layer has noise in front of it that the formula covers exactly; or the runs do not "
@@ -31,8 +33,7 @@ def card(study: Study) -> Card:
     expected = _expected_share(batches)
     count, right = len(exact), int(inside.sum())
     held = right / count >= expected - 3 * (expected * (1 - expected) / count) ** 0.5
-    off = (exact["local"] / exact["predicted"] - 1).abs()
-    farthest = exact.iloc[int(off.to_numpy().argmax())]
+    farthest = exact.iloc[int(exact["off"].to_numpy().argmax())]
     without = len(_once(study, study.noisy)) - len(checks)
     more = f" For {pluralize(without, 'more layer')} after noise there is no prediction."
     text = [
@@ -55,20 +56,18 @@ def card(study: Study) -> Card:
         ),
         say(
             "Half of them are within {} % of the prediction, the farthest is {} % off ({}, {}).",
-            format_number(100 * float(off.median()), 2),
-            format_number(100 * float(off.max()), 2),
+            format_number(100 * float(exact["off"].median()), 2),
+            format_number(100 * float(farthest["off"]), 2),
             farthest["group"],
             escape_control(str(farthest["layer"])),
         ),
     ]
-    rough = checks[~checks["exact"].astype(bool)]
     if len(rough):
-        off = (rough["local"] / rough["predicted"] - 1).abs()
         text.append(
             say(
                 "Not counted: {} where the formula is approximate, up to {} % off.",
                 pluralize(len(rough), "check"),
-                format_number(100 * float(off.max()), 2),
+                format_number(100 * float(rough["off"].max()), 2),
             )
         )
     answer = f"{'Yes' if held else 'Not everywhere'}: {right} of {pluralize(count, 'check')} agree"
